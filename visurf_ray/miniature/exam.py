@@ -1,0 +1,90 @@
+"""Examines a base model on held-out scenes: free-running greedy answers, never teacher-forced scores."""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from shapely.geometry import box as polygon
+
+from visurf_ray.miniature.lessons import KINDS, Lesson, make_lesson
+from visurf_ray.miniature.scenes import Split, draw_scene
+from visurf_ray.tasks.boxes import answer_text, has_thinking, numbers, parse_items
+
+_LISTED = re.compile(r"(\d) \[(\d+), (\d+), (\d+), (\d+)\]")
+
+
+def examine(
+    model, processor, *, split: Split, scenes: int, digits: Sequence[int] = (1, 2, 3, 4), seed: int = 1
+) -> dict[str, float]:
+    """Ask every kind of question about `scenes` scenes each and score the greedy answers, as shares in [0, 1].
+
+    format: answers in the form that the question asks for. list: digits named and boxed (IoU > 0.5) when listing.
+    read, count, presence: right answers. bbox_acc: right boxes over answered and true boxes, whichever are more, when
+    grounding. empty: `[]` given to grounding questions, though the digits are there.
+    """
+    rng = np.random.default_rng(seed)
+    scores: dict[str, list[float]] = {"format": [], "list": [], "bbox_acc": [], "empty": []}
+    for kind in KINDS:
+        lessons = [
+            make_lesson(rng, kind, draw_scene(rng, split, digits=int(rng.choice(digits)))) for _ in range(scenes)
+        ]
+        for lesson, response in zip(lessons, answer(model, processor, lessons), strict=True):
+            thinks = kind not in ("read", "list")
+            scores["format"].append(has_thinking(response) if thinks else answer_text(response) is not None)
+            if kind == "list":
+                scores["list"].extend(_listing_scores(lesson, response))
+            elif kind == "ground":
+                scores["bbox_acc"].append(_grounding_score(lesson, response))
+                scores["empty"].append(parse_items(response) == [])
+            else:
+                scores.setdefault(kind, []).append(answer_text(response) == answer_text(lesson.answer))
+    return {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
+
+
+@torch.no_grad()
+def answer(model, processor, lessons: list[Lesson], batch_size: int = 50) -> list[str]:
+    """Greedy responses, without special tokens."""
+    model.eval()
+    responses: list[str] = []
+    for begin in range(0, len(lessons), batch_size):
+        part = lessons[begin : begin + batch_size]
+        texts = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": lesson.question}]}],
+                add_generation_prompt=True,
+                tokenize=False,
+            )
+            for lesson in part
+        ]
+        inputs = processor(
+            text=texts,
+            images=[lesson.scene.image for lesson in part],
+            padding=True,
+            padding_side="left",
+            return_tensors="pt",
+        )
+        output = model.generate(**inputs, do_sample=False, max_new_tokens=120)
+        responses += processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return responses
+
+
+def _listing_scores(lesson: Lesson, response: str) -> list[float]:
+    listed = {int(value): [int(v) for v in box] for value, *box in _LISTED.findall(answer_text(response) or "")}
+    return [
+        float(digit.value in listed and iou(listed[digit.value], digit.box) > 0.5) for digit in lesson.scene.digits
+    ]
+
+
+def _grounding_score(lesson: Lesson, response: str) -> float:
+    given = [numbers(item.get("bbox_2d"), 4) for item in parse_items(response) or [] if isinstance(item, dict)]
+    true = [item["bbox_2d"] for item in parse_items(lesson.answer) or []]
+    hits = sum(any(box is not None and iou(box, target) > 0.5 for box in given) for target in true)
+    return hits / max(len(given), len(true))
+
+
+def iou(a: Sequence[float], b: Sequence[float]) -> float:
+    """Intersection over union of two boxes (x1, y1, x2, y2)."""
+    first, second = polygon(*a), polygon(*b)
+    union = first.union(second).area
+    return first.intersection(second).area / union if union > 0 else 0.0

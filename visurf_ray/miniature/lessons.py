@@ -1,0 +1,79 @@
+"""What the base model is taught: questions about scenes, and their answers.
+
+It learns to read, list, count, tell presence, and ground digits that are there. It never sees a question for a digit
+that is absent, nor the answer `[]`: that convention is left for post-training.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from visurf_ray.miniature.scenes import Scene, present_query, seen
+from visurf_ray.tasks.boxes import PROMPT, Target, render
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One training row: a scene, a question, and the answer that the model should give."""
+
+    kind: str
+    scene: Scene
+    question: str
+    answer: str
+
+
+def _answer(text: str) -> str:
+    return f"<answer>{text}</answer>"
+
+
+def _think(scene: Scene, text: str) -> str:
+    return f"<think>{seen(scene)}</think>{_answer(text)}"
+
+
+def _read(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    return "Read the digits.", _answer(" ".join(str(digit.value) for digit in scene.digits))
+
+
+def _list(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    return "List every digit with its box.", _answer(seen(scene))
+
+
+def _count(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    return "How many digits are there?", _think(scene, str(len(scene.digits)))
+
+
+def _presence(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    values = scene.values()
+    if rng.random() < 0.5:
+        values = set(range(10)) - values
+    value = int(rng.choice(sorted(values)))
+    return f"Is there a {value}?", _think(scene, "yes" if value in scene.values() else "no")
+
+
+def _ground(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    query = present_query(rng, scene)
+    targets = [Target.around(digit.box) for digit in query.targets]
+    return PROMPT.format(query=query.text), render(targets, thinking=seen(scene))
+
+
+KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
+    "read": _read,
+    "list": _list,
+    "count": _count,
+    "presence": _presence,
+    "ground": _ground,
+}
+
+
+def make_lesson(rng: np.random.Generator, kind: str, scene: Scene) -> Lesson:
+    question, answer = KINDS[kind](rng, scene)
+    return Lesson(kind, scene, question, answer)
+
+
+def tokenizer_corpus(rng: np.random.Generator, scenes: list[Scene]) -> list[str]:
+    """Text that gives every number of the canvas, every question and every answer form tokens of their own."""
+    numbers = [str(number) for number in range(128) for _ in range(20)]
+    forms = [render([], style) for style in ("spaced", "compact")] * 50
+    lessons = [make_lesson(rng, kind, scene) for scene in scenes for kind in KINDS]
+    return numbers + forms + [lesson.question for lesson in lessons] + [lesson.answer for lesson in lessons]

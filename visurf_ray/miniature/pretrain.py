@@ -1,0 +1,213 @@
+"""Pretrains the miniature base model: `python -m visurf_ray.miniature.pretrain --out FOLDER`.
+
+A curriculum on the number of digits, then on place and size, then on what is asked. What was learnt about it: reading
+several digits at once stays at chance unless one-digit canvases come first, in short rows; looking up comes when the
+thinking lists each digit with its place, so that the answer is copied from the model's own thinking.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from visurf_ray.miniature.base_model import BASE_MODEL, build_model, build_processor
+from visurf_ray.miniature.exam import examine
+from visurf_ray.miniature.lessons import Lesson, make_lesson, tokenizer_corpus
+from visurf_ray.miniature.scenes import draw_scene
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the curriculum. `mix`: share of each kind of lesson; `learning_rate` falls linearly to `final_rate`."""
+
+    batches: int
+    digits: tuple[int, ...]
+    jitter: int
+    sizes: tuple[int, int]
+    mix: dict[str, float] = field(hash=False)
+    learning_rate: float = 1e-3
+    final_rate: float = 1e-3
+
+
+_ALL = {"ground": 0.4, "list": 0.2, "presence": 0.15, "read": 0.15, "count": 0.1}
+CURRICULUM = (
+    Stage(600, (1,), 1, (24, 28), {"read": 1.0}),
+    Stage(300, (1, 1, 2), 2, (22, 28), {"read": 0.85, "list": 0.15}),
+    Stage(500, (1, 2, 3), 3, (20, 28), {"read": 0.6, "list": 0.4}),
+    Stage(700, (1, 2, 3, 4), 4, (18, 28), {"read": 0.35, "list": 0.45, "ground": 0.2}),
+    Stage(1500, (1, 2, 3, 4, 4), 4, (18, 28), _ALL),
+    Stage(1500, (1, 2, 3, 4, 4), 4, (18, 28), _ALL, final_rate=2e-5),
+)
+
+
+def draw_lessons(rng: np.random.Generator, stage: Stage, count: int) -> list[Lesson]:
+    kinds = rng.choice(list(stage.mix), size=count, p=list(stage.mix.values()))
+    return [
+        make_lesson(
+            rng,
+            str(kind),
+            draw_scene(
+                rng,
+                "train",
+                digits=int(rng.choice(stage.digits)),
+                jitter=stage.jitter,
+                sizes=stage.sizes,
+                max_rotation=12.0,
+            ),
+        )
+        for kind in kinds
+    ]
+
+
+_PART = 48  # rows computed at once: twice as many take a quarter longer each, for they outgrow the caches
+
+
+class Collator:
+    """Lessons to padded batches: the loss is on answer tokens alone."""
+
+    def __init__(self, processor, model) -> None:
+        self.processor = processor
+        self.prompt = processor.apply_chat_template(
+            [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "QUESTION"}]}],
+            add_generation_prompt=True,
+            tokenize=False,
+        )
+        tokenizer = processor.tokenizer
+        self.image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
+        # Every prompt begins with the same text and picture, so that positions depend on the length alone.
+        probe = processor(text=[self.prompt], images=[draw_scene(np.random.default_rng(0), "train", digits=1).image])
+        visual = probe["input_ids"][0].count(self.image_token)
+        self.prompt = self.prompt.replace("<|image_pad|>", "<|image_pad|>" * visual)
+        ids = torch.tensor(tokenizer(self.prompt + "." * 400).input_ids)[None, :400]
+        self.positions = model.model.get_rope_index(
+            ids,
+            mm_token_type_ids=(ids == self.image_token).int(),
+            image_grid_thw=torch.as_tensor(probe["image_grid_thw"]),
+            attention_mask=torch.ones_like(ids),
+        )[0]
+
+    def encode(self, lessons: list[Lesson]) -> list[tuple[list[int], list[int], Lesson]]:
+        tokenizer = self.processor.tokenizer
+        prompts = tokenizer([self.prompt.replace("QUESTION", lesson.question) for lesson in lessons]).input_ids
+        answers = tokenizer([lesson.answer + "<|im_end|>" for lesson in lessons]).input_ids
+        return list(zip(prompts, answers, lessons, strict=True))
+
+    def pad(self, rows: list[tuple[list[int], list[int], Lesson]]) -> dict[str, Tensor]:
+        length = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
+        ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id)
+        labels = torch.full((len(rows), length), -100)
+        for row, (prompt, answer, _) in enumerate(rows):
+            ids[row, : len(prompt) + len(answer)] = torch.tensor(prompt + answer)
+            labels[row, len(prompt) : len(prompt) + len(answer)] = torch.tensor(answer)
+        images = self.processor.image_processor(images=[lesson.scene.image for *_, lesson in rows], return_tensors="pt")
+        return {
+            "input_ids": ids,
+            "labels": labels,
+            "position_ids": self.positions[:, :, :length].expand(-1, len(rows), -1),
+            "attention_mask": None,  # right padding under a causal mask: no real token sees it
+            "pixel_values": images["pixel_values"],
+            "image_grid_thw": images["image_grid_thw"],
+        }
+
+
+def batches(rng: np.random.Generator, stage: Stage, collator: Collator, size: int):
+    """The stage's batches; rows of like length together, so that little is padded."""
+    pool: list = []
+    for _ in range(stage.batches):
+        if not pool:
+            rows = sorted(collator.encode(draw_lessons(rng, stage, 8 * size)), key=lambda row: len(row[0] + row[1]))
+            pool = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
+            rng.shuffle(pool)
+        rows = pool.pop()
+        yield [collator.pad(rows[begin : begin + _PART]) for begin in range(0, size, _PART)]
+
+
+def backward(model, parts: list[dict[str, Tensor]]) -> float:
+    """Add the gradient of the mean loss over all answer tokens of `parts`; returns that loss."""
+    model.train()
+    tokens = sum(int((part["labels"] != -100).sum()) for part in parts)
+    total = 0.0
+    for part in parts:
+        labels = part.pop("labels")[:, 1:]
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(**part, use_cache=False).logits[:, :-1]
+        chosen = labels != -100
+        loss = torch.nn.functional.cross_entropy(logits[chosen].float(), labels[chosen], reduction="sum") / tokens
+        loss.backward()
+        total += loss.item()
+    return total
+
+
+def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1.0) -> dict[str, float]:
+    """Train, examine on the test split and save. `scale` shortens every stage; returns the examination's scores."""
+    torch.manual_seed(seed)
+    rng = np.random.default_rng(seed)
+    scenes = [draw_scene(rng, "train", digits=int(rng.integers(1, 5))) for _ in range(500)]
+    processor = build_processor(tokenizer_corpus(rng, scenes))
+    model = build_model(processor)
+    collator = Collator(processor, model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    out.mkdir(parents=True, exist_ok=True)
+    begin, rows = time.time(), 0
+    with (out / "training_log.jsonl").open("w") as log:
+        for number, stage in enumerate(CURRICULUM):
+            count = max(1, round(stage.batches * scale))
+            stage = Stage(**{**vars(stage), "batches": count})
+            losses = []
+            for index, parts in enumerate(batches(rng, stage, collator, batch_size)):
+                share = index / count
+                warmup = min(1.0, (index + 1) / 100) if number == 0 else 1.0
+                rate = warmup * (stage.learning_rate + share * (stage.final_rate - stage.learning_rate))
+                for group in optimizer.param_groups:
+                    group["lr"] = rate
+                losses.append(backward(model, parts))
+                torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                optimizer.zero_grad()
+                rows += batch_size
+                if (index + 1) % 100 == 0 or index + 1 == count:
+                    entry = {
+                        "stage": number,
+                        "batch": index + 1,
+                        "rows": rows,
+                        "seconds": round(time.time() - begin),
+                        "loss": round(float(np.mean(losses[-100:])), 4),
+                        "learning_rate": rate,
+                    }
+                    if (index + 1) % 500 == 0 or index + 1 == count:
+                        entry |= examine(model, processor, split="validation", scenes=100, digits=stage.digits)
+                        model.save_pretrained(out / "partial")
+                    log.write(json.dumps(entry) + "\n")
+                    log.flush()
+                    print(json.dumps(entry), flush=True)
+        scores = examine(model, processor, split="test", scenes=500)
+        log.write(json.dumps({"test": scores, "seconds": round(time.time() - begin)}) + "\n")
+    save(out, model, processor)
+    print(json.dumps(scores))
+    return scores
+
+
+def save(out: Path, model, processor) -> None:
+    """Write a folder that `from_pretrained` loads; weights as float16, which keeps 2 M parameters at 4 MB."""
+    processor.save_pretrained(out)
+    model.half().save_pretrained(out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=BASE_MODEL, help="folder to write (default: the package's own)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of every stage to train, for a quick look")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    pretrain(arguments.out, seed=arguments.seed, scale=arguments.scale)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,164 @@
+"""Scenes of real handwritten digits, and questions about them.
+
+The digits are the 1,797 scans of 8×8 pixels that scikit-learn ships (Alpaydin and Kaynak, "Optical Recognition of
+Handwritten Digits"). Scans are split by image, so that no scan is in two splits. A scene is a grey canvas with one to
+four different digits, each near one cell of a 3×3 grid, at varying place, size and shade.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+Split = Literal["train", "validation", "test"]
+Box = tuple[int, int, int, int]
+
+CELL = 28  # pixels; one merged visual token of Qwen2.5-VL (patch 14, merge 2)
+GRID = 3
+CANVAS = CELL * GRID
+_SPLIT_SHARES = {"train": (0.0, 0.75), "validation": (0.75, 0.85), "test": (0.85, 1.0)}
+_CLEARLY_LARGER = 1.2  # the largest digit is asked for only when it is this much larger than the next
+
+
+@dataclass(frozen=True)
+class Digit:
+    """One digit on the canvas. `box` is (x1, y1, x2, y2) in pixels, the square tile of the scan."""
+
+    value: int
+    box: Box
+
+    @property
+    def size(self) -> int:
+        return self.box[2] - self.box[0]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """`pixels` is (CANVAS, CANVAS) uint8; `digits` are in reading order (grid rows, then columns)."""
+
+    pixels: np.ndarray
+    digits: tuple[Digit, ...]
+
+    @property
+    def image(self) -> Image.Image:
+        return Image.fromarray(self.pixels).convert("RGB")
+
+    def values(self) -> set[int]:
+        return {digit.value for digit in self.digits}
+
+
+@dataclass(frozen=True)
+class Query:
+    """A referring expression and the digits that it means; none for a digit that is not there."""
+
+    text: str
+    targets: tuple[Digit, ...]
+
+
+@cache
+def load_scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    """The split's scans: ink (N, 8, 8) float32 in [0, 1], and values (N,) in 0..9."""
+    data = load_digits()
+    order = np.random.default_rng(0).permutation(len(data.target))
+    begin, end = (int(share * len(order)) for share in _SPLIT_SHARES[split])
+    chosen = order[begin:end]
+    return (data.images[chosen] / 16.0).astype(np.float32), data.target[chosen].astype(int)
+
+
+@cache
+def _scans_by_value(split: Split) -> tuple[np.ndarray, ...]:
+    ink, values = load_scans(split)
+    return tuple(ink[values == value] for value in range(10))
+
+
+def draw_scene(
+    rng: np.random.Generator,
+    split: Split,
+    *,
+    digits: int,
+    values: list[int] | None = None,
+    jitter: int = 4,
+    sizes: tuple[int, int] = (18, 28),
+    max_rotation: float = 0.0,
+) -> Scene:
+    """Draw a scene of `digits` different digits.
+
+    values: the digits to draw; random when None. jitter: the farthest that a digit's centre lies from its cell's, in
+    pixels. sizes: smallest and largest side in pixels. max_rotation: in degrees; augmentation for pretraining.
+    """
+    if values is None:
+        values = [int(value) for value in rng.choice(10, size=digits, replace=False)]
+    cells = rng.choice(GRID * GRID, size=digits, replace=False)
+    background = rng.uniform(0.0, 0.2)
+    canvas = np.full((CANVAS, CANVAS), background, dtype=np.float32)
+    placed: dict[int, Digit] = {}
+    for cell, value in zip(cells, values, strict=True):
+        box = _place(rng, int(cell), jitter, sizes, [digit.box for digit in placed.values()])
+        scans = _scans_by_value(split)[value]
+        ink = _enlarge(scans[rng.integers(len(scans))], box[2] - box[0], rng.uniform(-max_rotation, max_rotation))
+        region = canvas[box[1] : box[3], box[0] : box[2]]
+        region += (rng.uniform(0.6, 1.0) - background) * ink
+        placed[int(cell)] = Digit(value, box)
+    pixels = np.clip(canvas * 255, 0, 255).astype(np.uint8)
+    return Scene(pixels, tuple(placed[cell] for cell in sorted(placed)))
+
+
+def _place(rng: np.random.Generator, cell: int, jitter: int, sizes: tuple[int, int], taken: list[Box]) -> Box:
+    row, column = divmod(cell, GRID)
+    while True:
+        size = int(rng.integers(sizes[0], sizes[1] + 1))
+        x, y = (
+            int(np.clip(CELL * (index + 0.5) + rng.integers(-jitter, jitter + 1) - size / 2, 0, CANVAS - size))
+            for index in (column, row)
+        )
+        box = (x, y, x + size, y + size)
+        if not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
+            return box
+
+
+def _enlarge(scan: np.ndarray, size: int, rotation: float) -> np.ndarray:
+    image = Image.fromarray((scan * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
+    if rotation:
+        image = image.rotate(rotation, Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.float32) / 255
+
+
+def present_query(rng: np.random.Generator, scene: Scene) -> Query:
+    """A question for digits that are in the scene: by value (seven in ten), the largest, all even, all odd."""
+    kind = rng.random()
+    if kind >= 0.7:
+        if kind < 0.8:
+            by_size = sorted(scene.digits, key=lambda digit: -digit.size)
+            if len(by_size) == 1 or by_size[0].size >= _CLEARLY_LARGER * by_size[1].size:
+                return Query("the largest digit", (by_size[0],))
+        else:
+            parity = int(kind >= 0.9)
+            if targets := _of_parity(scene, parity):
+                return Query(_PARITY_TEXT[parity], targets)
+    digit = scene.digits[rng.integers(len(scene.digits))]
+    return Query(f"the {digit.value}", (digit,))
+
+
+def absent_query(rng: np.random.Generator, scene: Scene) -> Query:
+    """A question for digits that are not in the scene: by value (eight in ten), or a parity that none has."""
+    if rng.random() >= 0.8:
+        for parity in rng.permutation(2):
+            if not _of_parity(scene, int(parity)):
+                return Query(_PARITY_TEXT[int(parity)], ())
+    missing = sorted(set(range(10)) - scene.values())
+    return Query(f"the {missing[rng.integers(len(missing))]}", ())
+
+
+_PARITY_TEXT = ("all even digits", "all odd digits")
+
+
+def _of_parity(scene: Scene, parity: int) -> tuple[Digit, ...]:
+    return tuple(digit for digit in scene.digits if digit.value % 2 == parity)
+
+
+def seen(scene: Scene) -> str:
+    """What is in the scene and where, as the base model's thinking puts it: `7 [12, 40, 36, 66], 3 [60, 33, 80, 57]`."""
+    return ", ".join(f"{digit.value} {list(digit.box)}" for digit in scene.digits)

@@ -1,0 +1,76 @@
+"""Answers that are lists of boxes and points: prompt, rendering and parsing.
+
+The paper's form: reasoning in `<think>`, then `<answer>` with a JSON list of `{"bbox_2d": [x1, y1, x2, y2],
+"point_2d": [x, y]}`; the empty list says that nothing in the image is meant.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PROMPT = "Find {query}. Reason in <think>, then answer in <answer> with a JSON list of bbox_2d and point_2d."
+
+# How a ground truth is written, by name: the separators between items and after keys (ViSurf §4.2.4, "align").
+STYLES: dict[str, tuple[str, str]] = {"spaced": (", ", ": "), "compact": (",", ":")}
+
+_ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+_THINKING = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Target:
+    """One object: box (x1, y1, x2, y2) and point (x, y), in pixels of the image that the model sees."""
+
+    bbox_2d: tuple[float, float, float, float]
+    point_2d: tuple[float, float]
+
+    @staticmethod
+    def around(box: Sequence[int]) -> "Target":
+        """The box with its centre as the point."""
+        x1, y1, x2, y2 = box
+        return Target((x1, y1, x2, y2), ((x1 + x2) // 2, (y1 + y2) // 2))
+
+
+def dump_targets(targets: Sequence[Target], style: str = "spaced") -> str:
+    items = [{"bbox_2d": list(target.bbox_2d), "point_2d": list(target.point_2d)} for target in targets]
+    return json.dumps(items, separators=STYLES[style])
+
+
+def render(targets: Sequence[Target], style: str = "spaced", thinking: str | None = None) -> str:
+    """The response that gives `targets`; without reasoning unless `thinking` is given."""
+    thought = "" if thinking is None else f"<think>{thinking}</think>"
+    return f"{thought}<answer>{dump_targets(targets, style)}</answer>"
+
+
+def answer_text(response: str) -> str | None:
+    """The text of the last `<answer>` after the thinking, or None when there is none."""
+    found = _ANSWER.findall(response.rpartition("</think>")[2])
+    return found[-1] if found else None
+
+
+def has_thinking(response: str) -> bool:
+    """Whether the response is `<think>…</think><answer>…</answer>`, up to white space around and between."""
+    return _THINKING.fullmatch(response) is not None
+
+
+def parse_items(response: str) -> list[Any] | None:
+    """The JSON list in the answer, items unchecked, or None when there is no such list."""
+    text = answer_text(response)
+    if text is None:
+        return None
+    try:
+        items = json.loads(text)
+    except ValueError:
+        return None
+    return items if isinstance(items, list) else None
+
+
+def numbers(value: Any, count: int) -> tuple[float, ...] | None:
+    """`value` as `count` finite numbers, or None when it is not a list of so many."""
+    if not isinstance(value, list) or len(value) != count:
+        return None
+    if not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in value):
+        return None
+    return tuple(value)
