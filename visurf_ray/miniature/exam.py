@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from shapely.geometry import box as polygon
 
 from visurf_ray.miniature.lessons import KINDS, Lesson, make_lesson
 from visurf_ray.miniature.scenes import Split, draw_scene
 from visurf_ray.tasks.boxes import answer_text, has_thinking, numbers, parse_items
+from visurf_ray.tasks.metrics import iou
 
 _LISTED = re.compile(r"(\d) \[(\d+), (\d+), (\d+), (\d+)\]")
 
@@ -81,10 +81,3 @@ def _grounding_score(lesson: Lesson, response: str) -> float:
     true = [item["bbox_2d"] for item in parse_items(lesson.answer) or []]
     hits = sum(any(box is not None and iou(box, target) > 0.5 for box in given) for target in true)
     return hits / max(len(given), len(true))
-
-
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (x1, y1, x2, y2)."""
-    first, second = polygon(*a), polygon(*b)
-    union = first.union(second).area
-    return first.intersection(second).area / union if union > 0 else 0.0

@@ -74,3 +74,32 @@ def numbers(value: Any, count: int) -> tuple[float, ...] | None:
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in value):
         return None
     return tuple(value)
+
+
+def parse_targets(ground_truth: str) -> list[Target]:
+    """The ground truth's objects. Raises ValueError that says what is wrong with the text."""
+    try:
+        items = json.loads(ground_truth)
+    except ValueError as error:
+        raise ValueError(f"is not JSON ({error}): {ground_truth[:80]!r}") from error
+    if not isinstance(items, list):
+        raise ValueError(f"must be a JSON list of objects with bbox_2d and point_2d, not {ground_truth[:80]!r}")
+    targets = []
+    for number, item in enumerate(items):
+        box = numbers(item.get("bbox_2d"), 4) if isinstance(item, dict) else None
+        point = numbers(item.get("point_2d"), 2) if isinstance(item, dict) else None
+        if box is None or point is None:
+            raise ValueError(f"item {number} needs bbox_2d with 4 numbers and point_2d with 2: {json.dumps(item)[:80]}")
+        targets.append(Target(box, point))  # type: ignore[arg-type]
+    return targets
+
+
+def check_targets(targets: Sequence[Target], width: float, height: float) -> None:
+    """Raise ValueError unless every box has an area and, with its point, lies within the image."""
+    for number, target in enumerate(targets):
+        x1, y1, x2, y2 = target.bbox_2d
+        if x1 >= x2 or y1 >= y2:
+            raise ValueError(f"item {number} has bbox_2d {list(target.bbox_2d)}, but x1 < x2 and y1 < y2 must hold")
+        x, y = target.point_2d
+        if min(x1, y1, x, y) < 0 or max(x2, x) > width or max(y2, y) > height:
+            raise ValueError(f"item {number} reaches outside the image of {width:g}×{height:g}: {json.dumps(vars(target))}")

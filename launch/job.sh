@@ -1,0 +1,75 @@
+# shellcheck shell=bash
+# Sourced by local.sh and submit.sh: one Ray job, from the upload of the code to its exit status.
+# They set: root (the repository), address (of the job server), job (the submission id).
+# shellcheck disable=SC2034,SC2154 # variables of the one file are used in the other
+
+# Only the code travels: whatever else lies in the folder stays here, however large. In gitignore's syntax; a plain "/*"
+# would match the folder itself (".") and leave nothing.
+excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/conf/**", "__pycache__"]'
+# Ray kills a job 3 s after asking it to stop; W&B and a checkpoint being written want longer.
+stop_seconds=30
+runtime_env="\"excludes\": $excludes, \"env_vars\": {\"RAY_JOB_STOP_WAIT_TIME_S\": \"$stop_seconds\"}"
+
+say() { echo "${0##*/}: $*"; }
+
+# api PATH KEY…: the values of these keys in the job server's answer, in one line; fails when there is no answer.
+api() {
+    python3 - "$address$1" "${@:2}" <<'PY'
+import json, os, pathlib, sys, urllib.request
+
+url, *keys = sys.argv[1:]
+file = pathlib.Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
+token = os.environ.get("RAY_AUTH_TOKEN") or (file.read_text().strip() if file.exists() else "")
+request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
+try:
+    answer = json.load(urllib.request.urlopen(request, timeout=10))
+except (OSError, ValueError) as error:
+    sys.exit(f"{url}: {error}")
+print(*(answer.get(key) for key in keys))
+PY
+}
+
+# The value of the last output_dir=… among the arguments, without Hydra's quotes; empty when there is none.
+given_output_dir() {
+    local argument value=""
+    for argument in "$@"; do
+        if [[ $argument =~ ^(\+\+)?output_dir=(.*)$ ]]; then value=${BASH_REMATCH[2]}; fi
+    done
+    if [[ $value =~ ^\'(.*)\'$ || $value =~ ^\"(.*)\"$ ]]; then value=${BASH_REMATCH[1]}; fi
+    echo "$value"
+}
+
+# An override that Hydra reads as exactly this text.
+quoted_override() { echo "$1='${2//\'/\\\'}'"; }
+
+# submit_job COMMAND…: uploads the code, submits the job in the background and prints its log.
+submit_job() {
+    # Ray's command line tells its own commands and its packaging and, after a failure, the whole log a second time.
+    exec 3> >(exec awk '
+        / cli\.py:[0-9]+ -- / { if (/Status message:/) quiet = 1; next }
+        /[ \t](INFO|WARNING) (sdk|dashboard_sdk|packaging|working_dir|job_manager)\.py:[0-9]+ -- / { next }
+        !quiet { print; fflush() }')
+    printer=$!
+    ray job submit --address "$address" --submission-id "$job" --working-dir "$root" \
+        --runtime-env-json "{$runtime_env}" -- "$@" >&3 2>&1 &
+    follower=$!
+    exec 3>&-
+}
+
+# Waits for the job's end; sets job_status to Ray's word for it and job_code to the exit status.
+await_job() {
+    wait "$follower" || true
+    wait "$printer" || true
+    local told=""
+    while true; do
+        job_status=UNKNOWN job_code=1
+        read -r job_status job_code < <(api "/api/jobs/$job" status driver_exit_code) || break
+        if [[ $job_status != RUNNING && $job_status != PENDING ]]; then break; fi
+        if [[ -z $told ]]; then say "its log broke off; waiting for the job's end" && told=yes; fi
+        sleep 5
+    done
+    if [[ $job_status == SUCCEEDED ]]; then job_code=0 && return; fi
+    if [[ ! $job_code =~ ^-?[0-9]+$ || $job_code == 0 ]]; then job_code=1; fi # stopped, or Ray itself failed
+    if ((job_code < 0)); then job_code=$((128 - job_code)); fi                # killed by a signal
+    say "the job did not succeed: $job_status, exit status $job_code" >&2
+}

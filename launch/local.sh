@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+# Trains on this machine: makes the environment, starts Ray if none runs, submits the job, follows it to its end.
+#
+#   bash launch/local.sh                                   the embedded default
+#   bash launch/local.sh method=rlvr train.steps=200       any Hydra override
+#   bash launch/local.sh output_dir=runs/a train.resume=auto
+#   bash launch/local.sh --cfg job                         print the configuration, run nothing
+#
+# Outputs go to ./outputs/<time> or to the output_dir that is given. The job runs in a copy of the code, so every other
+# path (task.train, model.path, …) must be absolute. Ctrl-C stops the job, then the Ray that this script started; a Ray
+# that `ray start` started before (or that RAY_ADDRESS names) is used and left running.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/job.sh
+source "$root/launch/job.sh"
+
+bash "$root/launch/setup.sh"
+export PATH="$root/.venv/bin:$PATH"
+python=$root/.venv/bin/python
+
+for argument in "$@"; do
+    if [[ $argument == -* ]]; then exec python -m visurf_ray.train "$@"; fi
+done
+
+export RAY_AUTH_MODE=token
+export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
+if [[ -z ${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-} && ! -s ~/.ray/auth_token ]]; then
+    (umask 077 && ray get-auth-token --generate >/dev/null)
+fi
+
+output_dir=$(given_output_dir "$@")
+output_dir=${output_dir:-outputs/$(date +%Y-%m-%d_%H-%M-%S)}
+if [[ $output_dir != /* ]]; then output_dir=$PWD/$output_dir; fi
+job=visurf-$(date +%Y%m%d-%H%M%S)-$$
+
+head=""     # process id of the Ray that this script starts
+folder=""   # and its files
+follower="" # process id of `ray job submit`
+job_status=NONE
+
+listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
+
+start_ray() {
+    folder=$(mktemp -d /tmp/vsr.XXXXXX) # short: a Unix socket's path has 107 characters at most
+    local gcs client dashboard agent
+    read -r gcs client dashboard agent < <(python -c '
+import socket
+sockets = [socket.create_server(("", 0)) for _ in range(4)]
+print(*(s.getsockname()[1] for s in sockets))')
+    address=http://127.0.0.1:$dashboard
+    say "starting Ray"
+    # A session of its own, out of Ctrl-C's reach: the job ends before its cluster. Should this script be killed, Ray ends
+    # as well (pdeathsig). Ports of its own: Ray's defaults collide with another Ray on this machine.
+    setsid setpriv --pdeathsig TERM ray start --head --block --disable-usage-stats --temp-dir "$folder" \
+        --port "$gcs" --ray-client-server-port "$client" --dashboard-agent-listen-port "$agent" \
+        --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" >"$folder/start.log" 2>&1 </dev/null &
+    head=$!
+    local deadline=$((SECONDS + 180))
+    # The agent comes last; a job that is submitted earlier is refused.
+    until listens 127.0.0.1 "$dashboard" && listens 127.0.0.1 "$agent"; do
+        if ! kill -0 "$head" 2>/dev/null || ((SECONDS > deadline)); then
+            say "Ray did not start; the end of its log:" >&2
+            tail -n 20 "$folder/start.log" >&2
+            exit 1
+        fi
+        sleep 0.2
+    done
+}
+
+# Every living process of our Ray: the rest of its session, and those that left it (workers, the job, vLLM's children),
+# which write their logs below its folder or stand there.
+ray_processes() {
+    {
+        cat /proc/[0-9]*/stat | awk -v session="$head" '{ pid = $1; sub(/.*\) /, "") } $1 != "Z" && $4 == session { print pid }'
+        find /proc/[0-9]*/fd /proc/[0-9]*/cwd -maxdepth 1 -lname "$folder/*" | cut -d/ -f3
+    } 2>/dev/null | sort -u || true # processes end while we look
+}
+
+stop_ray() {
+    say "stopping Ray"
+    kill -TERM "$head" 2>/dev/null || true
+    local pids fifths
+    for ((fifths = 0; fifths < 150; fifths++)); do
+        pids=$(ray_processes)
+        if [[ -z $pids ]]; then return; fi
+        # shellcheck disable=SC2086
+        case $fifths in
+            75) kill -TERM $pids 2>/dev/null || true ;;
+            125) kill -KILL $pids 2>/dev/null || true ;;
+        esac
+        sleep 0.2
+    done
+}
+
+stop_job() { timeout $((stop_seconds + 30)) ray job stop --address "$address" "$job" >/dev/null 2>&1; }
+
+finish() {
+    local code=$?
+    trap '' INT TERM HUP
+    if [[ $job_status == RUNNING ]]; then
+        say "stopping the job (it has $stop_seconds s)"
+        # A job that is not there yet must not come either.
+        stop_job || { kill "$follower" 2>/dev/null && stop_job; } || true
+        kill "$follower" 2>/dev/null || true
+    fi
+    if [[ -n $head ]]; then
+        stop_ray
+        if ((code == 0 || code > 128)); then rm -rf "$folder"; else say "Ray's logs are kept in $folder"; fi
+    fi
+    if [[ -d $output_dir ]]; then
+        say "the run is in $output_dir"
+        local name
+        for name in config.yaml metrics.jsonl summary.json report.html export checkpoints; do
+            if [[ -e $output_dir/$name ]]; then echo "  $output_dir/$name"; fi
+        done
+    fi
+    exit "$code"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM HUP
+
+current=/tmp/ray/ray_current_cluster # `ray start` leaves its address here
+if [[ -z ${RAY_ADDRESS:-} && -s $current ]]; then
+    running=$(<"$current")
+    if listens "${running%:*}" "${running##*:}"; then export RAY_ADDRESS=$running; fi
+fi
+if [[ -n ${RAY_ADDRESS:-} ]]; then
+    address=$(python -c 'from ray.dashboard.utils import get_address_for_submission_client as f; print(f(None))')
+    say "using the Ray that runs already, at $address"
+else
+    start_ray
+fi
+
+say "submitting $job; Ctrl-C stops it"
+job_status=RUNNING
+runtime_env+=", \"py_executable\": \"$python\"" # a Ray that ran before may have been started from another environment
+submit_job "$python" -m visurf_ray.train "$@" "$(quoted_override output_dir "$output_dir")"
+await_job
+exit "$job_code"

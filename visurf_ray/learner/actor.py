@@ -1,0 +1,57 @@
+"""The Ray actor of one learner rank."""
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from visurf_ray.groups import Metrics
+from visurf_ray.learner.rank import Rank, RankConfig, Shard
+from visurf_ray.method import LossConfig
+from visurf_ray.weights.sender import WeightSender
+
+
+@ray.remote
+class LearnerActor:
+    """Made first, joined to its peers by `start`, when rank 0's address is known."""
+
+    def address(self) -> tuple[str, int]:
+        """This node's address and a free port on it."""
+        return ray.util.get_node_ip_address(), _free_port()
+
+    def start(
+        self, config: RankConfig, rank: int, world_size: int, address: str, port: int, seed: int, threads: int
+    ) -> None:
+        import torch
+
+        if threads:  # Ray sets OMP_NUM_THREADS=1 for an actor with less than a core
+            torch.set_num_threads(threads)
+        self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
+
+    def connect(self, engines: list[Any], gpu_workers: int, address: str, port: int) -> None:
+        """Open the weight transfer to the rollout workers."""
+        self.sender = WeightSender(
+            self.rank.model, engines, rank=self.rank.rank, gpu_workers=gpu_workers, address=address, port=port
+        )
+
+    def send_weights(self) -> None:
+        self.sender.send()
+
+    def update(self, minibatches: list[Shard], loss: LossConfig) -> list[Metrics]:
+        return self.rank.update(minibatches, loss, ray.get)
+
+    def save(self, folder: Path) -> None:
+        self.rank.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self.rank.load(folder)
+
+    def export(self, folder: Path) -> None:
+        self.rank.export(folder)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return probe.getsockname()[1]

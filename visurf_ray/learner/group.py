@@ -1,0 +1,91 @@
+"""The learner group: the public face of the learner's ranks."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from visurf_ray.groups import Group, Metrics
+from visurf_ray.learner.metrics import summarise
+from visurf_ray.learner.rank import RankConfig, Shard
+from visurf_ray.method import LossConfig, token_weights
+
+
+class LearnerGroup:
+    """DeepSpeed ranks in Ray actors, which update the policy together."""
+
+    def __init__(self, actors: Sequence[Any], config: RankConfig, *, seed: int, minibatches: int, threads: int) -> None:
+        """actors: one for each rank. threads: CPU threads of each; 0 leaves them as they are."""
+        self.actors = list(actors)
+        self.minibatches = minibatches
+        address, port = ray.get(self.actors[0].address.remote())
+        ray.get(
+            [
+                actor.start.remote(config, rank, len(self.actors), address, port, seed, threads)
+                for rank, actor in enumerate(self.actors)
+            ]
+        )
+
+    def connect(self, engines: Sequence[Any], gpu_workers: int) -> None:
+        """Open the weight transfer to the rollout workers; `gpu_workers` as in `weights.WeightSender`."""
+        address, port = ray.get(self.actors[0].address.remote())
+        self._call("connect", list(engines), gpu_workers, address, port)
+
+    def send_weights(self) -> None:
+        self._call("send_weights")
+
+    def update(self, groups: Sequence[Group], loss: LossConfig) -> Metrics:
+        """Update the policy with all groups, in `minibatches` optimiser steps; returns means over all tokens.
+
+        Raises ValueError when there are fewer groups in a minibatch than ranks.
+        """
+        shards: list[list[Shard]] = [[] for _ in self.actors]
+        for part in split_evenly(groups, self.minibatches):
+            weights = token_weights(part)
+            for rank, chosen in enumerate(balance([_cost(group) for group in part], len(self.actors))):
+                shards[rank].append([(part[index], weights[index]) for index in chosen])
+        results = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])
+        return summarise(results)
+
+    def save(self, folder: Path) -> None:
+        self._call("save", folder)
+
+    def load(self, folder: Path) -> None:
+        self._call("load", folder)
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face model (without its processor)."""
+        self._call("export", folder)
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        ray.get([getattr(actor, name).remote(*arguments) for actor in self.actors])
+
+
+def split_evenly(groups: Sequence[Group], parts: int) -> list[list[Group]]:
+    """Cut into `parts` runs whose lengths differ by one at most. Raises ValueError for fewer groups than parts."""
+    if len(groups) < parts:
+        raise ValueError(f"{len(groups)} groups cannot make {parts} minibatches: lower learner.minibatches")
+    bounds = [round(index * len(groups) / parts) for index in range(parts + 1)]
+    return [list(groups[begin:end]) for begin, end in zip(bounds, bounds[1:], strict=False)]
+
+
+def _cost(group: Group) -> int:
+    """Tokens that are computed: the prompt once, each response once."""
+    return len(group.example.prompt.expanded_ids) + sum(len(response.token_ids) for response in group.responses)
+
+
+def balance(costs: Sequence[int], ranks: int) -> list[list[int]]:
+    """Indices for each rank, the costliest first to whichever rank has least; every rank gets one.
+
+    Raises ValueError for fewer items than ranks.
+    """
+    if len(costs) < ranks:
+        raise ValueError(f"{len(costs)} groups cannot keep {ranks} learner ranks busy: raise train.batch_size")
+    chosen: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
+        rank = min(range(ranks), key=lambda rank: (loads[rank], len(chosen[rank])))
+        chosen[rank].append(index)
+        loads[rank] += costs[index]
+    return [sorted(indices) for indices in chosen]

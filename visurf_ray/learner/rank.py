@@ -1,0 +1,186 @@
+"""One data-parallel rank: a DeepSpeed engine around the policy. Runs without Ray as well, as the tests do."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from transformers.integrations import HfDeepSpeedConfig
+
+from visurf_ray.groups import Group, Metrics
+from visurf_ray.learner.packing import PackedGroups, pack
+from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.method import LossConfig, is_clipped, token_losses
+
+
+@dataclass(frozen=True)
+class RankConfig:
+    """What a rank needs of `conf/config.yaml`; see there. `model_path` is a folder or a hub id."""
+
+    model_path: str
+    temperature: float
+    zero_stage: int
+    learning_rate: float
+    weight_decay: float
+    adam_betas: tuple[float, float]
+    max_grad_norm: float
+    groups_per_micro_batch: int
+    gradient_checkpointing: bool
+    dtype: str
+    attention: str
+
+
+Shard = Sequence[tuple[Group, Sequence[float]]]  # groups, with the weight of each token of each response
+
+
+class Rank:
+    """Holds the policy and its optimizer; every method is called on all ranks at once."""
+
+    def __init__(self, config: RankConfig, *, rank: int, world_size: int, address: str, port: int, seed: int) -> None:
+        self.config = config
+        self.rank = rank
+        self.world_size = world_size
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": str(world_size),
+            "MASTER_ADDR": address,
+            "MASTER_PORT": str(port),
+        }
+        torch.manual_seed(seed)
+        deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
+        settings = self._deepspeed_settings()
+        self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
+        model = load_model(
+            config.model_path,
+            dtype=torch.float32,  # DeepSpeed casts to the training dtype and keeps this as the master copy
+            attention=config.attention,
+            gradient_checkpointing=config.gradient_checkpointing,
+        )
+        policy = Policy(model, config.temperature)
+        optimizer = torch.optim.AdamW(
+            policy.parameters(), lr=config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay
+        )
+        self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        self.model = model
+        self.dtype = getattr(torch, config.dtype)
+        self.device = self.engine.device
+
+    def _deepspeed_settings(self) -> dict[str, Any]:
+        return {
+            "train_micro_batch_size_per_gpu": 1,  # of no effect here: micro-batches are groups, weighted by ourselves
+            "gradient_accumulation_steps": 1,
+            "managed_gradient_accumulation": False,  # backward() accumulates, step() reduces: as many as there are
+            "gradient_clipping": self.config.max_grad_norm,
+            "zero_optimization": {"stage": self.config.zero_stage, "overlap_comm": False},
+            "zero_allow_untested_optimizer": True,
+            "bf16": {"enabled": self.config.dtype == "bfloat16"},
+        }
+
+    def update(
+        self,
+        minibatches: Sequence[Shard],
+        loss: LossConfig,
+        fetch: Callable[[Any], Any],
+    ) -> list[Metrics]:
+        """One optimiser step for each minibatch; returns sums for each, over this rank's response tokens.
+
+        fetch: turns `prompt.features` into tensors (in a cluster, `ray.get`). With several minibatches the log-probs of
+        the old policy are computed once, before the first step; with one, they are those of the same forward pass.
+        """
+        packed = [self._pack(shard, fetch) for shard in minibatches]
+        old = [[self._logprobs(part) for part in parts] for parts in packed] if len(packed) > 1 else None
+        return [self._step(parts, old[index] if old else None, loss) for index, parts in enumerate(packed)]
+
+    def _pack(self, shard: Shard, fetch: Callable[[Any], Any]) -> list[PackedGroups]:
+        size = self.config.groups_per_micro_batch
+        parts = [shard[begin : begin + size] for begin in range(0, len(shard), size)]
+        packed = [
+            pack(
+                [group for group, _ in part],
+                [weights for _, weights in part],
+                [fetch(group.example.prompt.features) for group, _ in part],
+                self.model.model.get_rope_index,
+                image_token_id=self.model.config.image_token_id,
+                dtype=self.dtype,
+            ).to(self.device)
+            for part in parts
+        ]
+        # Ranks run forward and backward in lockstep (ZeRO-3 gathers parameters in them), so all run equally many.
+        count = torch.tensor([len(packed)], device=self.device)
+        torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
+        idle = replace(packed[-1], weight_T=torch.zeros_like(packed[-1].weight_T))
+        return packed + [idle] * (int(count) - len(packed))
+
+    @torch.no_grad()
+    def _logprobs(self, packed: PackedGroups) -> torch.Tensor:
+        return self.engine(packed)[0]
+
+    def _step(self, parts: Sequence[PackedGroups], old: Sequence[torch.Tensor] | None, loss: LossConfig) -> Metrics:
+        sums: Metrics = {}
+        for index, packed in enumerate(parts):
+            logprobs, entropy = self.engine(packed)
+            old_logprobs = old[index] if old else logprobs.detach()
+            losses = token_losses(logprobs, old_logprobs, packed.advantage_T, packed.is_label_T, loss)
+            weighted = (losses * packed.weight_T).sum()
+            # DeepSpeed averages over ranks; the weights' denominators are global already.
+            self.engine.backward(weighted * self.world_size)
+            if packed.weight_T.any():
+                for name, value in _token_sums(packed, logprobs.detach(), old_logprobs, entropy, loss).items():
+                    sums[name] = max(sums.get(name, 0.0), value) if name == DIFF_MAX else sums.get(name, 0.0) + value
+                sums["loss"] = sums.get("loss", 0.0) + weighted.item()
+        self.engine.step()
+        sums["grad_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
+        if not math.isfinite(sums["grad_norm"]):
+            raise FloatingPointError(
+                "the gradient is not finite: lower learner.learning_rate, or look at the last samples in the report"
+            )
+        return sums
+
+    def save(self, folder: Path) -> None:
+        """Write the training state (parameters, optimizer, random state) as a DeepSpeed checkpoint."""
+        self.engine.save_checkpoint(str(folder), tag=_TAG)
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote, with the same number of ranks and ZeRO stage."""
+        loaded, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
+        if loaded is None:
+            raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
+
+    def export(self, folder: Path) -> None:
+        """Write a Hugging Face model, weights in the training dtype; every rank gathers, rank 0 writes."""
+        parameters = list(self.model.parameters())
+        with deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3):
+            if self.rank == 0:
+                state = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+                self.model.save_pretrained(folder, state_dict=state)
+        torch.distributed.barrier()
+
+
+DIFF_MAX = "rollout_logprob_diff_max"
+_TAG = "state"
+
+
+def _token_sums(packed: PackedGroups, logprobs, old_logprobs, entropy, loss: LossConfig) -> Metrics:
+    """Sums over response tokens, by source, of what is logged as means."""
+    sums: Metrics = {}
+    ratio = torch.exp(logprobs - old_logprobs)
+    clipped = is_clipped(logprobs, old_logprobs, packed.advantage_T, loss).float()
+    for source, chosen in (("rollout", ~packed.is_label_T), ("label", packed.is_label_T)):
+        if chosen.any():
+            sums[f"tokens/{source}"] = float(chosen.sum())
+            sums[f"entropy/{source}"] = entropy[chosen].sum().item()
+            sums[f"logprob/{source}"] = logprobs[chosen].sum().item()
+            sums[f"ratio/{source}"] = ratio[chosen].sum().item()
+            sums[f"clip_share/{source}"] = clipped[chosen].sum().item()
+    sampled = ~packed.sampler_logprob_T.isnan()
+    if sampled.any():
+        difference = (old_logprobs - packed.sampler_logprob_T)[sampled].abs()
+        sums["rollout_logprob_diff"] = difference.sum().item()
+        sums[DIFF_MAX] = difference.max().item()
+    return sums

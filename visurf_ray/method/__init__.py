@@ -1,0 +1,104 @@
+"""The mathematics of ViSurf and of the paradigms it is compared with: labels, reward control, advantages, objective."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from visurf_ray.config import MethodConfig
+from visurf_ray.groups import Example, Group, Metrics, Response, Source
+from visurf_ray.method.advantages import group_advantages
+from visurf_ray.method.control import eliminate_thinking, label_is_active, smooth
+from visurf_ray.method.objective import LossConfig, is_clipped, token_losses, token_weights
+
+__all__ = ["LossConfig", "Method", "group_advantages", "is_clipped", "token_losses", "token_weights"]
+
+
+class Method:
+    """A post-training paradigm: what is in a group, and what each response is worth."""
+
+    def __init__(
+        self,
+        config: MethodConfig,
+        *,
+        render: Callable[[Example, str], str],
+        encode: Callable[[str], list[int]],
+    ) -> None:
+        """render: an example's ground truth as a response, in a named style. encode: a response's token ids, ending as a
+        rollout ends.
+        """
+        self.config = config
+        self.render = render
+        self.encode = encode
+
+    @property
+    def loss(self) -> LossConfig:
+        return LossConfig(self.config.clip_low, self.config.clip_high, self.config.label_term)  # type: ignore[arg-type]
+
+    def append_labels(self, groups: Sequence[Group]) -> None:
+        """Append the aligned ground truth to each group, as its last response."""
+        if not self.config.label:
+            return
+        for group in groups:
+            text = self.render(group.example, self.config.style)
+            group.responses.append(Response(Source.LABEL, text, self.encode(text)))
+
+    def assign_advantages(self, groups: Sequence[Group]) -> Metrics:
+        """Control the labels' rewards, then set every response's advantage; returns what to log of it."""
+        metrics = _reward_metrics(groups)
+        for group in groups:
+            if self.config.eliminate:
+                eliminate_thinking(group)
+        metrics |= _activity_metrics(groups)
+        for group in groups:
+            if self.config.smooth:
+                smooth(group)
+            rewards = torch.tensor([response.reward for response in group.responses], dtype=torch.float64)
+            advantages = group_advantages(
+                rewards,
+                divide_by_std=self.config.advantage_std,
+                ddof=self.config.advantage_ddof,
+                eps=self.config.advantage_eps,
+            )
+            for response, advantage in zip(group.responses, advantages.tolist(), strict=True):
+                response.advantage = advantage
+        return metrics | _advantage_metrics(groups)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _reward_metrics(groups: Sequence[Group]) -> Metrics:
+    """Mean reward by source and part, as scored."""
+    metrics: Metrics = {}
+    for source in Source:
+        responses = [response for group in groups for response in group.responses if response.source is source]
+        if responses:
+            metrics[f"reward/{source}/total"] = _mean([response.reward for response in responses])
+            for part in responses[0].reward_parts:
+                metrics[f"reward/{source}/{part}"] = _mean([response.reward_parts[part] for response in responses])
+    return metrics
+
+
+def _activity_metrics(groups: Sequence[Group]) -> Metrics:
+    """Where labels compete with rollouts: how often they win, and by how much the best rollout leads."""
+    contested = [group for group in groups if group.label is not None and group.rollouts]
+    if not contested:
+        return {}
+    margins = [max(r.reward for r in group.rollouts) - group.label.reward for group in contested]  # type: ignore[union-attr]
+    return {
+        "train/label_active": _mean([float(label_is_active(group)) for group in contested]),
+        "reward/margin": _mean(margins),
+    }
+
+
+def _advantage_metrics(groups: Sequence[Group]) -> Metrics:
+    """Mean advantage by source over the groups whose label is active."""
+    active = [group for group in groups if group.label is not None and group.label.advantage > 0]
+    if not active:
+        return {}
+    return {
+        f"advantage/{source}": _mean([r.advantage for group in active for r in group.responses if r.source is source])
+        for source in Source
+        if any(r.source is source for group in active for r in group.responses)
+    }

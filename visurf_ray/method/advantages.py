@@ -1,0 +1,27 @@
+"""Group-relative advantages (ViSurf eqs. 6 and 7; GRPO, arXiv 2402.03300)."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def group_advantages(
+    rewards_G1: Float[Tensor, " G1"], *, divide_by_std: bool = True, ddof: int = 1, eps: float = 1e-6
+) -> Float[Tensor, " G1"]:
+    """Advantages of one group's responses: (r - mean) / (std + eps), over rollouts and label alike.
+
+    rewards_G1: rewards of the G rollouts, then of the label if there is one. Equal rewards give exact zeros, and so does
+    a group of one.
+    divide_by_std: False gives r - mean (Dr.GRPO, arXiv 2503.20783). ddof: 1 for the sample standard deviation, 0 for the
+    population's.
+    Raises ValueError when a reward is not finite.
+    """
+    if not torch.isfinite(rewards_G1).all():
+        raise ValueError(f"rewards must be finite, got {rewards_G1.tolist()}")
+    rewards = rewards_G1.double()
+    if (rewards == rewards[0]).all():
+        return torch.zeros_like(rewards_G1)
+    advantages = rewards - rewards.mean()
+    if divide_by_std:
+        advantages = advantages / (rewards.std(correction=ddof) + eps)
+    return advantages.to(rewards_G1.dtype)

@@ -1,0 +1,33 @@
+"""Control of the label's reward (ViSurf §4.2.4): eliminate and smooth. Alignment is in `labels`."""
+
+from visurf_ray.groups import Group
+
+THINKING_PART = "thinking_format"
+_TOLERANCE = 1e-6  # rewards are sums of means: 7.000000000000005 is 7
+
+
+def eliminate_thinking(group: Group) -> None:
+    """Set the thinking part of the label's reward to 0: a label carries no reasoning, so none is to be praised."""
+    label = group.label
+    if label is not None and THINKING_PART in label.reward_parts:
+        label.reward_parts[THINKING_PART] = 0.0
+        label.reward = sum(label.reward_parts.values())
+
+
+def label_is_active(group: Group) -> bool:
+    """Whether the label still teaches something: its reward is more than every rollout's."""
+    label = group.label
+    if label is None:
+        return False
+    return not any(rollout.reward >= label.reward - _TOLERANCE for rollout in group.rollouts)
+
+
+def smooth(group: Group) -> None:
+    """Where a rollout earns as much as the label, give the label the rollouts' mean reward.
+
+    The group's mean is then the rollouts' own and the label's advantage 0: guidance that is not needed switches itself
+    off.
+    """
+    label = group.label
+    if label is not None and group.rollouts and not label_is_active(group):
+        label.reward = sum(rollout.reward for rollout in group.rollouts) / len(group.rollouts)

@@ -1,0 +1,68 @@
+"""The combined objective (ViSurf eq. 8) over the tokens of any number of groups.
+
+Each token carries a weight, so that the loss is one weighted sum, whatever part of the batch is at hand: partitioning
+the groups over ranks, micro-batches or packing rows changes neither the loss nor its gradient.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from visurf_ray.groups import Group
+
+LabelTerm = Literal["ppo", "ce"]
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """What the learner needs to know about the method.
+
+    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. label_term: `ppo`, label tokens enter like
+    rollout tokens (eq. 8); `ce`, they enter by their plain cross-entropy.
+    """
+
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    label_term: LabelTerm = "ppo"
+
+
+def token_weights(groups: Sequence[Group]) -> list[list[float]]:
+    """The weight of each token of each response: 1 / (examples · responses of its group · tokens of its response).
+
+    groups: all the groups of one optimiser step, over all ranks and micro-batches (eq. 8's means, nested).
+    """
+    return [
+        [1.0 / (len(groups) * len(group.responses) * len(response.token_ids)) for response in group.responses]
+        for group in groups
+    ]
+
+
+def token_losses(
+    logprobs_T: Float[Tensor, " T"],
+    old_logprobs_T: Float[Tensor, " T"],
+    advantages_T: Float[Tensor, " T"],
+    is_label_T: Bool[Tensor, " T"],
+    config: LossConfig,
+) -> Float[Tensor, " T"]:
+    """The loss of each token, before weighting: -min(ρ A, clip(ρ) A), with ρ = exp(logprob - old logprob)."""
+    ratio = torch.exp(logprobs_T - old_logprobs_T)
+    clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
+    losses = -torch.minimum(ratio * advantages_T, clipped * advantages_T)
+    if config.label_term == "ce":
+        losses = torch.where(is_label_T, -logprobs_T, losses)
+    return losses
+
+
+def is_clipped(
+    logprobs_T: Float[Tensor, " T"],
+    old_logprobs_T: Float[Tensor, " T"],
+    advantages_T: Float[Tensor, " T"],
+    config: LossConfig,
+) -> Bool[Tensor, " T"]:
+    """Where clipping takes the token's gradient away."""
+    ratio = torch.exp(logprobs_T - old_logprobs_T)
+    return ((advantages_T > 0) & (ratio > 1 + config.clip_high)) | ((advantages_T < 0) & (ratio < 1 - config.clip_low))

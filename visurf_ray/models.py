@@ -1,0 +1,36 @@
+"""Where a model's files are, and its processor: one code path for a hub id, a local folder and the miniature."""
+
+from pathlib import Path
+from typing import Any
+
+from visurf_ray.config import ModelConfig
+from visurf_ray.errors import UserError
+
+MINIATURE = Path(__file__).parent / "miniature" / "base"
+
+
+def resolve_model(path: str) -> str:
+    """The folder or hub id to load from. Raises UserError for a folder that does not hold a whole model."""
+    if path == "miniature":
+        return str(MINIATURE)
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise UserError(f"model.path={path}: there is no such folder, and it is no hub id (owner/name)")
+        return path
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path={path}: the folder has no config.json")
+    if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
+        raise UserError(
+            f"model.path={path}: the folder has no processor (preprocessor_config.json, tokenizer files): "
+            "copy them from the model that it was trained from"
+        )
+    return str(folder)
+
+
+def load_processor(config: ModelConfig) -> Any:
+    """The model's processor, its image size bounded by `config.max_pixels`."""
+    from transformers import AutoProcessor
+
+    bound = {} if config.max_pixels is None else {"max_pixels": config.max_pixels}
+    return AutoProcessor.from_pretrained(resolve_model(config.path), **bound)

@@ -1,0 +1,134 @@
+"""Which curves the report shows, and what each of them says."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from visurf_ray.monitor.figures import Curve
+
+Row = dict[str, Any]
+_Line = tuple[str, str, str]  # label, metric, colour
+
+# One colour for each source everywhere, so that a reader learns it once.
+ROLLOUT, LABEL = "blue", "orange"
+_OTHERS = ("teal", "pink", "purple", "blue", "orange", "grey")
+_EVALUATION: list[_Line] = [
+    ("gIoU", "eval/giou", "blue"),
+    ("box accuracy", "eval/bbox_acc", "teal"),
+    ("N-Acc", "eval/n_acc", "orange"),
+    ("format", "eval/format_rate", "grey"),
+    ("thinking", "eval/thinking_rate", "purple"),
+]
+_PHASES = {
+    "sample": "blue",
+    "reward": "teal",
+    "learn": "orange",
+    "sync": "pink",
+    "checkpoint": "purple",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One picture of the report. `kind`, `low` and `high` are those of `figures.figure`."""
+
+    title: str
+    note: str
+    curves: list[Curve]
+    kind: Literal["line", "points", "log", "stack"] = "line"
+    low: float | None = None
+    high: float | None = None
+
+
+def charts(rows: list[Row]) -> list[tuple[str, list[Chart]]]:
+    """The charts by section, of the metrics that `rows` have; a chart or section without any is left out."""
+    sections = [
+        ("What it learned", _outcome(rows)),
+        ("What taught it", _guidance(rows)),
+        ("How the policy moved", _policy(rows)),
+        ("How the machine ran", _machine(rows)),
+    ]
+    drawn = [(title, [chart for chart in listed if chart.curves]) for title, listed in sections]
+    return [(title, listed) for title, listed in drawn if listed]
+
+
+def _outcome(rows: list[Row]) -> list[Chart]:
+    # At ratio 1 the loss of sampled groups is their mean advantage: noise around 0. It says something of labels alone.
+    sampled = any("reward/rollout/total" in row for row in rows)
+    loss: list[_Line] = [] if sampled else [("loss", "train/loss", "teal")]
+    return [
+        Chart("Held-out evaluation", "greedy answers", _curves(rows, _EVALUATION), "points", low=0, high=1),
+        Chart("Loss", "mean over the batch", _curves(rows, loss)),
+        Chart("Reward", "mean over the batch", _by_source(rows, "reward/{}/total")),
+        Chart("Reward parts", "of rollouts", _curves(rows, _reward_parts(rows)), low=0),
+    ]
+
+
+def _guidance(rows: list[Row]) -> list[Chart]:
+    active: list[_Line] = [("active", "train/label_active", LABEL)]
+    margin: list[_Line] = [("margin", "reward/margin", ROLLOUT)]
+    return [
+        Chart("Label active", "share of groups it still teaches", _curves(rows, active), low=0, high=1),
+        Chart("Advantage", "mean, where the label is active", _by_source(rows, "advantage/{}")),
+        Chart("Reward margin", "best rollout − label", _curves(rows, margin)),
+    ]
+
+
+def _policy(rows: list[Row]) -> list[Chart]:
+    norm: list[_Line] = [("norm", "train/grad_norm", "teal")]
+    length: list[_Line] = [("tokens", "train/response_length", ROLLOUT)]
+    return [
+        Chart("Entropy", "nats per token", _by_source(rows, "train/entropy/{}"), low=0),
+        Chart("Log-probability", "mean per token", _by_source(rows, "train/logprob/{}")),
+        Chart("Response length", "tokens", _curves(rows, length), low=0),
+        Chart("Gradient norm", "before clipping", _curves(rows, norm), low=0),
+        Chart("Probability ratio", "new / old policy", _by_source(rows, "train/ratio/{}")),
+        Chart("Clip share", "of tokens", _by_source(rows, "train/clip_share/{}"), low=0),
+    ]
+
+
+def _machine(rows: list[Row]) -> list[Chart]:
+    diff: list[_Line] = [("difference", "train/rollout_logprob_diff", "pink")]
+    speed: list[_Line] = [("tokens/s", "train/tokens_per_second", "teal")]
+    return [
+        Chart("Seconds per step", "by phase", _phases(rows), "stack", low=0),
+        Chart("Throughput", "tokens per second", _curves(rows, speed), low=0),
+        Chart("Sampler − learner", "log-probs of the same tokens", _curves(rows, diff), "log"),
+    ]
+
+
+def _by_source(rows: list[Row], key: str) -> list[Curve]:
+    return _curves(rows, [("rollout", key.format("rollout"), ROLLOUT), ("label", key.format("label"), LABEL)])
+
+
+def _reward_parts(rows: list[Row]) -> list[_Line]:
+    prefix = "reward/rollout/"
+    parts = [name for name in _names(rows, prefix) if name != "total"]
+    return [(name.replace("_", " "), prefix + name, _OTHERS[i % len(_OTHERS)]) for i, name in enumerate(parts)]
+
+
+def _phases(rows: list[Row]) -> list[Curve]:
+    """Seconds of each phase in every training step; a step without a phase spent 0 in it."""
+    steps = [row for row in rows if "time/step" in row]
+    found = [name for name in _names(steps, "time/") if name != "step"]
+    names = [name for name in _PHASES if name in found] + [name for name in found if name not in _PHASES]
+    full = [row | {f"time/{name}": row.get(f"time/{name}", 0.0) for name in names} for row in steps]
+    return _curves(full, [(name, f"time/{name}", _PHASES.get(name, "grey")) for name in names])
+
+
+def _names(rows: list[Row], prefix: str) -> list[str]:
+    """What follows `prefix` in the metrics' names, in order of appearance."""
+    return list(dict.fromkeys(key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix)))
+
+
+def _curves(rows: list[Row], lines: Iterable[_Line]) -> list[Curve]:
+    """A curve for each line with a finite value. Of several rows for one step, the last counts."""
+    curves = []
+    for label, key, colour in lines:
+        points = {row["step"]: row[key] for row in rows if key in row}
+        values = np.array([np.nan if value is None else value for value in points.values()], dtype=float)
+        if np.isfinite(values).any():
+            curves.append(Curve(label, np.array(list(points), dtype=float), values, colour))
+    return curves

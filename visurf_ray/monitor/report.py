@@ -1,0 +1,208 @@
+"""`report.html`: one page, nothing outside it, that shows what a run did."""
+
+import base64
+import io
+import json
+import re
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from visurf_ray.groups import Source
+from visurf_ray.monitor.charts import LABEL, ROLLOUT, Chart, Row, charts
+from visurf_ray.monitor.figures import Curve, figure, smooth
+from visurf_ray.monitor.files import write_text
+from visurf_ray.monitor.progress import clock, compact
+from visurf_ray.monitor.samples import Sample, SampleResponse, draw
+
+_EVALUATION = {
+    "giou": ("gIoU", "mean overlap of answer and truth"),
+    "bbox_acc": ("Box accuracy", "boxes found, of objects that are there"),
+    "n_acc": ("N-Acc", "empty answers, where nothing is meant"),
+    "format_rate": ("Format rate", "answers that can be read"),
+    "thinking_rate": ("Thinking rate", "answers that reason first"),
+}
+_PICTURE = 252  # pixels; three times a miniature scene, shown as large as it is drawn
+_SOURCE_COLOURS = {Source.ROLLOUT: ROLLOUT, Source.LABEL: LABEL}
+
+
+def write_report(
+    path: Path,
+    *,
+    config: dict[str, Any],
+    summary: dict[str, Any],
+    rows: list[Row],
+    samples: list[tuple[int | str, list[Sample]]],
+) -> None:
+    """Write the report of a run.
+
+    `summary` is what `summary.json` holds, `rows` those of `metrics.jsonl`, `samples` the tables to show, each with its
+    step or a name. Whatever a method does not have is left out.
+    """
+    method = str(summary.get("method", _lookup(config, "method", "name")))
+    task, model = _lookup(config, "task", "name"), _lookup(config, "model", "path")
+    seed = summary.get("seed", config.get("seed"))
+    title = f"{method} on {task}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        f'<div class="quiet">{escape(f"model {model} · seed {seed}")}</div>',
+        f'<div class="overview">{_before_after(summary)}{_facts(summary, rows)}</div>',
+        *_chart_sections(rows),
+        *_sample_sections(samples),
+        "<h2>Configuration</h2>",
+        f'<details class="card"><summary>Every key of this run</summary><pre>{escape(to_yaml(config))}</pre></details>',
+    ]
+    css = files(__package__).joinpath("report.css").read_text(encoding="utf-8")
+    head = (
+        '<meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)} · seed {escape(str(seed))}</title><style>\n{css}</style>"
+    )
+    page = f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(body) + "\n</body></html>\n"
+    write_text(path, page)
+
+
+def to_yaml(config: dict[str, Any], indent: str = "") -> str:
+    """Nested dicts as YAML. Values are written as JSON, which YAML contains, plain words without their quotes."""
+    lines = []
+    for key, value in config.items():
+        if isinstance(value, dict) and value:
+            lines.append(f"{indent}{key}:\n{to_yaml(value, indent + '  ')}")
+        else:
+            lines.append(f"{indent}{key}: {_yaml_value(value)}\n")
+    return "".join(lines)
+
+
+def _yaml_value(value: Any) -> str:
+    words = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w./-]*", value)
+    reserved = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+    return str(value) if words and value.lower() not in reserved else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _lookup(config: dict[str, Any], section: str, key: str) -> str:
+    found = config.get(section)
+    return str(found.get(key, "–")) if isinstance(found, dict) else "–"
+
+
+def _before_after(summary: dict[str, Any]) -> str:
+    before, after = summary.get("before", {}), summary.get("after", {})
+    lines = [_metric_line(*_EVALUATION[key], before.get(key), after.get(key)) for key in _EVALUATION if key in after]
+    head = (
+        '<tr><th>Held-out evaluation</th><th class="way"></th><th class="number">before</th>'
+        '<th class="number">after</th><th class="number">change</th></tr>'
+    )
+    return f'<div class="card"><table>{head}{"".join(lines)}</table></div>'
+
+
+def _metric_line(name: str, meaning: str, before: float | None, after: float | None) -> str:
+    numbers = [value if value is not None and np.isfinite(value) else None for value in (before, after)]
+    shown = ["–" if value is None else f"{value:.3f}" for value in numbers]
+    change, track = "–", ""
+    first, last = numbers
+    if first is not None and last is not None:
+        difference = round(last - first, 3)
+        direction = "up" if difference > 0 else "down" if difference < 0 else "quiet"
+        change = f'<span class="{direction}">{difference:+.3f}</span>'.replace("-", "−") if difference else "0.000"
+        left, width = 100 * min(first, last), 100 * abs(last - first)
+        track = (
+            f'<span class="track"><i class="rail"></i><i class="span" style="left:{left:.1f}%;width:{width:.1f}%"></i>'
+            f'<i class="dot from" style="left:{100 * first:.1f}%"></i>'
+            f'<i class="dot to" style="left:{100 * last:.1f}%"></i></span>'
+        )
+    return (
+        f'<tr><td>{name}<small>{meaning}</small></td><td class="way">{track}</td><td class="number">{shown[0]}</td>'
+        f'<td class="number after">{shown[1]}</td><td class="number">{change}</td></tr>'
+    )
+
+
+def _facts(summary: dict[str, Any], rows: list[Row]) -> str:
+    facts: dict[str, str] = {}
+    if "steps" in summary:
+        facts["Steps"] = str(summary["steps"])
+    if "train_seconds" in summary:
+        facts["Training time"] = clock(summary["train_seconds"])
+    if seconds := _mean(rows, "time/step"):
+        facts["Seconds per step"] = f"{seconds:.2f}"
+    if speed := _mean(rows, "train/tokens_per_second"):
+        facts["Tokens per second"] = compact(speed)
+    lines = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()]
+    if versions := summary.get("versions"):
+        lines.append("<hr>")
+        lines += [f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>" for name, value in versions.items()]
+    return f'<div class="card"><dl>{"".join(lines)}</dl></div>'
+
+
+def _mean(rows: list[Row], key: str) -> float | None:
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _chart_sections(rows: list[Row]) -> list[str]:
+    last_step = max((row["step"] for row in rows), default=0)
+    return [
+        f'<h2>{title}</h2><div class="charts">{"".join(_chart(chart, last_step) for chart in listed)}</div>'
+        for title, listed in charts(rows)
+    ]
+
+
+def _chart(chart: Chart, last_step: float) -> str:
+    key = "".join(
+        f'<span><i class="swatch" style="background:var(--{curve.colour})"></i>{escape(curve.label)} '
+        f"<b>{_latest(curve, chart.kind)}</b></span>"
+        for curve in chart.curves
+    )
+    svg = figure(chart.curves, chart.kind, last_step=last_step, low=chart.low, high=chart.high)
+    return (
+        f'<figure class="card"><div class="heading"><h3>{chart.title}</h3><span class="quiet">{chart.note}</span></div>'
+        f'<div class="key">{key}</div>{svg}</figure>'
+    )
+
+
+def _latest(curve: Curve, kind: str) -> str:
+    """What the key says of a curve: where it ended, smoothed as it is drawn."""
+    values = smooth(curve.values) if kind in ("line", "stack") else curve.values
+    last = float(values[np.isfinite(values)][-1])
+    return (f"{last:.3g}" if abs(last) < 1000 else compact(last)).replace("-", "−")
+
+
+def _sample_sections(samples: list[tuple[int | str, list[Sample]]]) -> list[str]:
+    return [
+        f"<h2>Responses, {f'step {step}' if isinstance(step, int) else escape(step)}</h2>"
+        + "".join(_sample(sample) for sample in listed)
+        for step, listed in samples
+        if listed
+    ]
+
+
+def _sample(sample: Sample) -> str:
+    responses = "".join(_response(sample, response) for response in sample.responses)
+    boxes = {0: "nothing is meant, the right answer is []", 1: "one box"}
+    truth = boxes.get(len(sample.truth), f"{len(sample.truth)} boxes")
+    return (
+        f'<div class="card sample"><h3>{escape(sample.question)}</h3><p class="quiet">'
+        f'<i class="swatch" style="background:var(--truth)"></i>truth: {truth} '
+        f'<i class="swatch" style="background:var(--answer);margin-left:12px"></i>answer</p>'
+        f'<div class="responses">{responses}</div></div>'
+    )
+
+
+def _response(sample: Sample, response: SampleResponse) -> str:
+    file = io.BytesIO()
+    draw(sample, response, _PICTURE).save(file, format="PNG", optimize=True)
+    picture = base64.b64encode(file.getvalue()).decode("ascii")
+    parts = "".join(
+        f"<span>{escape(name.replace('_', ' '))} {value:.2g}</span>" for name, value in response.parts.items()
+    )
+    advantage = ""
+    if response.advantage is not None:
+        direction = "up" if response.advantage > 0 else "down" if response.advantage < 0 else "quiet"
+        advantage = f'<span>advantage <b class="{direction}">{response.advantage:+.2f}</b></span>'.replace("-", "−")
+    text = re.sub(r"(&lt;/?(?:think|answer)&gt;)", r"<em>\1</em>", escape(response.text))
+    return (
+        f'<div class="response"><img alt="" src="data:image/png;base64,{picture}"><div><div class="scores">'
+        f'<span class="source" style="background:var(--{_SOURCE_COLOURS[response.source]})">{response.source}</span>'
+        f"<span>reward <b>{response.reward:.2f}</b></span>{advantage}</div>"
+        f'<div class="parts">{parts}</div><pre>{text}</pre></div></div>'
+    )

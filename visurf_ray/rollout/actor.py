@@ -1,0 +1,155 @@
+"""The Ray actor of one vLLM engine."""
+
+import os
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from visurf_ray.groups import Example, Response, Source
+
+# What a policy must never sample: a vision placeholder in a response breaks the learner ("image features and image
+# tokens do not match").
+_VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+_BANNED = -100.0
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """What an engine needs of `conf/config.yaml`; see there. `model_path` is a folder or a hub id."""
+
+    model_path: str
+    dtype: str
+    max_model_len: int
+    max_in_flight: int
+    memory: float
+    gpus: int
+    enforce_eager: bool
+    seed: int
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample: `n` responses of at most `max_tokens` tokens; temperature 0 is greedy. Top-p and top-k stay off."""
+
+    n: int
+    temperature: float
+    max_tokens: int
+
+
+@ray.remote
+class RolloutActor:
+    """Samples responses, and takes new weights by vLLM's weight-transfer protocol (`RayVLLMWeightSyncClient`)."""
+
+    def __init__(self, config: EngineConfig, worker: int, workers: int) -> None:
+        """worker: this one's number among `workers`; on a CPU they share the machine's cores out."""
+        os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        backend = "nccl"
+        memory: dict[str, Any] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
+        if not config.gpus:
+            from visurf_ray.weights.shared_memory import BACKEND
+
+            backend = BACKEND
+            memory = {"kv_cache_memory_bytes": int(config.memory * 2**30)}
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, _cores(worker, workers)))
+            os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets 1 for an actor with less than a core
+        from vllm import AsyncEngineArgs
+        from vllm.config import WeightTransferConfig
+        from vllm.plugins import load_general_plugins
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        load_general_plugins()
+        arguments = AsyncEngineArgs(
+            model=config.model_path,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len,
+            max_num_seqs=256,
+            # A prefill is never chunked: with seeds the CPU engine cannot, and images arrive whole.
+            max_num_batched_tokens=max(8192, config.max_model_len),
+            limit_mm_per_prompt={"image": 1, "video": 0},
+            logprobs_mode="processed_logprobs",  # after the temperature, as the learner computes them
+            weight_transfer_config=WeightTransferConfig(backend=backend),
+            enforce_eager=config.enforce_eager,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            seed=config.seed,
+            **memory,
+        )
+        self.engine = AsyncLLM.from_engine_args(arguments)
+        tokenizer = self.engine.get_tokenizer()
+        vocabulary = tokenizer.get_vocab()
+        self.banned = {vocabulary[token]: _BANNED for token in _VISION_TOKENS if token in vocabulary}
+
+    async def sample(self, example: Example, sampling: Sampling) -> list[Response]:
+        """Sample `sampling.n` responses to one example, from one prefill."""
+        from vllm import SamplingParams, TokensPrompt
+
+        image = example.prompt.image
+        if isinstance(image, ray.ObjectRef):
+            image = await image
+        parameters = SamplingParams(
+            n=sampling.n,
+            temperature=sampling.temperature,
+            max_tokens=sampling.max_tokens,
+            logprobs=0,  # the sampled token's alone
+            logit_bias=self.banned,
+        )
+        prompt = TokensPrompt(prompt_token_ids=example.prompt.token_ids, multi_modal_data={"image": image})
+        final = None
+        async for output in self.engine.generate(prompt, parameters, request_id=uuid.uuid4().hex):
+            final = output
+        assert final is not None
+        if final.prompt_token_ids != example.prompt.expanded_ids:
+            raise RuntimeError(
+                f"example {example.id!r}: vLLM expanded the prompt to {len(final.prompt_token_ids)} tokens, "
+                f"the processor to {len(example.prompt.expanded_ids)}"
+            )
+        return [
+            Response(
+                Source.ROLLOUT,
+                completion.text,
+                list(completion.token_ids),
+                [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)],
+            )
+            for completion in final.outputs
+        ]
+
+    async def init_weight_transfer_engine(self, request: Any) -> None:
+        await self.engine.init_weight_transfer_engine(request)
+
+    async def start_weight_update(self) -> None:
+        await self.engine.pause_generation(mode="keep", clear_cache=False)
+        await self.engine.start_weight_update()
+
+    async def update_weights(self, request: Any) -> None:
+        await self.engine.update_weights(request)
+
+    async def finish_weight_update(self) -> None:
+        """Load the weights for good and forget all that the old ones computed.
+
+        The encoder cache is keyed by the image alone: without its reset a cached image keeps the old vision tower's
+        features (vllm-project/vllm#44910).
+        """
+        await self.engine.finish_weight_update()
+        await self.engine.reset_prefix_cache()
+        await self.engine.reset_mm_cache()
+        await self.engine.reset_encoder_cache()
+        await self.engine.resume_generation()
+
+    async def update_weight_version(self, version: str) -> None:
+        await self.engine.update_weight_version(version)
+
+    async def shut_down(self) -> None:
+        """End the engine's child processes."""
+        self.engine.shutdown()
+
+    async def ready(self) -> None:
+        """Returns when the engine is up."""
+
+
+def _cores(worker: int, workers: int) -> list[int]:
+    """This worker's CPU cores: every core has one worker, or a core has several when there are more workers."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[worker::workers] or [cores[worker % len(cores)]]

@@ -1,0 +1,33 @@
+"""The Ray actor that reads the data: examples leave it once, images as references into the object store."""
+
+import ray
+
+from visurf_ray.config import ModelConfig, TaskConfig
+from visurf_ray.groups import Example
+from visurf_ray.models import load_processor
+from visurf_ray.tasks import load_task
+from visurf_ray.tasks.loader import ExampleLoader
+
+
+@ray.remote(num_cpus=0)
+class DataActor:
+    """Reads, checks and serves one task's examples. See ExampleLoader."""
+
+    def __init__(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int) -> None:
+        self.loader = ExampleLoader(
+            load_task(task, seed),
+            load_processor(model),
+            seed=seed,
+            max_prompt_tokens=max_prompt_tokens,
+            put=ray.put,
+        )
+        self.loader.load_train()
+
+    def check(self) -> None:
+        self.loader.check()
+
+    def train_batch(self, step: int, size: int) -> list[Example]:
+        return self.loader.train_batch(step, size)
+
+    def held_out_examples(self, limit: int | None) -> list[Example]:
+        return self.loader.held_out_examples(limit)

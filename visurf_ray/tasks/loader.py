@@ -1,0 +1,111 @@
+"""From rows to examples: the image is decoded, resized and processed once, and the prompt tokenized once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
+
+from visurf_ray.groups import Example, Prompt
+from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.rows import DataError, Row
+
+_IMAGE_TOKEN = "<|image_pad|>"
+
+
+class ExampleLoader:
+    """Examples of a task's train and held-out rows, for one model's processor.
+
+    max_prompt_tokens: longer prompts, visual tokens included, are refused by name; a truncated prompt breaks the model.
+    put: what becomes of the image and its features (in a cluster, `ray.put`).
+    """
+
+    def __init__(
+        self, task: GroundingTask, processor: Any, *, seed: int, max_prompt_tokens: int, put: Callable[[Any], Any]
+    ) -> None:
+        self.task = task
+        self.processor = processor
+        self.seed = seed
+        self.max_prompt_tokens = max_prompt_tokens
+        self.put = put
+        self.image_token_id = processor.tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
+        self.held_out = task.held_out_rows()
+        self.train: list[Row] = []
+
+    def load_train(self) -> int:
+        """Read the training rows; returns how many there are."""
+        self.train = self.task.train_rows()
+        return len(self.train)
+
+    def check(self) -> None:
+        """Check every row. Raises DataError that names the first one that cannot be used."""
+        for row in self.train + self.held_out:
+            self.task.check(row)
+            width, height = self._size(row)
+            length = len(self._token_ids(row)) + self._visual_tokens(width, height) - 1
+            if length > self.max_prompt_tokens:
+                raise DataError(
+                    f"{row.where}: the prompt has {length} tokens, but rollout.max_model_len less one is "
+                    f"{self.max_prompt_tokens}: shorten the question, or lower model.max_pixels, or raise max_model_len"
+                )
+
+    def train_batch(self, step: int, size: int) -> list[Example]:
+        """The step's mini-batch (steps count from 0): epochs are shuffled by seed, and a batch may span two."""
+        count = len(self.train)
+        return [
+            self.example(self.train[self._order(position // count)[position % count]])
+            for position in range(step * size, (step + 1) * size)
+        ]
+
+    def held_out_examples(self, limit: int | None) -> list[Example]:
+        return [self.example(row) for row in self.held_out[:limit]]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
+
+    def example(self, row: Row) -> Example:
+        """Raises DataError when the image is damaged."""
+        image = row.load_image()
+        width, height = self._size(row)
+        scale = (width / image.width, height / image.height)
+        if image.size != (width, height):
+            image = image.resize((width, height))
+        token_ids = self._token_ids(row)
+        position = token_ids.index(self.image_token_id)
+        visual = [self.image_token_id] * self._visual_tokens(width, height)
+        features = self.processor.image_processor(images=[image], return_tensors="pt")
+        return Example(
+            id=row.id,
+            question=row.problem,
+            ground_truth=self.task.ground_truth(row, *scale),
+            prompt=Prompt(
+                token_ids=token_ids,
+                expanded_ids=token_ids[:position] + visual + token_ids[position + 1 :],
+                image=self.put(image),
+                features=self.put({name: features[name] for name in ("pixel_values", "image_grid_thw")}),
+            ),
+        )
+
+    def _token_ids(self, row: Row) -> list[int]:
+        content = [{"type": "image"}, {"type": "text", "text": self.task.question(row)}]
+        text = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+        )
+        return self.processor.tokenizer(text, add_special_tokens=False).input_ids
+
+    def _size(self, row: Row) -> tuple[int, int]:
+        """Width and height of the image as the model sees it, in pixels."""
+        processor = self.processor.image_processor
+        width, height = row.open_image().size
+        new_height, new_width = smart_resize(
+            height,
+            width,
+            factor=processor.patch_size * processor.merge_size,
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
+        )
+        return new_width, new_height
+
+    def _visual_tokens(self, width: int, height: int) -> int:
+        cell = self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
+        return (width // cell) * (height // cell)

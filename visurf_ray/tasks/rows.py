@@ -1,0 +1,100 @@
+"""Rows of a data set: read with `datasets`, images left undecoded until they are asked for."""
+
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from visurf_ray.errors import UserError
+
+_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+_COLUMNS = ("problem", "solution", "image")
+
+
+class DataError(UserError):
+    """A data set that cannot be used; the message names the file, the row and what is wrong."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A question about an image, and its ground truth as JSON text. `where` names file and row in error messages."""
+
+    id: str
+    problem: str
+    solution: str
+    image: Any  # a path, encoded bytes, or a PIL image
+    where: str
+
+    def open_image(self) -> Image.Image:
+        """The image, its pixels not decoded yet. Raises DataError when it is missing or no image."""
+        if isinstance(self.image, Image.Image):
+            return self.image
+        source = BytesIO(self.image) if isinstance(self.image, bytes) else self.image
+        try:
+            return Image.open(source)
+        except FileNotFoundError as error:
+            raise DataError(f"{self.where}: there is no image {self.image}") from error
+        except OSError as error:  # PIL's UnidentifiedImageError is one
+            name = "the embedded bytes" if isinstance(self.image, bytes) else str(self.image)
+            raise DataError(f"{self.where}: {name} cannot be read as an image ({error})") from error
+
+    def load_image(self) -> Image.Image:
+        """The decoded image in RGB. Raises DataError when its data are damaged."""
+        image = self.open_image()
+        try:
+            return image.convert("RGB")
+        except OSError as error:
+            raise DataError(f"{self.where}: the image is damaged ({error})") from error
+
+
+def read_rows(source: str, image_root: str | None = None) -> list[Row]:
+    """Rows of a .parquet, .jsonl or .json file with the columns problem, solution, image and, if given, id; or of a
+    Hugging Face data set's `train` split.
+
+    image: an encoded image, or a path, relative ones from `image_root` or else the file's folder.
+    Raises DataError for a missing file, a missing column or an empty data set.
+    """
+    import datasets  # slow to import, and only needed where data are read
+
+    path = Path(source).expanduser()
+    if path.suffix in _READERS:
+        if not path.is_file():
+            raise DataError(f"there is no data file {path}")
+        if path.stat().st_size == 0:
+            raise DataError(f"{path} is empty")
+        try:
+            table = datasets.load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
+        except datasets.exceptions.DatasetGenerationError as error:
+            raise DataError(f"{path} cannot be read: {error.__cause__ or error}") from error
+    else:
+        table = datasets.load_dataset(source, split="train")
+    missing = [column for column in _COLUMNS if column not in table.column_names]
+    if missing:
+        raise DataError(f"{source} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    if len(table) == 0:
+        raise DataError(f"{source} has no rows")
+    if isinstance(table.features["image"], datasets.Image):
+        table = table.cast_column("image", datasets.Image(decode=False))
+    root = Path(image_root).expanduser() if image_root else path.parent
+    return [_row(record, source, number, root) for number, record in enumerate(table)]
+
+
+def _row(record: dict[str, Any], source: str, number: int, root: Path) -> Row:
+    where = f"{source}, row {number}"
+    image = record["image"]
+    if isinstance(image, dict):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, str):
+        image = root / image
+    if image is None:
+        raise DataError(f"{where}: the image is empty")
+    identity = record.get("id")
+    return Row(
+        str(identity) if identity is not None else str(number),
+        str(record["problem"]),
+        str(record["solution"]),
+        image,
+        f"{where} (id {identity})" if identity is not None else where,
+    )
