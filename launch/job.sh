@@ -45,10 +45,11 @@ quoted_override() { echo "$1='${2//\'/\\\'}'"; }
 # submit_job COMMAND…: uploads the code, submits the job in the background and prints its log.
 submit_job() {
     # Ray's command line tells its own commands and its packaging and, after a failure, the whole log a second time.
-    exec 3> >(exec awk '
-        / cli\.py:[0-9]+ -- / { if (/Status message:/) quiet = 1; next }
-        /[ \t](INFO|WARNING) (sdk|dashboard_sdk|packaging|working_dir|job_manager)\.py:[0-9]+ -- / { next }
-        !quiet { print; fflush() }')
+    exec 3> >(
+        trap '' INT # the end of the log comes after Ctrl-C
+        exec sed -u -E -e '/ cli\.py:[0-9]+ -- Status message:/,$d' -e '/ cli\.py:[0-9]+ -- /d' \
+            -e '/\s(INFO|WARNING) (sdk|dashboard_sdk|packaging|working_dir|job_manager)\.py:[0-9]+ -- /d'
+    )
     printer=$!
     ray job submit --address "$address" --submission-id "$job" --working-dir "$root" \
         --runtime-env-json "{$runtime_env}" -- "$@" >&3 2>&1 &

@@ -82,7 +82,7 @@ stop_ray() {
     local pids fifths
     for ((fifths = 0; fifths < 150; fifths++)); do
         pids=$(ray_processes)
-        if [[ -z $pids ]]; then return; fi
+        if [[ -z $pids ]]; then break; fi
         # shellcheck disable=SC2086
         case $fifths in
             75) kill -TERM $pids 2>/dev/null || true ;;

@@ -19,7 +19,7 @@ from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.rank import RankConfig
 from visurf_ray.method import Method
-from visurf_ray.models import load_processor, resolve_model
+from visurf_ray.models import banned_token_ids, load_processor, resolve_model
 from visurf_ray.monitor import Monitor
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardPool
@@ -99,12 +99,13 @@ def start_rollouts(config: Config) -> RolloutPool:
     return RolloutPool(actors, sampling=sampling, max_in_flight=rollout.max_in_flight)
 
 
-def start_learner(config: Config) -> LearnerGroup:
+def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
     """DeepSpeed ranks with the policy loaded."""
     learner = config.learner
     rank = RankConfig(
         model_path=resolve_model(config.model.path),
         temperature=config.rollout.temperature,
+        banned=tuple(banned_token_ids(tokenizer)),
         zero_stage=learner.zero_stage,
         learning_rate=learner.learning_rate,
         weight_decay=learner.weight_decay,
@@ -116,6 +117,7 @@ def start_learner(config: Config) -> LearnerGroup:
         attention=learner.attention,
     )
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
+    environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     actors = [
         LearnerActor.options(  # type: ignore[attr-defined]
             num_gpus=learner.gpus, num_cpus=learner.cpus, runtime_env={"env_vars": environment}
@@ -188,7 +190,7 @@ def train(config: Config) -> Path:
         )
         try:
             rollouts = start_rollouts(config)
-            learner = start_learner(config)
+            learner = start_learner(config, tokenizer)
             gpu_workers = config.rollout.gpus * config.rollout.workers
             learner.connect(rollouts.actors, gpu_workers)
             if resume:

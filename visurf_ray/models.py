@@ -28,6 +28,18 @@ def resolve_model(path: str) -> str:
     return str(folder)
 
 
+# What a policy must never sample: a vision placeholder in a response breaks the learner ("image features and image
+# tokens do not match"). Sampler and learner take them out of the distribution alike.
+_VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+BANNED_BIAS = -100.0
+
+
+def banned_token_ids(tokenizer: Any) -> list[int]:
+    """Token ids that a response must not contain."""
+    vocabulary = tokenizer.get_vocab()
+    return [vocabulary[token] for token in _VISION_TOKENS if token in vocabulary]
+
+
 def load_processor(config: ModelConfig) -> Any:
     """The model's processor, its image size bounded by `config.max_pixels`."""
     from transformers import AutoProcessor

@@ -1,5 +1,6 @@
 """The policy: a Hugging Face vision-language model that returns log-probs of response tokens."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -7,13 +8,16 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visurf_ray.learner.packing import PackedGroups
+from visurf_ray.models import BANNED_BIAS
 
 
 class Policy(nn.Module):
     """Wraps the model so that DeepSpeed sees one forward pass from packed groups to log-probs."""
 
-    def __init__(self, model: Any, temperature: float) -> None:
+    def __init__(self, model: Any, temperature: float, banned: Sequence[int]) -> None:
+        """temperature and banned token ids: as the sampler has them, so that both see one distribution."""
         super().__init__()
+        self.banned = list(banned)
         self.model = model
         self.temperature = temperature
 
@@ -30,7 +34,9 @@ class Policy(nn.Module):
             image_grid_thw=packed.image_grid_thw,
             use_cache=False,
         ).last_hidden_state
-        logits = self.model.lm_head(hidden[packed.row_T, packed.column_T]).float() / self.temperature
+        logits = self.model.lm_head(hidden[packed.row_T, packed.column_T]).float()
+        logits[:, self.banned] += BANNED_BIAS
+        logits = logits / self.temperature
         logprobs = logits.log_softmax(-1)
         with torch.no_grad():
             entropy = -(logprobs.exp() * logprobs).sum(-1)

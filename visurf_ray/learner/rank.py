@@ -24,6 +24,7 @@ class RankConfig:
 
     model_path: str
     temperature: float
+    banned: tuple[int, ...]  # token ids that are never sampled
     zero_stage: int
     learning_rate: float
     weight_decay: float
@@ -62,7 +63,7 @@ class Rank:
             attention=config.attention,
             gradient_checkpointing=config.gradient_checkpointing,
         )
-        policy = Policy(model, config.temperature)
+        policy = Policy(model, config.temperature, config.banned)
         optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay
         )

@@ -79,17 +79,13 @@ class Progress:
             self._recent.append(metrics["time/step"])
         eta = clock((self._total - step) * sum(self._recent) / len(self._recent)) if self._recent else "-"
         self._bar.update(self._task, completed=step, eta=eta)
-        parts = [_headline(metrics), _phases(metrics)]
+        headline, phases, speed = _headline(metrics), _phases(metrics), _speed(metrics)
         if self._live is None:
             width = len(str(self._total))
-            parts = [f"step  {step:>{width}}/{self._total}  {parts[0]}", parts[1], f"{_speed(metrics)}eta {eta}"]
+            parts = [f"step  {step:>{width}}/{self._total}  {headline}", phases, f"{speed}eta {eta}"]
+            self.say(" | ".join(part for part in parts if part))
         else:
-            parts.append(_speed(metrics).strip())
-        line = " | ".join(part for part in parts if part)
-        if self._live is None:
-            self.say(line)
-        else:
-            self._last.plain = line
+            self._last.plain = f"{headline}\n{phases}  {speed}"
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
         """Print one line with an evaluation's numbers, named as they are given."""

@@ -8,11 +8,7 @@ from typing import Any
 import ray
 
 from visurf_ray.groups import Example, Response, Source
-
-# What a policy must never sample: a vision placeholder in a response breaks the learner ("image features and image
-# tokens do not match").
-_VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
-_BANNED = -100.0
+from visurf_ray.models import BANNED_BIAS, banned_token_ids
 
 
 @dataclass(frozen=True)
@@ -44,7 +40,7 @@ class RolloutActor:
 
     def __init__(self, config: EngineConfig, worker: int, workers: int) -> None:
         """worker: this one's number among `workers`; on a CPU they share the machine's cores out."""
-        os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         backend = "nccl"
         memory: dict[str, Any] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
@@ -78,9 +74,7 @@ class RolloutActor:
             **memory,
         )
         self.engine = AsyncLLM.from_engine_args(arguments)
-        tokenizer = self.engine.get_tokenizer()
-        vocabulary = tokenizer.get_vocab()
-        self.banned = {vocabulary[token]: _BANNED for token in _VISION_TOKENS if token in vocabulary}
+        self.banned = dict.fromkeys(banned_token_ids(self.engine.get_tokenizer()), BANNED_BIAS)
 
     async def sample(self, example: Example, sampling: Sampling) -> list[Response]:
         """Sample `sampling.n` responses to one example, from one prefill."""
