@@ -6,9 +6,10 @@
 # Only the code travels: whatever else lies in the folder stays here, however large. In gitignore's syntax; a plain "/*"
 # would match the folder itself (".") and leave nothing.
 excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/conf/**", "__pycache__"]'
-# Ray kills a job 3 s after asking it to stop; W&B and a checkpoint being written want longer.
+# A job that is stopped may finish what it writes (a checkpoint, W&B). SIGINT, because the SIGTERM that is Ray's default ends
+# a driver after 3 s whatever it does: Abseil's handler in Ray's core sets an alarm.
 stop_seconds=30
-runtime_env="\"excludes\": $excludes, \"env_vars\": {\"RAY_JOB_STOP_WAIT_TIME_S\": \"$stop_seconds\"}"
+runtime_env="\"excludes\": $excludes, \"env_vars\": {\"RAY_JOB_STOP_SIGNAL\": \"SIGINT\", \"RAY_JOB_STOP_WAIT_TIME_S\": \"$stop_seconds\"}"
 
 say() { echo "${0##*/}: $*"; }
 
@@ -63,8 +64,7 @@ await_job() {
     wait "$printer" || true
     local told=""
     while true; do
-        job_status=UNKNOWN job_code=1
-        read -r job_status job_code < <(api "/api/jobs/$job" status driver_exit_code) || break
+        read -r job_status job_code < <(api "/api/jobs/$job" status driver_exit_code || echo UNKNOWN)
         if [[ $job_status != RUNNING && $job_status != PENDING ]]; then break; fi
         if [[ -z $told ]]; then say "its log broke off; waiting for the job's end" && told=yes; fi
         sleep 5

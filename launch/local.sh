@@ -30,7 +30,7 @@ fi
 
 output_dir=$(given_output_dir "$@")
 output_dir=${output_dir:-outputs/$(date +%Y-%m-%d_%H-%M-%S)}
-if [[ $output_dir != /* ]]; then output_dir=$PWD/$output_dir; fi
+output_dir=$(realpath -ms -- "${output_dir/#\~\//$HOME/}")
 job=visurf-$(date +%Y%m%d-%H%M%S)-$$
 
 head=""     # process id of the Ray that this script starts
@@ -51,7 +51,9 @@ print(*(s.getsockname()[1] for s in sockets))')
     say "starting Ray"
     # A session of its own, out of Ctrl-C's reach: the job ends before its cluster. Should this script be killed, Ray ends
     # as well (pdeathsig). Ports of its own: Ray's defaults collide with another Ray on this machine.
-    setsid setpriv --pdeathsig TERM ray start --head --block --disable-usage-stats --temp-dir "$folder" \
+    # SIGINT, which bash has a background process ignore, is what stops the job.
+    env --default-signal=INT setsid setpriv --pdeathsig TERM \
+        ray start --head --block --disable-usage-stats --temp-dir "$folder" \
         --port "$gcs" --ray-client-server-port "$client" --dashboard-agent-listen-port "$agent" \
         --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" >"$folder/start.log" 2>&1 </dev/null &
     head=$!
@@ -101,7 +103,7 @@ finish() {
         say "stopping the job (it has $stop_seconds s)"
         # A job that is not there yet must not come either.
         stop_job || { kill "$follower" 2>/dev/null && stop_job; } || true
-        kill "$follower" 2>/dev/null || true
+        timeout 5 tail --pid "$follower" -f /dev/null || kill "$follower" 2>/dev/null || true # its log's last lines
     fi
     if [[ -n $head ]]; then
         stop_ray

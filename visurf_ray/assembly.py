@@ -1,7 +1,9 @@
 """Puts a run together: checks everything that can be checked, then starts the actors."""
 
 import importlib.metadata
+import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,9 +14,9 @@ from omegaconf import OmegaConf
 
 from visurf_ray.checkpoints import Checkpoints, State, find_resume, read_state
 from visurf_ray.cluster.resources import ClusterError, Demand, check_demand, wait_ready
-from visurf_ray.config import Config, ConfigError
+from visurf_ray.config import Config, ConfigError, ModelConfig
 from visurf_ray.driver import Driver
-from visurf_ray.groups import Example
+from visurf_ray.groups import Metrics
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.rank import RankConfig
@@ -66,6 +68,11 @@ def reward_options(config: Config) -> dict[str, Any]:
         "box_distance": reward.box_distance,
         "point_distance": reward.point_distance,
     }
+
+
+def _rollout_demand(config: Config) -> Demand:
+    rollout = config.rollout
+    return Demand("rollout workers", "rollout.workers", rollout.workers, rollout.gpus, rollout.cpus)
 
 
 def start_data(config: Config) -> Any:
@@ -129,7 +136,7 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
     return LearnerGroup(actors, rank, seed=config.seed, minibatches=learner.minibatches, threads=threads)
 
 
-# glibc hands large freed blocks back to the kernel and faults them in again at every step; kept, a step is a tenth faster.
+# glibc hands large freed blocks back to the kernel and faults them in anew at every step: a tenth of its time.
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
 
@@ -171,8 +178,10 @@ def train(config: Config) -> Path:
     with connected(config.cluster.address):
         check_demand(
             [
-                Demand("rollout workers", "rollout.workers", config.rollout.workers, config.rollout.gpus, config.rollout.cpus),
-                Demand("learner ranks", "learner.ranks", config.learner.ranks, config.learner.gpus, config.learner.cpus),
+                _rollout_demand(config),
+                Demand(
+                    "learner ranks", "learner.ranks", config.learner.ranks, config.learner.gpus, config.learner.cpus
+                ),
             ]
         )
         data = start_data(config)
@@ -233,5 +242,48 @@ def _encoder(tokenizer: Any):
     return encode
 
 
-def held_out_examples(config: Config) -> list[Example]:
-    return ray.get(start_data(config).held_out_examples.remote(config.eval.examples))
+def evaluate(config: Config, checkpoint: str) -> Metrics:
+    """Greedy answers of a checkpoint to the held-out split, and their scores; both are written to `output_dir`."""
+    with tempfile.TemporaryDirectory() as scratch:
+        config.model.path = _as_model(checkpoint, Path(scratch))
+        task = load_task(config.task, config.seed)
+        with connected(config.cluster.address):
+            check_demand([_rollout_demand(config)])
+            data = start_data(config)
+            rollouts = start_rollouts(config)
+            examples = ray.get(data.held_out_examples.remote(config.eval.examples))
+            predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
+            rollouts.shut_down()
+    scores = task.metrics(predictions)
+    output = Path(config.output_dir).expanduser()
+    output.mkdir(parents=True, exist_ok=True)
+    lines = [
+        json.dumps(
+            {
+                "id": p.example.id,
+                "question": p.example.question,
+                "ground_truth": p.example.ground_truth,
+                "response": p.response,
+            }
+        )
+        for p in predictions
+    ]
+    (output / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def _as_model(checkpoint: str, scratch: Path) -> str:
+    """A folder or hub id that `from_pretrained` loads; a training checkpoint is converted into `scratch`."""
+    path = Path(checkpoint).expanduser()
+    if not (path / "state.json").is_file():
+        return resolve_model(checkpoint)
+    from visurf_ray.learner.export import export_checkpoint
+
+    run = path.resolve().parent.parent / "config.yaml"
+    if not run.is_file():
+        raise ConfigError(f"checkpoint={checkpoint}: {run}, the configuration of its run, is missing")
+    model: ModelConfig = OmegaConf.load(run).model  # type: ignore[assignment]
+    export_checkpoint(path, resolve_model(model.path), scratch)
+    load_processor(model).save_pretrained(scratch)
+    return str(scratch)

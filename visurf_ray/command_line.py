@@ -15,6 +15,8 @@ def parse(description: str | None) -> argparse.Namespace:
 
 def fail(error: Exception) -> int:
     """Print what went wrong and what to do; the exit status."""
-    cause = getattr(error, "cause", None) or error  # an actor's error carries its own traceback; the cause is its message
+    cause = (
+        getattr(error, "cause", None) or error
+    )  # an actor's error carries its own traceback; the cause is its message
     print(f"error: {cause}", file=sys.stderr)
     return 2

@@ -146,8 +146,8 @@ class ConfigError(UserError):
     """A configuration that cannot be run; the message names the key and what to do."""
 
 
-def load_config(overrides: list[str], name: str = "config") -> DictConfig:
-    """Compose and type-check `conf/<name>.yaml`.
+def load_config(overrides: list[str]) -> Config:
+    """Compose and type-check the configuration.
 
     Raises ConfigError for a key or an option that does not exist, with the nearest one that does.
     """
@@ -156,7 +156,7 @@ def load_config(overrides: list[str], name: str = "config") -> DictConfig:
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         try:
-            return compose(name, overrides=overrides)
+            return compose("config", overrides=overrides)  # type: ignore[return-value]  # a DictConfig of that schema
         except (ConfigCompositionException, OmegaConfBaseException) as error:
             raise ConfigError(_explain(error, overrides)) from error
 
@@ -166,7 +166,11 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     message = str(error).splitlines()[0]
     valid = compose("config")
     keys = _leaves(valid)
-    groups = {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in CONFIG_DIR.iterdir() if folder.is_dir()}
+    groups = {
+        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+        for folder in CONFIG_DIR.iterdir()
+        if folder.is_dir()
+    }
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         if key in groups:
@@ -180,7 +184,8 @@ def _explain(error: Exception, overrides: list[str]) -> str:
 def _leaves(config: DictConfig, prefix: str = "") -> list[str]:
     """All keys, dotted."""
     found: list[str] = []
-    for key, value in OmegaConf.to_container(config, resolve=False).items():  # type: ignore[union-attr]
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
+    for key, value in plain.items():
         found.append(f"{prefix}{key}")
         if isinstance(value, dict):
             found += _leaves(OmegaConf.create(value), f"{prefix}{key}.")

@@ -41,11 +41,11 @@ def check_demand(demands: list[Demand]) -> None:
 
 
 def _refusal(demands: list[Demand]) -> str:
-    asked = " and ".join(f"{d.count} {d.name} ({d.key}={d.count}) with {d.gpus:g} GPU, {d.cpus:g} CPU each" for d in demands)
+    asked = " and ".join(
+        f"{d.count} {d.name} ({d.key}={d.count}) with {d.gpus:g} GPU, {d.cpus:g} CPU each" for d in demands
+    )
     cluster, free = ray.cluster_resources(), ray.available_resources()
-    parts = [
-        f"{cluster.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in ("GPU", "CPU")
-    ]
+    parts = [f"{cluster.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in ("GPU", "CPU")]
     return (
         f"the run does not fit the cluster: it asks for {asked}; the cluster has {' and '.join(parts)} on "
         f"{len(ray.nodes())} node(s). Lower {' or '.join(d.key for d in demands)}, or free or add resources"

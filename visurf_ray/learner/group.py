@@ -1,6 +1,7 @@
 """The learner group: the public face of the learner's ranks."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def split_evenly(groups: Sequence[Group], parts: int) -> list[list[Group]]:
     if len(groups) < parts:
         raise ValueError(f"{len(groups)} groups cannot make {parts} minibatches: lower learner.minibatches")
     bounds = [round(index * len(groups) / parts) for index in range(parts + 1)]
-    return [list(groups[begin:end]) for begin, end in zip(bounds, bounds[1:], strict=False)]
+    return [list(groups[begin:end]) for begin, end in pairwise(bounds)]
 
 
 def _cost(group: Group) -> int:

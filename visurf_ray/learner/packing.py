@@ -99,7 +99,9 @@ def pack(
                 "advantage_T": torch.full((len(tokens),), response.advantage),
                 "weight_T": torch.full((len(tokens),), weight),
                 "is_label_T": torch.full((len(tokens),), response.source is Source.LABEL),
-                "sampler_logprob_T": torch.full((len(tokens),), torch.nan) if sampler is None else torch.tensor(sampler),
+                "sampler_logprob_T": torch.full((len(tokens),), torch.nan)
+                if sampler is None
+                else torch.tensor(sampler),
             }
             for name, value in values.items():
                 per_token[name].append(value)

@@ -22,7 +22,7 @@ class Policy(nn.Module):
         self.temperature = temperature
 
     def forward(self, packed: PackedGroups) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-        """Log-probability of each response token, and the entropy (nats, detached) of the distribution it is drawn from.
+        """Log-probability of each response token, and the entropy (nats, detached) of what it is drawn from.
 
         Logits are computed at response positions alone, divided by the sampling temperature, in float32.
         """

@@ -145,11 +145,11 @@ class Rank:
 
     def save(self, folder: Path) -> None:
         """Write the training state (parameters, optimizer, random state) as a DeepSpeed checkpoint."""
-        self.engine.save_checkpoint(str(folder), tag=_TAG)
+        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, with the same number of ranks and ZeRO stage."""
-        loaded, _ = self.engine.load_checkpoint(str(folder), tag=_TAG)
+        loaded, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
 
@@ -164,7 +164,7 @@ class Rank:
 
 
 DIFF_MAX = "rollout_logprob_diff_max"
-_TAG = "state"
+CHECKPOINT_TAG = "state"
 
 
 def _token_sums(packed: PackedGroups, logprobs, old_logprobs, entropy, loss: LossConfig) -> Metrics:

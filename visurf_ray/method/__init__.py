@@ -23,8 +23,8 @@ class Method:
         render: Callable[[Example, str], str],
         encode: Callable[[str], list[int]],
     ) -> None:
-        """render: an example's ground truth as a response, in a named style. encode: a response's token ids, ending as a
-        rollout ends.
+        """render: an example's ground truth as a response, in a named style. encode: a response's token ids, ending
+        as a rollout ends.
         """
         self.config = config
         self.render = render

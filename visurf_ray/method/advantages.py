@@ -10,10 +10,10 @@ def group_advantages(
 ) -> Float[Tensor, " G1"]:
     """Advantages of one group's responses: (r - mean) / (std + eps), over rollouts and label alike.
 
-    rewards_G1: rewards of the G rollouts, then of the label if there is one. Equal rewards give exact zeros, and so does
-    a group of one.
-    divide_by_std: False gives r - mean (Dr.GRPO, arXiv 2503.20783). ddof: 1 for the sample standard deviation, 0 for the
-    population's.
+    rewards_G1: rewards of the G rollouts, then of the label if there is one. Equal rewards give exact zeros, and so
+    does a group of one.
+    divide_by_std: False gives r - mean (Dr.GRPO, arXiv 2503.20783). ddof: 1 for the sample standard deviation, 0 for
+    the population's.
     Raises ValueError when a reward is not finite.
     """
     if not torch.isfinite(rewards_G1).all():

@@ -21,8 +21,8 @@ LabelTerm = Literal["ppo", "ce"]
 class LossConfig:
     """What the learner needs to know about the method.
 
-    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. label_term: `ppo`, label tokens enter like
-    rollout tokens (eq. 8); `ce`, they enter by their plain cross-entropy.
+    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. label_term: `ppo`, label tokens enter
+    like rollout tokens (eq. 8); `ce`, they enter by their plain cross-entropy.
     """
 
     clip_low: float = 0.2

@@ -71,9 +71,7 @@ def answer(model, processor, lessons: list[Lesson], batch_size: int = 50) -> lis
 
 def _listing_scores(lesson: Lesson, response: str) -> list[float]:
     listed = {int(value): [int(v) for v in box] for value, *box in _LISTED.findall(answer_text(response) or "")}
-    return [
-        float(digit.value in listed and iou(listed[digit.value], digit.box) > 0.5) for digit in lesson.scene.digits
-    ]
+    return [float(digit.value in listed and iou(listed[digit.value], digit.box) > 0.5) for digit in lesson.scene.digits]
 
 
 def _grounding_score(lesson: Lesson, response: str) -> float:

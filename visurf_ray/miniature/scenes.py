@@ -160,5 +160,5 @@ def _of_parity(scene: Scene, parity: int) -> tuple[Digit, ...]:
 
 
 def seen(scene: Scene) -> str:
-    """What is in the scene and where, as the base model's thinking puts it: `7 [12, 40, 36, 66], 3 [60, 33, 80, 57]`."""
+    """What is in the scene and where, as the base model thinks it: `7 [12, 40, 36, 66], 3 [60, 33, 80, 57]`."""
     return ", ".join(f"{digit.value} {list(digit.box)}" for digit in scene.digits)

@@ -17,7 +17,7 @@ class MiniatureTask(GroundingTask):
         return draw_rows("train", int(self.config.train), share, self.seed)
 
     def held_out_rows(self) -> list[Row]:
-        """Half of the questions are for absent digits. The same scenes for every seed, so that seeds can be compared."""
+        """Half of the questions are for absent digits. The scenes are the same for every seed, to be compared."""
         return draw_rows("test", int(self.config.held_out), 0.5, 0)
 
 

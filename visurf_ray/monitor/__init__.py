@@ -53,7 +53,7 @@ class Monitor:
         return self._metrics.run_id
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time and show a phase of the step: sample, reward, learn, sync, evaluate or checkpoint. Phases do not nest."""
+        """Time and show a phase of the step: sample, reward, learn, sync, evaluate, … Phases do not nest."""
         return self._progress.phase(name)
 
     def log(self, step: int, metrics: Metrics) -> None:

@@ -32,9 +32,9 @@ class Curve:
 def figure(curves: list[Curve], kind: str, *, last_step: float, low: float | None, high: float | None) -> str:
     """An `<svg>` of the curves over 0…`last_step`.
 
-    `kind`: line (the raw series light, its moving average strong), points (few values, joined), log (logarithmic y axis;
-    linear when no value is positive) or stack (curves of equal steps, one upon the other). `low` and `high` are the ends
-    of the y axis, as long as no value lies beyond; None to fit the values.
+    `kind`: line (the raw series light, its moving average strong), points (few values, joined), log (logarithmic y
+    axis; linear when no value is positive) or stack (curves of equal steps, one upon the other). `low` and `high` are
+    the ends of the y axis, as long as no value lies beyond; None to fit the values.
     """
     with rc_context({"svg.fonttype": "none", "font.size": 11, "path.simplify_threshold": 0.3}):
         picture = Figure(figsize=_SIZE)

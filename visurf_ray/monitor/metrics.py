@@ -19,7 +19,7 @@ Row = dict[str, Any]
 class MetricsLog:
     """Writes the metrics of one run to `output_dir/metrics.jsonl` and to W&B (its files: `output_dir/wandb`).
 
-    `mode` is auto (online when there is an API key, offline otherwise), online, offline or disabled. `run_id` is that of
+    `mode` is auto (online when there is an API key, offline otherwise), online, offline or disabled. `run_id` is
     the W&B run to continue; None begins one. Raises ValueError for another mode, RuntimeError when W&B does not answer.
     """
 

@@ -56,7 +56,7 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase (sample, reward, learn, sync, evaluate, checkpoint). Raises RuntimeError inside another phase."""
+        """Time a phase (sample, reward, learn, sync, evaluate, …). Raises RuntimeError inside another phase."""
         if self._phase is not None:
             raise RuntimeError(f"phase {name!r} inside {self._phase!r}: phases are timed one at a time")
         self._phase = name

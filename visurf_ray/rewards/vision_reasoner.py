@@ -12,14 +12,17 @@ bugs, this does the right thing:
 - A decimal point does not end a sentence in the repetition check; line breaks and "。" do.
 """
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items, parse_targets
+from visurf_ray.tasks.boxes import Target, has_thinking, numbers, parse_items, parse_targets
 
 _SENTENCE_END = re.compile(r"\.(?!\d)|[。\n]")
 
@@ -46,9 +49,11 @@ class VisionReasonerReward:
             }
         )
 
-    def _accuracy(self, items, truth) -> float:
+    def _accuracy(self, items: list[Any] | None, truth: Sequence[Target]) -> float:
         """Hungarian matching on IoU > 0.5, box distance and point distance; the sum over the longer list's length."""
-        given = [(numbers(i.get("bbox_2d"), 4), numbers(i.get("point_2d"), 2)) for i in items or [] if isinstance(i, dict)]
+        given = [
+            (numbers(i.get("bbox_2d"), 4), numbers(i.get("point_2d"), 2)) for i in items or [] if isinstance(i, dict)
+        ]
         if not given or not truth:
             return 0.0
         scores = np.zeros((len(given), len(truth)))
@@ -57,7 +62,7 @@ class VisionReasonerReward:
                 continue
             inside = point is not None and box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
             for column, target in enumerate(truth):
-                near = inside and float(np.hypot(*np.subtract(point, target.point_2d))) < self.point_distance
+                near = inside and math.dist(point or (), target.point_2d) < self.point_distance
                 scores[row, column] = (
                     (pixel_iou(box, target.bbox_2d) > 0.5)
                     + (float(np.abs(np.subtract(box, target.bbox_2d)).mean()) < self.box_distance)
@@ -67,7 +72,7 @@ class VisionReasonerReward:
         return float(scores[rows, columns].sum()) / max(len(items or []), len(truth))
 
 
-def pixel_iou(a, b) -> float:
+def pixel_iou(a: Sequence[float], b: Sequence[float]) -> float:
     """IoU of two boxes (x1, y1, x2, y2) whose corners are pixels that belong to them, as in the original."""
     width = min(a[2], b[2]) - max(a[0], b[0]) + 1
     height = min(a[3], b[3]) - max(a[1], b[1]) + 1
@@ -77,7 +82,7 @@ def pixel_iou(a, b) -> float:
     return intersection / union if union > 0 else 0.0
 
 
-def _answer_format(items) -> float:
+def _answer_format(items: list[Any] | None) -> float:
     """Mean over the items of 1 for a box of four numbers and 1 for a point of two."""
     if not items:
         return 0.0

@@ -27,7 +27,7 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `n` responses of at most `max_tokens` tokens; temperature 0 is greedy. Top-p and top-k stay off."""
+    """How to sample: `n` responses of at most `max_tokens` tokens; temperature 0 is greedy. Top-p and top-k are off."""
 
     n: int
     temperature: float
@@ -59,7 +59,7 @@ class RolloutActor:
         load_general_plugins()
         arguments = AsyncEngineArgs(
             model=config.model_path,
-            dtype=config.dtype,
+            dtype=config.dtype,  # type: ignore[arg-type]
             max_model_len=config.max_model_len,
             max_num_seqs=256,
             # A prefill is never chunked: with seeds the CPU engine cannot, and images arrive whole.
@@ -94,7 +94,7 @@ class RolloutActor:
         final = None
         async for output in self.engine.generate(prompt, parameters, request_id=uuid.uuid4().hex):
             final = output
-        assert final is not None
+        assert final is not None and final.prompt_token_ids is not None
         if final.prompt_token_ids != example.prompt.expanded_ids:
             raise RuntimeError(
                 f"example {example.id!r}: vLLM expanded the prompt to {len(final.prompt_token_ids)} tokens, "
@@ -105,7 +105,7 @@ class RolloutActor:
                 Source.ROLLOUT,
                 completion.text,
                 list(completion.token_ids),
-                [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)],
+                _sampled_logprobs(completion),
             )
             for completion in final.outputs
         ]
@@ -141,6 +141,11 @@ class RolloutActor:
 
     async def ready(self) -> None:
         """Returns when the engine is up."""
+
+
+def _sampled_logprobs(completion: Any) -> list[float]:
+    """The log-probability of each sampled token (length T)."""
+    return [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
 
 
 def _cores(worker: int, workers: int) -> list[int]:

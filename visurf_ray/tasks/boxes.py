@@ -102,4 +102,6 @@ def check_targets(targets: Sequence[Target], width: float, height: float) -> Non
             raise ValueError(f"item {number} has bbox_2d {list(target.bbox_2d)}, but x1 < x2 and y1 < y2 must hold")
         x, y = target.point_2d
         if min(x1, y1, x, y) < 0 or max(x2, x) > width or max(y2, y) > height:
-            raise ValueError(f"item {number} reaches outside the image of {width:g}×{height:g}: {json.dumps(vars(target))}")
+            raise ValueError(
+                f"item {number} reaches outside the image of {width:g}×{height:g}: {json.dumps(vars(target))}"
+            )

@@ -48,10 +48,10 @@ def well_formed(response: str) -> bool:
 def score_boxes(answers: Sequence[tuple[str, str]]) -> Metrics:
     """Metrics of (response, ground truth) pairs.
 
-    giou: mean over examples of the IoU of the covered areas; 1 where nothing is meant and `[]` is answered, 0 where only
-    one of the two is empty (gRefCOCO's gIoU; not box-GIoU). bbox_acc: over examples that mean something, pairs matched
-    at IoU > 0.5 over answered or true boxes, whichever are more. n_acc: share of examples that mean nothing and are
-    answered `[]`; an answer that cannot be parsed is not `[]`. format_rate: well-formed answers. thinking_rate:
+    giou: mean over examples of the IoU of the covered areas; 1 where nothing is meant and `[]` is answered, 0 where
+    only one of the two is empty (gRefCOCO's gIoU; not box-GIoU). bbox_acc: over examples that mean something, pairs
+    matched at IoU > 0.5 over answered or true boxes, whichever are more. n_acc: share of examples that mean nothing
+    and are answered `[]`; an answer that cannot be parsed is not `[]`. format_rate: well-formed answers. thinking_rate:
     responses with reasoning before the answer. empty_rate: `[]` for examples that do mean something. A metric without
     examples is left out.
     """

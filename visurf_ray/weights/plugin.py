@@ -1,5 +1,7 @@
-"""Registers our weight-transfer backend with vLLM; an entry point of `vllm.general_plugins`, so that every process of an
-engine runs it."""
+"""Registers our weight-transfer backend with vLLM.
+
+An entry point of the group `vllm.general_plugins`: every process of an engine runs it, its children included.
+"""
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 

@@ -1,9 +1,9 @@
 """A weight-transfer backend for machines without a GPU: safetensors in shared memory.
 
 vLLM's own backends (`nccl`, `ipc`) move weights between GPUs. This one follows the same protocol
-(https://docs.vllm.ai/en/v0.32.0/training/weight_transfer): the sender writes a file under /dev/shm, each engine maps and
-loads it, and the file is removed. Update messages travel as msgpack, where an array would arrive as a list of numbers,
-so only the path is sent. Sampler and learner must be on one machine.
+(https://docs.vllm.ai/en/v0.32.0/training/weight_transfer): the sender writes a file under /dev/shm, each engine maps
+and loads it, and the file is removed. Update messages travel as msgpack, where an array would arrive as a list of
+numbers, so only the path is sent. Sampler and learner must be on one machine.
 """
 
 import os
@@ -62,7 +62,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
                 f"{update_info.path} cannot be read: without GPUs weights travel through shared memory, "
                 "so rollout workers and learner ranks must be on one machine"
             ) from error
-        self.model.load_weights(iter(weights.items()))
+        self.model.load_weights(iter(weights.items()))  # type: ignore[operator]  # a vLLM model, typed as a module
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead

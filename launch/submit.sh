@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Submits a training to a Ray cluster that runs elsewhere, and follows it. Needs nothing here but the `ray` command.
+#
+#   bash launch/submit.sh http://HEAD:8265 output_dir=/shared/runs/a [any Hydra override…]
+#
+# The cluster's machines have visurf_ray's environment (docker/Dockerfile), and `python` is theirs. output_dir and every
+# other path lie on storage that all of them see. Ctrl-C stops following; the job goes on.
+# A cluster with token authentication wants its token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in
+# ~/.ray/auth_token.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/job.sh
+source "$root/launch/job.sh"
+
+usage() {
+    echo "submit.sh: $1" >&2
+    echo "usage: bash launch/submit.sh http://HEAD:8265 output_dir=/storage/that/the/cluster/shares [overrides…]" >&2
+    exit 2
+}
+if [[ ! ${1:-} =~ ^https?:// ]]; then usage "the first argument is the address of the cluster's job server"; fi
+address=${1%/}
+shift
+output_dir=$(given_output_dir "$@")
+if [[ $output_dir != /* ]]; then usage "give an output_dir with an absolute path, on storage that the whole cluster sees"; fi
+
+if [[ -x $root/.venv/bin/ray ]]; then PATH="$root/.venv/bin:$PATH"; fi
+if ! command -v ray >/dev/null; then
+    ray=$(sed -nE 's/.*"(ray\[default\]==[0-9.]+)".*/\1/p' "$root/pyproject.toml")
+    echo "submit.sh: there is no 'ray' command: pip install '$ray', or bash launch/setup.sh" >&2
+    exit 1
+fi
+if [[ -n ${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-} || -s ~/.ray/auth_token ]]; then export RAY_AUTH_MODE=token; fi
+
+job=visurf-$(date +%Y%m%d-%H%M%S)-$$
+leave() {
+    trap '' INT TERM HUP
+    kill "$follower" 2>/dev/null || true
+    say "$job goes on. To follow it again, or to stop it:"
+    echo "  RAY_AUTH_MODE=${RAY_AUTH_MODE:-} ray job logs --follow --address $address $job"
+    echo "  RAY_AUTH_MODE=${RAY_AUTH_MODE:-} ray job stop --address $address $job"
+    exit "$1"
+}
+say "submitting $job to $address; Ctrl-C leaves it running"
+submit_job python -m visurf_ray.train "$@"
+trap 'leave 130' INT
+trap 'leave 143' TERM HUP
+await_job
+if ((job_code == 0)); then say "the run is in $output_dir"; fi
+exit "$job_code"

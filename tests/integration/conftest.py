@@ -1,0 +1,45 @@
+"""The real stack on the miniature: a model, examples of its task, and one Ray cluster for all tests."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+@pytest.fixture(scope="session")
+def config():
+    from visurf_ray.config import load_config
+
+    return load_config(["task.train=64", "task.held_out=16", "monitor.wandb=disabled"])
+
+
+@pytest.fixture(scope="session")
+def processor(config):
+    from visurf_ray.models import load_processor
+
+    return load_processor(config.model)
+
+
+@pytest.fixture(scope="session")
+def loader(config, processor):
+    """Examples whose images and features are held directly, outside a cluster."""
+    from visurf_ray.tasks import load_task
+    from visurf_ray.tasks.loader import ExampleLoader
+
+    loader = ExampleLoader(
+        load_task(config.task, seed=0), processor, seed=0, max_prompt_tokens=500, put=lambda value: value
+    )
+    loader.load_train()
+    return loader
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()

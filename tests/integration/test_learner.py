@@ -1,0 +1,158 @@
+"""The DeepSpeed learner: ranks, ZeRO stages, micro-batches and order change nothing; checkpoints and exports keep all."""
+
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+from transformers import AutoModelForImageTextToText
+
+from tests.integration.groups import make_groups
+from tests.integration.test_policy import packed_groups
+from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.learner.rank import RankConfig
+from visurf_ray.method import LossConfig, token_losses
+from visurf_ray.models import banned_token_ids, resolve_model
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def rank_config(config, processor, **changes) -> RankConfig:
+    settings = {
+        "model_path": resolve_model(config.model.path),
+        "temperature": 1.0,
+        "banned": tuple(banned_token_ids(processor.tokenizer)),
+        "zero_stage": 1,
+        "learning_rate": 1e-3,
+        "weight_decay": 0.01,
+        "adam_betas": (0.9, 0.999),
+        "max_grad_norm": 1.0,
+        "groups_per_micro_batch": 2,
+        "gradient_checkpointing": False,
+        "dtype": "float32",
+        "attention": "sdpa",
+    }
+    return RankConfig(**(settings | changes))
+
+
+@pytest.fixture
+def make_learner(config, processor):
+    learners = []
+
+    def make(ranks=1, minibatches=1, **changes) -> LearnerGroup:
+        actors = [
+            LearnerActor.options(num_cpus=0.5, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}).remote()
+            for _ in range(ranks)
+        ]
+        learners.extend(actors)
+        return LearnerGroup(
+            actors, rank_config(config, processor, **changes), seed=0, minibatches=minibatches, threads=2 // ranks
+        )
+
+    yield make
+    for actor in learners:
+        ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def batches(loader):
+    """Two batches of groups, features in the object store."""
+    found = [make_groups(loader, 6, seed=seed) for seed in (0, 1)]
+    for groups in found:
+        for group in groups:
+            prompt = replace(group.example.prompt, features=ray.put(group.example.prompt.features))
+            group.example = replace(group.example, prompt=prompt)
+    return found
+
+
+def exported(learner, folder) -> dict[str, torch.Tensor]:
+    learner.export(folder)
+    return loaded(folder)
+
+
+def loaded(folder) -> dict[str, torch.Tensor]:
+    return dict(AutoModelForImageTextToText.from_pretrained(folder).named_parameters())
+
+
+@pytest.fixture(scope="module")
+def reference(config, processor, loader):
+    """Two steps of a plain PyTorch loop in one process: the weights, and each step's loss and gradient norm."""
+    model = load_model(
+        resolve_model(config.model.path), dtype=torch.float32, attention="sdpa", gradient_checkpointing=False
+    )
+    policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
+    losses, norms = [], []
+    for seed in (0, 1):
+        packed = packed_groups(model, make_groups(loader, 6, seed=seed))
+        logprobs, _ = policy(packed)
+        loss = (
+            token_losses(logprobs, logprobs.detach(), packed.advantage_T, packed.is_label_T, LossConfig())
+            * packed.weight_T
+        ).sum()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return dict(model.named_parameters()), losses, norms
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stage", "micro_batch", "reverse"),
+    [(1, 1, 6, False), (1, 2, 1, True), (2, 1, 2, False), (2, 2, 1, False), (2, 3, 2, True)],
+)
+def test_partition_changes_neither_loss_nor_weights(
+    make_learner, batches, reference, tmp_path, ranks, stage, micro_batch, reverse
+):
+    """Against the plain loop: Adam turns the smallest gradient differences into steps, hence the bound on weights."""
+    weights, losses, norms = reference
+    learner = make_learner(ranks, zero_stage=stage, groups_per_micro_batch=micro_batch)
+    for groups, loss, norm in zip(batches, losses, norms, strict=True):
+        metrics = learner.update(groups[::-1] if reverse else groups, LossConfig())
+        assert metrics["train/loss"] == pytest.approx(loss, abs=1e-5)
+        assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
+    ours = exported(learner, tmp_path)
+    change = sum((ours[name] - weights[name]).square().sum() for name in ours).sqrt()
+    size = sum(weights[name].square().sum() for name in ours).sqrt()
+    assert float(change / size) < 1e-5
+
+
+def test_several_minibatches_have_ratios_and_clipping(make_learner, batches):
+    learner = make_learner(minibatches=3, learning_rate=5e-3)
+    metrics = learner.update(batches[0], LossConfig(clip_low=0.01, clip_high=0.01))
+    assert metrics["train/ratio/rollout"] != 1.0
+    assert metrics["train/clip_share/rollout"] > 0.0
+
+
+def test_one_minibatch_is_on_policy(make_learner, batches):
+    metrics = make_learner().update(batches[0], LossConfig())
+    assert metrics["train/ratio/rollout"] == metrics["train/ratio/label"] == 1.0
+    assert metrics["train/clip_share/rollout"] == metrics["train/clip_share/label"] == 0.0
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
+def test_a_checkpoint_continues_as_if_nothing_had_happened(make_learner, batches, tmp_path, ranks, stage):
+    learner = make_learner(ranks, zero_stage=stage)
+    learner.update(batches[0], LossConfig())
+    learner.save(tmp_path / "state")
+    expected = learner.update(batches[1], LossConfig())
+    continued = make_learner(ranks, zero_stage=stage)
+    continued.load(tmp_path / "state")
+    assert continued.update(batches[1], LossConfig()) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_checkpoint_exports_to_the_weights_of_its_run(make_learner, batches, config, tmp_path):
+    from visurf_ray.learner.export import export_checkpoint
+
+    learner = make_learner(2, zero_stage=2)
+    learner.update(batches[0], LossConfig())
+    learner.save(tmp_path / "state")
+    expected = exported(learner, tmp_path / "run")
+    export_checkpoint(tmp_path / "state", resolve_model(config.model.path), tmp_path / "offline")
+    found = loaded(tmp_path / "offline")
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name].float(), weight.float(), atol=1e-7, rtol=0, msg=name)

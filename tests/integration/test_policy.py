@@ -1,0 +1,157 @@
+"""The policy on the real model: packing against plain rows, and the gradient identity of ViSurf's eq. 9."""
+
+import pytest
+import torch
+
+from tests.integration.groups import make_groups
+from visurf_ray.groups import Source
+from visurf_ray.learner.packing import pack
+from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.method import LossConfig, token_losses, token_weights
+from visurf_ray.models import banned_token_ids, resolve_model
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return load_model(
+        resolve_model(config.model.path), dtype=torch.float32, attention="sdpa", gradient_checkpointing=False
+    )
+
+
+@pytest.fixture(scope="module")
+def policy(model, processor):
+    return Policy(model, temperature=1.0, banned=banned_token_ids(processor.tokenizer))
+
+
+def packed_groups(model, groups):
+    return pack(
+        groups,
+        token_weights(groups),
+        [group.example.prompt.features for group in groups],
+        model.model.get_rope_index,
+        image_token_id=model.config.image_token_id,
+        dtype=torch.float32,
+    )
+
+
+def plain_logprobs(model, processor, group, temperature=1.0):
+    """One full row for each response, image encoded anew, positions computed by the model itself."""
+    banned = banned_token_ids(processor.tokenizer)
+    found = []
+    for response in group.responses:
+        prompt = group.example.prompt.expanded_ids
+        ids = torch.tensor([prompt + response.token_ids])
+        logits = model(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            use_cache=False,
+            **group.example.prompt.features,
+        ).logits[0, len(prompt) - 1 : -1]
+        logits[:, banned] -= 100.0
+        logprobs = (logits / temperature).log_softmax(-1)
+        found.append(logprobs[torch.arange(len(response.token_ids)), torch.tensor(response.token_ids)])
+    return torch.cat(found)
+
+
+def gradient(model) -> dict[str, torch.Tensor]:
+    found = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad()
+    return found
+
+
+def relative_error(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
+    assert a.keys() == b.keys()
+    difference = sum((a[name] - b[name]).square().sum() for name in a).sqrt()
+    return float(difference / sum(value.square().sum() for value in b.values()).sqrt())
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_packed_logprobs_and_gradients_equal_those_of_plain_rows(model, processor, loader, temperature):
+    groups = make_groups(loader, 4)
+    policy = Policy(model, temperature, banned_token_ids(processor.tokenizer))
+    packed = packed_groups(model, groups)
+    logprobs, _ = policy(packed)
+    weights = torch.randn(len(logprobs), generator=torch.Generator().manual_seed(1))
+    (logprobs * weights).sum().backward()
+    ours = gradient(model)
+    plain = torch.cat([plain_logprobs(model, processor, group, temperature) for group in groups])
+    (plain * weights).sum().backward()
+    torch.testing.assert_close(logprobs, plain, atol=1e-5, rtol=0)
+    assert relative_error(ours, gradient(model)) < 1e-5
+
+
+def test_entropy_is_that_of_the_distribution(model, policy, loader):
+    packed = packed_groups(model, make_groups(loader, 2))
+    with torch.no_grad():
+        _, entropy = policy(packed)
+        hidden = model.model(
+            input_ids=packed.input_ids,
+            position_ids=packed.position_ids,
+            attention_mask=packed.attention_mask,
+            pixel_values=packed.pixel_values,
+            image_grid_thw=packed.image_grid_thw,
+        ).last_hidden_state
+        logits = model.lm_head(hidden)[packed.row_T, packed.column_T]
+        logits[:, policy.banned] = -torch.inf
+    expected = torch.distributions.Categorical(logits=logits.double()).entropy()
+    torch.testing.assert_close(entropy.double(), expected, atol=1e-4, rtol=0)
+
+
+def test_group_gradient_is_scaled_rlvr_plus_weighted_sft(model, policy, processor, loader):
+    """−1/(G+1) [Σ Â_j ∇log π(o_j) + Â_y ∇log π(y)] = G/(G+1) · RLVR + Â_y/(G+1) · SFT (eq. 9), means over tokens."""
+    groups = [group for group in make_groups(loader, 4) if group.label]
+    packed = packed_groups(model, groups)
+    logprobs, _ = policy(packed)
+    losses = token_losses(logprobs, logprobs.detach(), packed.advantage_T, packed.is_label_T, LossConfig())
+    (losses * packed.weight_T).sum().backward()
+    visurf = gradient(model)
+
+    total = 0.0
+    for group in groups:
+        plain = plain_logprobs(model, processor, group).split([len(r.token_ids) for r in group.responses])
+        means = {id(response): logprobs.mean() for response, logprobs in zip(group.responses, plain, strict=True)}
+        size = len(group.rollouts)
+        rlvr = -sum(r.advantage * means[id(r)] for r in group.rollouts) / size
+        sft = -means[id(group.label)]
+        total = total + (size / (size + 1) * rlvr + group.label.advantage / (size + 1) * sft) / len(groups)
+    total.backward()
+    assert relative_error(visurf, gradient(model)) < 1e-5
+
+
+def test_cross_entropy_on_labels_is_supervised_fine_tuning(model, policy, loader, processor):
+    """SFT as the learner computes it equals the model's own loss on one row, the field's reference."""
+    group = make_groups(loader, 1)[0]
+    group.responses = [r for r in group.responses if r.source is Source.LABEL]
+    packed = packed_groups(model, [group])
+    logprobs, _ = policy(packed)
+    config = LossConfig(label_term="ce")
+    loss = (token_losses(logprobs, logprobs.detach(), packed.advantage_T, packed.is_label_T, config)).mean()
+    prompt, answer = group.example.prompt.expanded_ids, group.responses[0].token_ids
+    ids = torch.tensor([prompt + answer])
+    reference = model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        labels=torch.tensor([[-100] * len(prompt) + answer]),
+        **group.example.prompt.features,
+    ).loss
+    torch.testing.assert_close(loss, reference, atol=1e-4, rtol=1e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(config, model, policy, loader):
+    packed = packed_groups(model, make_groups(loader, 2))
+    policy(packed)[0].sum().backward()
+    plain = gradient(model)
+    checkpointed = load_model(
+        resolve_model(config.model.path), dtype=torch.float32, attention="sdpa", gradient_checkpointing=True
+    )
+    Policy(checkpointed, 1.0, policy.banned)(packed)[0].sum().backward()
+    assert relative_error(gradient(checkpointed), plain) < 1e-6
+
+
+def test_packing_refuses_a_response_without_tokens(model, loader):
+    groups = make_groups(loader, 1)
+    groups[0].responses[1].token_ids = []
+    with pytest.raises(ValueError, match=groups[0].example.id):
+        pack(groups, [[0.0] * 5], [groups[0].example.prompt.features], model.model.get_rope_index, image_token_id=0, dtype=torch.float32)

@@ -1,0 +1,36 @@
+"""Evaluates: `python -m visurf_ray.evaluate checkpoint=outputs/…/export task=miniature …`.
+
+A checkpoint is a Hugging Face folder (a run's export/, or any model), or one of a run's checkpoints/step_….
+Writes metrics.json and predictions.jsonl into output_dir (default: beside the checkpoint).
+"""
+
+import sys
+
+from visurf_ray.command_line import fail, parse
+from visurf_ray.config import ConfigError, load_config
+from visurf_ray.errors import UserError
+
+
+def main() -> int:
+    arguments = parse(__doc__)
+    chosen = [item.removeprefix("checkpoint=") for item in arguments.overrides if item.startswith("checkpoint=")]
+    overrides = [item for item in arguments.overrides if not item.startswith("checkpoint=")]
+    try:
+        if len(chosen) != 1:
+            raise ConfigError("give one checkpoint=FOLDER to evaluate, or checkpoint=miniature for the base model")
+        if not any(item.startswith("output_dir=") for item in overrides):
+            overrides.append(f"output_dir={chosen[0].rstrip('/')}-evaluation")
+        config = load_config(overrides)
+        from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
+
+        scores = assembly.evaluate(config, chosen[0])
+        for name, value in sorted(scores.items()):
+            print(f"{name:>14} {value:.4f}")
+        print(f"{'written to':>14} {config.output_dir}")
+    except UserError as error:
+        return fail(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
