@@ -45,6 +45,7 @@ quoted_override() { echo "$1='${2//\'/\\\'}'"; }
 
 # submit_job COMMAND…: uploads the code, submits the job in the background and prints its log.
 submit_job() {
+    unset RAY_ADDRESS RAY_API_SERVER_ADDRESS # they would overrule --address
     # Ray's command line tells its own commands and its packaging and, after a failure, the whole log a second time.
     exec 3> >(
         trap '' INT # the end of the log comes after Ctrl-C

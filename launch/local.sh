@@ -9,6 +9,7 @@
 # Outputs go to ./outputs/<time> or to the output_dir that is given. The job runs in a copy of the code, so every other
 # path (task.train, model.path, …) must be absolute. Ctrl-C stops the job, then the Ray that this script started; a Ray
 # that `ray start` started before (or that RAY_ADDRESS names) is used and left running.
+# shellcheck disable=SC2329 # finish, and what it calls, runs when the script exits
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/job.sh
@@ -122,14 +123,17 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 
-current=/tmp/ray/ray_current_cluster # `ray start` leaves its address here
-if [[ -z ${RAY_ADDRESS:-} && -s $current ]]; then
-    running=$(<"$current")
-    if listens "${running%:*}" "${running##*:}"; then export RAY_ADDRESS=$running; fi
-fi
+# The job server of the Ray at $RAY_ADDRESS, whichever of Ray's kinds of address that is.
+job_server() {
+    timeout 60 python -c 'from ray.dashboard.utils import get_address_for_submission_client as f; print(f(None))'
+}
+
+running=$(cat /tmp/ray/ray_current_cluster 2>/dev/null || true) # `ray start` leaves its address there
 if [[ -n ${RAY_ADDRESS:-} ]]; then
-    address=$(python -c 'from ray.dashboard.utils import get_address_for_submission_client as f; print(f(None))')
-    say "using the Ray that runs already, at $address"
+    address=$(job_server)
+    say "using the Ray at $address (RAY_ADDRESS)"
+elif [[ -n $running ]] && listens "${running%:*}" "${running##*:}" && address=$(RAY_ADDRESS=$running job_server 2>/dev/null); then
+    say "using the Ray that runs at $address"
 else
     start_ray
 fi

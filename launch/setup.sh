@@ -3,7 +3,8 @@
 #
 #   bash launch/setup.sh [cpu|gpu] [test]
 #
-# Without `cpu` or `gpu` the machine decides: `gpu` where nvidia-smi finds a device. `test` adds what launch/test.sh needs.
+# Without `cpu` or `gpu` a new environment is for `gpu` where nvidia-smi finds a device, for `cpu` elsewhere; one that exists
+# stays what it is. `test` adds what launch/test.sh needs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,9 +15,7 @@ stamp=$venv/installed # hash of pyproject.toml, then the extras; written last, s
 
 say() { echo "setup: $*" >&2; }
 
-device=cpu
-extra=""
-if nvidia-smi -L >/dev/null 2>&1; then device=gpu; fi
+device="" extra=""
 for argument in "$@"; do
     case $argument in
         cpu | gpu) device=$argument ;;
@@ -31,6 +30,10 @@ flock 9 # two installs into one environment spoil it
 installed_hash="" installed=""
 if [[ -f $stamp ]]; then read -r installed_hash installed <"$stamp" || true; fi
 if [[ $installed == *,test ]]; then extra="test"; fi # a later run without `test` takes nothing away
+device=${device:-${installed%,test}}
+if [[ -z $device ]]; then
+    if nvidia-smi -L >/dev/null 2>&1; then device=gpu; else device=cpu; fi
+fi
 extras=$device${extra:+,$extra}
 hash=$(sha256sum pyproject.toml | cut -d' ' -f1)
 if [[ -x $python && "$installed_hash $installed" == "$hash $extras" ]]; then exit 0; fi
@@ -51,6 +54,10 @@ if ! "$python" -m pip --version >/dev/null 2>&1 || ! "$python" -c "$fits" 2>/dev
     "$base" -m venv --clear "$venv"
 fi
 rm -f "$stamp"
+if [[ $device == cpu ]] && ! "$python" -c 'import ctypes; ctypes.CDLL("libnuma.so.1")' 2>/dev/null; then
+    say "vLLM's CPU build needs libnuma (Debian, Ubuntu: apt-get install libnuma1)"
+    exit 1
+fi
 
 install() {
     "$python" -m pip install --upgrade pip

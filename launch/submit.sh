@@ -7,6 +7,7 @@
 # other path lie on storage that all of them see. Ctrl-C stops following; the job goes on.
 # A cluster with token authentication wants its token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in
 # ~/.ray/auth_token.
+# shellcheck disable=SC2329 # leave runs as a trap
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/job.sh
@@ -32,12 +33,21 @@ fi
 if [[ -n ${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-} || -s ~/.ray/auth_token ]]; then export RAY_AUTH_MODE=token; fi
 
 job=visurf-$(date +%Y%m%d-%H%M%S)-$$
+if ! api /api/version ray_version >/dev/null; then
+    say "no job server answers there: is the address right, is it reachable, is the token the cluster's?" >&2
+    exit 1
+fi
+
 leave() {
     trap '' INT TERM HUP
     kill "$follower" 2>/dev/null || true
-    say "$job goes on. To follow it again, or to stop it:"
-    echo "  RAY_AUTH_MODE=${RAY_AUTH_MODE:-} ray job logs --follow --address $address $job"
-    echo "  RAY_AUTH_MODE=${RAY_AUTH_MODE:-} ray job stop --address $address $job"
+    if api "/api/jobs/$job" status >/dev/null 2>&1; then
+        say "$job goes on. To follow it again, or to stop it:"
+        echo "  RAY_AUTH_MODE=${RAY_AUTH_MODE:-} ray job logs --follow --address $address $job"
+        echo "  RAY_AUTH_MODE=${RAY_AUTH_MODE:-} ray job stop --address $address $job"
+    else
+        say "left before $job was submitted"
+    fi
     exit "$1"
 }
 say "submitting $job to $address; Ctrl-C leaves it running"

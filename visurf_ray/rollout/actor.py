@@ -79,6 +79,7 @@ class RolloutActor:
     async def sample(self, example: Example, sampling: Sampling) -> list[Response]:
         """Sample `sampling.n` responses to one example, from one prefill."""
         from vllm import SamplingParams, TokensPrompt
+        from vllm.sampling_params import RequestOutputKind
 
         image = example.prompt.image
         if isinstance(image, ray.ObjectRef):
@@ -89,12 +90,13 @@ class RolloutActor:
             max_tokens=sampling.max_tokens,
             logprobs=0,  # the sampled token's alone
             logit_bias=self.banned,
+            output_kind=RequestOutputKind.FINAL_ONLY,  # all n at the end; else an output holds only what is new
         )
         prompt = TokensPrompt(prompt_token_ids=example.prompt.token_ids, multi_modal_data={"image": image})
         final = None
         async for output in self.engine.generate(prompt, parameters, request_id=uuid.uuid4().hex):
             final = output
-        assert final is not None and final.prompt_token_ids is not None
+        assert final is not None and final.prompt_token_ids is not None and len(final.outputs) == sampling.n
         if final.prompt_token_ids != example.prompt.expanded_ids:
             raise RuntimeError(
                 f"example {example.id!r}: vLLM expanded the prompt to {len(final.prompt_token_ids)} tokens, "

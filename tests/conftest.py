@@ -1,0 +1,14 @@
+"""What all tests share: nothing is fetched, and what `datasets` converts goes to a folder that is thrown away."""
+
+import os
+import shutil
+import tempfile
+
+_CACHE = tempfile.mkdtemp(prefix="visurf_ray_tests_")
+os.environ["HF_DATASETS_CACHE"] = _CACHE  # read when `datasets` is imported
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)

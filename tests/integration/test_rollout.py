@@ -1,0 +1,182 @@
+"""vLLM engines in Ray actors: what they sample is what the learner computes, before and after weights change."""
+
+from dataclasses import replace
+
+import pytest
+import ray
+import torch
+
+from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
+from visurf_ray.groups import Source
+from visurf_ray.learner.policy import load_model
+from visurf_ray.method import LossConfig, Method
+from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.rewards.pool import RewardPool
+from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.tasks import load_task
+from visurf_ray.weights.sender import WeightSender
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def start_pool(config, workers: int, *, n: int = 4, temperature: float = 1.0) -> RolloutPool:
+    engine = EngineConfig(
+        model_path=resolve_model(config.model.path),
+        dtype="float32",
+        max_model_len=512,
+        max_in_flight=8,
+        memory=0.25,
+        gpus=0,
+        enforce_eager=True,
+        seed=0,
+    )
+    actors = [
+        RolloutActor.options(num_cpus=0.5, max_concurrency=100).remote(engine, worker, workers)
+        for worker in range(workers)
+    ]
+    ray.get([actor.ready.remote() for actor in actors])
+    return RolloutPool(actors, sampling=Sampling(n, temperature, max_tokens=60), max_in_flight=8)
+
+
+def stop_pool(pool: RolloutPool) -> None:
+    pool.shut_down()
+    for actor in pool.actors:
+        ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def pool(config):
+    pool = start_pool(config, workers=1)
+    yield pool
+    stop_pool(pool)
+
+
+@pytest.fixture(scope="module")
+def examples(loader):
+    """Examples whose images and features lie in the object store."""
+    return [
+        replace(
+            example,
+            prompt=replace(
+                example.prompt, image=ray.put(example.prompt.image), features=ray.put(example.prompt.features)
+            ),
+        )
+        for example in loader.train_batch(0, 8)
+    ]
+
+
+@pytest.fixture(scope="module")
+def model(config):
+    return load_model(
+        resolve_model(config.model.path), dtype=torch.float32, attention="sdpa", gradient_checkpointing=False
+    )
+
+
+def train_step(config, processor, groups, learner) -> dict[str, float]:
+    task = load_task(config.task, seed=0)
+    tokenizer = processor.tokenizer
+    method = Method(
+        config.method,
+        render=task.render,
+        encode=lambda text: [*tokenizer(text).input_ids, tokenizer.eos_token_id],
+    )
+    method.append_labels(groups)
+    rewards = RewardPool(config.reward, {})
+    rewards.score(groups)
+    metrics = method.assign_advantages(groups)
+    return metrics | learner.update(groups, LossConfig())
+
+
+def test_groups_come_back_in_order_with_sampled_tokens(pool, examples, processor):
+    groups = pool.sample(examples)
+    assert [group.example.id for group in groups] == [example.id for example in examples]
+    for group in groups:
+        assert len(group.rollouts) == len(group.responses) == 4
+        for response in group.responses:
+            assert response.source is Source.ROLLOUT
+            assert len(response.token_ids) == len(response.sampler_logprobs) > 0
+            assert response.text == processor.tokenizer.decode(response.token_ids, skip_special_tokens=True)
+
+
+def test_sampler_and_learner_agree_and_still_do_after_an_update(
+    config,
+    processor,
+    pool,
+    examples,
+    make_learner,  # noqa: F811
+):
+    """A head tied to the embedding keeps a packed copy of old weights on a CPU unless the sync renews it."""
+    learner = make_learner(learning_rate=5e-3)
+    learner.connect(pool.actors, gpu_workers=0)
+    for _ in range(3):
+        learner.send_weights()
+        metrics = train_step(config, processor, pool.sample(examples), learner)
+        assert metrics["train/rollout_logprob_diff_max"] < 1e-4
+
+
+def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
+    """Without a reset of the encoder cache a cached image would keep the old tower's features (vllm#44910)."""
+    sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, address="", port=0)
+
+    def greedy():
+        generated = pool._generate(examples[:2], Sampling(1, 0.0, 20))
+        return {index: (r[0].token_ids, r[0].sampler_logprobs) for index, r in generated}
+
+    sender.send()
+    before = greedy()
+    assert greedy() == before  # cached now
+    originals = [parameter.detach().clone() for parameter in model.model.visual.parameters()]
+    with torch.no_grad():
+        for parameter in model.model.visual.parameters():
+            parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    sender.send()
+    changed = greedy()
+    assert all(changed[index][1] != before[index][1] for index in before)
+    with torch.no_grad():
+        for parameter, original in zip(model.model.visual.parameters(), originals, strict=True):
+            parameter.copy_(original)
+    sender.send()
+    assert greedy() == before
+
+
+def test_vision_placeholders_are_never_sampled(config, pool, examples, processor):
+    """At a temperature that makes every token about as likely as any other."""
+    banned = set(banned_token_ids(processor.tokenizer))
+    generated = pool._generate(examples, Sampling(n=8, temperature=50.0, max_tokens=100))
+    tokens = [token for _, responses in generated for response in responses for token in response.token_ids]
+    assert len(tokens) > 1000 and not banned & set(tokens)
+
+
+def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
+    config,
+    processor,
+    pool,
+    examples,
+    make_learner,  # noqa: F811
+):
+    """The same rollouts, replayed: the same losses and rewards, and the same answers of the samplers at the end."""
+    learner = make_learner()
+    learner.connect(pool.actors, gpu_workers=0)
+    recorded, expected = [], []
+    for _ in range(3):
+        learner.send_weights()
+        groups = pool.sample(examples)
+        recorded.append([replace(group, responses=list(group.responses)) for group in groups])
+        expected.append(train_step(config, processor, groups, learner))
+    learner.send_weights()
+
+    pair = start_pool(config, workers=2)
+    try:
+        ranks = make_learner(ranks=2, zero_stage=2, groups_per_micro_batch=1)
+        ranks.connect(pair.actors, gpu_workers=0)
+        for groups, metrics in zip(recorded, expected, strict=True):
+            ranks.send_weights()
+            found = train_step(config, processor, groups, ranks)
+            for name in ("reward/rollout/total", "train/loss", "train/grad_norm", "train/entropy/rollout"):
+                assert found[name] == pytest.approx(metrics[name], rel=1e-3, abs=1e-4), name
+        ranks.send_weights()
+        answers = [p.answer(examples, max_tokens=60) for p in (pool, pair)]
+        assert [a.response for a in answers[0]] == [a.response for a in answers[1]]
+    finally:
+        stop_pool(pair)

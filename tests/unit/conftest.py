@@ -1,0 +1,126 @@
+"""Fixtures of the unit tests: a real processor, small data sets in real files, and their loaders."""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from visurf_ray.config import load_config
+
+TRUTH = json.dumps([{"bbox_2d": [10, 10, 50, 40], "point_2d": [30, 25]}])
+
+
+composed = cache(lambda *overrides: load_config(list(overrides)))  # nobody changes what it returns
+
+
+def picture(width: int = 100, height: int = 60, seed: int = 0) -> Image.Image:
+    """Noise: it does not compress, so that half a file is half a picture."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="session")
+def processor():
+    """The miniature's, trained on little text."""
+    from visurf_ray.miniature.base_model import build_processor
+    from visurf_ray.miniature.lessons import tokenizer_corpus
+    from visurf_ray.miniature.scenes import draw_scene
+
+    rng = np.random.default_rng(0)
+    scenes = [draw_scene(rng, "train", digits=3) for _ in range(20)]
+    return build_processor(tokenizer_corpus(rng, scenes))
+
+
+@pytest.fixture
+def write_jsonl(tmp_path) -> Callable[..., str]:
+    """Writes rows to a file; a row lacks what is None, and has an image of 100x60 unless it is told another."""
+
+    def write(*rows: dict[str, Any], name: str = "data.jsonl") -> str:
+        picture().save(tmp_path / "picture.png")
+        whole = [{"problem": "the dog", "solution": TRUTH, "image": "picture.png"} | row for row in rows]
+        lines = [json.dumps({key: value for key, value in row.items() if value is not None}) for row in whole]
+        path = tmp_path / name
+        path.write_text("\n".join(lines) + "\n")
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def write_parquet(tmp_path) -> Callable[..., str]:
+    """Writes rows to a file of VisionReasoner's six columns; images are embedded as bytes."""
+    import datasets
+
+    features = datasets.Features(
+        {
+            "id": datasets.Value("string"),
+            "problem": datasets.Value("string"),
+            "solution": datasets.Value("string"),
+            "image": datasets.Image(),
+            "img_height": datasets.Value("int64"),
+            "img_width": datasets.Value("int64"),
+        }
+    )
+
+    def write(*rows: dict[str, Any], name: str = "data.parquet") -> str:
+        whole = [
+            {
+                "id": f"row-{number}",
+                "problem": "the dog",
+                "solution": TRUTH,
+                "image": {"bytes": encoded(picture()), "path": None},
+                "img_height": 60,
+                "img_width": 100,
+            }
+            | row
+            for number, row in enumerate(rows)
+        ]
+        table = {name: [row[name] for row in whole] for name in features}
+        path = tmp_path / name
+        datasets.Dataset.from_dict(table, features=features).to_parquet(str(path))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def make_task() -> Callable[..., Any]:
+    """A grounding task on a file, for training and evaluation alike."""
+    from visurf_ray.tasks import load_task
+
+    def make(source: str, *overrides: str, seed: int = 0):
+        files = [f"task.train='{source}'", f"task.held_out='{source}'"]
+        return load_task(composed("task=grounding", *files, *overrides).task, seed)
+
+    return make
+
+
+@pytest.fixture
+def make_loader(make_task, processor) -> Callable[..., Any]:
+    from visurf_ray.tasks.loader import ExampleLoader
+
+    def make(source: str, *overrides: str, seed: int = 0, limit: int = 500, put=lambda value: value):
+        loader = ExampleLoader(
+            make_task(source, *overrides, seed=seed), processor, seed=seed, max_prompt_tokens=limit, put=put
+        )
+        loader.load_train()
+        return loader
+
+    return make
+
+
+@pytest.fixture
+def data_folder(tmp_path) -> Path:
+    return tmp_path

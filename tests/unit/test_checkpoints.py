@@ -1,0 +1,155 @@
+"""Checkpoints: whole or not there at all, the newest kept, and resumed by name."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from visurf_ray.checkpoints import CheckpointError, Checkpoints, State, find_resume, read_state
+
+
+def saver(text: str = "weights") -> Callable[[Path], None]:
+    def save(folder: Path) -> None:
+        (folder / "weights.bin").write_text(text)
+
+    return save
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return tmp_path / "run" / "checkpoints"
+
+
+def names(folder: Path) -> list[str]:
+    """Everything that a reader of the folder sees, hidden leftovers aside."""
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
+    state = State(40, "run-1", {"giou": 0.5}, 12.5)
+    seen = []
+
+    def save(target: Path) -> None:
+        assert target.is_absolute() and target.is_dir(), "Ray's actors work in folders of their own"
+        seen.append(target)
+        saver()(target)
+
+    path = Checkpoints(folder, keep=2).save(state, save)
+    assert (path.name, path.parent) == ("step_000040", folder)
+    assert (path / "weights.bin").read_text() == "weights"
+    assert read_state(path) == state
+    assert seen[0] != path and names(folder) == ["step_000040"]
+    assert list(folder.iterdir()) == [path], "nothing is left beside it"
+
+
+@pytest.mark.parametrize("state", [State(), State(3), State(7, "x", {"a": 0.1, "b": -1e-9}, 1e6)])
+def test_states_are_read_as_they_were_written(folder, state):
+    assert read_state(Checkpoints(folder, keep=1).save(state, saver())) == state
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_the_newest_are_kept(folder, keep):
+    checkpoints = Checkpoints(folder, keep=keep)
+    for step in (10, 20, 30, 40):
+        checkpoints.save(State(step), saver())
+        assert checkpoints.all()[-1].name == f"step_{step:06d}"
+    assert names(folder) == [f"step_{step:06d}" for step in (10, 20, 30, 40)[-keep:]]
+
+
+def test_steps_are_ordered_as_numbers(folder):
+    """Beyond six digits the names are longer: 1,000,000 comes after 999,999."""
+    checkpoints = Checkpoints(folder, keep=2)
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        checkpoints.save(State(step), saver())
+    assert [read_state(path).step for path in checkpoints.all()] == [1_000_000, 1_000_001]
+    newest = find_resume("auto", folder)
+    assert newest is not None and read_state(newest).step == 1_000_001
+
+
+def test_what_was_just_saved_is_never_removed(folder):
+    """A run that resumed from an older checkpoint by its path saves a step below the newest."""
+    Checkpoints(folder, keep=1).save(State(80), saver())
+    path = Checkpoints(folder, keep=1).save(State(40), saver("new"))
+    assert (path / "weights.bin").read_text() == "new"
+    newest = find_resume("auto", folder)
+    assert newest is not None and read_state(newest).step == 40
+
+
+def failing(folder: Path) -> None:
+    (folder / "weights.bin").write_text("half of it")
+    raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("step", [20, 30], ids=["again", "next"])
+def test_a_saver_that_raises_leaves_no_step_and_the_old_ones_whole(folder, step):
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(State(20), saver())
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.save(State(step), failing)
+    assert names(folder) == ["step_000020"]
+    assert (folder / "step_000020" / "weights.bin").read_text() == "weights"
+    assert find_resume("auto", folder) == folder / "step_000020"
+
+
+def test_saving_goes_on_after_a_failure_and_takes_nothing_of_it(folder):
+    def half(folder: Path) -> None:
+        (folder / "leftover.bin").write_text("x")
+        raise OSError
+
+    checkpoints = Checkpoints(folder, keep=1)
+    with pytest.raises(OSError):
+        checkpoints.save(State(20), half)
+    path = checkpoints.save(State(20), saver())
+    assert sorted(file.name for file in path.iterdir()) == ["state.json", "weights.bin"]
+
+
+def test_saving_a_step_again_replaces_it(folder):
+    checkpoints = Checkpoints(folder, keep=2)
+    checkpoints.save(State(20), saver("old"))
+    path = checkpoints.save(State(20, "again"), saver("new"))
+    assert (path / "weights.bin").read_text() == "new" and read_state(path).run_id == "again"
+    assert names(folder) == ["step_000020"]
+
+
+def test_a_partial_folder_is_never_chosen(folder):
+    """Torn while writing, or copied without its end."""
+    Checkpoints(folder, keep=1).save(State(10), saver())
+    for name in (".step_000020.partial", "step_000030"):
+        (folder / name).mkdir()
+        (folder / name / "weights.bin").write_text("half")
+    (folder / ".step_000020.partial" / "state.json").write_text('{"step": 20}')
+    assert find_resume("auto", folder) == folder / "step_000010"
+    with pytest.raises(CheckpointError):
+        find_resume(str(folder / "step_000030"), folder)
+
+
+# Resuming
+
+
+def test_nothing_is_resumed_unless_asked_for(folder):
+    Checkpoints(folder, keep=1).save(State(10), saver())
+    assert find_resume(None, folder) is None
+
+
+def test_auto_takes_the_newest_or_starts_anew(folder):
+    assert find_resume("auto", folder) is None
+    folder.mkdir(parents=True)
+    assert find_resume("auto", folder) is None
+    checkpoints = Checkpoints(folder, keep=3)
+    for step in (100, 20):
+        checkpoints.save(State(step), saver())
+    assert find_resume("auto", folder) == folder / "step_000100"
+
+
+def test_a_path_may_lead_to_another_run(folder, tmp_path):
+    path = Checkpoints(tmp_path / "other", keep=1).save(State(10), saver())
+    assert find_resume(str(path), folder) == path
+
+
+@pytest.mark.parametrize("where", ["nowhere", "run", "run/checkpoints", "run/checkpoints/step_000099"])
+def test_a_path_that_is_no_checkpoint_is_named_beside_those_that_are(folder, tmp_path, where):
+    Checkpoints(folder, keep=1).save(State(10), saver())
+    with pytest.raises(CheckpointError) as error:
+        find_resume(str(tmp_path / where), folder)
+    assert f"train.resume={tmp_path / where}: this is no checkpoint" in str(error.value)
+    assert "step_000010" in str(error.value)

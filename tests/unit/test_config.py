@@ -1,0 +1,166 @@
+"""The configuration: what composes, what is refused and how, and that it costs no heavy import."""
+
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from itertools import product
+from typing import Any, get_type_hints
+
+import pytest
+from omegaconf import OmegaConf
+
+from visurf_ray.config import CONFIG_DIR, Config, ConfigError, load_config
+
+GROUPS = {
+    folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+    for folder in sorted(CONFIG_DIR.iterdir())
+    if folder.is_dir()
+}
+DATA = ["task.train=a.jsonl", "task.held_out=b.jsonl"]
+
+
+def schema_keys(schema=Config, prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for field in fields(schema):
+        kind = get_type_hints(schema)[field.name]
+        found |= schema_keys(kind, f"{prefix}{field.name}.") if is_dataclass(kind) else {prefix + field.name}
+    return found
+
+
+def leaves(values: Any, prefix: str = "") -> set[str]:
+    found: set[str] = set()
+    for key, value in values.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+    return found
+
+
+def written_keys(path, prefix: str = "") -> set[str]:
+    return leaves(OmegaConf.to_container(OmegaConf.load(path), resolve=False), prefix) - {f"{prefix}defaults"}
+
+
+def test_the_groups_are_what_they_should_be():
+    assert set(GROUPS) == {"method", "model", "task", "reward"}
+    assert {"visurf", "rlvr", "sft"} <= set(GROUPS["method"])
+
+
+@pytest.mark.parametrize("options", list(product(*GROUPS.values())), ids="-".join)
+def test_every_combination_of_options_composes_and_resolves(options):
+    chosen = [f"{group}={option}" for group, option in zip(GROUPS, options, strict=True)]
+    config = load_config([*chosen, *DATA])
+    assert OmegaConf.missing_keys(config) == set()
+    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    assert leaves(plain) == schema_keys()
+    assert config.method.name == options[list(GROUPS).index("method")]
+
+
+def test_only_the_data_of_a_users_own_task_are_left_to_tell():
+    assert OmegaConf.missing_keys(load_config([])) == set()
+    assert OmegaConf.missing_keys(load_config(["task=grounding"])) == {"task.train", "task.held_out"}
+
+
+def test_yaml_and_schema_have_the_same_keys():
+    written = written_keys(CONFIG_DIR / "config.yaml")
+    for group, options in GROUPS.items():
+        for option in options:
+            keys = written_keys(CONFIG_DIR / group / f"{option}.yaml", f"{group}.")
+            assert keys <= schema_keys(), f"{group}/{option}.yaml has what the schema lacks"
+            written |= keys
+    assert written == schema_keys()
+
+
+def test_overrides_arrive_with_their_types():
+    config = load_config(
+        ["rollout.n=4", "learner.learning_rate=1e-6", "train.resume=auto", "eval.examples=null", "seed=3"]
+    )
+    assert (config.rollout.n, config.learner.learning_rate, config.train.resume) == (4, 1e-6, "auto")
+    assert config.eval.examples is None
+    assert config.output_dir == "outputs/visurf-seed3"
+    assert config.eval.max_tokens == config.rollout.max_tokens
+
+
+def test_the_rewards_distances_follow_the_task():
+    miniature, own = load_config([]), load_config(["task=grounding", *DATA])
+    assert (miniature.reward.box_distance, miniature.reward.point_distance) == (3.0, 5.0)
+    assert (own.reward.box_distance, own.reward.point_distance) == (10.0, 30.0)
+
+
+def test_methods_differ_in_what_defines_them():
+    visurf, rlvr, sft = (load_config([f"method={name}"]).method for name in ("visurf", "rlvr", "sft"))
+    assert (visurf.rollouts, visurf.label, visurf.label_term) == (True, True, "ppo")
+    assert visurf.eliminate and visurf.smooth and visurf.advantage_std and visurf.advantage_ddof == 1
+    assert (rlvr.rollouts, rlvr.label) == (True, False)
+    assert (sft.rollouts, sft.label, sft.label_term) == (False, True, "ce")
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.nn=3", "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
+        ("learner.learning_rat=1", "'learner.learning_rat'. Did you mean 'learner.learning_rate'?"),
+        ("learnr.ranks=2", "'learnr.ranks'. Did you mean 'learner.ranks'?"),
+        ("train.batch=3", "Did you mean 'train.batch_size'?"),
+        ("method.clip=0.1", "Did you mean 'method.clip_"),
+        ("sed=1", "'sed'. Did you mean 'seed'?"),
+        ("method=visruf", "unknown method 'visruf'. Did you mean 'visurf'? Known: rlvr, sft, visurf"),
+        ("model=miniatur", "unknown model 'miniatur'. Did you mean 'miniature'?"),
+        ("task=groundin", "unknown task 'groundin'. Did you mean 'grounding'?"),
+        ("reward=vision", "unknown reward 'vision'. Did you mean 'vision_reasoner'?"),
+        ("+rollout.nn=3", "'rollout.nn'"),
+        ("++rollout.nn=3", "'rollout.nn'"),
+        ("+colour=red", "'colour'"),
+    ],
+)
+def test_a_name_that_does_not_exist_is_refused_with_the_nearest(override, message):
+    with pytest.raises(ConfigError) as error:
+        load_config([override])
+    assert message in str(error.value)
+
+
+def test_the_override_at_fault_is_told_among_good_ones():
+    with pytest.raises(ConfigError, match=r"'rollout\.nn'"):
+        load_config(["rollout.n=4", "method=rlvr", "rollout.nn=3", "+train.steps=2"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "rollout.n=many",
+        "rollout.n=2.5",
+        "train.steps=null",
+        "train.export=perhaps",
+        "learner.adam_betas=0.9",
+        "learner.adam_betas=[a,b]",
+        "rollout=8",
+        "rollout.n=1,2",
+        "rollout.n=[1",
+        "rollout.n",
+        "task.train=a=b",
+        "method=null",
+        "~rollout.n",
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
+    with pytest.raises(ConfigError) as error:
+        load_config(["seed=1", override])
+    message = str(error.value)
+    assert "\n" not in message
+    assert override.lstrip("~").partition("=")[0] in message or override in message
+
+
+def test_composing_again_is_not_disturbed_by_a_refusal():
+    with pytest.raises(ConfigError):
+        load_config(["rollout.nn=3"])
+    assert load_config(["rollout.n=5"]).rollout.n == 5
+    assert load_config([]).rollout.n == 8
+
+
+def test_importing_the_configuration_loads_nothing_heavy():
+    code = (
+        "import sys, visurf_ray.config; visurf_ray.config.load_config([]);"
+        "print([m for m in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'wandb') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr

@@ -1,0 +1,242 @@
+"""Labels and the control of their reward: eliminate, smooth, and what is logged of them."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from tests.unit.conftest import composed
+from tests.unit.groups import example, group
+from visurf_ray.groups import Group, Response, Source
+from visurf_ray.method import LossConfig, Method, group_advantages
+from visurf_ray.rewards import load_reward
+
+TRUTH = '[{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]'
+
+
+@pytest.fixture
+def make_method() -> Callable[..., Method]:
+    def make(*overrides: str) -> Method:
+        return Method(
+            composed(*overrides).method,
+            render=lambda example, style: f"<answer>{style} {example.ground_truth}</answer>",
+            encode=lambda text: [*text.encode(), 0],
+        )
+
+    return make
+
+
+@pytest.fixture
+def visurf(make_method) -> Method:
+    return make_method("method=visurf")
+
+
+def advantages(group: Group) -> list[float]:
+    return [response.advantage for response in group.responses]
+
+
+def some_rewards(seed: int) -> list[float]:
+    """Eight rewards as VisionReasoner's: sums of a mean over one to six objects and whole parts."""
+    rng = np.random.default_rng(seed)
+    return [float(rng.integers(0, 3) + 3 * rng.integers(0, 7) / rng.integers(1, 7)) for _ in range(8)]
+
+
+# Appending labels
+
+
+def test_the_label_is_the_last_response_and_ends_as_a_rollout_ends(visurf):
+    groups = [Group(example("[]"), group([1.0, 2.0]).responses), Group(example(TRUTH), [])]
+    visurf.append_labels(groups)
+    assert [len(one.responses) for one in groups] == [3, 1]
+    for one, truth in zip(groups, ("[]", TRUTH), strict=True):
+        text = f"<answer>spaced {truth}</answer>"
+        assert one.responses[-1] is one.label
+        assert one.label == Response(Source.LABEL, text, [*text.encode(), 0])
+
+
+def test_the_label_is_rendered_in_the_configured_style(make_method):
+    groups = [Group(example(), [])]
+    make_method("method=visurf", "method.style=compact").append_labels(groups)
+    assert groups[0].responses[0].text == "<answer>compact []</answer>"
+
+
+def test_rlvr_appends_no_label_and_rollouts_are_compared_alone(make_method):
+    groups = [group([1.0, 2.0, 6.0])]
+    rlvr = make_method("method=rlvr")
+    rlvr.append_labels(groups)
+    metrics = rlvr.assign_advantages(groups)
+    expected = group_advantages(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)).tolist()
+    assert advantages(groups[0]) == pytest.approx(expected)
+    assert set(metrics) == {"reward/rollout/total", "reward/rollout/thinking_format", "reward/rollout/accuracy"}
+    assert metrics["reward/rollout/total"] == 3.0
+
+
+def test_sft_trains_on_labels_alone_by_cross_entropy(make_method):
+    sft = make_method("method=sft")
+    assert sft.config.rollouts is False and sft.loss.label_term == "ce"
+    groups = [group([], 6.0), group([], 7.0, thinking=1.0)]
+    metrics = sft.assign_advantages(groups)
+    assert [advantages(one) for one in groups] == [[0.0], [0.0]]
+    assert all(name.startswith("reward/label/") for name in metrics), "nothing competes with the labels"
+
+
+@pytest.mark.parametrize("name", ["visurf", "rlvr"])
+def test_the_learner_is_told_the_clip_range_and_the_label_term(make_method, name):
+    method = make_method(f"method={name}", "method.clip_low=0.1", "method.clip_high=0.3")
+    assert method.loss == LossConfig(clip_low=0.1, clip_high=0.3, label_term="ppo")
+
+
+# Eliminate
+
+
+@pytest.mark.parametrize(
+    "thinking", ["", "<think></think>", "<think>It is here.</think>"], ids=["none", "empty", "some"]
+)
+def test_a_right_label_is_worth_six_whatever_it_thinks(visurf, thinking):
+    reward = load_reward("vision_reasoner")(f"{thinking}<answer>{TRUTH}</answer>", TRUTH)
+    label = Response(Source.LABEL, "", [1], reward_parts=dict(reward.parts), reward=reward.total)
+    one = Group(example(TRUTH), [*group([0.0, 1.0]).responses, label])
+    visurf.assign_advantages([one])
+    assert label.reward == 6.0
+    assert label.reward_parts == {"thinking_format": 0.0, "answer_format": 2.0, "accuracy": 3.0, "non_repeat": 1.0}
+
+
+def test_eliminate_leaves_rollouts_alone_and_can_be_switched_off(make_method):
+    one = group([1.0, 2.0], 7.0, thinking=1.0)
+    make_method("method=visurf", "method.eliminate=false").assign_advantages([one])
+    assert [r.reward for r in one.responses] == [1.0, 2.0, 7.0]
+    make_method("method=visurf").assign_advantages([one])
+    assert [r.reward for r in one.responses] == [1.0, 2.0, 6.0]
+    assert [r.reward_parts["thinking_format"] for r in one.responses] == [1.0, 1.0, 0.0]
+
+
+def test_elimination_decides_whether_the_label_is_needed(make_method):
+    """A rollout at 6.5 beats a label at 7 whose thinking does not count, and only then."""
+    for eliminate, active in (("true", 0.0), ("false", 1.0)):
+        method = make_method("method=visurf", f"method.eliminate={eliminate}")
+        assert method.assign_advantages([group([6.5, 1.0], 7.0, thinking=1.0)])["train/label_active"] == active
+
+
+# Smooth
+
+
+@pytest.mark.parametrize(
+    ("best", "label", "fires"),
+    [
+        (7.0, 6.0, True),
+        (6.0, 6.0, True),
+        (6.0 - 5e-7, 6.0, True),
+        (6.0 - 2e-6, 6.0, False),
+        (5.0, 6.0, False),
+        (7.0, 7.000000000000005, True),
+        (7.000000000000005, 7.0, True),
+    ],
+)
+def test_smoothing_fires_when_the_best_rollout_earns_as_much(visurf, best, label, fires):
+    one = group([best, 1.0, 2.0], label)
+    metrics = visurf.assign_advantages([one])
+    assert one.label is not None
+    assert one.label.reward == pytest.approx((best + 3.0) / 3 if fires else label, rel=1e-12)
+    assert metrics["train/label_active"] == (not fires)
+
+
+def test_smoothing_can_be_switched_off(make_method):
+    one = group([7.0, 1.0], 6.0)
+    metrics = make_method("method=visurf", "method.smooth=false").assign_advantages([one])
+    assert [r.reward for r in one.responses] == [7.0, 1.0, 6.0]
+    assert metrics["train/label_active"] == 0.0, "whether the label is needed does not hang on the switch"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_smoothed_label_has_an_advantage_of_exactly_zero(visurf, seed):
+    one = group([*some_rewards(seed), 6.4], 6.0)
+    visurf.assign_advantages([one])
+    assert one.label is not None and one.label.advantage == 0.0
+
+
+@pytest.mark.parametrize("value", [6.0, 6.1, 6.4, 19 / 3])
+def test_a_smoothed_group_of_equal_rollouts_has_exact_zeros(visurf, value):
+    one = group([value] * 8, 6.0)
+    visurf.assign_advantages([one])
+    assert advantages(one) == [0.0] * 9
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_smoothed_group_is_rlvr_scaled(visurf, seed):
+    """RLVR times sqrt(G / (G - 1)): the label adds nothing to the sum of squares, and one to the count."""
+    values = [*some_rewards(seed)[:7], 6.4]
+    one = group(values, 6.0)
+    visurf.assign_advantages([one])
+    alone = group_advantages(torch.tensor(values, dtype=torch.float64)) * math.sqrt(8 / 7)
+    assert advantages(one)[:8] == pytest.approx(alone.tolist(), rel=1e-5)
+
+
+def test_an_active_label_is_compared_with_all(visurf):
+    one = group([0.0] * 8, 6.0)
+    visurf.assign_advantages([one])
+    assert advantages(one) == pytest.approx([-1 / 3] * 8 + [8 / 3], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("override", "options"),
+    [
+        ("method.advantage_std=false", {"divide_by_std": False}),
+        ("method.advantage_ddof=0", {"ddof": 0}),
+        ("method.advantage_eps=0.5", {"eps": 0.5}),
+    ],
+)
+def test_the_configuration_reaches_the_advantages(make_method, override, options):
+    one = group([0.0, 1.0, 3.0], 6.0)
+    make_method("method=visurf", override).assign_advantages([one])
+    expected = group_advantages(torch.tensor([0.0, 1.0, 3.0, 6.0], dtype=torch.float64), **options)
+    assert advantages(one) == pytest.approx(expected.tolist())
+
+
+def test_a_reward_that_is_not_finite_is_refused(visurf):
+    with pytest.raises(ValueError, match="finite"):
+        visurf.assign_advantages([group([1.0, math.nan], 6.0)])
+
+
+# What is logged
+
+
+def test_rewards_activity_and_margin_are_logged_by_name(visurf):
+    groups = [
+        group([0.0, 2.0], 6.0),
+        group([7.0, 1.0], 6.0),
+        group([4.0, 5.0], 7.0, thinking=1.0),
+        group([6.0, 6.0], 6.0),
+    ]
+    metrics = visurf.assign_advantages(groups)
+    assert set(metrics) == {
+        "reward/rollout/total",
+        "reward/rollout/thinking_format",
+        "reward/rollout/accuracy",
+        "reward/label/total",
+        "reward/label/thinking_format",
+        "reward/label/accuracy",
+        "reward/margin",
+        "train/label_active",
+        "advantage/rollout",
+        "advantage/label",
+    }
+    assert metrics["reward/rollout/total"] == pytest.approx(31 / 8)
+    assert metrics["reward/label/total"] == pytest.approx(25 / 4), "as scored, before any control"
+    assert metrics["train/label_active"] == 0.5
+    assert metrics["reward/margin"] == pytest.approx((-4 + 1 - 1 + 0) / 4), "after elimination, before smoothing"
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_logged_advantages_are_of_groups_with_an_active_label_alone(visurf, seed):
+    active = group([0.0] * 8, 6.0)
+    metrics = visurf.assign_advantages([active, group([*some_rewards(seed), 6.4], 6.0)])
+    assert metrics["advantage/label"] == pytest.approx(8 / 3, rel=1e-5)
+    assert metrics["advantage/rollout"] == pytest.approx(-1 / 3, rel=1e-5)
+
+
+def test_without_an_active_label_there_are_no_advantages_to_log(visurf):
+    metrics = visurf.assign_advantages([group([6.0, 7.0], 6.0)])
+    assert metrics["train/label_active"] == 0.0
+    assert not [name for name in metrics if name.startswith("advantage/")]

@@ -1,0 +1,93 @@
+"""How groups are shared out to ranks and minibatches, and how the ranks' sums become what is logged."""
+
+import random
+
+import pytest
+
+from tests.unit.groups import group
+from visurf_ray.learner.group import balance, split_evenly
+from visurf_ray.learner.metrics import summarise
+from visurf_ray.learner.rank import DIFF_MAX
+
+
+def test_balance_by_hand():
+    assert balance([5, 9, 4, 6], 2) == [[1, 2], [0, 3]]
+    assert balance([1, 1, 1, 1], 2) == [[0, 2], [1, 3]]
+    assert balance([7, 3], 1) == [[0, 1]]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_every_group_goes_to_one_rank_and_no_rank_is_idle_or_overloaded(seed):
+    rng = random.Random(seed)
+    ranks = rng.randint(1, 8)
+    costs = [rng.choice([0, 1, rng.randint(1, 500)]) for _ in range(rng.randint(ranks, 40))]
+    chosen = balance(costs, ranks)
+    assert sorted(index for indices in chosen for index in indices) == list(range(len(costs)))
+    assert len(chosen) == ranks and all(chosen)
+    loads = [sum(costs[index] for index in indices) for indices in chosen]
+    assert max(loads) <= sum(costs) / ranks + max(costs), "the bound of the greedy rule"
+    assert chosen == balance(costs, ranks), "deterministic"
+
+
+def test_fewer_groups_than_ranks_are_refused():
+    with pytest.raises(ValueError, match=r"2 groups cannot keep 3 learner ranks busy: raise train\.batch_size"):
+        balance([1, 2], 3)
+
+
+@pytest.mark.parametrize("count", range(1, 34))
+def test_minibatches_keep_the_order_and_differ_by_one_group_at_most(count):
+    groups = [group([float(number)]) for number in range(count)]
+    for parts in range(1, count + 1):
+        cut = split_evenly(groups, parts)
+        assert [one for part in cut for one in part] == groups
+        lengths = [len(part) for part in cut]
+        assert len(cut) == parts and max(lengths) - min(lengths) <= 1 and min(lengths) >= 1
+
+
+def test_fewer_groups_than_minibatches_are_refused():
+    with pytest.raises(ValueError, match=r"1 groups cannot make 2 minibatches: lower learner\.minibatches"):
+        split_evenly([group([1.0])], 2)
+
+
+# Metrics
+
+
+def sums(source: str, tokens: float, mean: float, **others: float) -> dict[str, float]:
+    names = ("entropy", "logprob", "ratio", "clip_share")
+    return {f"tokens/{source}": tokens} | {f"{name}/{source}": mean * tokens for name in names} | others
+
+
+def test_means_are_over_all_tokens_of_all_ranks_and_minibatches():
+    results = [
+        [
+            sums("rollout", 10, 1.0, loss=0.5, grad_norm=2.0) | sums("label", 4, 3.0),
+            sums("rollout", 20, 2.0, loss=0.25, grad_norm=4.0),
+        ],
+        [
+            sums("rollout", 30, 3.0, loss=0.125, grad_norm=2.0),
+            sums("rollout", 40, 4.0, loss=-0.5, grad_norm=4.0) | sums("label", 1, 8.0),
+        ],
+    ]
+    metrics = summarise(results)
+    assert metrics == pytest.approx(
+        {"train/loss": 0.375 / 2, "train/grad_norm": 3.0}
+        | {f"train/{name}/rollout": 3.0 for name in ("entropy", "logprob", "ratio", "clip_share")}
+        | {f"train/{name}/label": 4.0 for name in ("entropy", "logprob", "ratio", "clip_share")}
+    )
+
+
+def test_the_samplers_difference_is_a_mean_and_a_maximum():
+    results = [
+        [sums("rollout", 10, 1.0, loss=0.0, grad_norm=1.0) | {"rollout_logprob_diff": 0.5, DIFF_MAX: 0.2}],
+        [sums("rollout", 30, 1.0, loss=0.0, grad_norm=1.0) | {"rollout_logprob_diff": 1.5, DIFF_MAX: 0.1}],
+        [{"grad_norm": 1.0}],  # a rank that only kept step
+    ]
+    metrics = summarise(results)
+    assert metrics["train/rollout_logprob_diff"] == pytest.approx(2.0 / 40)
+    assert metrics["train/rollout_logprob_diff_max"] == 0.2
+
+
+def test_a_source_without_tokens_is_left_out():
+    metrics = summarise([[sums("label", 5, 2.0, loss=1.0, grad_norm=1.0)]])
+    assert metrics["train/entropy/label"] == 2.0
+    assert not [name for name in metrics if "rollout" in name]

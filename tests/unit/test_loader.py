@@ -1,0 +1,181 @@
+"""From rows to examples: images in the model's size, boxes with them, prompts that fit, and epochs."""
+
+import json
+import re
+from collections import Counter
+
+import pytest
+
+from tests.unit.conftest import encoded, picture
+from visurf_ray.config import load_config
+from visurf_ray.errors import UserError
+from visurf_ray.tasks import load_task
+from visurf_ray.tasks.loader import ExampleLoader
+from visurf_ray.tasks.rows import DataError
+
+
+def identities(loader, step: int, size: int) -> list[str]:
+    return [example.id for example in loader.train_batch(step, size)]
+
+
+# Images, boxes, prompts
+
+
+def test_boxes_are_scaled_as_the_image_is_resized(write_parquet, make_loader):
+    """100x60 becomes 112x56, multiples of 28: x by 1.12, y by 0.9333, rounded half up."""
+    (example,) = make_loader(write_parquet({})).held_out_examples(None)
+    assert example.prompt.image.size == (112, 56) and example.prompt.image.mode == "RGB"
+    assert json.loads(example.ground_truth) == [{"bbox_2d": [11, 9, 56, 37], "point_2d": [34, 23]}]
+
+
+def test_nothing_is_touched_where_the_size_fits(write_parquet, make_loader):
+    image = picture(112, 56)
+    truth = '[{"bbox_2d": [10.5, 10, 50, 40], "point_2d": [30, 25]}]'
+    source = write_parquet({"image": {"bytes": encoded(image), "path": None}, "solution": truth})
+    (example,) = make_loader(source).held_out_examples(None)
+    assert example.ground_truth == truth
+    assert example.prompt.image.tobytes() == image.tobytes()
+
+
+def test_the_empty_ground_truth_stays_empty(write_parquet, make_loader):
+    assert make_loader(write_parquet({"solution": "[]"})).held_out_examples(None)[0].ground_truth == "[]"
+
+
+def test_large_images_are_scaled_down_with_their_boxes(write_jsonl, make_loader, data_folder):
+    """The processor takes 64 cells of 28x28 at most: 560x280 becomes 308x140 or less, and its boxes with it."""
+    picture(560, 280).save(data_folder / "large.png")
+    truth = '[{"bbox_2d": [0, 0, 560, 280], "point_2d": [280, 140]}]'
+    loader = make_loader(write_jsonl({"image": "large.png", "solution": truth}))
+    loader.check()
+    (example,) = loader.held_out_examples(None)
+    width, height = example.prompt.image.size
+    assert width % 28 == height % 28 == 0 and width * height <= 64 * 28 * 28
+    assert json.loads(example.ground_truth)[0]["bbox_2d"] == [0, 0, width, height]
+
+
+def test_one_image_placeholder_becomes_one_per_visual_token(write_parquet, make_loader, processor):
+    (example,) = make_loader(write_parquet({"problem": "the small dog"})).held_out_examples(None)
+    prompt, image_token = example.prompt, processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
+    assert Counter(prompt.token_ids)[image_token] == 1
+    assert Counter(prompt.expanded_ids)[image_token] == 4 * 2  # 112x56 in cells of 28x28
+    assert prompt.features["image_grid_thw"].tolist() == [[1, 4, 8]]
+    assert len(prompt.features["pixel_values"]) == 4 * 8
+    whole = processor(text=[processor.tokenizer.decode(prompt.token_ids)], images=[prompt.image])
+    assert prompt.expanded_ids == whole["input_ids"][0], "as the model's own processor expands it"
+    text = processor.tokenizer.decode(prompt.token_ids)
+    assert "Find the small dog. " in text and text.endswith("<|im_start|>assistant\n")
+
+
+def test_only_references_to_image_and_features_go_with_an_example(write_parquet, make_loader):
+    store: list = []
+
+    def put(value):
+        store.append(value)
+        return f"reference {len(store)}"
+
+    (example,) = make_loader(write_parquet({}), put=put).held_out_examples(None)
+    assert {example.prompt.image, example.prompt.features} == {"reference 1", "reference 2"}
+    assert store[0].size == (112, 56) and set(store[1]) == {"pixel_values", "image_grid_thw"}
+
+
+def test_a_prompt_longer_than_the_model_takes_is_named(write_parquet, make_loader):
+    source = write_parquet({}, {"problem": "the dog " * 20, "id": "long"})
+    length = max(len(example.prompt.expanded_ids) for example in make_loader(source).held_out_examples(None))
+    make_loader(source, limit=length).check()
+    with pytest.raises(
+        DataError, match=rf"^{re.escape(source)}, row 1 \(id long\): the prompt has {length} tokens.*max_model_len"
+    ):
+        make_loader(source, limit=length - 1).check()
+
+
+def test_the_check_names_the_first_bad_row_of_either_split(write_parquet, make_loader):
+    source = write_parquet({}, {"solution": "?"})
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1"):
+        make_loader(source).check()
+    good = write_parquet({}, name="good.parquet")
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1"):
+        make_loader(good, f"task.held_out='{source}'").check()
+
+
+def test_a_truncated_image_is_named(write_parquet, make_loader):
+    whole = encoded(picture(), "JPEG")
+    source = write_parquet({"image": {"bytes": whole[: len(whole) // 2], "path": None}})
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 0 \(id row-0\): the image is damaged"):
+        make_loader(source).train_batch(0, 1)
+
+
+def test_an_image_too_narrow_for_the_model_is_named(write_jsonl, data_folder, make_loader):
+    """Qwen's resizing refuses sides more than 200 times one another."""
+    picture(2, 500).save(data_folder / "narrow.png")
+    source = write_jsonl({}, {"image": "narrow.png", "solution": "[]"})
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1"):
+        make_loader(source).check()
+
+
+def test_a_question_that_holds_an_image_placeholder_is_refused(write_jsonl, make_loader):
+    """A second placeholder without a second image breaks sampler and learner far from here."""
+    source = write_jsonl({"problem": "the dog <|image_pad|>"})
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 0"):
+        make_loader(source).check()
+
+
+def test_a_task_without_data_names_the_key():
+    with pytest.raises(UserError, match=r"task\.train"):
+        load_task(load_config(["task=grounding", "task.held_out=a.jsonl"]).task, seed=0).train_rows()
+
+
+# Epochs
+
+
+@pytest.fixture
+def seven(write_jsonl, data_folder):
+    picture(28, 28).save(data_folder / "small.png")
+    return write_jsonl(*[{"id": f"{n}", "image": "small.png", "solution": "[]"} for n in range(7)])
+
+
+def test_every_row_comes_once_in_every_epoch(seven, make_loader):
+    loader = make_loader(seven)
+    order = [identity for step in range(7) for identity in identities(loader, step, 3)]  # three epochs of seven
+    epochs = [order[begin : begin + 7] for begin in (0, 7, 14)]
+    assert all(sorted(epoch) == [str(n) for n in range(7)] for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2], "each is shuffled anew"
+
+
+def test_a_batch_may_span_two_epochs_or_more(seven, make_loader):
+    loader = make_loader(seven)
+    order = [identities(loader, position, 1)[0] for position in range(21)]
+    assert identities(loader, 2, 3) == order[6:9]
+    assert identities(loader, 0, 20) == order[:20]
+
+
+def test_batches_depend_on_seed_and_step_alone(seven, make_loader):
+    first, again, other = make_loader(seven, seed=3), make_loader(seven, seed=3), make_loader(seven, seed=4)
+    later = identities(first, 5, 4)
+    assert identities(again, 5, 4) == later, "a resumed run goes on with the same rows"
+    assert identities(first, 5, 4) == later
+    assert [identities(first, step, 7) for step in range(3)] != [identities(other, step, 7) for step in range(3)]
+
+
+def test_held_out_examples_come_in_their_own_order(seven, make_loader):
+    loader = make_loader(seven)
+    assert [example.id for example in loader.held_out_examples(None)] == [str(n) for n in range(7)]
+    assert [example.id for example in loader.held_out_examples(3)] == ["0", "1", "2"]
+
+
+def test_the_miniature_loads_like_any_data(processor):
+    task = load_task(load_config(["task.train=6", "task.held_out=4"]).task, seed=0)
+    loader = ExampleLoader(task, processor, seed=0, max_prompt_tokens=500, put=lambda value: value)
+    assert loader.load_train() == 6
+    loader.check()
+    for example in loader.train_batch(0, 6) + loader.held_out_examples(None):
+        assert example.prompt.image.size == (84, 84), "nothing is resized"
+        assert example.prompt.features["image_grid_thw"].tolist() == [[1, 6, 6]]
+
+
+@pytest.mark.parametrize("key", ["train", "held_out"])
+def test_a_miniature_without_scenes_names_the_key(processor, key):
+    with pytest.raises(UserError, match=rf"task\.{key}"):
+        task = load_task(load_config([f"task.{key}=0"]).task, seed=0)
+        loader = ExampleLoader(task, processor, seed=0, max_prompt_tokens=500, put=lambda value: value)
+        loader.load_train()
+        loader.check()

@@ -1,0 +1,288 @@
+"""The embedded default: real scans in one split each, scenes and questions that are right, lessons without `[]`."""
+
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+from visurf_ray.config import load_config
+from visurf_ray.miniature.lessons import KINDS, Lesson, make_lesson, tokenizer_corpus
+from visurf_ray.miniature.scenes import (
+    CANVAS,
+    CELL,
+    Digit,
+    Scene,
+    absent_query,
+    draw_scene,
+    load_scans,
+    present_query,
+    seen,
+)
+from visurf_ray.miniature.task import draw_rows
+from visurf_ray.tasks import load_task
+from visurf_ray.tasks.boxes import Target as BoxTarget
+from visurf_ray.tasks.boxes import answer_text, dump_targets, has_thinking, parse_items, parse_targets
+from visurf_ray.tasks.rows import Row
+
+SPLITS = ("train", "validation", "test")
+
+
+def scenes(count: int, split="train", seed: int = 0, **options) -> list[Scene]:
+    rng = np.random.default_rng(seed)
+    return [draw_scene(rng, split, digits=1 + number % 4, **options) for number in range(count)]
+
+
+# Scans
+
+
+def test_no_scan_is_in_two_splits():
+    """By content, and by index: the splits are disjoint and together all the scans that scikit-learn has."""
+    data = load_digits()
+    index = {(image / 16.0).astype(np.float32).tobytes(): number for number, image in enumerate(data.images)}
+    assert len(index) == len(data.images) == 1797, "no scan is there twice"
+    found = {}
+    for split in SPLITS:
+        ink, values = load_scans(split)
+        found[split] = {index[scan.tobytes()] for scan in ink}
+        assert len(found[split]) == len(ink)
+        assert values.tolist() == [data.target[index[scan.tobytes()]] for scan in ink]
+        assert set(values.tolist()) == set(range(10))
+    assert set.union(*found.values()) == set(range(1797))
+    assert sum(len(numbers) for numbers in found.values()) == 1797
+    assert len(found["train"]) > 1300 and len(found["validation"]) > 150 and len(found["test"]) > 250
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_scenes_show_scans_of_their_own_split_alone(split):
+    """Digits of 8x8 pixels are the scans themselves, up to shade: whose they are can be told from the canvas."""
+    everything = {name: load_scans(name)[0].reshape(-1, 64) for name in SPLITS}
+    for scene in scenes(12, split, sizes=(8, 8)):
+        for digit in scene.digits:
+            x1, y1, x2, y2 = digit.box
+            tile = scene.pixels[y1:y2, x1:x2].astype(float).ravel()
+            best = {name: max(np.corrcoef(tile, scans)[0, 1:]) for name, scans in everything.items()}
+            assert best[split] > 0.9995 and max(best, key=best.__getitem__) == split
+
+
+# Scenes
+
+
+def test_digits_lie_on_the_canvas_and_apart():
+    for scene in scenes(300):
+        assert scene.pixels.shape == (CANVAS, CANVAS) and scene.pixels.dtype == np.uint8
+        assert len(scene.values()) == len(scene.digits), "all different"
+        covered = np.zeros((CANVAS, CANVAS), dtype=int)
+        for digit in scene.digits:
+            x1, y1, x2, y2 = digit.box
+            assert 0 <= x1 < x2 <= CANVAS and 0 <= y1 < y2 <= CANVAS
+            assert x2 - x1 == y2 - y1 == digit.size and 18 <= digit.size <= 28
+            covered[y1:y2, x1:x2] += 1
+        assert covered.max() == 1, "boxes do not overlap"
+
+
+def test_boxes_hold_all_the_ink():
+    for scene in scenes(100):
+        outside = np.ones((CANVAS, CANVAS), dtype=bool)
+        for digit in scene.digits:
+            x1, y1, x2, y2 = digit.box
+            outside[y1:y2, x1:x2] = False
+        background = scene.pixels[outside]
+        assert background.min() == background.max()
+        for digit in scene.digits:
+            x1, y1, x2, y2 = digit.box
+            assert scene.pixels[y1:y2, x1:x2].max() > int(background[0]) + 60, "a digit can be seen"
+
+
+def test_scenes_have_one_to_four_digits_in_reading_order():
+    for number, scene in enumerate(scenes(100)):
+        assert len(scene.digits) == 1 + number % 4
+        cells = [((d.box[1] + d.box[3]) // 2 // CELL, (d.box[0] + d.box[2]) // 2 // CELL) for d in scene.digits]
+        assert cells == sorted(cells) and len(set(cells)) == len(cells)
+
+
+def test_place_size_and_shade_vary():
+    drawn = scenes(200)
+    assert len({digit.size for scene in drawn for digit in scene.digits}) == 11
+    assert len({digit.box[:2] for scene in drawn for digit in scene.digits}) > 300
+    assert len({int(scene.pixels.max()) for scene in drawn}) > 40
+    assert len({int(scene.pixels[-1, -1]) for scene in drawn}) > 20
+
+
+def test_scenes_are_drawn_by_seed():
+    first, again, other = scenes(8, seed=1), scenes(8, seed=1), scenes(8, seed=2)
+    assert [scene.digits for scene in first] == [scene.digits for scene in again]
+    assert all(np.array_equal(a.pixels, b.pixels) for a, b in zip(first, again, strict=True))
+    assert [scene.digits for scene in first] != [scene.digits for scene in other]
+
+
+def test_the_digits_of_a_scene_can_be_chosen():
+    scene = draw_scene(np.random.default_rng(0), "train", digits=3, values=[4, 0, 9])
+    assert scene.values() == {4, 0, 9}
+
+
+def test_what_is_seen_names_every_digit_with_its_box():
+    scene = Scene(np.zeros((CANVAS, CANVAS), np.uint8), (Digit(7, (1, 2, 21, 22)), Digit(3, (60, 33, 80, 53))))
+    assert seen(scene) == "7 [1, 2, 21, 22], 3 [60, 33, 80, 53]"
+    assert scene.image.size == (CANVAS, CANVAS) and scene.image.mode == "RGB"
+
+
+# Questions
+
+
+def meant(text: str, scene: Scene) -> set[Digit]:
+    """The digits that a question means, by the words alone."""
+    if text == "the largest digit":
+        return {max(scene.digits, key=lambda digit: digit.size)}
+    if match := re.fullmatch(r"all (even|odd) digits", text):
+        return {digit for digit in scene.digits if digit.value % 2 == ("even", "odd").index(match[1])}
+    match = re.fullmatch(r"the (\d)", text)
+    assert match, text
+    return {digit for digit in scene.digits if digit.value == int(match[1])}
+
+
+def test_questions_for_present_digits_mean_all_of_them_and_no_others():
+    rng = np.random.default_rng(0)
+    kinds: Counter[str] = Counter()
+    for scene in scenes(1500):
+        query = present_query(rng, scene)
+        kinds[re.sub(r"\d", "7", query.text)] += 1
+        assert len(query.targets) == len(set(query.targets)) > 0
+        assert set(query.targets) == meant(query.text, scene)
+        if query.text == "the largest digit":
+            sizes = sorted((digit.size for digit in scene.digits), reverse=True)
+            assert len(sizes) == 1 or sizes[0] >= 1.2 * sizes[1], "clearly the largest"
+    assert set(kinds) == {"the 7", "the largest digit", "all even digits", "all odd digits"}
+    assert min(kinds.values()) > 30 and kinds["the 7"] > 900
+
+
+def test_questions_for_absent_digits_mean_nothing_in_the_scene():
+    rng = np.random.default_rng(0)
+    kinds: Counter[str] = Counter()
+    for scene in scenes(1000):
+        query = absent_query(rng, scene)
+        kinds[re.sub(r"\d", "7", query.text)] += 1
+        assert query.targets == () and meant(query.text, scene) == set()
+    assert set(kinds) == {"the 7", "all even digits", "all odd digits"}
+    assert min(kinds.values()) > 20
+
+
+# The task's rows
+
+
+def is_absent(row: Row) -> bool:
+    return row.solution == "[]"
+
+
+@pytest.mark.parametrize(("count", "share", "absent"), [(40, 0.25, 10), (40, 0.0, 0), (40, 1.0, 40), (41, 0.5, 20)])
+def test_the_absent_share_is_exact(count, share, absent):
+    rows = draw_rows("train", count, share, seed=0)
+    assert len(rows) == count and sum(map(is_absent, rows)) == absent
+
+
+@pytest.fixture
+def make_miniature():
+    return lambda seed, *overrides: load_task(load_config([*overrides]).task, seed)
+
+
+def test_training_rows_follow_seed_and_absent_share(make_miniature):
+    def rows(seed: int) -> list[Row]:
+        return make_miniature(seed, "task.train=40", "task.absent_share=0.3").train_rows()
+
+    first, again, other = rows(1), rows(1), rows(2)
+    assert sum(map(is_absent, first)) == sum(map(is_absent, other)) == 12
+    assert [(r.id, r.problem, r.solution) for r in first] == [(r.id, r.problem, r.solution) for r in again]
+    assert all(a.load_image().tobytes() == b.load_image().tobytes() for a, b in zip(first, again, strict=True))
+    assert [r.solution for r in first] != [r.solution for r in other]
+    positions = [number for number, row in enumerate(first) if is_absent(row)]
+    assert positions != list(range(12)) and positions != list(range(28, 40)), "absent ones are mixed in"
+
+
+def test_half_of_the_held_out_rows_are_absent_and_the_same_for_every_seed(make_miniature):
+    first, other = (make_miniature(seed, "task.held_out=30").held_out_rows() for seed in (0, 5))
+    assert sum(map(is_absent, first)) == 15
+    assert [(r.id, r.problem, r.solution) for r in first] == [(r.id, r.problem, r.solution) for r in other]
+    assert all(a.load_image().tobytes() == b.load_image().tobytes() for a, b in zip(first, other, strict=True))
+
+
+def test_rows_of_both_splits_are_named_differently_and_pass_the_tasks_check(make_miniature):
+    task = make_miniature(0, "task.train=60", "task.held_out=20")
+    rows = task.train_rows() + task.held_out_rows()
+    assert len({row.id for row in rows}) == 80
+    for row in rows:
+        task.check(row)
+        assert row.id in row.where
+
+
+# Lessons
+
+
+@pytest.fixture(scope="module")
+def lessons() -> dict[str, list[Lesson]]:
+    rng = np.random.default_rng(0)
+    return {kind: [make_lesson(rng, kind, scene) for scene in scenes(400, seed=1)] for kind in KINDS}
+
+
+def test_no_lesson_ever_holds_the_empty_answer(lessons):
+    assert set(lessons) == {"read", "list", "count", "presence", "ground"}
+    for lesson in (lesson for of_kind in lessons.values() for lesson in of_kind):
+        text = re.sub(r"\s", "", lesson.question + lesson.answer)
+        assert "[]" not in text and parse_items(lesson.answer) != []
+
+
+def test_no_lesson_asks_for_the_box_of_an_absent_digit(lessons):
+    prefix, _, suffix = lessons["ground"][0].question.partition(". Reason")
+    assert prefix.startswith("Find ") and suffix
+    for lesson in lessons["ground"]:
+        query = lesson.question.removeprefix("Find ").partition(". Reason")[0]
+        targets = meant(query, lesson.scene)
+        assert targets, lesson.question
+        answered = parse_targets(answer_text(lesson.answer) or "")
+        assert set(answered) == {BoxTarget.around(digit.box) for digit in targets}
+        assert answer_text(lesson.answer) == dump_targets(answered, "spaced")
+
+
+def test_thinking_lists_every_digit_with_its_box(lessons):
+    for kind in ("count", "presence", "ground"):
+        for lesson in lessons[kind]:
+            assert has_thinking(lesson.answer)
+            assert lesson.answer.startswith(f"<think>{seen(lesson.scene)}</think><answer>")
+
+
+def test_presence_is_about_half_yes_and_always_right(lessons):
+    answers: Counter[str | None] = Counter()
+    for lesson in lessons["presence"]:
+        match = re.fullmatch(r"Is there a (\d)\?", lesson.question)
+        assert match
+        answer = answer_text(lesson.answer)
+        assert answer == ("yes" if int(match[1]) in lesson.scene.values() else "no")
+        answers[answer] += 1
+    assert 0.43 < answers["yes"] / 400 < 0.57
+
+
+def test_reading_listing_and_counting_are_right(lessons):
+    for lesson in lessons["read"]:
+        assert answer_text(lesson.answer) == " ".join(str(digit.value) for digit in lesson.scene.digits)
+    for lesson in lessons["list"]:
+        assert answer_text(lesson.answer) == seen(lesson.scene)
+    for lesson in lessons["count"]:
+        assert answer_text(lesson.answer) == str(len(lesson.scene.digits))
+
+
+def test_the_tokenizer_can_write_every_answer_exactly(processor, lessons):
+    """The empty one included: the base model has never seen it, but must be able to say it."""
+    texts = [lesson.answer for of_kind in lessons.values() for lesson in of_kind[:20]]
+    for text in [*texts, "<answer>[]</answer>", '<answer>[{"bbox_2d":[1,2,3,4],"point_2d":[1,2]}]</answer>']:
+        ids = processor.tokenizer(text, add_special_tokens=False).input_ids
+        assert processor.tokenizer.decode(ids) == text
+        assert len(ids) < 128, "an answer fits into rollout.max_tokens"
+
+
+def test_the_corpus_gives_every_number_of_the_canvas_one_token(processor):
+    for number in range(CANVAS + 1):
+        assert len(processor.tokenizer(str(number)).input_ids) == 1
+    corpus = tokenizer_corpus(np.random.default_rng(0), scenes(2))
+    assert sum("[]" in text for text in corpus) == 100, (
+        "the empty answer's tokens come from the forms, not from lessons"
+    )

@@ -1,0 +1,87 @@
+"""Registries by name, and where a model's files are: what is not there is named, with what is."""
+
+from pathlib import Path
+
+import pytest
+
+from visurf_ray.errors import UserError
+from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.names import load, nearest
+
+REGISTRY = {"pairs": "itertools:pairwise", "path": "pathlib:Path"}
+
+
+def test_the_nearest_name_is_offered_or_none():
+    assert nearest("groundin", ["miniature", "grounding"]) == " Did you mean 'grounding'?"
+    assert nearest("xyz", ["miniature", "grounding"]) == ""
+    assert nearest("a", []) == ""
+
+
+def test_objects_are_loaded_by_name():
+    assert load("thing", "path", REGISTRY) is Path
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_all():
+    with pytest.raises(UserError) as error:
+        load("thing", "pahts", REGISTRY)
+    assert str(error.value) == "unknown thing 'pahts'. Did you mean 'path'? Known: pairs, path"
+
+
+# Models
+
+
+@pytest.fixture
+def model_folder(tmp_path):
+    """A folder with these files in it, empty ones."""
+
+    def make(*files: str) -> Path:
+        for name in files:
+            (tmp_path / name).write_text("{}")
+        return tmp_path
+
+    return make
+
+
+@pytest.mark.parametrize("processor", ["preprocessor_config.json", "processor_config.json"])
+def test_a_whole_folder_is_taken(model_folder, processor):
+    folder = model_folder("config.json", processor, "tokenizer.json", "tokenizer_config.json")
+    assert resolve_model(str(folder)) == str(folder)
+
+
+def test_the_miniature_is_a_folder_of_the_package():
+    assert Path(resolve_model("miniature")).parts[-3:] == ("visurf_ray", "miniature", "base")
+
+
+def test_a_hub_id_is_left_to_the_hub():
+    assert resolve_model("Qwen/Qwen2.5-VL-7B-Instruct") == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+@pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere/at/all", "nowhere", "a/b/c"])
+def test_a_missing_folder_is_named(path):
+    with pytest.raises(UserError, match=r"model\.path=.*no such folder") as error:
+        resolve_model(path)
+    assert path in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        ((), "config.json"),
+        (("preprocessor_config.json", "tokenizer.json"), "no config.json"),
+        (("config.json",), "no processor"),
+        (("config.json", "tokenizer.json", "tokenizer_config.json"), "no processor"),
+        (("config.json", "preprocessor_config.json"), "tokenizer"),
+    ],
+)
+def test_a_folder_that_is_no_whole_model_is_named_with_what_it_lacks(model_folder, files, complaint):
+    folder = model_folder(*files)
+    with pytest.raises(UserError) as error:
+        resolve_model(str(folder))
+    assert f"model.path={folder}: " in str(error.value) and complaint in str(error.value)
+
+
+def test_vision_placeholders_are_banned_and_the_end_of_turn_is_not(processor):
+    tokenizer = processor.tokenizer
+    banned = set(tokenizer.convert_ids_to_tokens(banned_token_ids(tokenizer)))
+    assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"} <= banned
+    assert tokenizer.eos_token not in banned and "<think>" not in banned

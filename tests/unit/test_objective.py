@@ -1,0 +1,206 @@
+"""The combined objective: the loss of each token, denominators that are global, and the paper's gradient identity."""
+
+import math
+import random
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.unit.groups import group
+from visurf_ray.groups import Group, Source
+from visurf_ray.method import LossConfig, group_advantages, is_clipped, token_losses, token_weights
+
+PPO = LossConfig(clip_low=0.1, clip_high=0.3)
+CE = LossConfig(clip_low=0.1, clip_high=0.3, label_term="ce")
+VOCABULARY = 7
+
+
+@pytest.fixture
+def tokens() -> dict[str, Tensor]:
+    """Log-probs, old log-probs, advantages and source of 400 tokens: ratios from 0.5 to 2, advantages of both signs."""
+    generator = torch.Generator().manual_seed(0)
+    old = -3 * torch.rand(400, generator=generator, dtype=torch.float64)
+    shift = (torch.rand(400, generator=generator, dtype=torch.float64) - 0.5) * 2 * math.log(2)
+    advantages = torch.randn(400, generator=generator, dtype=torch.float64)
+    return {
+        "logprobs_T": old + shift,
+        "old_logprobs_T": old,
+        "advantages_T": advantages,
+        "is_label_T": torch.rand(400, generator=generator) < 0.3,
+    }
+
+
+@pytest.mark.parametrize("config", [PPO, CE], ids=["ppo", "ce"])
+def test_the_loss_of_each_token_by_a_plain_loop(tokens, config):
+    expected, clipped = [], {"up": 0, "down": 0}
+    for new, old, advantage, is_label in zip(*(values.tolist() for values in tokens.values()), strict=True):
+        ratio = math.exp(new - old)
+        bounded = min(max(ratio, 0.9), 1.3)
+        clipped["up"] += advantage > 0 and ratio > 1.3
+        clipped["down"] += advantage < 0 and ratio < 0.9
+        if config.label_term == "ce" and is_label:
+            expected.append(-new)
+        else:
+            expected.append(-min(ratio * advantage, bounded * advantage))
+    assert min(clipped.values()) > 20, "the cases must be there"
+    torch.testing.assert_close(
+        token_losses(**tokens, config=config), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "loss"),
+    [(1.0, 2.0, -2.0), (2.0, 1.0, -1.3), (2.0, -1.0, 2.0), (0.5, 1.0, -0.5), (0.5, -1.0, 0.9), (0.5, 0.0, 0.0)],
+)
+def test_clipping_by_hand(ratio, advantage, loss):
+    new, old = torch.tensor([math.log(ratio) - 1.0]), torch.tensor([-1.0])
+    found = token_losses(new, old, torch.tensor([advantage]), torch.tensor([False]), PPO)
+    assert found.item() == pytest.approx(loss, rel=1e-6)
+
+
+def test_is_clipped_is_where_the_gradient_vanishes(tokens):
+    logprobs = tokens["logprobs_T"].clone().requires_grad_()
+    losses = token_losses(**tokens | {"logprobs_T": logprobs}, config=PPO)
+    (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
+    clipped = is_clipped(logprobs.detach(), tokens["old_logprobs_T"], tokens["advantages_T"], PPO)
+    assert torch.equal(clipped, gradient == 0)
+    assert 0 < clipped.sum() < len(clipped)
+
+
+# Weights
+
+
+@pytest.fixture
+def batch() -> list[Group]:
+    """Six groups of two to five responses of one to nine tokens, some with a label, with advantages."""
+    rng = random.Random(0)
+    groups = []
+    for number in range(6):
+        rollouts = rng.randint(2, 4)
+        lengths = [rng.randint(1, 9) for _ in range(rollouts + 1)]
+        label = 6.0 if number % 3 else None
+        one = group([rng.uniform(0, 7) for _ in range(rollouts)], label, tokens=lengths)
+        values = group_advantages(torch.tensor([response.reward for response in one.responses], dtype=torch.float64))
+        for response, advantage in zip(one.responses, values.tolist(), strict=True):
+            response.advantage = advantage
+            response.token_ids = [rng.randrange(VOCABULARY) for _ in response.token_ids]
+        groups.append(one)
+    return groups
+
+
+def test_weights_are_one_over_examples_responses_and_tokens():
+    groups = [group([1.0, 2.0], 6.0, tokens=[1, 4, 5]), group([1.0], tokens=[10])]
+    weights = token_weights(groups)
+    assert weights[0] == pytest.approx([1 / 6, 1 / 24, 1 / 30])
+    assert weights[1] == pytest.approx([1 / 20])
+
+
+def test_weights_of_all_tokens_sum_to_one(batch):
+    total = sum(
+        weight * len(response.token_ids)
+        for one, weights in zip(batch, token_weights(batch), strict=True)
+        for response, weight in zip(one.responses, weights, strict=True)
+    )
+    assert total == pytest.approx(1.0, rel=1e-12)
+
+
+class SoftmaxPolicy:
+    """The next token given the one before: a table of logits, in float64."""
+
+    def __init__(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        self.logits = torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64).requires_grad_()
+
+    def logprobs(self, token_ids: list[int]) -> Tensor:
+        before = torch.tensor([0, *token_ids[:-1]])
+        return self.logits.log_softmax(-1)[before, torch.tensor(token_ids)]
+
+    def gradient(self, loss: Tensor) -> Tensor:
+        return torch.autograd.grad(loss, self.logits)[0]
+
+
+def weighted_loss(policy, groups, weights, config=PPO, old: SoftmaxPolicy | None = None) -> Tensor:
+    """The sum that a learner computes for a part of the batch, as rank.py does."""
+    total = torch.zeros((), dtype=torch.float64)
+    for one, of_group in zip(groups, weights, strict=True):
+        for response, weight in zip(one.responses, of_group, strict=True):
+            new = policy.logprobs(response.token_ids)
+            losses = token_losses(
+                new,
+                (old.logprobs(response.token_ids) if old else new).detach(),
+                torch.full_like(new, response.advantage),
+                torch.full(new.shape, response.source is Source.LABEL),
+                config,
+            )
+            total = total + weight * losses.sum()
+    return total
+
+
+@pytest.mark.parametrize("config", [PPO, CE], ids=["ppo", "ce"])
+def test_neither_partition_nor_order_changes_loss_or_gradient(batch, config):
+    policy, old = SoftmaxPolicy(0), SoftmaxPolicy(1)  # ratios far from 1, so that clipping takes part
+    whole = weighted_loss(policy, batch, token_weights(batch), config, old)
+    gradient = policy.gradient(whole)
+    assert gradient.abs().max() > 1e-3
+    rng = random.Random(1)
+    for parts in (1, 2, 3, 6):
+        order = rng.sample(range(len(batch)), len(batch))
+        shuffled = [batch[index] for index in order]
+        weights = token_weights(shuffled)
+        losses = [
+            weighted_loss(policy, shuffled[part::parts], weights[part::parts], config, old) for part in range(parts)
+        ]
+        torch.testing.assert_close(sum(losses), whole, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(sum(map(policy.gradient, losses)), gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_the_loss_is_the_nested_mean_of_the_paper(batch):
+    """Eq. 8, spelled out: over examples, over the G+1 responses, over the tokens."""
+    policy, old = SoftmaxPolicy(0), SoftmaxPolicy(1)
+    means = []
+    for one in batch:
+        per_response = []
+        for response in one.responses:
+            ratios = (policy.logprobs(response.token_ids) - old.logprobs(response.token_ids)).exp().tolist()
+            terms = [
+                min(ratio * response.advantage, min(max(ratio, 0.9), 1.3) * response.advantage) for ratio in ratios
+            ]
+            per_response.append(sum(terms) / len(terms))
+        means.append(sum(per_response) / len(per_response))
+    expected = -sum(means) / len(means)
+    found = weighted_loss(policy, batch, token_weights(batch), PPO, old)
+    assert found.item() == pytest.approx(expected, rel=1e-12)
+
+
+# Eq. 9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_gradient_is_rlvr_scaled_plus_sft_weighted_by_the_labels_advantage(seed):
+    """∇L = -1/(G+1) [Σ Â_j ∇log π(o_j) + Â_y ∇log π(y)] = G/(G+1) · RLVR + Â_y/(G+1) · SFT, where all ratios are 1."""
+    rng = random.Random(seed)
+    rollouts = 8
+    lengths = [rng.randint(1, 12) for _ in range(rollouts + 1)]
+    one = group([rng.uniform(0, 7) for _ in range(rollouts)], 6.0, tokens=lengths)
+    rewards = torch.tensor([response.reward for response in one.responses], dtype=torch.float64)
+    for response, advantage in zip(one.responses, group_advantages(rewards).tolist(), strict=True):
+        response.advantage = advantage
+        response.token_ids = [rng.randrange(VOCABULARY) for _ in response.token_ids]
+    label = one.label
+    assert label is not None and abs(label.advantage) > 0.01
+    policy = SoftmaxPolicy(seed)
+
+    found = policy.gradient(weighted_loss(policy, [one], token_weights([one])))
+
+    spelled_out = -sum(
+        response.advantage * policy.gradient(policy.logprobs(response.token_ids).mean()) for response in one.responses
+    ) / (rollouts + 1)
+    torch.testing.assert_close(found, spelled_out, rtol=0, atol=1e-6)
+
+    rlvr_group, sft_group = Group(one.example, one.rollouts), Group(one.example, [label])
+    rlvr = policy.gradient(weighted_loss(policy, [rlvr_group], token_weights([rlvr_group])))
+    sft = policy.gradient(weighted_loss(policy, [sft_group], token_weights([sft_group]), CE))
+    combined = rollouts / (rollouts + 1) * rlvr + label.advantage / (rollouts + 1) * sft
+    torch.testing.assert_close(found, combined, rtol=0, atol=1e-6)
+    assert found.abs().max() > 1e-3 and (label.advantage * sft).abs().max() > 1e-3

@@ -1,0 +1,188 @@
+"""Reading data: real files of both kinds, and every way in which a row can be bad, named by file, row and id."""
+
+import json
+import re
+import zlib
+
+import pytest
+from PIL import Image
+
+from tests.unit.conftest import TRUTH, encoded, picture
+from visurf_ray.errors import UserError
+from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.rows import DataError, read_rows
+
+
+def solution(box, point=(30, 25)) -> str:
+    return json.dumps([{"bbox_2d": list(box), "point_2d": list(point)}])
+
+
+# Good data
+
+
+def test_six_columns_of_parquet_with_embedded_images(write_parquet):
+    source = write_parquet({}, {"problem": "the cat", "solution": "[]", "id": "x"})
+    first, second = read_rows(source)
+    assert (first.id, first.problem, first.solution) == ("row-0", "the dog", TRUTH)
+    assert (second.id, second.problem, second.solution) == ("x", "the cat", "[]")
+    assert second.where == f"{source}, row 1 (id x)"
+    assert first.open_image().size == (100, 60)
+    assert first.load_image().tobytes() == picture().tobytes()
+
+
+def test_relative_paths_start_from_the_files_own_folder_or_image_root(write_jsonl, data_folder):
+    (data_folder / "images").mkdir()
+    picture(28, 28).save(data_folder / "images" / "small.png")
+    source = write_jsonl({"image": "images/small.png"}, {"image": str(data_folder / "picture.png")})
+    assert [row.load_image().size for row in read_rows(source)] == [(28, 28), (100, 60)]
+    source = write_jsonl({"image": "small.png"})
+    assert read_rows(source, str(data_folder / "images"))[0].load_image().size == (28, 28)
+
+
+def test_rows_without_an_id_are_numbered(write_jsonl):
+    source = write_jsonl({}, {})
+    assert [(row.id, row.where) for row in read_rows(source)] == [("0", f"{source}, row 0"), ("1", f"{source}, row 1")]
+
+
+def test_an_id_may_be_a_number_and_a_file_json(write_jsonl):
+    source = write_jsonl({"id": 7}, name="data.json")
+    assert [(row.id, row.where) for row in read_rows(source)] == [("7", f"{source}, row 0 (id 7)")]
+
+
+def test_images_come_in_rgb(write_jsonl, data_folder):
+    Image.new("LA", (30, 30), (100, 128)).save(data_folder / "grey.png")
+    image = read_rows(write_jsonl({"image": "grey.png"}))[0].load_image()
+    assert image.mode == "RGB" and image.getpixel((3, 3)) == (100, 100, 100)
+
+
+def test_a_file_that_changes_is_read_anew(write_jsonl):
+    read_rows(write_jsonl({"problem": "before"}))
+    assert read_rows(write_jsonl({"problem": "after"}))[0].problem == "after"
+
+
+def test_good_rows_pass_the_check(write_parquet, make_task):
+    task = make_task(write_parquet({}, {"solution": "[]"}, {"solution": solution((0, 0, 100, 60), (100, 0))}))
+    for row in task.train_rows() + task.held_out_rows():
+        task.check(row)
+
+
+# Bad files
+
+
+@pytest.mark.parametrize("name", ["none.jsonl", "none.parquet", "none.csv"])
+def test_a_missing_file_is_named(data_folder, name):
+    with pytest.raises(UserError, match=re.escape(str(data_folder / name))):
+        read_rows(str(data_folder / name))
+
+
+def test_a_file_of_another_kind_is_named(data_folder):
+    path = data_folder / "data.csv"
+    path.write_text("problem,solution,image\n1,2,3\n")
+    with pytest.raises(UserError, match=re.escape(str(path))):
+        read_rows(str(path))
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.parquet", "data.json"])
+def test_an_empty_file_is_named(data_folder, name):
+    (data_folder / name).write_bytes(b"")
+    with pytest.raises(DataError, match=rf"{re.escape(str(data_folder / name))} is empty"):
+        read_rows(str(data_folder / name))
+
+
+@pytest.mark.parametrize(("name", "text"), [("data.jsonl", "\n\n"), ("data.json", "[]")])
+def test_a_file_without_rows_is_named(data_folder, name, text):
+    (data_folder / name).write_text(text)
+    with pytest.raises(DataError, match=rf"{re.escape(str(data_folder / name))}.*no (rows|data)"):
+        read_rows(str(data_folder / name))
+
+
+def test_a_parquet_file_without_rows_is_named(write_parquet):
+    source = write_parquet()
+    with pytest.raises(DataError, match=rf"{re.escape(source)}.*no (rows|data)"):
+        read_rows(source)
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "data.parquet"])
+def test_a_file_that_is_not_what_its_name_says_is_named(data_folder, name):
+    (data_folder / name).write_text("these are no rows at all\n")
+    with pytest.raises(DataError, match=rf"{re.escape(str(data_folder / name))} cannot be read"):
+        read_rows(str(data_folder / name))
+
+
+def test_a_missing_column_is_named_beside_those_that_are_there(write_jsonl):
+    source = write_jsonl({"solution": None, "answer": "[]"})
+    with pytest.raises(DataError, match=rf"{re.escape(source)} has no column solution; it has .*answer"):
+        read_rows(source)
+
+
+# Bad rows
+
+
+def check_last(task: GroundingTask) -> None:
+    *good, last = task.train_rows()
+    for row in good:
+        task.check(row)
+    task.check(last)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"image": "nowhere.png"}, "there is no image .*nowhere.png"),
+        ({"image": "text.png"}, "text.png cannot be read as an image"),
+        ({"image": "."}, "cannot be read as an image"),
+        ({"solution": "two dogs"}, "the solution is not JSON"),
+        ({"solution": '{"bbox_2d": [1, 2, 3, 4]}'}, "the solution must be a JSON list"),
+        ({"solution": solution((1, 2, 3))}, "item 0 needs bbox_2d with 4 numbers"),
+        ({"solution": solution("1234")}, "item 0 needs bbox_2d with 4 numbers"),
+        ({"solution": solution((50, 10, 10, 40))}, "x1 < x2"),
+        ({"solution": solution((10, 10, 101, 40))}, "outside the image of 100.60"),
+        ({"solution": solution((10, 10, 50, 40), (30, 61))}, "outside the image of 100.60"),
+    ],
+)
+def test_a_bad_row_is_named_by_file_row_and_id(write_jsonl, data_folder, make_task, row, complaint):
+    (data_folder / "text.png").write_text("I am no picture")
+    source = write_jsonl({"id": "good"}, {"id": "bad"} | row)
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1 \(id bad\): .*{complaint}"):
+        check_last(make_task(source))
+
+
+def test_a_bad_row_without_an_id_is_named_by_file_and_row(write_jsonl, make_task):
+    source = write_jsonl({}, {}, {"solution": "?"})
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 2: the solution is not JSON"):
+        check_last(make_task(source))
+
+
+def test_embedded_bytes_that_are_no_image_are_named(write_parquet, make_task):
+    source = write_parquet({}, {"image": {"bytes": b"I am no picture", "path": None}})
+    with pytest.raises(
+        DataError, match=rf"^{re.escape(source)}, row 1 \(id row-1\): the embedded bytes cannot be read"
+    ):
+        check_last(make_task(source))
+
+
+@pytest.mark.parametrize("column", ["problem", "solution", "image"])
+def test_an_empty_cell_is_named_by_row_and_column(write_parquet, make_task, column):
+    source = write_parquet({}, {column: None})
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1 \(id row-1\): .*{column}"):
+        check_last(make_task(source))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_image_is_named_when_it_is_decoded(write_parquet, kind):
+    whole = encoded(picture(), kind)
+    source = write_parquet({}, {"image": {"bytes": whole[: len(whole) // 2], "path": None}})
+    row = read_rows(source)[1]
+    assert row.open_image().size == (100, 60), "its head is whole"
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1 \(id row-1\): the image is damaged"):
+        row.load_image()
+
+
+def test_an_image_of_more_pixels_than_pillow_dares_is_named(write_parquet):
+    """A head that promises 100,000 x 100,000 pixels: Pillow refuses it with an error of its own kind."""
+    head = bytearray(encoded(picture()))
+    head[16:24] = (100_000).to_bytes(4, "big") * 2
+    head[29:33] = zlib.crc32(head[12:29]).to_bytes(4, "big")
+    row = read_rows(write_parquet({"image": {"bytes": bytes(head), "path": None}}))[0]
+    with pytest.raises(DataError, match=r"row 0 \(id row-0\)"):
+        row.open_image()

@@ -1,0 +1,187 @@
+"""Metrics of box answers: by hand, and unions against a raster of pixels."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.unit.groups import example
+from visurf_ray.groups import Prediction
+from visurf_ray.tasks.metrics import answered_boxes, iou, score_boxes, union_iou, well_formed
+
+LEFT, RIGHT, HALF = (0, 0, 10, 10), (20, 0, 30, 10), (0, 0, 10, 5)
+BELOW = (0, 20, 10, 30)
+
+
+def targets(*boxes) -> str:
+    return json.dumps([{"bbox_2d": list(box), "point_2d": [box[0], box[1]]} for box in boxes])
+
+
+def answer(*boxes, think: str = "<think>a</think>") -> str:
+    return f"{think}<answer>{targets(*boxes)}</answer>"
+
+
+def test_iou_by_hand():
+    assert iou(LEFT, LEFT) == 1.0
+    assert iou(LEFT, HALF) == 0.5
+    assert iou(LEFT, RIGHT) == iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0.0
+    assert iou((0, 0, 10, 10), (5, 5, 15, 15)) == pytest.approx(25 / 175)
+    assert union_iou([], []) == union_iou([LEFT], []) == 0.0
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_unions_agree_with_a_raster(seed):
+    """Boxes overlap one another, so that sums of areas would be wrong."""
+    rng = np.random.default_rng(seed)
+
+    def draw(count: int) -> tuple[list, np.ndarray]:
+        boxes, raster = [], np.zeros((40, 40), dtype=bool)
+        for _ in range(count):
+            x1, x2 = sorted(rng.choice(41, 2, replace=False).tolist())
+            y1, y2 = sorted(rng.choice(41, 2, replace=False).tolist())
+            boxes.append((x1, y1, x2, y2))
+            raster[y1:y2, x1:x2] = True
+        return boxes, raster
+
+    for count in range(1, 6):
+        given, covered = draw(count)
+        true, meant = draw(6 - count)
+        assert union_iou(given, true) == pytest.approx((covered & meant).sum() / (covered | meant).sum(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("given", "true", "giou", "bbox_acc"),
+    [
+        ([LEFT], [LEFT], 1.0, 1.0),
+        ([RIGHT, LEFT], [LEFT, RIGHT], 1.0, 1.0),
+        ([LEFT], [LEFT, RIGHT], 0.5, 0.5),  # one is missing
+        ([LEFT, RIGHT], [LEFT], 0.5, 0.5),  # one too many
+        ([LEFT, LEFT], [LEFT], 1.0, 0.5),  # the same twice hits once
+        ([LEFT], [LEFT, RIGHT, BELOW], 1 / 3, 1 / 3),
+        ([HALF], [LEFT], 0.5, 0.0),  # IoU of exactly one half is no hit
+        ([(0, 0, 10, 6)], [LEFT], 0.6, 1.0),
+        ([RIGHT], [LEFT], 0.0, 0.0),
+        ([], [LEFT], 0.0, 0.0),
+        ([(10, 10, 0, 0)], [LEFT], 0.0, 0.0),  # corners swapped
+    ],
+)
+def test_boxes_that_are_meant(given, true, giou, bbox_acc):
+    scores = score_boxes([(answer(*given), targets(*true))])
+    assert scores["giou"] == pytest.approx(giou) and scores["bbox_acc"] == pytest.approx(bbox_acc)
+    assert scores["empty_rate"] == (given == [])
+    assert "n_acc" not in scores
+
+
+def test_each_box_is_matched_once_and_as_well_as_can_be():
+    """The first answer hits both targets, the second one target: both must count."""
+    true = [(0, 0, 100, 100), (0, 0, 100, 150)]
+    scores = score_boxes([(answer((0, 0, 100, 120), (0, 0, 100, 60)), targets(*true))])
+    assert scores["bbox_acc"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        (answer(), 1.0),
+        ("<answer>\n[ ]\n</answer>", 1.0),
+        (answer(LEFT), 0.0),
+        ("<think>a</think><answer>nothing is there</answer>", 0.0),
+        ("<think>a</think><answer></answer>", 0.0),
+        ("<think>a</think><answer>null</answer>", 0.0),
+        ("<think>a</think><answer>[</answer>", 0.0),
+        ("[]", 0.0),
+        ("", 0.0),
+        ("<think><answer>[]</answer></think>", 0.0),
+        ("<answer>[{}]</answer>", 0.0),
+        ('<answer>[{"bbox_2d": "none"}]</answer>', 0.0),
+        (answer((5, 5, 5, 5)), 0.0),  # a box without an area is a box
+        (answer((10, 10, 0, 0)), 0.0),
+    ],
+)
+def test_where_nothing_is_meant_the_empty_list_alone_is_right(response, right):
+    scores = score_boxes([(response, "[]")])
+    assert scores["n_acc"] == scores["giou"] == right
+    assert "bbox_acc" not in scores and "empty_rate" not in scores
+
+
+def test_a_box_without_an_area_is_not_the_empty_answer():
+    assert score_boxes([(answer((5, 5, 5, 5)), targets(LEFT))])["empty_rate"] == 0.0
+
+
+def test_malformed_boxes_are_left_out_of_the_others():
+    response = '<answer>[{"bbox_2d": [0, 0, 10, 10]}, {"bbox_2d": [1, 2]}, 7, {"bbox_2d": [9, 9, 9, 12]}]</answer>'
+    assert answered_boxes(response) == [LEFT]
+    assert answered_boxes("<answer>?</answer>") is None
+
+
+@pytest.mark.parametrize(
+    ("response", "formatted"),
+    [
+        (answer(LEFT, RIGHT), True),
+        (answer(), True),
+        ('<answer>[{"bbox_2d": [0, 0, 10, 10]}]</answer>', False),
+        ('<answer>[{"bbox_2d": [0, 0, 10, 10], "point_2d": [1, "2"]}]</answer>', False),
+        ('<answer>[{"bbox_2d": [0, 0, 10], "point_2d": [1, 2]}]</answer>', False),
+        (answer(LEFT).replace("]</answer>", ", 7]</answer>"), False),
+        ("<answer>{}</answer>", False),
+        ("[]", False),
+    ],
+)
+def test_well_formed_answers(response, formatted):
+    assert well_formed(response) is formatted
+    assert score_boxes([(response, "[]")])["format_rate"] == formatted
+
+
+def test_scores_are_means_over_the_examples_that_they_are_about():
+    scores = score_boxes(
+        [
+            (answer(LEFT), targets(LEFT)),
+            (answer(LEFT, think=""), targets(LEFT, RIGHT)),
+            (answer(), targets(RIGHT)),
+            ("garbage", targets(RIGHT)),
+            (answer(), "[]"),
+            (answer(LEFT), "[]"),
+            (" <think>a</think> <answer>none</answer>\n", "[]"),
+        ]
+    )
+    assert scores == pytest.approx(
+        {
+            "giou": 2.5 / 7,
+            "bbox_acc": 1.5 / 4,
+            "empty_rate": 1 / 4,
+            "n_acc": 1 / 3,
+            "format_rate": 5 / 7,
+            "thinking_rate": 5 / 7,
+        }
+    )
+
+
+def test_no_examples_no_scores():
+    assert score_boxes([]) == {}
+
+
+@pytest.fixture
+def task():
+    from visurf_ray.config import load_config
+    from visurf_ray.tasks import load_task
+
+    return load_task(load_config(["task=grounding", "task.train=a.jsonl", "task.held_out=b.jsonl"]).task, seed=0)
+
+
+def test_a_task_scores_predictions_and_shows_boxes(task):
+    held_out = example(targets(LEFT))
+    assert task.metrics([Prediction(held_out, answer(LEFT)), Prediction(held_out, "")])["bbox_acc"] == 0.5
+    assert task.true_boxes(held_out) == [LEFT]
+    assert task.boxes(answer(LEFT, RIGHT)) == [LEFT, RIGHT]
+    assert task.boxes("garbage") == []
+    assert task.render(held_out, "compact") == f"<answer>{targets(LEFT).replace(' ', '')}</answer>"
+
+
+def test_an_unknown_task_is_answered_with_the_nearest():
+    from visurf_ray.config import load_config
+    from visurf_ray.errors import UserError
+    from visurf_ray.tasks import load_task
+
+    config = load_config(["task.name=groundin"]).task
+    with pytest.raises(UserError, match=r"unknown task 'groundin'\. Did you mean 'grounding'\?"):
+        load_task(config, seed=0)
