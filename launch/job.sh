@@ -73,5 +73,6 @@ await_job() {
     if [[ $job_status == SUCCEEDED ]]; then job_code=0 && return; fi
     if [[ ! $job_code =~ ^-?[0-9]+$ || $job_code == 0 ]]; then job_code=1; fi # stopped, or Ray itself failed
     if ((job_code < 0)); then job_code=$((128 - job_code)); fi                # killed by a signal
+    if [[ $job_status == UNKNOWN ]]; then say "Ray cannot tell what became of the job" >&2 && return; fi
     say "the job did not succeed: $job_status, exit status $job_code" >&2
 }

@@ -100,7 +100,7 @@ stop_job() { timeout $((stop_seconds + 30)) ray job stop --address "$address" "$
 finish() {
     local code=$?
     trap '' INT TERM HUP
-    if [[ $job_status == RUNNING ]]; then
+    if [[ $job_status == RUNNING || $job_status == PENDING ]]; then
         say "stopping the job (it has $stop_seconds s)"
         # A job that is not there yet must not come either.
         stop_job || { kill "$follower" 2>/dev/null && stop_job; } || true

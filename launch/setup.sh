@@ -71,10 +71,13 @@ install() {
         fi
     fi
     "$python" -m pip install "${index[@]}" -e ".[$extras]"
-    if [[ $device == cpu ]] && ! "$python" -c 'import torchaudio'; then
-        # PyPI's torchaudio is a CUDA build: its import dies beside a CPU torch, and transformers imports it wherever it is
-        # installed. vLLM lists it, and uses it for audio models only.
-        "$python" -m pip uninstall --yes torchaudio
+    if [[ $device == cpu ]]; then
+        # PyPI's builds of these are for CUDA: beside a CPU torch their import dies, and transformers and vLLM import them
+        # wherever they are installed. vLLM lists them, and uses them for audio alone.
+        local package
+        for package in torchaudio torchcodec; do
+            "$python" -c "import $package" || "$python" -m pip uninstall --yes "$package"
+        done
     fi
 }
 

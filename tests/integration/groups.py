@@ -14,7 +14,7 @@ def make_groups(loader, count: int, *, rollouts: int = 4, seed: int = 0) -> list
     tokenizer = loader.processor.tokenizer
     groups = []
     for number, example in enumerate(loader.train_batch(0, count)):
-        label = tokenizer(loader.task.render(example, "spaced")).input_ids + [tokenizer.eos_token_id]
+        label = [*tokenizer(loader.task.render(example, "spaced")).input_ids, tokenizer.eos_token_id]
         responses = []
         for _ in range(rollouts):
             length = int(torch.randint(1, 30, (), generator=generator))

@@ -1,4 +1,4 @@
-"""The DeepSpeed learner: ranks, ZeRO stages, micro-batches and order change nothing; checkpoints and exports keep all."""
+"""The DeepSpeed learner: ranks, ZeRO stages, micro-batches and order change nothing; checkpoints keep all."""
 
 from dataclasses import replace
 

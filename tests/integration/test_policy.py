@@ -154,4 +154,11 @@ def test_packing_refuses_a_response_without_tokens(model, loader):
     groups = make_groups(loader, 1)
     groups[0].responses[1].token_ids = []
     with pytest.raises(ValueError, match=groups[0].example.id):
-        pack(groups, [[0.0] * 5], [groups[0].example.prompt.features], model.model.get_rope_index, image_token_id=0, dtype=torch.float32)
+        pack(
+            groups,
+            [[0.0] * 5],
+            [groups[0].example.prompt.features],
+            model.model.get_rope_index,
+            image_token_id=0,
+            dtype=torch.float32,
+        )

@@ -175,7 +175,7 @@ def test_the_miniature_loads_like_any_data(processor):
 @pytest.mark.parametrize("key", ["train", "held_out"])
 def test_a_miniature_without_scenes_names_the_key(processor, key):
     with pytest.raises(UserError, match=rf"task\.{key}"):
-        task = load_task(load_config([f"task.{key}=0"]).task, seed=0)
+        task = load_task(load_config(["task.train=4", "task.held_out=4", f"task.{key}=0"]).task, seed=0)
         loader = ExampleLoader(task, processor, seed=0, max_prompt_tokens=500, put=lambda value: value)
         loader.load_train()
         loader.check()

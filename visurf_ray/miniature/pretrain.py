@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoModelForImageTextToText
 
 from visurf_ray.miniature.base_model import BASE_MODEL, build_model, build_processor
 from visurf_ray.miniature.exam import examine
@@ -36,12 +37,11 @@ class Stage:
 
 _ALL = {"ground": 0.4, "list": 0.2, "presence": 0.15, "read": 0.15, "count": 0.1}
 CURRICULUM = (
-    Stage(600, (1,), 1, (24, 28), {"read": 1.0}),
+    Stage(400, (1,), 1, (24, 28), {"read": 1.0}),
     Stage(300, (1, 1, 2), 2, (22, 28), {"read": 0.85, "list": 0.15}),
     Stage(500, (1, 2, 3), 3, (20, 28), {"read": 0.6, "list": 0.4}),
-    Stage(700, (1, 2, 3, 4), 4, (18, 28), {"read": 0.35, "list": 0.45, "ground": 0.2}),
-    Stage(1500, (1, 2, 3, 4, 4), 4, (18, 28), _ALL),
-    Stage(1500, (1, 2, 3, 4, 4), 4, (18, 28), _ALL, final_rate=2e-5),
+    Stage(400, (1, 2, 3, 4), 4, (18, 28), {"read": 0.2, "list": 0.5, "ground": 0.3}),
+    Stage(2000, (1, 2, 3, 4, 4), 4, (18, 28), _ALL, final_rate=2e-5),
 )
 
 
@@ -143,25 +143,28 @@ def backward(model, parts: list[dict[str, Tensor]]) -> float:
     return total
 
 
-def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1.0) -> dict[str, float]:
-    """Train, examine on the test split and save. `scale` shortens every stage; returns the examination's scores."""
+def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1.0, start: int = 0) -> dict[str, float]:
+    """Train, examine on the test split and save; returns the examination's scores.
+
+    scale: shortens every stage. start: the stage to begin with; later ones than 0 go on from `out`/partial.
+    """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
     scenes = [draw_scene(rng, "train", digits=int(rng.integers(1, 5))) for _ in range(500)]
     processor = build_processor(tokenizer_corpus(rng, scenes))
-    model = build_model(processor)
+    model = build_model(processor) if start == 0 else AutoModelForImageTextToText.from_pretrained(out / "partial")
     collator = Collator(processor, model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
     out.mkdir(parents=True, exist_ok=True)
     begin, rows = time.time(), 0
-    with (out / "training_log.jsonl").open("w") as log:
-        for number, stage in enumerate(CURRICULUM):
+    with (out / "training_log.jsonl").open("w" if start == 0 else "a") as log:
+        for number, stage in list(enumerate(CURRICULUM))[start:]:
             count = max(1, round(stage.batches * scale))
             stage = Stage(**{**vars(stage), "batches": count})
             losses = []
             for index, parts in enumerate(batches(rng, stage, collator, batch_size)):
                 share = index / count
-                warmup = min(1.0, (index + 1) / 100) if number == 0 else 1.0
+                warmup = min(1.0, (index + 1) / 100) if number == start else 1.0
                 rate = warmup * (stage.learning_rate + share * (stage.final_rate - stage.learning_rate))
                 for group in optimizer.param_groups:
                     group["lr"] = rate
@@ -203,10 +206,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=BASE_MODEL, help="folder to write (default: the package's own)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scale", type=float, default=1.0, help="share of every stage to train, for a quick look")
+    parser.add_argument(
+        "--start", type=int, default=0, help="go on from FOLDER/partial at this stage of the curriculum"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    pretrain(arguments.out, seed=arguments.seed, scale=arguments.scale)
+    pretrain(arguments.out, seed=arguments.seed, scale=arguments.scale, start=arguments.start)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,168 @@
+"""The job from its command line: a short run, its outputs, resuming, evaluating; and bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_SMALL = [
+    "cluster.address=local",
+    "train.batch_size=4",
+    "rollout.n=3",
+    "rollout.max_tokens=70",
+    "rollout.memory=0.25",
+    "task.train=32",
+    "task.held_out=12",
+    "monitor.samples_every=1",
+]
+
+
+def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
+    command = [sys.executable, "-m", f"visurf_ray.{module}", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A ViSurf run of two steps with a checkpoint of each."""
+    folder = tmp_path_factory.mktemp("run")
+    done = run("train", *_SMALL, "train.steps=2", "train.checkpoint_every=1", "eval.every=1", f"output_dir={folder}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def test_a_run_leaves_what_it_promises(finished):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["steps"] == 2 and summary["method"] == "visurf" and summary["seed"] == 0
+    assert summary["train_seconds"] > 0 and "torch" in summary["versions"]
+    for when in ("before", "after"):
+        assert {"giou", "bbox_acc", "n_acc", "format_rate", "thinking_rate"} <= summary[when].keys()
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step_000001", "step_000002"]
+    assert "<svg" in (finished / "report.html").read_text()
+    assert (finished / "config.yaml").is_file() and (finished / "wandb").is_dir()
+    model = AutoModelForImageTextToText.from_pretrained(finished / "export")
+    assert sum(p.numel() for p in model.parameters()) > 1e6
+    assert AutoProcessor.from_pretrained(finished / "export").tokenizer.eos_token == "<|im_end|>"
+
+
+def test_every_step_is_logged_by_source(finished):
+    steps = [row for row in rows(finished) if "train/loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    for row in steps:
+        for source in ("rollout", "label"):
+            for name in ("entropy", "logprob", "ratio", "clip_share"):
+                assert f"train/{name}/{source}" in row
+            assert f"reward/{source}/accuracy" in row
+        assert {"train/label_active", "reward/margin", "train/grad_norm", "train/tokens_per_second"} <= row.keys()
+        assert {"time/sample", "time/reward", "time/learn", "time/sync", "time/step"} <= row.keys()
+        assert row["train/rollout_logprob_diff_max"] < 1e-4
+        # The label is correct by construction, and its thinking earns nothing.
+        assert row["reward/label/accuracy"] == 3.0 and row["reward/label/answer_format"] == 2.0
+        assert row["reward/label/thinking_format"] == 0.0
+    assert [row["step"] for row in rows(finished) if "eval/n_acc" in row] == [0, 1, 2]
+
+
+def test_a_run_is_resumed_where_it_was(finished, tmp_path):
+    """From the first of two checkpoints: step 2 is made anew, in the same metrics file and the same W&B run."""
+    import shutil
+
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    shutil.rmtree(folder / "checkpoints" / "step_000002")
+    done = run(
+        "train", *_SMALL, "train.steps=3", "train.checkpoint_every=1", "train.resume=auto", f"output_dir={folder}"
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [row["step"] for row in rows(folder) if "train/loss" in row] == [1, 2, 3]
+    before, after = (json.loads((f / "summary.json").read_text()) for f in (finished, folder))
+    assert after["before"] == before["before"] and after["train_seconds"] > 0
+    states = [
+        json.loads((folder / "checkpoints" / s / "state.json").read_text()) for s in ("step_000002", "step_000003")
+    ]
+    original = json.loads((finished / "checkpoints" / "step_000001" / "state.json").read_text())
+    assert {state["run_id"] for state in states} == {original["run_id"]}
+
+
+@pytest.mark.parametrize("checkpoint", ["export", "checkpoints/step_000002"])
+def test_evaluation_of_what_was_trained_gives_the_scores_of_the_run(finished, tmp_path, checkpoint):
+    done = run("evaluate", f"checkpoint={finished / checkpoint}", *_SMALL, f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    expected = json.loads((finished / "summary.json").read_text())["after"]
+    assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(expected)
+    predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == 12 and predictions[0].keys() == {"id", "question", "ground_truth", "response"}
+
+
+def test_sft_samples_nothing_and_rlvr_has_no_label(tmp_path):
+    for method, absent in (("sft", "rollout"), ("rlvr", "label")):
+        folder = tmp_path / method
+        done = run("train", *_SMALL, f"method={method}", "train.steps=1", "train.export=false", f"output_dir={folder}")
+        assert done.returncode == 0, done.stderr[-3000:]
+        (row,) = [row for row in rows(folder) if "train/loss" in row]
+        assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
+
+
+def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> Path:
+    from PIL import Image
+
+    Image.new("RGB", (56, 56)).save(folder / "image.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    path = folder / "data.jsonl"
+    path.write_text(json.dumps({"id": "seven", "problem": "the 7", "solution": solution, "image": image}) + "\n")
+    return path
+
+
+def grounding(path: Path) -> list[str]:
+    return ["task=grounding", f"task.train={path}", f"task.held_out={path}"]
+
+
+_BAD_INPUT = {
+    "missing image": (
+        lambda d: grounding(data_file(d, image="nowhere.png")),
+        ["data.jsonl, row 0 (id seven)", "nowhere.png"],
+    ),
+    "unreadable image": (lambda d: grounding(data_file(d, image="broken.png")), ["row 0 (id seven)", "broken.png"]),
+    "ground truth": (lambda d: grounding(data_file(d, solution="[{")), ["row 0 (id seven)", "not JSON"]),
+    "malformed box": (
+        lambda d: grounding(data_file(d, solution='[{"bbox_2d": [1, 2, 3], "point_2d": [1, 2]}]')),
+        ["row 0 (id seven)", "bbox_2d with 4 numbers"],
+    ),
+    "box outside": (
+        lambda d: grounding(data_file(d, solution='[{"bbox_2d": [1, 2, 99, 9], "point_2d": [5, 5]}]')),
+        ["row 0 (id seven)", "outside the image of 56×56"],
+    ),
+    "long prompt": (lambda d: ["rollout.max_model_len=40"], ["scene train-0", "rollout.max_model_len"]),
+    "no data file": (lambda d: grounding(d / "none.jsonl"), ["none.jsonl"]),
+    "resume path": (lambda d: [f"train.resume={d}"], ["train.resume", "no checkpoint"]),
+    "too many workers": (lambda d: ["rollout.workers=4000"], ["rollout.workers=4000", "Lower"]),
+    "too many ranks": (lambda d: ["learner.ranks=4000", "train.batch_size=4000"], ["learner.ranks=4000", "Lower"]),
+    "method": (lambda d: ["method=visrf"], ["unknown method 'visrf'", "'visurf'"]),
+    "task": (lambda d: ["task.name=miniture"], ["unknown task 'miniture'", "'miniature'"]),
+    "reward": (lambda d: ["reward.name=vision_reasonr"], ["unknown reward", "'vision_reasoner'"]),
+    "key": (lambda d: ["rollout.worker=2"], ["'rollout.worker'", "'rollout.workers'"]),
+    "model": (lambda d: [f"model.path={d}/none"], ["model.path", "no such folder"]),
+}
+
+
+@pytest.mark.parametrize("case", _BAD_INPUT)
+def test_bad_input_is_refused_in_one_line_and_writes_nothing(tmp_path, case):
+    make, expected = _BAD_INPUT[case]
+    folder = tmp_path / "output"
+    arguments = [a for a in _SMALL if not (a.startswith("task.") and case not in ("long prompt",))]
+    done = run("train", *arguments, *make(tmp_path), f"output_dir={folder}")
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    for part in expected:
+        assert part in line
+    assert "Traceback" not in done.stderr
+    assert not folder.exists()
