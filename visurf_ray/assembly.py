@@ -48,7 +48,7 @@ def versions() -> dict[str, str]:
 def connected(address: str) -> Iterator[None]:
     """A connection to the Ray cluster, closed at the end. Raises ClusterError when there is none."""
     try:
-        ray.init(address=address, log_to_driver=True, configure_logging=False)
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
         raise ClusterError(
             f"no Ray cluster at cluster.address={address}: start one with `bash launch/local.sh`, "
@@ -89,7 +89,6 @@ def start_rollouts(config: Config) -> RolloutPool:
         model_path=resolve_model(config.model.path),
         dtype=rollout.dtype,
         max_model_len=rollout.max_model_len,
-        max_in_flight=rollout.max_in_flight,
         memory=rollout.memory,
         gpus=rollout.gpus,
         enforce_eager=rollout.enforce_eager,
@@ -198,7 +197,9 @@ def train(config: Config) -> Path:
             start_step=state.step,
         )
         try:
+            print(f"starting {config.rollout.workers} rollout worker(s)", flush=True)
             rollouts = start_rollouts(config)
+            print(f"starting {config.learner.ranks} learner rank(s)", flush=True)
             learner = start_learner(config, tokenizer)
             gpu_workers = config.rollout.gpus * config.rollout.workers
             learner.connect(rollouts.actors, gpu_workers)

@@ -1,6 +1,7 @@
 """What the entry points share: arguments in Hydra's manner, and errors in one line."""
 
 import argparse
+import signal
 import sys
 
 
@@ -13,8 +14,11 @@ def parse(description: str | None) -> argparse.Namespace:
     return parser.parse_intermixed_args()
 
 
-def fail(error: Exception) -> int:
+def fail(error: BaseException) -> int:
     """Print what went wrong and what to do; the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     cause = (
         getattr(error, "cause", None) or error
     )  # an actor's error carries its own traceback; the cause is its message

@@ -1,4 +1,6 @@
-"""The central loop: the paper's Algorithm 1, almost line for line. No tensors and no pixels pass through here."""
+"""The central loop: the paper's Algorithm 1, almost line for line. No tensors pass through here, and of all
+pixels only those of a few samples to look at.
+"""
 
 import time
 from collections.abc import Sequence

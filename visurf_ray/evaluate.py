@@ -27,7 +27,7 @@ def main() -> int:
         for name, value in sorted(scores.items()):
             print(f"{name:>14} {value:.4f}")
         print(f"{'written to':>14} {config.output_dir}")
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
         return fail(error)
     return 0
 

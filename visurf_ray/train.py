@@ -19,7 +19,7 @@ def main() -> int:
         from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
 
         assembly.train(config)
-    except UserError as error:
+    except (UserError, KeyboardInterrupt) as error:
         return fail(error)
     return 0
 

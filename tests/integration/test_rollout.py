@@ -25,7 +25,6 @@ def start_pool(config, workers: int, *, n: int = 4, temperature: float = 1.0) ->
         model_path=resolve_model(config.model.path),
         dtype="float32",
         max_model_len=512,
-        max_in_flight=8,
         memory=0.25,
         gpus=0,
         enforce_eager=True,

@@ -18,7 +18,6 @@ class EngineConfig:
     model_path: str
     dtype: str
     max_model_len: int
-    max_in_flight: int
     memory: float
     gpus: int
     enforce_eager: bool
