@@ -28,7 +28,7 @@ from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.actor import DataActor
+from visurf_ray.tasks.feed import DataFeed
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
 
@@ -75,11 +75,10 @@ def _rollout_demand(config: Config) -> Demand:
     return Demand("rollout workers", "rollout.workers", rollout.workers, rollout.gpus, rollout.cpus)
 
 
-def start_data(config: Config) -> Any:
-    """The data actor, every row checked. Raises DataError."""
-    data = DataActor.remote(config.task, config.model, config.seed, config.rollout.max_model_len - 1)  # type: ignore[attr-defined]
-    ray.get(data.check.remote())
-    return data
+def start_data(config: Config) -> DataFeed:
+    """The data, every row checked. Raises DataError."""
+    limit = config.rollout.max_model_len - 1
+    return DataFeed(config.task, config.model, seed=config.seed, max_prompt_tokens=limit)
 
 
 def start_rollouts(config: Config) -> RolloutPool:
@@ -252,7 +251,7 @@ def evaluate(config: Config, checkpoint: str) -> Metrics:
             check_demand([_rollout_demand(config)])
             data = start_data(config)
             rollouts = start_rollouts(config)
-            examples = ray.get(data.held_out_examples.remote(config.eval.examples))
+            examples = data.held_out(config.eval.examples)
             predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
             rollouts.shut_down()
     scores = task.metrics(predictions)

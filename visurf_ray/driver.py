@@ -6,8 +6,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import ray
-
 from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.config import Config
 from visurf_ray.groups import Example, Group, Metrics
@@ -17,6 +15,7 @@ from visurf_ray.monitor import Monitor
 from visurf_ray.monitor.samples import Sample, SampleResponse
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.tasks.feed import DataFeed
 from visurf_ray.tasks.grounding import GroundingTask
 
 
@@ -29,14 +28,13 @@ class Driver:
         *,
         task: GroundingTask,
         method: Method,
-        data: Any,
+        data: DataFeed,
         rollouts: RolloutPool,
         rewards: RewardPool,
         learner: LearnerGroup,
         checkpoints: Checkpoints,
         monitor: Monitor,
     ) -> None:
-        """data: a `tasks.actor.DataActor` handle."""
         self.config = config
         self.task = task
         self.method = method
@@ -46,7 +44,7 @@ class Driver:
         self.learner = learner
         self.checkpoints = checkpoints
         self.monitor = monitor
-        self.held_out: list[Example] = ray.get(data.held_out_examples.remote(config.eval.examples))
+        self.held_out: list[Example] = data.held_out(config.eval.examples)
 
     def run(self, state: State) -> dict[str, Any]:
         """Train from `state` to `train.steps`; returns the scores before and after, and the seconds between."""
@@ -72,7 +70,7 @@ class Driver:
         """One optimisation step (ViSurf, Algorithm 1)."""
         phase = self.monitor.phase
         with phase("data"):
-            examples = ray.get(self.data.train_batch.remote(number, self.config.train.batch_size))
+            examples = self.data.train_batch(number, self.config.train.batch_size)
         with phase("sample"):
             groups = self.rollouts.sample(examples)
         self.method.append_labels(groups)
@@ -116,7 +114,7 @@ class Driver:
                 for response in chosen
             ]
             truth = self.task.true_boxes(group.example)
-            shown.append(Sample(ray.get(group.example.prompt.image), group.example.question, truth, responses))  # type: ignore[arg-type]
+            shown.append(Sample(self.data.image(group.example), group.example.question, truth, responses))  # type: ignore[arg-type]
         return shown
 
 

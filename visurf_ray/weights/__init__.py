@@ -1,0 +1,1 @@
+"""Weight transfer from the learner to vLLM, by its own protocol."""

@@ -1,0 +1,1 @@
+"""Learning: the DeepSpeed ranks in Ray actors, packed groups, forward, step and checkpoint."""

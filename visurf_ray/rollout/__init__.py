@@ -1,0 +1,1 @@
+"""Sampling: vLLM engines in Ray actors, and the pool that feeds them."""

@@ -1,0 +1,30 @@
+"""The public face of the data actor."""
+
+from typing import Any
+
+import ray
+from PIL import Image
+
+from visurf_ray.config import ModelConfig, TaskConfig
+from visurf_ray.groups import Example
+from visurf_ray.tasks.actor import DataActor
+
+
+class DataFeed:
+    """Examples of a task, read and processed in an actor of their own."""
+
+    def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int) -> None:
+        """Every row is checked first. Raises DataError that names the first one that cannot be used."""
+        self.actor: Any = DataActor.remote(task, model, seed, max_prompt_tokens)  # type: ignore[attr-defined]
+        ray.get(self.actor.check.remote())
+
+    def train_batch(self, step: int, size: int) -> list[Example]:
+        """The mini-batch of a step; steps count from 0."""
+        return ray.get(self.actor.train_batch.remote(step, size))
+
+    def held_out(self, limit: int | None) -> list[Example]:
+        return ray.get(self.actor.held_out_examples.remote(limit))
+
+    def image(self, example: Example) -> Image.Image:
+        """The example's image as the model sees it, to be shown."""
+        return ray.get(example.prompt.image)
