@@ -120,6 +120,7 @@ def test_a_malformed_ground_truth_is_named(text, complaint):
     ("box", "point", "complaint"),
     [
         ((30, 0, 10, 10), (20, 5), "item 1 has bbox_2d.*x1 < x2"),
+        ((10, 0, 10, 10), (10, 5), "item 1 has bbox_2d.*x1 < x2"),
         ((0, 10, 10, 10), (5, 10), "item 1 has bbox_2d.*y1 < y2"),
         ((-1, 0, 10, 10), (5, 5), "item 1 reaches outside the image of 40.30"),
         ((0, -0.5, 10, 10), (5, 5), "item 1 reaches outside"),

@@ -23,9 +23,13 @@ def identities(loader, step: int, size: int) -> list[str]:
 
 def test_boxes_are_scaled_as_the_image_is_resized(write_parquet, make_loader):
     """100x60 becomes 112x56, multiples of 28: x by 1.12, y by 0.9333, rounded half up."""
-    (example,) = make_loader(write_parquet({})).held_out_examples(None)
+    boxes = [{"bbox_2d": [15, 16, 52, 40], "point_2d": [33, 25]}, {"bbox_2d": [10, 10, 55, 47], "point_2d": [30, 22]}]
+    (example,) = make_loader(write_parquet({"solution": json.dumps(boxes)})).held_out_examples(None)
     assert example.prompt.image.size == (112, 56) and example.prompt.image.mode == "RGB"
-    assert json.loads(example.ground_truth) == [{"bbox_2d": [11, 9, 56, 37], "point_2d": [34, 23]}]
+    assert json.loads(example.ground_truth) == [
+        {"bbox_2d": [17, 15, 58, 37], "point_2d": [37, 23]},
+        {"bbox_2d": [11, 9, 62, 44], "point_2d": [34, 21]},
+    ]
 
 
 def test_nothing_is_touched_where_the_size_fits(write_parquet, make_loader):

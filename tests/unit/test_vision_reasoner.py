@@ -205,6 +205,13 @@ def test_accuracy_of_one_box_by_hand(reward, item, value):
     assert reward(answer(item), json.dumps([A])).parts["accuracy"] == value
 
 
+def test_an_iou_of_exactly_one_half_is_no_hit(reward):
+    whole = {"bbox_2d": [0, 0, 199, 199], "point_2d": [100, 150]}
+    half, more = ({"bbox_2d": [0, 0, 199, y], "point_2d": [0, 0]} for y in (99, 100))
+    assert reward(answer(half), json.dumps([whole])).parts["accuracy"] == 0.0
+    assert reward(answer(more), json.dumps([whole])).parts["accuracy"] == 1.0
+
+
 def test_matching_is_the_best_one_not_the_first(reward):
     """The first box fits both targets, the other one target alone: whoever goes first to the best fit loses a match."""
     targets = [{"bbox_2d": [0, 0, 999, y], "point_2d": [500, 500]} for y in (999, 1499)]

@@ -50,8 +50,9 @@ class RewardPool:
     def _take(self, reference: ray.ObjectRef, group: Group) -> None:
         try:
             rewards = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:
-            raise RewardError(f"the reward of example {group.example.id!r} raised: {error.cause!r}") from error
+        except ray.exceptions.RayError as error:  # raised, or its process died
+            cause = getattr(error, "cause", None) or error
+            raise RewardError(f"the reward of example {group.example.id!r} raised: {cause!r}") from error
         for response, reward in zip(group.responses, rewards, strict=True):
             response.reward_parts = dict(reward.parts)
             response.reward = reward.total

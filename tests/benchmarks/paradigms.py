@@ -1,0 +1,64 @@
+"""Trains the miniature with each paradigm and several seeds, and prints one table.
+
+    python -m tests.benchmarks.paradigms [--methods visurf rlvr sft] [--seeds 0 1 2] [--out FOLDER] [key=value …]
+
+Every run has the same number of steps and the same held-out examples. A run that is there already is not made again, so
+that an interrupted comparison goes on. The table gives the mean over seeds, and the smallest and largest value.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from statistics import mean
+
+_SCORES = ("n_acc", "bbox_acc", "giou", "format_rate", "thinking_rate", "empty_rate")
+
+
+def train(method: str, seed: int, folder: Path, overrides: list[str]) -> dict:
+    """The run's summary. Raises CalledProcessError when the run fails."""
+    summary = folder / "summary.json"
+    if not summary.is_file():
+        command = [sys.executable, "-m", "visurf_ray.train", "cluster.address=local", f"method={method}"]
+        command += [f"seed={seed}", f"output_dir={folder}", "train.resume=auto", "train.export=false", *overrides]
+        subprocess.run(command, check=True)
+    return json.loads(summary.read_text())
+
+
+def spread(values: list[float], digits: int = 2) -> str:
+    """`0.71 (0.68–0.75)`: mean, smallest and largest."""
+    return f"{mean(values):.{digits}f} ({min(values):.{digits}f}–{max(values):.{digits}f})"
+
+
+def table(results: dict[str, list[dict]]) -> str:
+    """Markdown: the base model, then each method after training."""
+    lines = [f"| | {' | '.join(_SCORES)} | seconds |", "|---" * (len(_SCORES) + 2) + "|"]
+    before = [summary["before"] for summaries in results.values() for summary in summaries]
+    lines.append(f"| base model | {' | '.join(spread([b[name] for b in before]) for name in _SCORES)} | |")
+    for method, summaries in results.items():
+        cells = [spread([summary["after"][name] for summary in summaries]) for name in _SCORES]
+        seconds = spread([summary["train_seconds"] for summary in summaries], 0)
+        lines.append(f"| {method} | {' | '.join(cells)} | {seconds} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--methods", nargs="+", default=["visurf", "rlvr", "sft"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--out", type=Path, default=Path("outputs/paradigms"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same for every run")
+    arguments = parser.parse_intermixed_args()
+    results = {
+        method: [
+            train(method, seed, arguments.out / f"{method}-seed{seed}", arguments.overrides) for seed in arguments.seeds
+        ]
+        for method in arguments.methods
+    }
+    print(table(results))
+    print(json.dumps({method: [summary["after"] for summary in found] for method, found in results.items()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The pool of reward actors: order, and loud failures that name the example."""
+
+import pytest
+
+from visurf_ray.groups import Example, Group, Prompt, Response, Source
+from visurf_ray.rewards import load_reward
+from visurf_ray.rewards.pool import RewardError, RewardPool
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+_RIGHT = '<think>t</think><answer>[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]</answer>'
+_TRUTH = '[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]'
+
+
+def make_group(name: str, ground_truth: str, *texts: str) -> Group:
+    example = Example(name, "the 7", ground_truth, Prompt([], [], None, None))
+    return Group(example, [Response(Source.ROLLOUT, text, [0]) for text in texts])
+
+
+@pytest.fixture(scope="module")
+def settings(config):
+    from omegaconf import OmegaConf
+
+    return OmegaConf.merge(config.reward, {"workers": 2})
+
+
+def test_every_response_gets_its_own_reward(settings):
+    groups = [make_group(str(n), _TRUTH, *([_RIGHT] * n), "nothing", "[]") for n in range(6)]
+    RewardPool(settings, {}).score(groups)
+    reward = load_reward("vision_reasoner")
+    for group in groups:
+        for response in group.responses:
+            expected = reward(response.text, _TRUTH)
+            assert response.reward_parts == expected.parts and response.reward == expected.total
+    assert groups[3].responses[0].reward == 7.0 and groups[3].responses[-1].reward == 1.0
+
+
+def test_a_reward_that_raises_names_the_example(settings):
+    groups = [make_group("good", _TRUTH, _RIGHT), make_group("example-17", "[{", _RIGHT)]
+    with pytest.raises(RewardError, match=r"'example-17' raised: .*not JSON"):
+        RewardPool(settings, {}).score(groups)
+
+
+def test_a_reward_that_takes_too_long_names_the_example(settings):
+    from omegaconf import OmegaConf
+
+    hurried = OmegaConf.merge(settings, {"timeout": 0.0})
+    with pytest.raises(RewardError, match=r"'slow' took longer than reward.timeout=0 s"):
+        RewardPool(hurried, {}).score([make_group("slow", _TRUTH, _RIGHT)])
+
+
+def test_groups_without_responses_are_passed_by(settings):
+    RewardPool(settings, {}).score([make_group("empty", _TRUTH)])
