@@ -5,7 +5,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +70,27 @@ def reward_options(config: Config) -> dict[str, Any]:
     }
 
 
+def _start_monitor(config: Config, output: Path, state: State) -> Monitor:
+    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    return Monitor(
+        output,
+        config=plain,
+        project=config.monitor.project,
+        wandb=config.monitor.wandb,
+        total_steps=config.train.steps,
+        run_id=state.run_id,
+        start_step=state.step,
+    )
+
+
 def _rollout_demand(config: Config) -> Demand:
     rollout = config.rollout
     return Demand("rollout workers", "rollout.workers", rollout.workers, rollout.gpus, rollout.cpus)
+
+
+def _learner_demand(config: Config) -> Demand:
+    learner = config.learner
+    return Demand("learner ranks", "learner.ranks", learner.ranks, learner.gpus, learner.cpus)
 
 
 def start_data(config: Config) -> DataFeed:
@@ -172,64 +190,39 @@ def train(config: Config) -> Path:
         raise ConfigError(f"output_dir={output} holds a run already: choose another, or set train.resume=auto")
     state = read_state(resume) if resume else State()
     processor = load_processor(config.model)
-    tokenizer = processor.tokenizer
-    with connected(config.cluster.address):
-        check_demand(
-            [
-                _rollout_demand(config),
-                Demand(
-                    "learner ranks", "learner.ranks", config.learner.ranks, config.learner.gpus, config.learner.cpus
-                ),
-            ]
-        )
+    with ExitStack() as stack:
+        stack.enter_context(connected(config.cluster.address))
+        check_demand([_rollout_demand(config), _learner_demand(config)])
         data = start_data(config)
         output.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, output / "config.yaml")
-        plain: dict = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-        monitor = Monitor(
-            output,
-            config=plain,
-            project=config.monitor.project,
-            wandb=config.monitor.wandb,
-            total_steps=config.train.steps,
-            run_id=state.run_id,
-            start_step=state.step,
+        monitor = _start_monitor(config, output, state)
+        stack.push(lambda kind, *_: monitor.close() if kind else None)
+        print(f"starting {config.rollout.workers} rollout worker(s)", flush=True)
+        rollouts = start_rollouts(config)
+        stack.callback(rollouts.shut_down)
+        print(f"starting {config.learner.ranks} learner rank(s)", flush=True)
+        learner = start_learner(config, processor.tokenizer)
+        learner.connect(rollouts.actors, config.rollout.gpus * config.rollout.workers)
+        if resume:
+            learner.load(resume.resolve())
+        driver = Driver(
+            config,
+            task=task,
+            method=Method(config.method, render=task.render, encode=_encoder(processor.tokenizer)),
+            data=data,
+            rollouts=rollouts,
+            rewards=RewardPool(config.reward, reward_options(config)),
+            learner=learner,
+            checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
+            monitor=monitor,
         )
-        try:
-            print(f"starting {config.rollout.workers} rollout worker(s)", flush=True)
-            rollouts = start_rollouts(config)
-            print(f"starting {config.learner.ranks} learner rank(s)", flush=True)
-            learner = start_learner(config, tokenizer)
-            gpu_workers = config.rollout.gpus * config.rollout.workers
-            learner.connect(rollouts.actors, gpu_workers)
-            if resume:
-                learner.load(resume.resolve())
-            driver = Driver(
-                config,
-                task=task,
-                method=Method(config.method, render=task.render, encode=_encoder(tokenizer)),
-                data=data,
-                rollouts=rollouts,
-                rewards=RewardPool(config.reward, reward_options(config)),
-                learner=learner,
-                checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
-                monitor=monitor,
-            )
-            result = driver.run(state)
-            if config.train.export:
-                learner.export(output / "export")
-                processor.save_pretrained(output / "export")
-            summary = result | {
-                "steps": config.train.steps,
-                "method": config.method.name,
-                "seed": config.seed,
-                "versions": versions(),
-            }
-            monitor.finish(summary)
-            rollouts.shut_down()
-        except BaseException:
-            monitor.close()
-            raise
+        result = driver.run(state)
+        if config.train.export:
+            learner.export(output / "export")
+            processor.save_pretrained(output / "export")
+        run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
+        monitor.finish(result | run | {"versions": versions()})
     return output
 
 

@@ -32,8 +32,8 @@ class RolloutPool:
         return [Prediction(example, answers[index][0].text) for index, example in enumerate(examples)]
 
     def shut_down(self) -> None:
-        """End the engines and their child processes."""
-        ray.get([actor.shut_down.remote() for actor in self.actors])
+        """End the engines and their child processes; one that has died already is passed by."""
+        ray.wait([actor.shut_down.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
 
     def _generate(self, examples: Sequence[Example], sampling: Sampling) -> Iterator[tuple[int, list[Response]]]:
         """(index, responses) as they finish."""
