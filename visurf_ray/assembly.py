@@ -168,6 +168,8 @@ def check_config(config: Config) -> None:
             f"train.batch_size={train.batch_size} must be learner.ranks × learner.minibatches = "
             f"{learner.ranks * learner.minibatches} at least"
         )
+    if train.keep_checkpoints < 1:
+        raise ConfigError("train.keep_checkpoints must be 1 at least; train.checkpoint_every=0 writes none")
     if learner.zero_stage not in (1, 2, 3):
         raise ConfigError(f"learner.zero_stage={learner.zero_stage} must be 1, 2 or 3")
     if learner.gpus not in (0, 1):

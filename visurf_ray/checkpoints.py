@@ -45,13 +45,15 @@ class Checkpoints:
         (partial / _STATE).write_text(json.dumps(asdict(state)))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        for old in self.all()[: -self.keep]:
+        others = [path for path in self.all() if path != final]
+        for old in others[: len(others) - (self.keep - 1)]:
             shutil.rmtree(old)
         return final
 
     def all(self) -> list[Path]:
         """Whole checkpoints, oldest first."""
-        return sorted(path for path in self.folder.glob(f"{_PREFIX}*") if (path / _STATE).is_file())
+        whole = [path for path in self.folder.glob(f"{_PREFIX}*") if (path / _STATE).is_file()]
+        return sorted(whole, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
 def find_resume(resume: str | None, folder: Path) -> Path | None:

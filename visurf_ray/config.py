@@ -10,7 +10,8 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import ConfigCompositionException
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -156,14 +157,17 @@ def load_config(overrides: list[str]) -> Config:
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(CONFIG_DIR)):
         try:
-            return compose("config", overrides=overrides)  # type: ignore[return-value]  # a DictConfig of that schema
-        except (ConfigCompositionException, OmegaConfBaseException) as error:
+            config = compose("config", overrides=overrides)
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(_explain(error, overrides)) from error
+        if added := sorted(set(_leaves(config)) - set(_leaves(compose("config")))):
+            raise ConfigError(_unknown_key(added[0], _leaves(compose("config"))))
+        return config  # type: ignore[return-value]  # a DictConfig of that schema
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:
     """The first override that is at fault, and the nearest key or option."""
-    message = str(error).splitlines()[0]
+    message = " ".join(line.strip() for line in str(error).splitlines() if "hydra.cc" not in line)
     valid = compose("config")
     keys = _leaves(valid)
     groups = {
@@ -172,13 +176,21 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         if folder.is_dir()
     }
     for override in overrides:
+        try:
+            OverridesParser.create().parse_override(override)
+        except HydraException:
+            return f"cannot read the override {override!r}: it must be key=value, values with =, [ or , in quotes"
         key, _, value = override.lstrip("+~").partition("=")
         if key in groups:
             if value not in groups[key]:
                 return f"unknown {key} {value!r}.{nearest(value, groups[key])} Known: {', '.join(groups[key])}"
         elif key not in keys and OmegaConf.select(valid, key, default=None) is None:
-            return f"there is no configuration key {key!r}.{nearest(key, keys)}"
+            return _unknown_key(key, keys)
     return message
+
+
+def _unknown_key(key: str, keys: list[str]) -> str:
+    return f"there is no configuration key {key!r}.{nearest(key, keys)}"
 
 
 def _leaves(config: DictConfig, prefix: str = "") -> list[str]:

@@ -25,6 +25,10 @@ def resolve_model(path: str) -> str:
             f"model.path={path}: the folder has no processor (preprocessor_config.json, tokenizer files): "
             "copy them from the model that it was trained from"
         )
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
+        raise UserError(
+            f"model.path={path}: the folder has no tokenizer: copy it from the model that it was trained from"
+        )
     return str(folder)
 
 

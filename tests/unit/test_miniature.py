@@ -26,6 +26,7 @@ from visurf_ray.tasks.boxes import Target as BoxTarget
 from visurf_ray.tasks.boxes import answer_text, dump_targets, has_thinking, parse_items, parse_targets
 from visurf_ray.tasks.rows import Row
 
+GREEN = 1  # the canvas is lit from aside in red and blue alone
 SPLITS = ("train", "validation", "test")
 
 
@@ -66,7 +67,7 @@ def test_scenes_show_scans_of_their_own_split_alone(split):
     for scene in scenes(40, split, sizes=(8, 8)):
         for digit in scene.digits:
             x1, y1, x2, y2 = digit.box
-            tile = normalised(scene.pixels[y1:y2, x1:x2].astype(float).ravel())
+            tile = normalised(scene.pixels[y1:y2, x1:x2, GREEN].astype(float).ravel())
             best = {name: (scans @ tile).max() for name, scans in everything.items()}
             assert best[split] > 0.9995 and max(best, key=best.__getitem__) == split
 
@@ -76,7 +77,7 @@ def test_scenes_show_scans_of_their_own_split_alone(split):
 
 def test_digits_lie_on_the_canvas_and_apart():
     for scene in scenes(300):
-        assert scene.pixels.shape == (CANVAS, CANVAS) and scene.pixels.dtype == np.uint8
+        assert scene.pixels.shape == (CANVAS, CANVAS, 3) and scene.pixels.dtype == np.uint8
         assert len(scene.values()) == len(scene.digits), "all different"
         covered = np.zeros((CANVAS, CANVAS), dtype=int)
         for digit in scene.digits:
@@ -93,11 +94,18 @@ def test_boxes_hold_all_the_ink():
         for digit in scene.digits:
             x1, y1, x2, y2 = digit.box
             outside[y1:y2, x1:x2] = False
-        background = scene.pixels[outside]
+        background = scene.pixels[outside, GREEN]
         assert background.min() == background.max()
         for digit in scene.digits:
             x1, y1, x2, y2 = digit.box
-            assert scene.pixels[y1:y2, x1:x2].max() > int(background[0]) + 60, "a digit can be seen"
+            assert scene.pixels[y1:y2, x1:x2, GREEN].max() > int(background[0]) + 60, "a digit can be seen"
+
+
+def test_the_light_tells_the_place():
+    for scene in scenes(20):
+        columns, rows = scene.pixels[:, :, 0].min(axis=0).astype(int), scene.pixels[:, :, 2].min(axis=1).astype(int)
+        assert (np.diff(columns) >= 0).all() and columns[-1] > columns[0] + 60
+        assert (np.diff(rows) >= 0).all() and rows[-1] > rows[0] + 60
 
 
 def test_scenes_have_one_to_four_digits_in_reading_order():
@@ -112,7 +120,7 @@ def test_place_size_and_shade_vary():
     assert len({digit.size for scene in drawn for digit in scene.digits}) == 11
     assert len({digit.box[:2] for scene in drawn for digit in scene.digits}) > 300
     assert len({int(scene.pixels.max()) for scene in drawn}) > 40
-    assert len({int(scene.pixels[-1, -1]) for scene in drawn}) > 20
+    assert len({int(scene.pixels[-1, -1, GREEN]) for scene in drawn}) > 20
 
 
 def test_scenes_are_drawn_by_seed():
@@ -128,7 +136,7 @@ def test_the_digits_of_a_scene_can_be_chosen():
 
 
 def test_what_is_seen_names_every_digit_with_its_box():
-    scene = Scene(np.zeros((CANVAS, CANVAS), np.uint8), (Digit(7, (1, 2, 21, 22)), Digit(3, (60, 33, 80, 53))))
+    scene = Scene(np.zeros((CANVAS, CANVAS, 3), np.uint8), (Digit(7, (1, 2, 21, 22)), Digit(3, (60, 33, 80, 53))))
     assert seen(scene) == "7 [1, 2, 21, 22], 3 [60, 33, 80, 53]"
     assert scene.image.size == (CANVAS, CANVAS) and scene.image.mode == "RGB"
 

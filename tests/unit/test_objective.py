@@ -59,11 +59,12 @@ def test_clipping_by_hand(ratio, advantage, loss):
     assert found.item() == pytest.approx(loss, rel=1e-6)
 
 
-def test_is_clipped_is_where_the_gradient_vanishes(tokens):
+@pytest.mark.parametrize("config", [PPO, CE], ids=["ppo", "ce"])
+def test_is_clipped_is_where_the_gradient_vanishes(tokens, config):
     logprobs = tokens["logprobs_T"].clone().requires_grad_()
-    losses = token_losses(**tokens | {"logprobs_T": logprobs}, config=PPO)
+    losses = token_losses(**tokens | {"logprobs_T": logprobs}, config=config)
     (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
-    clipped = is_clipped(logprobs.detach(), tokens["old_logprobs_T"], tokens["advantages_T"], PPO)
+    clipped = is_clipped(**tokens, config=config)
     assert torch.equal(clipped, gradient == 0)
     assert 0 < clipped.sum() < len(clipped)
 

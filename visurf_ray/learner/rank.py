@@ -171,7 +171,7 @@ def _token_sums(packed: PackedGroups, logprobs, old_logprobs, entropy, loss: Los
     """Sums over response tokens, by source, of what is logged as means."""
     sums: Metrics = {}
     ratio = torch.exp(logprobs - old_logprobs)
-    clipped = is_clipped(logprobs, old_logprobs, packed.advantage_T, loss).float()
+    clipped = is_clipped(logprobs, old_logprobs, packed.advantage_T, packed.is_label_T, loss).float()
     for source, chosen in (("rollout", ~packed.is_label_T), ("label", packed.is_label_T)):
         if chosen.any():
             sums[f"tokens/{source}"] = float(chosen.sum())

@@ -49,9 +49,9 @@ class Method:
             if self.config.eliminate:
                 eliminate_thinking(group)
         metrics |= _activity_metrics(groups)
+        active = [group for group in groups if group.rollouts and label_is_active(group)]
         for group in groups:
-            if self.config.smooth:
-                smooth(group)
+            smoothed = self.config.smooth and smooth(group)
             rewards = torch.tensor([response.reward for response in group.responses], dtype=torch.float64)
             advantages = group_advantages(
                 rewards,
@@ -61,7 +61,9 @@ class Method:
             )
             for response, advantage in zip(group.responses, advantages.tolist(), strict=True):
                 response.advantage = advantage
-        return metrics | _advantage_metrics(groups)
+            if smoothed and group.label:
+                group.label.advantage = 0.0  # as the mean's it is; floats may be off by their last bit
+        return metrics | _advantage_metrics(active)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -92,13 +94,11 @@ def _activity_metrics(groups: Sequence[Group]) -> Metrics:
     }
 
 
-def _advantage_metrics(groups: Sequence[Group]) -> Metrics:
+def _advantage_metrics(active: Sequence[Group]) -> Metrics:
     """Mean advantage by source over the groups whose label is active."""
-    active = [group for group in groups if group.label is not None and group.label.advantage > 0]
     if not active:
         return {}
     return {
         f"advantage/{source}": _mean([r.advantage for group in active for r in group.responses if r.source is source])
         for source in Source
-        if any(r.source is source for group in active for r in group.responses)
     }

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+_EQUAL = 1e-9  # rewards are sums of means: 7.000000000000005 is 7
+
 
 def group_advantages(
     rewards_G1: Float[Tensor, " G1"], *, divide_by_std: bool = True, ddof: int = 1, eps: float = 1e-6
@@ -19,7 +21,7 @@ def group_advantages(
     if not torch.isfinite(rewards_G1).all():
         raise ValueError(f"rewards must be finite, got {rewards_G1.tolist()}")
     rewards = rewards_G1.double()
-    if (rewards == rewards[0]).all():
+    if rewards.max() - rewards.min() < _EQUAL:
         return torch.zeros_like(rewards_G1)
     advantages = rewards - rewards.mean()
     if divide_by_std:

@@ -1,4 +1,4 @@
-"""Control of the label's reward (ViSurf §4.2.4): eliminate and smooth. Alignment is in `labels`."""
+"""Control of the label's reward (ViSurf §4.2.4): eliminate and smooth. Alignment is the task's rendering, by style."""
 
 from visurf_ray.groups import Group
 
@@ -22,12 +22,14 @@ def label_is_active(group: Group) -> bool:
     return not any(rollout.reward >= label.reward - _TOLERANCE for rollout in group.rollouts)
 
 
-def smooth(group: Group) -> None:
-    """Where a rollout earns as much as the label, give the label the rollouts' mean reward.
+def smooth(group: Group) -> bool:
+    """Where a rollout earns as much as the label, give the label the rollouts' mean reward; whether that was so.
 
     The group's mean is then the rollouts' own and the label's advantage 0: guidance that is not needed switches itself
     off.
     """
     label = group.label
-    if label is not None and group.rollouts and not label_is_active(group):
-        label.reward = sum(rollout.reward for rollout in group.rollouts) / len(group.rollouts)
+    if label is None or not group.rollouts or label_is_active(group):
+        return False
+    label.reward = sum(rollout.reward for rollout in group.rollouts) / len(group.rollouts)
+    return True

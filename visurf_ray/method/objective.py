@@ -61,8 +61,12 @@ def is_clipped(
     logprobs_T: Float[Tensor, " T"],
     old_logprobs_T: Float[Tensor, " T"],
     advantages_T: Float[Tensor, " T"],
+    is_label_T: Bool[Tensor, " T"],
     config: LossConfig,
 ) -> Bool[Tensor, " T"]:
     """Where clipping takes the token's gradient away."""
     ratio = torch.exp(logprobs_T - old_logprobs_T)
-    return ((advantages_T > 0) & (ratio > 1 + config.clip_high)) | ((advantages_T < 0) & (ratio < 1 - config.clip_low))
+    beyond = ((advantages_T > 0) & (ratio > 1 + config.clip_high)) | (
+        (advantages_T < 0) & (ratio < 1 - config.clip_low)
+    )
+    return beyond & ~is_label_T if config.label_term == "ce" else beyond

@@ -38,10 +38,10 @@ class Stage:
 _ALL = {"ground": 0.4, "list": 0.2, "presence": 0.15, "read": 0.15, "count": 0.1}
 CURRICULUM = (
     Stage(400, (1,), 1, (24, 28), {"read": 1.0}),
-    Stage(300, (1, 1, 2), 2, (22, 28), {"read": 0.85, "list": 0.15}),
-    Stage(500, (1, 2, 3), 3, (20, 28), {"read": 0.6, "list": 0.4}),
+    Stage(300, (1, 1, 2), 2, (22, 28), {"read": 0.7, "list": 0.3}),
+    Stage(500, (1, 2, 3), 3, (20, 28), {"read": 0.3, "list": 0.7}),
     Stage(400, (1, 2, 3, 4), 4, (18, 28), {"read": 0.2, "list": 0.5, "ground": 0.3}),
-    Stage(2000, (1, 2, 3, 4, 4), 4, (18, 28), _ALL, final_rate=2e-5),
+    Stage(1400, (1, 2, 3, 4, 4), 4, (18, 28), _ALL, final_rate=2e-5),
 )
 
 

@@ -1,8 +1,12 @@
 """Scenes of real handwritten digits, and questions about them.
 
 The digits are the 1,797 scans of 8×8 pixels that scikit-learn ships (Alpaydin and Kaynak, "Optical Recognition of
-Handwritten Digits"). Scans are split by image, so that no scan is in two splits. A scene is a grey canvas with one to
+Handwritten Digits"). Scans are split by image, so that no scan is in two splits. A scene is a dark canvas with one to
 four different digits, each near one cell of a 3×3 grid, at varying place, size and shade.
+
+The canvas is lit by red light from the right and blue light from below, so that place shows in colour. Qwen2.5-VL has no
+absolute positions: a small model on a plain canvas reads the digits long before it can tell where they are (M-RoPE turns
+the columns of so small an image by thousandths of a radian).
 """
 
 from dataclasses import dataclass
@@ -20,6 +24,8 @@ CELL = 28  # pixels; one merged visual token of Qwen2.5-VL (patch 14, merge 2)
 GRID = 3
 CANVAS = CELL * GRID
 _SPLIT_SHARES = {"train": (0.0, 0.75), "validation": (0.75, 0.85), "test": (0.85, 1.0)}
+_RAMP = np.linspace(-0.2, 0.2, CANVAS, dtype=np.float32)
+_LIGHT = np.stack(np.broadcast_arrays(_RAMP[None, :], 0.0, _RAMP[:, None]), axis=-1)  # red to the right, blue downwards
 _CLEARLY_LARGER = 1.2  # the largest digit is asked for only when it is this much larger than the next
 
 
@@ -37,14 +43,14 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """`pixels` is (CANVAS, CANVAS) uint8; `digits` are in reading order (grid rows, then columns)."""
+    """`pixels` is (CANVAS, CANVAS, 3) uint8; `digits` are in reading order (grid rows, then columns)."""
 
     pixels: np.ndarray
     digits: tuple[Digit, ...]
 
     @property
     def image(self) -> Image.Image:
-        return Image.fromarray(self.pixels).convert("RGB")
+        return Image.fromarray(self.pixels)
 
     def values(self) -> set[int]:
         return {digit.value for digit in self.digits}
@@ -92,15 +98,14 @@ def draw_scene(
     if values is None:
         values = [int(value) for value in rng.choice(10, size=digits, replace=False)]
     cells = rng.choice(GRID * GRID, size=digits, replace=False)
-    background = rng.uniform(0.0, 0.2)
-    canvas = np.full((CANVAS, CANVAS), background, dtype=np.float32)
+    canvas = rng.uniform(0.2, 0.3) + _LIGHT
     placed: dict[int, Digit] = {}
     for cell, value in zip(cells, values, strict=True):
         box = _place(rng, int(cell), jitter, sizes, [digit.box for digit in placed.values()])
         scans = _scans_by_value(split)[value]
         ink = _enlarge(scans[rng.integers(len(scans))], box[2] - box[0], rng.uniform(-max_rotation, max_rotation))
         region = canvas[box[1] : box[3], box[0] : box[2]]
-        region += (rng.uniform(0.6, 1.0) - background) * ink
+        region += (rng.uniform(0.7, 1.0) - region) * ink[:, :, None]
         placed[int(cell)] = Digit(value, box)
     pixels = np.clip(canvas * 255, 0, 255).astype(np.uint8)
     return Scene(pixels, tuple(placed[cell] for cell in sorted(placed)))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from visurf_ray.errors import UserError
 from visurf_ray.miniature.scenes import Split, absent_query, draw_scene, present_query
 from visurf_ray.tasks.boxes import Target, dump_targets
 from visurf_ray.tasks.grounding import GroundingTask
@@ -13,7 +14,8 @@ class MiniatureTask(GroundingTask):
 
     def train_rows(self) -> list[Row]:
         share = self.config.absent_share
-        assert share is not None
+        if share is None or not 0 <= share <= 1:
+            raise UserError(f"task.absent_share={share} must lie between 0 and 1")
         return draw_rows("train", int(self.config.train), share, self.seed)
 
     def held_out_rows(self) -> list[Row]:

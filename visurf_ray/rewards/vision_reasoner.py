@@ -9,7 +9,8 @@ bugs, this does the right thing:
 - The answer is the last one after the thinking, not the first anywhere.
 - An item without a point loses the point's credit alone, not the accuracy of every item.
 - Coordinates must be numbers for the format to count.
-- A decimal point does not end a sentence in the repetition check; line breaks and "。" do.
+- The repetition check reads what stands outside the answer; a decimal point does not end a sentence there, line breaks
+  and "。" do.
 """
 
 import math
@@ -25,6 +26,7 @@ from visurf_ray.rewards.reward import Reward
 from visurf_ray.tasks.boxes import Target, has_thinking, numbers, parse_items, parse_targets
 
 _SENTENCE_END = re.compile(r"\.(?!\d)|[。\n]")
+_ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -96,5 +98,5 @@ def _answer_format(items: list[Any] | None) -> float:
 
 def _non_repeat(response: str) -> float:
     """1, or 0 from the second sentence on that has been said before."""
-    sentences = [text for part in _SENTENCE_END.split(response) if (text := part.strip())]
+    sentences = [text for part in _SENTENCE_END.split(_ANSWER.sub("", response)) if (text := part.strip())]
     return float(len(sentences) - len(set(sentences)) < 2)

@@ -15,7 +15,7 @@ PROMPT = "Find {query}. Reason in <think>, then answer in <answer> with a JSON l
 # How a ground truth is written, by name: the separators between items and after keys (ViSurf §4.2.4, "align").
 STYLES: dict[str, tuple[str, str]] = {"spaced": (", ", ": "), "compact": (",", ":")}
 
-_ANSWER = re.compile(r"<answer>\s*(.*?)\s*</answer>", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _THINKING = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
 
 
@@ -47,7 +47,7 @@ def render(targets: Sequence[Target], style: str = "spaced", thinking: str | Non
 def answer_text(response: str) -> str | None:
     """The text of the last `<answer>` after the thinking, or None when there is none."""
     found = _ANSWER.findall(response.rpartition("</think>")[2])
-    return found[-1] if found else None
+    return found[-1].strip() if found else None
 
 
 def has_thinking(response: str) -> bool:
@@ -62,7 +62,7 @@ def parse_items(response: str) -> list[Any] | None:
         return None
     try:
         items = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter for "[[[[…"
         return None
     return items if isinstance(items, list) else None
 

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
+from omegaconf import OmegaConf
+
 from visurf_ray.config import TaskConfig
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.boxes import PROMPT, Target, check_targets, dump_targets, parse_targets, render
@@ -19,11 +21,16 @@ class GroundingTask:
 
     def train_rows(self) -> list[Row]:
         """Raises DataError for data that cannot be read."""
-        return read_rows(self.config.train, self.config.image_root)
+        return self._read("train")
 
     def held_out_rows(self) -> list[Row]:
         """Raises DataError for data that cannot be read."""
-        return read_rows(self.config.held_out, self.config.image_root)
+        return self._read("held_out")
+
+    def _read(self, key: str) -> list[Row]:
+        if OmegaConf.is_missing(self.config, key):
+            raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
+        return read_rows(getattr(self.config, key), self.config.image_root)
 
     def question(self, row: Row) -> str:
         return PROMPT.format(query=row.problem)

@@ -39,10 +39,16 @@ class ExampleLoader:
 
     def check(self) -> None:
         """Check every row. Raises DataError that names the first one that cannot be used."""
+        for key, rows in (("train", self.train), ("held_out", self.held_out)):
+            if not rows:
+                raise DataError(f"task.{key} has no examples")
         for row in self.train + self.held_out:
             self.task.check(row)
             width, height = self._size(row)
-            length = len(self._token_ids(row)) + self._visual_tokens(width, height) - 1
+            token_ids = self._token_ids(row)
+            if token_ids.count(self.image_token_id) != 1:
+                raise DataError(f"{row.where}: the question must not hold {_IMAGE_TOKEN}")
+            length = len(token_ids) + self._visual_tokens(width, height) - 1
             if length > self.max_prompt_tokens:
                 raise DataError(
                     f"{row.where}: the prompt has {length} tokens, but rollout.max_model_len less one is "
@@ -97,13 +103,16 @@ class ExampleLoader:
         """Width and height of the image as the model sees it, in pixels."""
         processor = self.processor.image_processor
         width, height = row.open_image().size
-        new_height, new_width = smart_resize(
-            height,
-            width,
-            factor=processor.patch_size * processor.merge_size,
-            min_pixels=processor.size["shortest_edge"],
-            max_pixels=processor.size["longest_edge"],
-        )
+        try:
+            new_height, new_width = smart_resize(
+                height,
+                width,
+                factor=processor.patch_size * processor.merge_size,
+                min_pixels=processor.size["shortest_edge"],
+                max_pixels=processor.size["longest_edge"],
+            )
+        except ValueError as error:
+            raise DataError(f"{row.where}: the model does not take an image of {width}×{height} ({error})") from error
         return new_width, new_height
 
     def _visual_tokens(self, width: int, height: int) -> int:

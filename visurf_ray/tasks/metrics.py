@@ -59,7 +59,7 @@ def score_boxes(answers: Sequence[tuple[str, str]]) -> Metrics:
     for response, ground_truth in answers:
         true = [target.bbox_2d for target in parse_targets(ground_truth)]
         given = answered_boxes(response)
-        empty = given == [] and well_formed(response)
+        empty = parse_items(response) == []
         if true:
             score = union_iou(given, true) if given else 0.0
             values.setdefault("bbox_acc", []).append(_matched_share(given or [], true))

@@ -36,7 +36,7 @@ class Row:
             return Image.open(source)
         except FileNotFoundError as error:
             raise DataError(f"{self.where}: there is no image {self.image}") from error
-        except OSError as error:  # PIL's UnidentifiedImageError is one
+        except (OSError, Image.DecompressionBombError) as error:  # PIL's UnidentifiedImageError is an OSError
             name = "the embedded bytes" if isinstance(self.image, bytes) else str(self.image)
             raise DataError(f"{self.where}: {name} cannot be read as an image ({error})") from error
 
@@ -59,17 +59,18 @@ def read_rows(source: str, image_root: str | None = None) -> list[Row]:
     import datasets  # slow to import, and only needed where data are read
 
     path = Path(source).expanduser()
-    if path.suffix in _READERS:
+    kind = _READERS.get(path.suffix)
+    if kind:
         if not path.is_file():
             raise DataError(f"there is no data file {path}")
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty")
-        try:
-            table = datasets.load_dataset(_READERS[path.suffix], data_files=str(path), split="train")
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise DataError(f"{path} cannot be read: {error.__cause__ or error}") from error
-    else:
-        table = datasets.load_dataset(source, split="train")
+    try:
+        chosen = {"path": kind, "data_files": str(path)} if kind else {"path": source}
+        table = datasets.load_dataset(**chosen, split="train")
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+        hint = "" if kind else f"; a file must end in {', '.join(_READERS)}, anything else is a Hugging Face data set"
+        raise DataError(f"{source} cannot be read: {error.__cause__ or error}{hint}") from error
     missing = [column for column in _COLUMNS if column not in table.column_names]
     if missing:
         raise DataError(f"{source} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
@@ -82,7 +83,11 @@ def read_rows(source: str, image_root: str | None = None) -> list[Row]:
 
 
 def _row(record: dict[str, Any], source: str, number: int, root: Path) -> Row:
-    where = f"{source}, row {number}"
+    identity = record.get("id")
+    where = f"{source}, row {number}" + (f" (id {identity})" if identity is not None else "")
+    for column in _COLUMNS:
+        if record[column] is None:
+            raise DataError(f"{where}: the {column} is empty")
     image = record["image"]
     if isinstance(image, dict):
         image = image.get("bytes") or image.get("path")
@@ -90,11 +95,10 @@ def _row(record: dict[str, Any], source: str, number: int, root: Path) -> Row:
         image = root / image
     if image is None:
         raise DataError(f"{where}: the image is empty")
-    identity = record.get("id")
     return Row(
         str(identity) if identity is not None else str(number),
         str(record["problem"]),
         str(record["solution"]),
         image,
-        f"{where} (id {identity})" if identity is not None else where,
+        where,
     )
