@@ -4,9 +4,9 @@ The digits are the 1,797 scans of 8×8 pixels that scikit-learn ships (Alpaydin 
 Handwritten Digits"). Scans are split by image, so that no scan is in two splits. A scene is a dark canvas with one to
 four different digits, each near one cell of a 3×3 grid, at varying place, size and shade.
 
-The canvas is lit by red light from the right and blue light from below, so that place shows in colour. Qwen2.5-VL has no
-absolute positions: a small model on a plain canvas reads the digits long before it can tell where they are (M-RoPE turns
-the columns of so small an image by thousandths of a radian).
+The canvas is lit by red light from the right and blue light from below, so that place shows in colour. Qwen2.5-VL has
+no absolute positions: on a plain canvas a small model reads the digits long before it can tell where they are (M-RoPE
+turns the columns of so small an image by thousandths of a radian).
 """
 
 from dataclasses import dataclass
