@@ -100,7 +100,7 @@ def start_data(config: Config) -> DataFeed:
 
 
 def start_rollouts(config: Config) -> RolloutPool:
-    """vLLM engines, ready to sample."""
+    """vLLM engines; they start while the caller goes on, until `wait_for` says that they are ready."""
     rollout = config.rollout
     engine = EngineConfig(
         model_path=resolve_model(config.model.path),
@@ -117,9 +117,14 @@ def start_rollouts(config: Config) -> RolloutPool:
         )
         for worker in range(rollout.workers)
     ]
-    wait_ready([actor.ready.remote() for actor in actors], "the rollout workers", config.cluster.start_timeout)
     sampling = Sampling(rollout.n if config.method.rollouts else 0, rollout.temperature, rollout.max_tokens)
     return RolloutPool(actors, sampling=sampling, max_in_flight=rollout.max_in_flight)
+
+
+def wait_for(rollouts: RolloutPool, config: Config) -> None:
+    """Returns when every engine is up. Raises ClusterError after cluster.start_timeout seconds."""
+    references = [actor.ready.remote() for actor in rollouts.actors]
+    wait_ready(references, "the rollout workers", config.cluster.start_timeout)
 
 
 def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
@@ -200,11 +205,13 @@ def train(config: Config) -> Path:
         OmegaConf.save(config, output / "config.yaml")
         monitor = _start_monitor(config, output, state)
         stack.push(lambda kind, *_: monitor.close() if kind else None)
-        print(f"starting {config.rollout.workers} rollout worker(s)", flush=True)
+        print(
+            f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
+        )
         rollouts = start_rollouts(config)
         stack.callback(rollouts.shut_down)
-        print(f"starting {config.learner.ranks} learner rank(s)", flush=True)
         learner = start_learner(config, processor.tokenizer)
+        wait_for(rollouts, config)
         learner.connect(rollouts.actors, config.rollout.gpus * config.rollout.workers)
         if resume:
             learner.load(resume.resolve())
@@ -246,6 +253,7 @@ def evaluate(config: Config, checkpoint: str) -> Metrics:
             check_demand([_rollout_demand(config)])
             data = start_data(config)
             rollouts = start_rollouts(config)
+            wait_for(rollouts, config)
             examples = data.held_out(config.eval.examples)
             predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
             rollouts.shut_down()

@@ -1,6 +1,7 @@
 """A run's numbers: one JSON object a line in `metrics.jsonl`, and the same names in W&B."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -29,6 +30,7 @@ class MetricsLog:
         self.path = output_dir / "metrics.jsonl"
         self.mode = _resolve(mode)
         output_dir.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # advertises itself where vLLM has imported openai
         try:
             self._run = wandb.init(
                 project=project,

@@ -13,7 +13,8 @@ from visurf_ray.tasks.loader import ExampleLoader
 class DataActor:
     """Reads, checks and serves one task's examples. See ExampleLoader."""
 
-    def __init__(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int) -> None:
+    def open(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int) -> None:
+        """Read and check everything. Not the constructor: what that raises reaches nobody but as a dead actor."""
         self.loader = ExampleLoader(
             load_task(task, seed),
             load_processor(model),
@@ -22,8 +23,6 @@ class DataActor:
             put=ray.put,
         )
         self.loader.load_train()
-
-    def check(self) -> None:
         self.loader.check()
 
     def train_batch(self, step: int, size: int) -> list[Example]:

@@ -15,8 +15,8 @@ class DataFeed:
 
     def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int) -> None:
         """Every row is checked first. Raises DataError that names the first one that cannot be used."""
-        self.actor: Any = DataActor.remote(task, model, seed, max_prompt_tokens)  # type: ignore[attr-defined]
-        ray.get(self.actor.check.remote())
+        self.actor: Any = DataActor.remote()  # type: ignore[attr-defined]
+        ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens))
 
     def train_batch(self, step: int, size: int) -> list[Example]:
         """The mini-batch of a step; steps count from 0."""
