@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from transformers import AutoModelForImageTextToText
 
@@ -16,7 +17,7 @@ def export_checkpoint(checkpoint: Path, base_model: str, out: Path) -> None:
     base_model: the model that the run started from, for its configuration.
     """
     state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=CHECKPOINT_TAG)
-    model = AutoModelForImageTextToText.from_pretrained(base_model)
+    model = AutoModelForImageTextToText.from_pretrained(base_model, dtype=torch.float32)
     weights = {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
     missing, unexpected = model.load_state_dict(weights, strict=False)
     tied = set(model.all_tied_weights_keys)
