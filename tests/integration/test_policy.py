@@ -82,7 +82,8 @@ def test_packed_logprobs_and_gradients_equal_those_of_plain_rows(model, processo
     ours = gradient(model)
     plain = torch.cat([plain_logprobs(model, processor, group, temperature) for group in groups])
     (plain * weights).sum().backward()
-    torch.testing.assert_close(logprobs, plain, atol=1e-5, rtol=2e-6)
+    # Random tokens have log-probs of -30 and less, whose float32 has an error of its own.
+    torch.testing.assert_close(logprobs, plain, atol=1e-5, rtol=5e-6)
     assert relative_error(ours, gradient(model)) < 1e-5
 
 
