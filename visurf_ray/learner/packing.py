@@ -20,7 +20,7 @@ class PackedGroups:
 
     attention_mask: additive, 0 where a query (third axis) sees a key (fourth) and the dtype's minimum elsewhere.
     position_ids: Qwen's M-RoPE positions (temporal, height, width). row_T, column_T: where the hidden state that
-    predicts each response token lies. target_T: the token ids. weight_T: of each token in the loss. old_logprob_T and
+    predicts each response token lies. target_T: the token ids. weight_T: of each token in the loss.
     sampler_logprob_T: NaN where there is none.
     """
 

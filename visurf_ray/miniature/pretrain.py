@@ -1,8 +1,8 @@
 """Pretrains the miniature base model: `python -m visurf_ray.miniature.pretrain --out FOLDER`.
 
 A curriculum on the number of digits, then on place and size, then on what is asked. What was learnt about it: reading
-several digits at once stays at chance unless one-digit canvases come first, in short rows; looking up comes when the
-thinking lists each digit with its place, so that the answer is copied from the model's own thinking.
+several digits at once stays at chance unless one-digit canvases come first, in short rows; place comes later, slowly
+in the columns; looking up comes last, by copying from the model's own thinking, which lists each digit with its place.
 """
 
 import argparse
