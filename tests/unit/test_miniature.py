@@ -83,7 +83,7 @@ def test_digits_lie_on_the_canvas_and_apart():
         for digit in scene.digits:
             x1, y1, x2, y2 = digit.box
             assert 0 <= x1 < x2 <= CANVAS and 0 <= y1 < y2 <= CANVAS
-            assert x2 - x1 == y2 - y1 == digit.size and 18 <= digit.size <= 28
+            assert x2 - x1 == y2 - y1 == digit.size and 20 <= digit.size <= 28
             covered[y1:y2, x1:x2] += 1
         assert covered.max() == 1, "boxes do not overlap"
 
@@ -117,7 +117,7 @@ def test_scenes_have_one_to_four_digits_in_reading_order():
 
 def test_place_size_and_shade_vary():
     drawn = scenes(200)
-    assert len({digit.size for scene in drawn for digit in scene.digits}) == 11
+    assert len({digit.size for scene in drawn for digit in scene.digits}) == 9
     assert len({digit.box[:2] for scene in drawn for digit in scene.digits}) > 300
     assert len({int(scene.pixels.max()) for scene in drawn}) > 40
     assert len({int(scene.pixels[-1, -1, GREEN]) for scene in drawn}) > 20
@@ -136,8 +136,11 @@ def test_the_digits_of_a_scene_can_be_chosen():
 
 
 def test_what_is_seen_names_every_digit_with_its_box():
-    scene = Scene(np.zeros((CANVAS, CANVAS, 3), np.uint8), (Digit(7, (1, 2, 21, 22)), Digit(3, (60, 33, 80, 53))))
-    assert seen(scene) == "7 [1, 2, 21, 22], 3 [60, 33, 80, 53]"
+    seven, three = Digit(7, (1, 2, 21, 22)), Digit(3, (60, 33, 80, 53))
+    scene = Scene(np.zeros((CANVAS, CANVAS, 3), np.uint8), (seven, three))
+    assert seen(scene) == "a 7 [1, 2, 21, 22], a 3 [60, 33, 80, 53]"
+    assert seen(scene, [three]) == "a 7 no [1, 2, 21, 22], a 3 yes [60, 33, 80, 53]"
+    assert seen(scene, []) == "a 7 no [1, 2, 21, 22], a 3 no [60, 33, 80, 53]"
     assert scene.image.size == (CANVAS, CANVAS) and scene.image.mode == "RGB"
 
 
@@ -256,11 +259,16 @@ def test_no_lesson_asks_for_the_box_of_an_absent_digit(lessons):
         assert answer_text(lesson.answer) == dump_targets(answered, "spaced")
 
 
-def test_thinking_lists_every_digit_with_its_box(lessons):
+def test_thinking_lists_every_digit_with_its_box_and_judges_it_when_digits_are_asked_for(lessons):
     for kind in ("count", "presence", "ground"):
         for lesson in lessons[kind]:
             assert has_thinking(lesson.answer)
-            assert lesson.answer.startswith(f"<think>{seen(lesson.scene)}</think><answer>")
+            asked = None
+            if kind == "presence":
+                asked = meant(lesson.question.replace("Is there a ", "the ").rstrip("?"), lesson.scene)
+            elif kind == "ground":
+                asked = meant(lesson.question.removeprefix("Find ").partition(". Reason")[0], lesson.scene)
+            assert lesson.answer.startswith(f"<think>{seen(lesson.scene, asked)}</think><answer>")
 
 
 def test_presence_is_about_half_yes_and_always_right(lessons):
@@ -276,7 +284,8 @@ def test_presence_is_about_half_yes_and_always_right(lessons):
 
 def test_reading_listing_and_counting_are_right(lessons):
     for lesson in lessons["read"]:
-        assert answer_text(lesson.answer) == " ".join(str(digit.value) for digit in lesson.scene.digits)
+        values = (str(digit.value) for digit in lesson.scene.digits)
+        assert answer_text(lesson.answer) == " ".join(["digits", *values])
     for lesson in lessons["list"]:
         assert answer_text(lesson.answer) == seen(lesson.scene)
     for lesson in lessons["count"]:
@@ -293,8 +302,12 @@ def test_the_tokenizer_can_write_every_answer_exactly(processor, lessons):
 
 
 def test_the_corpus_gives_every_number_of_the_canvas_one_token(processor):
+    """A digit's value ("the 7") is another token than the same number as a coordinate ("[7, 12]")."""
     for number in range(CANVAS + 1):
         assert len(processor.tokenizer(str(number)).input_ids) == 1
+    for digit in range(10):
+        value, coordinate = (processor.tokenizer.tokenize(text)[-1] for text in (f"the {digit}", f"[1, {digit}"))
+        assert value != coordinate
     corpus = tokenizer_corpus(np.random.default_rng(0), scenes(2))
     assert sum("[]" in text for text in corpus) == 100, (
         "the empty answer's tokens come from the forms, not from lessons"

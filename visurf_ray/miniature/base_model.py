@@ -26,10 +26,11 @@ _SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 # Identifiers such as bbox_2d, words, numbers and runs of punctuation each become one token: short sequences, fast runs.
-_PIECES = Regex(r" ?\p{L}+_\w+| ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)* ?|\s+")
+# A number takes the space before it, punctuation the space behind it: so "the 7" is another token than "[7, 12]".
+_PIECES = Regex(r" ?\p{L}+_\w+| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)* ?|\s+")
 
 # Qwen2.5-VL's chat template, for one or more messages with text and image parts.
 _CHAT_TEMPLATE = (
@@ -57,13 +58,13 @@ def build_processor(corpus: Iterable[str], vocabulary: int = 640) -> Qwen2_5_VLP
     bpe.train_from_iterator(
         corpus,
         trainers.BpeTrainer(
-            vocab_size=vocabulary - len(_SPECIAL) - len(_TAGS),
+            vocab_size=vocabulary - len(_SPECIAL) - len(TAGS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
             show_progress=False,
         ),
     )
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
-    bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in _TAGS])
+    bpe.add_tokens([AddedToken(token, special=False, normalized=False) for token in TAGS])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=bpe,
         eos_token="<|im_end|>",
@@ -83,7 +84,11 @@ def build_processor(corpus: Iterable[str], vocabulary: int = 640) -> Qwen2_5_VLP
 
 
 def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL of 2 M parameters with random weights, float32."""
+    """A Qwen2.5-VL of 2 M parameters with random weights, float32.
+
+    rope_theta is 100, for the text is short and so is the canvas: with the usual 10,000 the frequencies that M-RoPE
+    gives to the width would turn a column by thousandths of a radian, and columns are then learnt late or never.
+    """
     tokenizer = processor.tokenizer
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _MODEL_TOKENS.items()}
     config = Qwen2_5_VLConfig(
@@ -95,7 +100,7 @@ def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGener
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 512,
-            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0},
+            "rope_parameters": {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 100.0},
             "tie_word_embeddings": True,
             "bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
             "eos_token_id": tokenizer.eos_token_id,

@@ -11,7 +11,7 @@ from visurf_ray.miniature.scenes import Split, draw_scene
 from visurf_ray.tasks.boxes import answer_text, has_thinking, numbers, parse_items
 from visurf_ray.tasks.metrics import iou
 
-_LISTED = re.compile(r"(\d) \[(\d+), (\d+), (\d+), (\d+)\]")
+_LISTED = re.compile(r"a (\d) \[(\d+), (\d+), (\d+), (\d+)\]")
 
 
 def examine(

@@ -4,13 +4,15 @@ It learns to read, list, count, tell presence, and ground digits that are there.
 that is absent, nor the answer `[]`: that convention is left for post-training.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
+from visurf_ray.miniature.base_model import TAGS
 from visurf_ray.miniature.scenes import Scene, present_query, seen
-from visurf_ray.tasks.boxes import PROMPT, Target, render
+from visurf_ray.tasks.boxes import PROMPT, STYLES, Target, dump_targets, render
 
 
 @dataclass(frozen=True)
@@ -27,12 +29,8 @@ def _answer(text: str) -> str:
     return f"<answer>{text}</answer>"
 
 
-def _think(scene: Scene, text: str) -> str:
-    return f"<think>{seen(scene)}</think>{_answer(text)}"
-
-
 def _read(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    return "Read the digits.", _answer(" ".join(str(digit.value) for digit in scene.digits))
+    return "Read the digits.", _answer("digits " + " ".join(str(digit.value) for digit in scene.digits))
 
 
 def _list(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
@@ -40,21 +38,23 @@ def _list(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
 
 
 def _count(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    return "How many digits are there?", _think(scene, str(len(scene.digits)))
+    return "How many digits are there?", f"<think>{seen(scene)}</think>{_answer(str(len(scene.digits)))}"
 
 
 def _presence(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    """Half of the questions are for digits that are not there."""
     values = scene.values()
     if rng.random() < 0.5:
         values = set(range(10)) - values
     value = int(rng.choice(sorted(values)))
-    return f"Is there a {value}?", _think(scene, "yes" if value in scene.values() else "no")
+    found = [digit for digit in scene.digits if digit.value == value]
+    return f"Is there a {value}?", f"<think>{seen(scene, found)}</think>{_answer('yes' if found else 'no')}"
 
 
 def _ground(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     query = present_query(rng, scene)
     targets = [Target.around(digit.box) for digit in query.targets]
-    return PROMPT.format(query=query.text), render(targets, thinking=seen(scene))
+    return PROMPT.format(query=query.text), render(targets, thinking=seen(scene, query.targets))
 
 
 KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
@@ -72,8 +72,12 @@ def make_lesson(rng: np.random.Generator, kind: str, scene: Scene) -> Lesson:
 
 
 def tokenizer_corpus(rng: np.random.Generator, scenes: list[Scene]) -> list[str]:
-    """Text that gives every number of the canvas, every question and every answer form tokens of their own."""
+    """Text that gives every number of the canvas, every question and every answer form tokens of their own.
+
+    The tags, which are tokens of their own already, are left out: nothing is to be joined with them.
+    """
     numbers = [str(number) for number in range(128) for _ in range(20)]
-    forms = [render([], style) for style in ("spaced", "compact")] * 50
+    forms = [dump_targets([], style) for style in STYLES] * 50
     lessons = [make_lesson(rng, kind, scene) for scene in scenes for kind in KINDS]
-    return numbers + forms + [lesson.question for lesson in lessons] + [lesson.answer for lesson in lessons]
+    texts = [text for lesson in lessons for text in (lesson.question, lesson.answer)]
+    return numbers + forms + [part for text in texts for part in re.split("|".join(TAGS), text)]

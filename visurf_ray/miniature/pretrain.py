@@ -35,13 +35,13 @@ class Stage:
     final_rate: float = 1e-3
 
 
-_ALL = {"ground": 0.4, "list": 0.2, "presence": 0.15, "read": 0.15, "count": 0.1}
+_ALL = {"ground": 0.45, "list": 0.15, "presence": 0.2, "read": 0.1, "count": 0.1}
 CURRICULUM = (
-    Stage(400, (1,), 1, (24, 28), {"read": 1.0}),
-    Stage(300, (1, 1, 2), 2, (22, 28), {"read": 0.7, "list": 0.3}),
-    Stage(500, (1, 2, 3), 3, (20, 28), {"read": 0.3, "list": 0.7}),
-    Stage(400, (1, 2, 3, 4), 4, (18, 28), {"read": 0.2, "list": 0.5, "ground": 0.3}),
-    Stage(1400, (1, 2, 3, 4, 4), 4, (18, 28), _ALL, final_rate=2e-5),
+    Stage(300, (1,), 1, (24, 28), {"read": 1.0}),
+    Stage(300, (1, 1, 2), 2, (22, 28), {"read": 0.6, "list": 0.4}),
+    Stage(600, (1, 2, 3), 4, (20, 28), {"read": 0.2, "list": 0.8}),
+    Stage(600, (1, 2, 3, 4, 4), 4, (20, 28), _ALL),
+    Stage(900, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, final_rate=1e-5),
 )
 
 
@@ -143,6 +143,17 @@ def backward(model, parts: list[dict[str, Tensor]]) -> float:
     return total
 
 
+def build_optimizers(model) -> tuple[torch.optim.Optimizer, ...]:
+    """Muon for the matrices, AdamW for embeddings, the patch convolution, gains and biases; one rate fits both."""
+    matrices = {name for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name}
+    muon = [weight for name, weight in model.named_parameters() if name in matrices]
+    adamw = [weight for name, weight in model.named_parameters() if name not in matrices]
+    return (
+        torch.optim.Muon(muon, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(adamw, weight_decay=0.02, betas=(0.9, 0.98)),
+    )
+
+
 def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1.0, start: int = 0) -> dict[str, float]:
     """Train, examine on the test split and save; returns the examination's scores.
 
@@ -154,7 +165,7 @@ def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1
     processor = build_processor(tokenizer_corpus(rng, scenes))
     model = build_model(processor) if start == 0 else AutoModelForImageTextToText.from_pretrained(out / "partial")
     collator = Collator(processor, model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+    optimizers = build_optimizers(model)
     out.mkdir(parents=True, exist_ok=True)
     begin, rows = time.time(), 0
     with (out / "training_log.jsonl").open("w" if start == 0 else "a") as log:
@@ -164,14 +175,15 @@ def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1
             losses = []
             for index, parts in enumerate(batches(rng, stage, collator, batch_size)):
                 share = index / count
-                warmup = min(1.0, (index + 1) / 100) if number == start else 1.0
+                warmup = min(1.0, (index + 1) / 50) if number == start else 1.0
                 rate = warmup * (stage.learning_rate + share * (stage.final_rate - stage.learning_rate))
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
                 losses.append(backward(model, parts))
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-                optimizer.step()
-                optimizer.zero_grad()
+                for optimizer in optimizers:
+                    for group in optimizer.param_groups:
+                        group["lr"] = rate
+                    optimizer.step()
+                model.zero_grad()
                 rows += batch_size
                 if (index + 1) % 100 == 0 or index + 1 == count:
                     entry = {

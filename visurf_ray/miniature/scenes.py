@@ -9,6 +9,7 @@ no absolute positions: on a plain canvas a small model reads the digits long bef
 turns the columns of so small an image by thousandths of a radian).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
@@ -24,7 +25,7 @@ CELL = 28  # pixels; one merged visual token of Qwen2.5-VL (patch 14, merge 2)
 GRID = 3
 CANVAS = CELL * GRID
 _SPLIT_SHARES = {"train": (0.0, 0.75), "validation": (0.75, 0.85), "test": (0.85, 1.0)}
-_RAMP = np.linspace(-0.2, 0.2, CANVAS, dtype=np.float32)
+_RAMP = np.linspace(-0.25, 0.25, CANVAS, dtype=np.float32)
 _LIGHT = np.stack(np.broadcast_arrays(_RAMP[None, :], 0.0, _RAMP[:, None]), axis=-1)  # red to the right, blue downwards
 _CLEARLY_LARGER = 1.2  # the largest digit is asked for only when it is this much larger than the next
 
@@ -87,7 +88,7 @@ def draw_scene(
     digits: int,
     values: list[int] | None = None,
     jitter: int = 4,
-    sizes: tuple[int, int] = (18, 28),
+    sizes: tuple[int, int] = (20, 28),
     max_rotation: float = 0.0,
 ) -> Scene:
     """Draw a scene of `digits` different digits.
@@ -98,7 +99,7 @@ def draw_scene(
     if values is None:
         values = [int(value) for value in rng.choice(10, size=digits, replace=False)]
     cells = rng.choice(GRID * GRID, size=digits, replace=False)
-    canvas = rng.uniform(0.2, 0.3) + _LIGHT
+    canvas = rng.uniform(0.25, 0.35) + _LIGHT
     placed: dict[int, Digit] = {}
     for cell, value in zip(cells, values, strict=True):
         box = _place(rng, int(cell), jitter, sizes, [digit.box for digit in placed.values()])
@@ -164,6 +165,13 @@ def _of_parity(scene: Scene, parity: int) -> tuple[Digit, ...]:
     return tuple(digit for digit in scene.digits if digit.value % 2 == parity)
 
 
-def seen(scene: Scene) -> str:
-    """What is in the scene and where, as the base model thinks it: `7 [12, 40, 36, 66], 3 [60, 33, 80, 57]`."""
-    return ", ".join(f"{digit.value} {list(digit.box)}" for digit in scene.digits)
+def seen(scene: Scene, targets: Sequence[Digit] | None = None) -> str:
+    """What is in the scene and where, as the base model writes it: `a 7 [12, 40, 36, 66], a 3 [60, 33, 80, 57]`.
+
+    With `targets`, each digit is judged on the way: `a 7 yes [12, 40, 36, 66], a 3 no [60, 33, 80, 57]`.
+    """
+    verdict = {None: "", True: "yes ", False: "no "}
+    return ", ".join(
+        f"a {digit.value} {verdict[None if targets is None else digit in targets]}{list(digit.box)}"
+        for digit in scene.digits
+    )
