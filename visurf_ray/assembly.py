@@ -139,10 +139,11 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
         weight_decay=learner.weight_decay,
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
         max_grad_norm=learner.max_grad_norm,
-        groups_per_micro_batch=learner.groups_per_micro_batch,
+        max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
+        packing=learner.packing,
+        logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
-        attention=learner.attention,
     )
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}

@@ -61,13 +61,14 @@ class LearnerConfig:
     weight_decay: float = MISSING
     adam_betas: list[float] = MISSING
     max_grad_norm: float = MISSING
-    groups_per_micro_batch: int = MISSING
+    max_tokens_per_micro_batch: int = MISSING
+    packing: str = MISSING
+    logprob_chunk: int = MISSING
     minibatches: int = MISSING
     gradient_checkpointing: bool = MISSING
     gpus: int = MISSING
     cpus: float = MISSING
     dtype: str = MISSING
-    attention: str = MISSING
 
 
 @dataclass

@@ -68,7 +68,7 @@ def examples(loader):
 @pytest.fixture(scope="module")
 def model(config):
     return load_model(
-        resolve_model(config.model.path), dtype=torch.float32, attention="sdpa", gradient_checkpointing=False
+        resolve_model(config.model.path), dtype=torch.float32, packing="split", gradient_checkpointing=False
     )
 
 
@@ -167,7 +167,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
 
     pair = start_pool(config, workers=2)
     try:
-        ranks = make_learner(ranks=2, zero_stage=2, groups_per_micro_batch=1)
+        ranks = make_learner(ranks=2, zero_stage=2, max_tokens_per_micro_batch=1)
         ranks.connect(pair.actors, gpu_workers=0)
         for groups, metrics in zip(recorded, expected, strict=True):
             ranks.send_weights()

@@ -5,14 +5,14 @@ import random
 import pytest
 
 from tests.unit.groups import group
-from visurf_ray.learner.group import balance, split_evenly
+from visurf_ray.learner.balance import balance, fill
+from visurf_ray.learner.group import split_evenly
 from visurf_ray.learner.metrics import summarise
 from visurf_ray.learner.rank import DIFF_MAX
 
 
 def test_balance_by_hand():
-    assert balance([5, 9, 4, 6], 2) == [[1, 2], [0, 3]]
-    assert balance([1, 1, 1, 1], 2) == [[0, 2], [1, 3]]
+    assert sorted(balance([5, 9, 4, 6], 2)) == [[0, 3], [1, 2]]
     assert balance([7, 3], 1) == [[0, 1]]
 
 
@@ -20,13 +20,32 @@ def test_balance_by_hand():
 def test_every_group_goes_to_one_rank_and_no_rank_is_idle_or_overloaded(seed):
     rng = random.Random(seed)
     ranks = rng.randint(1, 8)
-    costs = [rng.choice([0, 1, rng.randint(1, 500)]) for _ in range(rng.randint(ranks, 40))]
+    costs = [rng.choice([1, 2, rng.randint(1, 500)]) for _ in range(rng.randint(ranks, 40))]
     chosen = balance(costs, ranks)
     assert sorted(index for indices in chosen for index in indices) == list(range(len(costs)))
     assert len(chosen) == ranks and all(chosen)
     loads = [sum(costs[index] for index in indices) for indices in chosen]
     assert max(loads) <= sum(costs) / ranks + max(costs), "the bound of the greedy rule"
     assert chosen == balance(costs, ranks), "deterministic"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_rows_are_filled_to_the_budget_and_no_further(seed):
+    rng = random.Random(seed)
+    costs = [rng.randint(1, 120) for _ in range(rng.randint(1, 30))]
+    budget = rng.randint(20, 400)
+    rows = fill(costs, budget)
+    assert sorted(index for row in rows for index in row) == list(range(len(costs))) and all(rows)
+    for row in rows:
+        assert len(row) == 1 or sum(costs[index] for index in row) <= budget
+    assert len(rows) <= 1 + 2 * sum(costs) // budget + sum(cost > budget / 2 for cost in costs)
+
+
+def test_rows_by_hand():
+    assert fill([5, 5, 5, 5], 10) in ([[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0, 3], [1, 2]])
+    assert fill([5, 5], 100) == [[0, 1]]
+    assert fill([50, 5], 10) == [[0], [1]], "a group above the budget has a row of its own"
+    assert fill([3], 10) == [[0]]
 
 
 def test_fewer_groups_than_ranks_are_refused():

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 
 from visurf_ray.groups import Group, Metrics
+from visurf_ray.learner.balance import balance, cost
 from visurf_ray.learner.metrics import summarise
 from visurf_ray.learner.rank import RankConfig, Shard
 from visurf_ray.method import LossConfig, token_weights
@@ -44,7 +45,7 @@ class LearnerGroup:
         shards: list[list[Shard]] = [[] for _ in self.actors]
         for part in split_evenly(groups, self.minibatches):
             weights = token_weights(part)
-            for rank, chosen in enumerate(balance([_cost(group) for group in part], len(self.actors))):
+            for rank, chosen in enumerate(balance([cost(group) for group in part], len(self.actors))):
                 shards[rank].append([(part[index], weights[index]) for index in chosen])
         results = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])
         return summarise(results)
@@ -69,24 +70,3 @@ def split_evenly(groups: Sequence[Group], parts: int) -> list[list[Group]]:
         raise ValueError(f"{len(groups)} groups cannot make {parts} minibatches: lower learner.minibatches")
     bounds = [round(index * len(groups) / parts) for index in range(parts + 1)]
     return [list(groups[begin:end]) for begin, end in pairwise(bounds)]
-
-
-def _cost(group: Group) -> int:
-    """Tokens that are computed: the prompt once, each response once."""
-    return len(group.example.prompt.expanded_ids) + sum(len(response.token_ids) for response in group.responses)
-
-
-def balance(costs: Sequence[int], ranks: int) -> list[list[int]]:
-    """Indices for each rank, the costliest first to whichever rank has least; every rank gets one.
-
-    Raises ValueError for fewer items than ranks.
-    """
-    if len(costs) < ranks:
-        raise ValueError(f"{len(costs)} groups cannot keep {ranks} learner ranks busy: raise train.batch_size")
-    chosen: list[list[int]] = [[] for _ in range(ranks)]
-    loads = [0] * ranks
-    for index in sorted(range(len(costs)), key=lambda index: -costs[index]):
-        rank = min(range(ranks), key=lambda rank: (loads[rank], len(chosen[rank])))
-        chosen[rank].append(index)
-        loads[rank] += costs[index]
-    return [sorted(indices) for indices in chosen]

@@ -1,35 +1,37 @@
-"""Packing of groups: one row for each group, [prompt][response 1]…[response G+1].
+"""Packing of groups: a row holds whole groups, each [prompt][response 1]…[response G+1], and no padding.
 
 The prompt and its image are computed once for all responses. Each response sees the prompt and itself, never another
-response, and its positions start anew after the prompt. Padding sees only itself.
+response (see `attention`), and its positions start anew after the prompt.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from visurf_ray.groups import Group, Source
+from visurf_ray.learner.attention import GroupLength, SplitPlan, dense_mask, split_plan
+
+Packing = Literal["split", "dense"]
 
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """B rows of length L; T response tokens in the order of groups, responses and tokens.
+    """A row of L tokens with T response tokens, in the order of groups, responses and tokens.
 
-    attention_mask: additive, 0 where a query (third axis) sees a key (fourth) and the dtype's minimum elsewhere.
-    position_ids: Qwen's M-RoPE positions (temporal, height, width). row_T, column_T: where the hidden state that
-    predicts each response token lies. target_T: the token ids. weight_T: of each token in the loss.
-    sampler_logprob_T: NaN where there is none.
+    position_ids: Qwen's M-RoPE positions (temporal, height, width). attention: the model's arguments for the back end.
+    column_T: where in the row the hidden state that predicts each response token lies. target_T: the token ids.
+    weight_T: of each token in the loss. sampler_logprob_T: NaN where there is none.
     """
 
-    input_ids: Int[Tensor, "B L"]
-    position_ids: Int[Tensor, "3 B L"]
-    attention_mask: Float[Tensor, "B 1 L L"]
+    input_ids: Int[Tensor, "1 L"]
+    position_ids: Int[Tensor, "3 1 L"]
+    attention: dict[str, Tensor | SplitPlan]
     pixel_values: Float[Tensor, "patches channels"]
-    image_grid_thw: Int[Tensor, "B 3"]
-    row_T: Int[Tensor, " T"]
+    image_grid_thw: Int[Tensor, "images 3"]
     column_T: Int[Tensor, " T"]
     target_T: Int[Tensor, " T"]
     advantage_T: Float[Tensor, " T"]
@@ -38,63 +40,54 @@ class PackedGroups:
     sampler_logprob_T: Float[Tensor, " T"]
 
     def to(self, device: torch.device) -> "PackedGroups":
-        return PackedGroups(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+        moved = {field.name: getattr(self, field.name) for field in fields(self)}
+        attention = {name: value.to(device) for name, value in moved.pop("attention").items()}
+        return PackedGroups(attention=attention, **{name: value.to(device) for name, value in moved.items()})
 
 
 def pack(
     groups: Sequence[Group],
     weights: Sequence[Sequence[float]],
     features: Sequence[dict[str, Tensor]],
-    rope_index,
+    rope_index: Any,
     *,
     image_token_id: int,
     dtype: torch.dtype,
+    packing: Packing = "split",
 ) -> PackedGroups:
-    """Pack groups into rows.
+    """Pack groups into one row.
 
     weights: of each token of each response (see `method.token_weights`). features: each group's `pixel_values` and
     `image_grid_thw`. rope_index: the model's `get_rope_index`.
     Raises ValueError for a group without responses or a response without tokens.
     """
-    lengths = [
-        len(group.example.prompt.expanded_ids) + sum(len(response.token_ids) - 1 for response in group.responses)
-        for group in groups
-    ]
-    rows, longest = len(groups), max(lengths)
-    input_ids = torch.zeros(rows, longest, dtype=torch.long)
-    positions = torch.zeros(3, rows, longest, dtype=torch.long)
-    visible = torch.eye(longest, dtype=torch.bool).repeat(rows, 1, 1)
+    input_ids: list[Tensor] = []
+    positions: list[Tensor] = []
+    lengths: list[GroupLength] = []
     per_token: dict[str, list[Tensor]] = {name: [] for name in _PER_TOKEN}
-    for row, (group, group_weights, feature) in enumerate(zip(groups, weights, features, strict=True)):
+    begin = 0
+    for group, group_weights, feature in zip(groups, weights, features, strict=True):
         if not group.responses or any(not response.token_ids for response in group.responses):
             raise ValueError(f"example {group.example.id!r}: a group needs responses, and a response needs tokens")
         prompt = torch.tensor(group.example.prompt.expanded_ids)
-        size = len(prompt)
         prompt_positions = rope_index(
             prompt[None],
             mm_token_type_ids=(prompt == image_token_id).int()[None],
             image_grid_thw=feature["image_grid_thw"],
-            attention_mask=torch.ones(1, size, dtype=torch.long),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         )[0][:, 0]
-        input_ids[row, :size] = prompt
-        positions[:, row, :size] = prompt_positions
-        visible[row, :size, :size] = torch.ones(size, size, dtype=torch.bool).tril()
-        next_position = prompt_positions[:, -1:] + 1
-        begin = size
+        input_ids.append(prompt)
+        positions.append(prompt_positions)
+        begin += len(prompt)
+        predicts_first = begin - 1  # the prompt's last token, and not what lies before a response in the row
         for response, weight in zip(group.responses, group_weights, strict=True):
             tokens = torch.tensor(response.token_ids)
             count = len(tokens) - 1  # the last token is predicted, never read
-            end = begin + count
-            input_ids[row, begin:end] = tokens[:-1]
-            positions[:, row, begin:end] = next_position + torch.arange(count)
-            visible[row, begin:end, :size] = True
-            visible[row, begin:end, begin:end] = torch.ones(count, count, dtype=torch.bool).tril()
-            # The first token is predicted by the prompt's last hidden state, not by what lies before it in the row.
-            columns = torch.cat([torch.tensor([size - 1]), torch.arange(begin, end)])
+            input_ids.append(tokens[:-1])
+            positions.append(prompt_positions[:, -1:] + 1 + torch.arange(count))
             sampler = response.sampler_logprobs
             values = {
-                "row_T": torch.full_like(tokens, row),
-                "column_T": columns,
+                "column_T": torch.tensor([predicts_first, *range(begin, begin + count)]),
                 "target_T": tokens,
                 "advantage_T": torch.full((len(tokens),), response.advantage),
                 "weight_T": torch.full((len(tokens),), weight),
@@ -105,15 +98,19 @@ def pack(
             }
             for name, value in values.items():
                 per_token[name].append(value)
-            begin = end
+            begin += count
+        lengths.append(GroupLength(len(prompt), tuple(len(response.token_ids) - 1 for response in group.responses)))
+    attention: dict[str, Tensor | SplitPlan] = (
+        {"split": split_plan(lengths, dtype)} if packing == "split" else {"attention_mask": dense_mask(lengths, dtype)}
+    )
     return PackedGroups(
-        input_ids=input_ids,
-        position_ids=positions,
-        attention_mask=torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)[:, None],
+        input_ids=torch.cat(input_ids)[None],
+        position_ids=torch.cat(positions, dim=1)[:, None],
+        attention=attention,
         pixel_values=torch.cat([feature["pixel_values"] for feature in features]).to(dtype),
         image_grid_thw=torch.cat([feature["image_grid_thw"] for feature in features]),
         **{name: torch.cat(values) for name, values in per_token.items()},
     )
 
 
-_PER_TOKEN = ("row_T", "column_T", "target_T", "advantage_T", "weight_T", "is_label_T", "sampler_logprob_T")
+_PER_TOKEN = ("column_T", "target_T", "advantage_T", "weight_T", "is_label_T", "sampler_logprob_T")

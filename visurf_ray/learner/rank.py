@@ -13,7 +13,8 @@ from deepspeed.accelerator import get_accelerator
 from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.groups import Group, Metrics
-from visurf_ray.learner.packing import PackedGroups, pack
+from visurf_ray.learner.balance import cost, fill
+from visurf_ray.learner.packing import PackedGroups, Packing, pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, is_clipped, token_losses
 
@@ -30,10 +31,11 @@ class RankConfig:
     weight_decay: float
     adam_betas: tuple[float, float]
     max_grad_norm: float
-    groups_per_micro_batch: int
+    max_tokens_per_micro_batch: int
+    packing: Packing
+    logprob_chunk: int
     gradient_checkpointing: bool
     dtype: str
-    attention: str
 
 
 Shard = Sequence[tuple[Group, Sequence[float]]]  # groups, with the weight of each token of each response
@@ -60,10 +62,10 @@ class Rank:
         model = load_model(
             config.model_path,
             dtype=torch.float32,  # DeepSpeed casts to the training dtype and keeps this as the master copy
-            attention=config.attention,
+            packing=config.packing,
             gradient_checkpointing=config.gradient_checkpointing,
         )
-        policy = Policy(model, config.temperature, config.banned)
+        policy = Policy(model, config.temperature, config.banned, config.logprob_chunk)
         optimizer = torch.optim.AdamW(
             policy.parameters(), lr=config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay
         )
@@ -99,8 +101,8 @@ class Rank:
         return [self._step(parts, old[index] if old else None, loss) for index, parts in enumerate(packed)]
 
     def _pack(self, shard: Shard, fetch: Callable[[Any], Any]) -> list[PackedGroups]:
-        size = self.config.groups_per_micro_batch
-        parts = [shard[begin : begin + size] for begin in range(0, len(shard), size)]
+        costs = [cost(group) for group, _ in shard]
+        parts = [[shard[index] for index in chosen] for chosen in fill(costs, self.config.max_tokens_per_micro_batch)]
         packed = [
             pack(
                 [group for group, _ in part],
@@ -109,6 +111,7 @@ class Rank:
                 self.model.model.get_rope_index,
                 image_token_id=self.model.config.image_token_id,
                 dtype=self.dtype,
+                packing=self.config.packing,
             ).to(self.device)
             for part in parts
         ]
@@ -132,7 +135,7 @@ class Rank:
             # DeepSpeed averages over ranks; the weights' denominators are global already.
             self.engine.backward(weighted * self.world_size)
             if packed.weight_T.any():
-                for name, value in _token_sums(packed, logprobs.detach(), old_logprobs, entropy, loss).items():
+                for name, value in _token_sums(packed, logprobs.detach(), old_logprobs, entropy.detach(), loss).items():
                     sums[name] = max(sums.get(name, 0.0), value) if name == DIFF_MAX else sums.get(name, 0.0) + value
                 sums["loss"] = sums.get("loss", 0.0) + weighted.item()
         self.engine.step()

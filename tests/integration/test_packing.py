@@ -1,0 +1,99 @@
+"""Packed groups against plain rows, on every supported architecture and with both back ends."""
+
+import pytest
+import torch
+
+from tests.integration.architectures import ARCHITECTURES, make_groups, make_model, plain_logprobs
+from visurf_ray.learner.packing import pack
+from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.method import token_weights
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def path(request, tmp_path_factory) -> str:
+    return make_model(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def load(path, packing="split", checkpointing=False, dtype=torch.float32):
+    return load_model(path, dtype=dtype, packing=packing, gradient_checkpointing=checkpointing)
+
+
+def packed_logprobs(model, groups, packing="split", dtype=torch.float32):
+    packed = pack(
+        groups,
+        token_weights(groups),
+        [group.example.prompt.features for group in groups],
+        model.model.get_rope_index,
+        image_token_id=model.config.image_token_id,
+        dtype=dtype,
+        packing=packing,
+    )
+    return Policy(model, temperature=1.0, banned=(), chunk=7)(packed)[0]
+
+
+def gradients(model, logprobs) -> dict[str, torch.Tensor]:
+    weights = torch.randn(len(logprobs), generator=torch.Generator().manual_seed(2))
+    (logprobs * weights).sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def relative_error(ours, theirs) -> float:
+    assert ours.keys() == theirs.keys()
+    difference = sum((ours[name] - theirs[name]).square().sum() for name in ours).sqrt()
+    return float(difference / sum(value.square().sum() for value in theirs.values()).sqrt())
+
+
+@pytest.fixture(scope="module")
+def plain(path):
+    """Log-probs and gradients of the three groups' plain rows."""
+    model = load(path)
+    logprobs = torch.cat([plain_logprobs(model, group) for group in make_groups(model)])
+    return logprobs.detach(), gradients(model, logprobs)
+
+
+@pytest.mark.parametrize(
+    ("packing", "checkpointing"), [("split", False), ("split", True), ("dense", False), ("dense", True)]
+)
+def test_packed_groups_equal_plain_rows(path, plain, packing, checkpointing):
+    model = load(path, packing, checkpointing)
+    logprobs = packed_logprobs(model, make_groups(model), packing)
+    torch.testing.assert_close(logprobs, plain[0], atol=1e-5, rtol=1e-6)
+    assert relative_error(gradients(model, logprobs), plain[1]) < 1e-5
+
+
+@pytest.mark.parametrize("packing", ["split", "dense"])
+def test_one_group_at_a_time_gives_the_same_as_all_in_one_row(path, plain, packing):
+    model = load(path, packing)
+    groups = make_groups(model)
+    found = torch.cat([packed_logprobs(load(path, packing), [group], packing) for group in groups])
+    torch.testing.assert_close(found, plain[0], atol=1e-5, rtol=1e-6)
+
+
+def test_supervised_rows_have_one_response(path):
+    model = load(path)
+    groups = make_groups(model)
+    for group in groups:
+        group.responses = group.responses[-1:]
+    expected = torch.cat([plain_logprobs(model, group) for group in groups])
+    torch.testing.assert_close(packed_logprobs(model, groups), expected, atol=1e-5, rtol=1e-6)
+
+
+def test_a_frozen_vision_tower_changes_no_other_gradient(path, plain):
+    model = load(path)
+    model.model.visual.requires_grad_(False)
+    found = gradients(model, packed_logprobs(model, make_groups(model)))
+    trained = {name: value for name, value in found.items() if value is not None}
+    assert {name for name in found if name not in trained} == {name for name in found if ".visual." in name}
+    assert relative_error(trained, {name: plain[1][name] for name in trained}) < 1e-5
+
+
+def test_half_precision_is_as_close_as_half_precision_is(path, plain):
+    """Packed rows in bfloat16 are no farther from float32 than plain rows in bfloat16, up to a half."""
+    model = load(path, dtype=torch.bfloat16)
+    groups = make_groups(model)
+    for group in groups:
+        features = group.example.prompt.features
+        features["pixel_values"] = features["pixel_values"].bfloat16()
+    rows = torch.cat([plain_logprobs(model, group) for group in groups]).float()
+    packed = packed_logprobs(model, groups, dtype=torch.bfloat16)
+    assert (packed - plain[0]).abs().mean() < 1.5 * (rows - plain[0]).abs().mean()
