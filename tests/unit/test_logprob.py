@@ -8,9 +8,7 @@ from visurf_ray.learner.logprob import logprob_and_entropy
 
 def naive(hidden, weight, target, banned, temperature):
     logits = hidden @ weight.T
-    logits = logits.index_add(
-        1, torch.tensor(banned, dtype=torch.long), torch.full((len(logits), len(banned)), -100.0).to(logits)
-    )
+    logits[:, banned] -= 100.0
     distribution = torch.distributions.Categorical(logits=logits / temperature)
     return distribution.log_prob(target), distribution.entropy()
 
