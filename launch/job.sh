@@ -63,9 +63,12 @@ submit_job() {
 await_job() {
     wait "$follower" || true
     wait "$printer" || true
-    local told=""
+    local told="" silent=0
     while true; do
         read -r job_status job_code < <(api "/api/jobs/$job" status driver_exit_code || echo UNKNOWN)
+        # One answer that fails to come says little: a busy machine is slow.
+        if [[ $job_status == UNKNOWN ]] && ((++silent < 6)); then sleep 5 && continue; fi
+        silent=0
         if [[ $job_status != RUNNING && $job_status != PENDING ]]; then break; fi
         if [[ -z $told ]]; then say "its log broke off; waiting for the job's end" && told=yes; fi
         sleep 5

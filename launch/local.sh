@@ -20,7 +20,7 @@ export PATH="$root/.venv/bin:$PATH"
 python=$root/.venv/bin/python
 
 for argument in "$@"; do
-    if [[ $argument == -* ]]; then exec python -m visurf_ray.train "$@"; fi
+    if [[ $argument == -* ]]; then exec python -m visurf_ray.train "$@"; fi # --cfg, --help
 done
 
 export RAY_AUTH_MODE=token
@@ -138,9 +138,13 @@ else
     start_ray
 fi
 
+on_gpus=()
+if [[ $(<"$root/.venv/installed") == *" gpu"* ]]; then # what is given on the command line overrules it
+    on_gpus=(rollout.gpus=1 rollout.dtype=bfloat16 rollout.memory=0.5 learner.gpus=1 learner.dtype=bfloat16)
+fi
 say "submitting $job; Ctrl-C stops it"
 job_status=RUNNING
 runtime_env+=", \"py_executable\": \"$python\"" # a Ray that ran before may have been started from another environment
-submit_job "$python" -m visurf_ray.train "$@" "$(quoted_override output_dir "$output_dir")"
+submit_job "$python" -m visurf_ray.train "${on_gpus[@]}" "$@" "$(quoted_override output_dir "$output_dir")"
 await_job
 exit "$job_code"

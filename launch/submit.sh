@@ -5,6 +5,7 @@
 #
 # The cluster's machines have visurf_ray's environment (docker/Dockerfile), and `python` is theirs. output_dir and every
 # other path lie on storage that all of them see. Ctrl-C stops following; the job goes on.
+# W&B's and Hugging Face's keys (WANDB_API_KEY, HF_TOKEN) are those of the cluster's machines; none travels with the job.
 # A cluster with token authentication wants its token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in
 # ~/.ray/auth_token.
 # shellcheck disable=SC2329 # leave runs as a trap

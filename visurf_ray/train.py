@@ -2,9 +2,7 @@
 
 import sys
 
-from omegaconf import OmegaConf
-
-from visurf_ray.command_line import fail, parse
+from visurf_ray.command_line import fail, parse, show_config
 from visurf_ray.config import load_config
 from visurf_ray.errors import UserError
 
@@ -13,8 +11,7 @@ def main() -> int:
     arguments = parse(__doc__)
     try:
         config = load_config(arguments.overrides)
-        if arguments.cfg:
-            print(OmegaConf.to_yaml(config, resolve=arguments.resolve), end="")
+        if show_config(config, arguments):
             return 0
         from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
 

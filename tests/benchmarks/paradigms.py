@@ -3,15 +3,19 @@
     python -m tests.benchmarks.paradigms [--methods visurf rlvr sft] [--seeds 0 1 2] [--out FOLDER] [key=value …]
 
 Every run has the same number of steps and the same held-out examples. A run that is there already is not made again, so
-that an interrupted comparison goes on. The table gives the mean over seeds, and the smallest and largest value.
+that an interrupted comparison goes on; a folder of other settings or of another base model is refused. The table gives
+the mean over seeds, and the smallest and largest value.
 """
 
 import argparse
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 from statistics import mean
+
+from visurf_ray.miniature.base_model import BASE_MODEL
 
 _SCORES = ("n_acc", "bbox_acc", "giou", "format_rate", "thinking_rate", "empty_rate")
 
@@ -43,6 +47,17 @@ def table(results: dict[str, list[dict]]) -> str:
     return "\n".join(lines)
 
 
+def claim(out: Path, overrides: list[str]) -> None:
+    """Mark `out` as the place of these settings and this base model. Exits when it is that of others."""
+    weights = (BASE_MODEL / "model.safetensors").read_bytes()
+    settings = {"overrides": sorted(overrides), "base_model": hashlib.sha256(weights).hexdigest()}
+    record = out / "settings.json"
+    if record.is_file() and json.loads(record.read_text()) != settings:
+        sys.exit(f"{out} holds runs of other settings or of another base model: give another --out, or remove it")
+    out.mkdir(parents=True, exist_ok=True)
+    record.write_text(json.dumps(settings))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="+", default=["visurf", "rlvr", "sft"])
@@ -50,6 +65,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/paradigms"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same for every run")
     arguments = parser.parse_intermixed_args()
+    claim(arguments.out, arguments.overrides)
     results = {
         method: [
             train(method, seed, arguments.out / f"{method}-seed{seed}", arguments.overrides) for seed in arguments.seeds

@@ -1,6 +1,11 @@
 """The pool of reward actors: order, and loud failures that name the example."""
 
+import os
+import signal
+import time
+
 import pytest
+import ray
 
 from visurf_ray.groups import Example, Group, Prompt, Response, Source
 from visurf_ray.rewards import load_reward
@@ -41,12 +46,22 @@ def test_a_reward_that_raises_names_the_example(settings):
         RewardPool(settings, {}).score(groups)
 
 
-def test_a_reward_that_takes_too_long_names_the_example(settings):
+def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(settings):
+    """SIGSTOP is what a process that hangs looks like from outside."""
     from omegaconf import OmegaConf
 
-    hurried = OmegaConf.merge(settings, {"timeout": 0.0})
-    with pytest.raises(RewardError, match=r"'slow' took longer than reward.timeout=0 s"):
-        RewardPool(hurried, {}).score([make_group("slow", _TRUTH, _RIGHT)])
+    pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0, "workers": 1}), {})
+    pool.score([make_group("warm", _TRUTH, _RIGHT)])
+    process = ray.get(pool.actors[0].__ray_call__.remote(lambda _: os.getpid()))
+    os.kill(process, signal.SIGSTOP)
+    begin = time.monotonic()
+    with pytest.raises(RewardError, match=r"'slow' took longer than reward.timeout=1 s for each of its 2 responses"):
+        pool.score([make_group("slow", _TRUTH, _RIGHT, _RIGHT)])
+    assert time.monotonic() - begin < 20
+    deadline = time.monotonic() + 30
+    while os.path.exists(f"/proc/{process}") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{process}")
 
 
 def test_groups_without_responses_are_passed_by(settings):

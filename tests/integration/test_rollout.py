@@ -147,6 +147,16 @@ def test_vision_placeholders_are_never_sampled(config, pool, examples, processor
     assert len(tokens) > 500 and not banned & set(tokens)
 
 
+_CURVES = (
+    "reward/rollout/total",
+    "train/loss",
+    "train/grad_norm",
+    "train/entropy/rollout",
+    "train/logprob/rollout",
+    "train/logprob/label",
+)
+
+
 def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
     config,
     processor,
@@ -172,7 +182,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
         for groups, metrics in zip(recorded, expected, strict=True):
             ranks.send_weights()
             found = train_step(config, processor, groups, ranks)
-            for name in ("reward/rollout/total", "train/loss", "train/grad_norm", "train/entropy/rollout"):
+            for name in _CURVES:
                 assert found[name] == pytest.approx(metrics[name], rel=1e-3, abs=1e-4), name
         ranks.send_weights()
         answers = [p.answer(examples, max_tokens=60) for p in (pool, pair)]

@@ -47,7 +47,7 @@ def test_states_are_read_as_they_were_written(folder, state):
     assert read_state(Checkpoints(folder, keep=1).save(state, saver())) == state
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3])
+@pytest.mark.parametrize("keep", [1, 2, 3, 4, 6])
 def test_the_newest_are_kept(folder, keep):
     checkpoints = Checkpoints(folder, keep=keep)
     for step in (10, 20, 30, 40):
@@ -66,10 +66,11 @@ def test_steps_are_ordered_as_numbers(folder):
     assert newest is not None and read_state(newest).step == 1_000_001
 
 
-def test_what_was_just_saved_is_never_removed(folder):
-    """A run that resumed from an older checkpoint by its path saves a step below the newest."""
-    Checkpoints(folder, keep=1).save(State(80), saver())
-    path = Checkpoints(folder, keep=1).save(State(40), saver("new"))
+@pytest.mark.parametrize("keep", [1, 2, 5])
+def test_checkpoints_of_a_course_that_was_left_are_removed(folder, keep):
+    """A run that went on from an older checkpoint by its path saves steps below the newest."""
+    Checkpoints(folder, keep=3).save(State(80), saver())
+    path = Checkpoints(folder, keep=keep).save(State(40), saver("new"))
     assert (path / "weights.bin").read_text() == "new"
     newest = find_resume("auto", folder)
     assert newest is not None and read_state(newest).step == 40
@@ -136,7 +137,7 @@ def test_auto_takes_the_newest_or_starts_anew(folder):
     folder.mkdir(parents=True)
     assert find_resume("auto", folder) is None
     checkpoints = Checkpoints(folder, keep=3)
-    for step in (100, 20):
+    for step in (20, 100):
         checkpoints.save(State(step), saver())
     assert find_resume("auto", folder) == folder / "step_000100"
 

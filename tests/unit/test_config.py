@@ -4,12 +4,12 @@ import subprocess
 import sys
 from dataclasses import fields, is_dataclass
 from itertools import product
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import pytest
 from omegaconf import OmegaConf
 
-from visurf_ray.config import CONFIG_DIR, Config, ConfigError, load_config
+from visurf_ray.config import _ONE_OF, CONFIG_DIR, Config, ConfigError, load_config
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
@@ -148,6 +148,46 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
     message = str(error.value)
     assert "\n" not in message
     assert override.lstrip("~").partition("=")[0] in message or override in message
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("rollout.workers=0", "rollout.workers=0 must be 1 at least"),
+        ("rollout.max_in_flight=0", "rollout.max_in_flight=0 must be 1 at least"),
+        ("rollout.max_tokens=0", "rollout.max_tokens=0 must be 1 at least"),
+        ("reward.workers=0", "reward.workers=0 must be 1 at least"),
+        ("learner.ranks=0", "learner.ranks=0 must be 1 at least"),
+        ("learner.minibatches=-1", "learner.minibatches=-1 must be 1 at least"),
+        ("train.keep_checkpoints=0", "train.keep_checkpoints=0 must be 1 at least"),
+        ("rollout.temperature=0", "rollout.temperature=0 must be above 0"),
+        ("rollout.temperature=2.5", "rollout.temperature=2.5 must be above 0 and not above 2"),
+        ("rollout.n=0", "rollout.n=0: a group needs two responses"),
+        ("train.batch_size=1 learner.ranks=2", "train.batch_size=1 must be learner.ranks × learner.minibatches = 2"),
+        ("method.style=spacd", "method.style=spacd: it must be one of spaced, compact. Did you mean 'spaced'?"),
+        ("method.label_term=x", "method.label_term=x: it must be one of ppo, ce."),
+        ("learner.dtype=bfloat", "Did you mean 'bfloat16'?"),
+        ("learner.packing=splt", "Did you mean 'split'?"),
+        ("learner.zero_stage=4", "learner.zero_stage=4: it must be one of 1, 2, 3."),
+        ("learner.gpus=2", "learner.gpus=2: it must be one of 0, 1."),
+        ("monitor.wandb=on", "monitor.wandb=on: it must be one of auto, online, offline, disabled."),
+        ("method.rollouts=false method.label=false", "there is nothing to learn from"),
+    ],
+)
+def test_a_value_that_no_run_can_have_is_refused(override, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(override.split())
+    assert message in str(error.value)
+
+
+def test_the_names_that_are_accepted_are_those_that_exist():
+    from visurf_ray.learner.packing import Packing
+    from visurf_ray.monitor.metrics import Mode
+    from visurf_ray.tasks.boxes import STYLES
+
+    assert _ONE_OF["learner.packing"] == get_args(Packing)
+    assert _ONE_OF["monitor.wandb"] == ("auto", *get_args(Mode))
+    assert _ONE_OF["method.style"] == tuple(STYLES)
 
 
 def test_composing_again_is_not_disturbed_by_a_refusal():

@@ -40,6 +40,14 @@ def check_demand(demands: list[Demand]) -> None:
             node["CPU"] = node.get("CPU", 0) - demand.cpus
 
 
+def check_one_node(reason: str) -> None:
+    """Raise ClusterError when the cluster has more than one machine that actors may be placed on."""
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+    if len(nodes) > 1:
+        names = ", ".join(node["NodeManagerHostname"] for node in nodes)
+        raise ClusterError(f"{reason}, so the cluster must be one machine, but it has {len(nodes)}: {names}")
+
+
 def _refusal(demands: list[Demand]) -> str:
     asked = " and ".join(
         f"{d.count} {d.name} ({d.key}={d.count}) with {d.gpus:g} GPU, {d.cpus:g} CPU each" for d in demands
@@ -57,6 +65,11 @@ def wait_ready(references: list[ray.ObjectRef], what: str, timeout: float) -> No
     begin = time.monotonic()
     try:
         ray.get(references, timeout=timeout)
+    except ray.exceptions.RayActorError as error:
+        raise ClusterError(
+            f"{what} died while starting; why stands at the end of the newest worker-*.err in Ray's logs/ folder "
+            f"(`ray logs`), too little memory (rollout.memory) being the usual cause. {error}"
+        ) from error
     except ray.exceptions.GetTimeoutError as error:
         raise ClusterError(
             f"{what} did not start in {time.monotonic() - begin:.0f} s (cluster.start_timeout); "

@@ -61,7 +61,7 @@ class Rank:
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
         model = load_model(
             config.model_path,
-            dtype=torch.float32,  # DeepSpeed casts to the training dtype and keeps this as the master copy
+            dtype=torch.float32,  # DeepSpeed casts to the training dtype; below ZeRO-3 this is the master copy
             packing=config.packing,
             gradient_checkpointing=config.gradient_checkpointing,
         )
@@ -83,6 +83,7 @@ class Rank:
             "zero_optimization": {"stage": self.config.zero_stage, "overlap_comm": False},
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": self.config.dtype == "bfloat16"},
+            "data_types": {"grad_accum_dtype": "fp32"},  # sums over micro-batches: the same however many there are
         }
 
     def update(
@@ -142,19 +143,23 @@ class Rank:
         sums["grad_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
         if not math.isfinite(sums["grad_norm"]):
             raise FloatingPointError(
-                "the gradient is not finite: lower learner.learning_rate, or look at the last samples in the report"
+                "the gradient is not finite: lower learner.learning_rate, and look at the last steps in metrics.jsonl"
             )
         return sums
 
     def save(self, folder: Path) -> None:
-        """Write the training state (parameters, optimizer, random state) as a DeepSpeed checkpoint."""
+        """Write the training state (parameters and optimizer) as a DeepSpeed checkpoint."""
         self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, with the same number of ranks and ZeRO stage."""
+        """Read what `save` wrote, with the same number of ranks and ZeRO stage; the configured rates stay."""
         loaded, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
+        for group in self.engine.optimizer.param_groups:  # DeepSpeed restores those of the run that wrote it
+            group["lr"] = self.config.learning_rate
+            group["betas"] = self.config.adam_betas
+            group["weight_decay"] = self.config.weight_decay
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face model, weights in the training dtype; every rank gathers, rank 0 writes."""

@@ -2,7 +2,7 @@
 
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -41,13 +41,15 @@ class RolloutActor:
         """worker: this one's number among `workers`; on a CPU they share the machine's cores out."""
         os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        self.first_process = worker * config.gpus  # GPU processes of the workers before this one
         backend = "nccl"
         memory: dict[str, Any] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
         if not config.gpus:
             from visurf_ray.weights.shared_memory import BACKEND
 
             backend = BACKEND
-            memory = {"kv_cache_memory_bytes": int(config.memory * 2**30)}
+            # Only whole blocks of the prompt are shared by its samples, and the CPU's default block is 128 tokens long.
+            memory = {"kv_cache_memory_bytes": int(config.memory * 2**30), "block_size": 32}
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, _cores(worker, workers)))
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets 1 for an actor with less than a core
         from vllm import AsyncEngineArgs
@@ -112,7 +114,7 @@ class RolloutActor:
         ]
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
-        await self.engine.init_weight_transfer_engine(request)
+        await self.engine.init_weight_transfer_engine(own_ranks(request, self.first_process))
 
     async def start_weight_update(self) -> None:
         await self.engine.pause_generation(mode="keep", clear_cache=False)
@@ -128,7 +130,8 @@ class RolloutActor:
         features (vllm-project/vllm#44910).
         """
         await self.engine.finish_weight_update()
-        await self.engine.reset_prefix_cache()
+        if not await self.engine.reset_prefix_cache():
+            raise RuntimeError("vLLM kept its prefix cache over a weight update: its samples would be of two policies")
         await self.engine.reset_mm_cache()
         await self.engine.reset_encoder_cache()
         await self.engine.resume_generation()
@@ -142,6 +145,15 @@ class RolloutActor:
 
     async def ready(self) -> None:
         """Returns when the engine is up."""
+
+
+def own_ranks(request: Any, first_process: int) -> Any:
+    """The request with the NCCL ranks of this engine's processes: vLLM's client sends all engines the same one."""
+    if "rank_offset" not in request.init_info:
+        return request
+    return replace(
+        request, init_info=request.init_info | {"rank_offset": request.init_info["rank_offset"] + first_process}
+    )
 
 
 def _sampled_logprobs(completion: Any) -> list[float]:

@@ -13,7 +13,7 @@ class RolloutPool:
     """Feeds vLLM engines: least-loaded first, a bounded number of prompts in flight on each."""
 
     def __init__(self, actors: Sequence[Any], *, sampling: Sampling, max_in_flight: int) -> None:
-        """actors: `RolloutActor` handles that are ready. sampling: for training; evaluation is greedy."""
+        """actors: `RolloutActor` handles. sampling: for training; evaluation is greedy."""
         self.actors = list(actors)
         self.sampling = sampling
         self.max_in_flight = max_in_flight

@@ -13,7 +13,7 @@ from visurf_ray.tasks.loader import ExampleLoader
 class DataActor:
     """Reads, checks and serves one task's examples. See ExampleLoader."""
 
-    def open(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int) -> None:
+    def open(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool) -> None:
         """Read and check everything. Not the constructor: what that raises reaches nobody but as a dead actor."""
         self.loader = ExampleLoader(
             load_task(task, seed),
@@ -22,7 +22,8 @@ class DataActor:
             max_prompt_tokens=max_prompt_tokens,
             put=ray.put,
         )
-        self.loader.load_train()
+        if train:
+            self.loader.load_train()
         self.loader.check()
 
     def train_batch(self, step: int, size: int) -> list[Example]:

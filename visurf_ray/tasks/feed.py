@@ -13,10 +13,13 @@ from visurf_ray.tasks.actor import DataActor
 class DataFeed:
     """Examples of a task, read and processed in an actor of their own."""
 
-    def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int) -> None:
-        """Every row is checked first. Raises DataError that names the first one that cannot be used."""
+    def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool) -> None:
+        """Every row is checked first, the training split's if `train`.
+
+        Raises DataError that names the first one that cannot be used.
+        """
         self.actor: Any = DataActor.remote()  # type: ignore[attr-defined]
-        ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens))
+        ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train))
 
     def train_batch(self, step: int, size: int) -> list[Example]:
         """The mini-batch of a step; steps count from 0."""

@@ -1,6 +1,7 @@
 """From rows to examples: the image is decoded, resized and processed once, and the prompt tokenized once."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ class ExampleLoader:
         self.put = put
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
         self.held_out = task.held_out_rows()
-        self.train: list[Row] = []
+        self.train: list[Row] | None = None  # until it is read: an evaluation needs none
 
     def load_train(self) -> int:
         """Read the training rows; returns how many there are."""
@@ -38,22 +39,28 @@ class ExampleLoader:
         return len(self.train)
 
     def check(self) -> None:
-        """Check every row. Raises DataError that names the first one that cannot be used."""
-        for key, rows in (("train", self.train), ("held_out", self.held_out)):
+        """Check every row that was read, its image decoded. Raises DataError that names the first bad one."""
+        splits = {"held_out": self.held_out} if self.train is None else {"train": self.train, "held_out": self.held_out}
+        for key, rows in splits.items():
             if not rows:
                 raise DataError(f"task.{key} has no examples")
-        for row in self.train + self.held_out:
-            self.task.check(row)
-            width, height = self._size(row)
-            token_ids = self._token_ids(row)
-            if token_ids.count(self.image_token_id) != 1:
-                raise DataError(f"{row.where}: the question must not hold {_IMAGE_TOKEN}")
-            length = len(token_ids) + self._visual_tokens(width, height) - 1
-            if length > self.max_prompt_tokens:
-                raise DataError(
-                    f"{row.where}: the prompt has {length} tokens, but rollout.max_model_len less one is "
-                    f"{self.max_prompt_tokens}: shorten the question, or lower model.max_pixels, or raise max_model_len"
-                )
+        with ThreadPoolExecutor() as threads:  # decoding leaves Python's lock
+            for _ in threads.map(self._check, [row for rows in splits.values() for row in rows]):
+                pass
+
+    def _check(self, row: Row) -> None:
+        self.task.check(row)
+        row.load_image()
+        width, height = self._size(row)
+        token_ids = self._token_ids(row)
+        if token_ids.count(self.image_token_id) != 1:
+            raise DataError(f"{row.where}: the question must not hold {_IMAGE_TOKEN}")
+        length = len(token_ids) + self._visual_tokens(width, height) - 1
+        if length > self.max_prompt_tokens:
+            raise DataError(
+                f"{row.where}: the prompt has {length} tokens, but rollout.max_model_len less one is "
+                f"{self.max_prompt_tokens}: shorten the question, or lower model.max_pixels, or raise max_model_len"
+            )
 
     def train_batch(self, step: int, size: int) -> list[Example]:
         """The step's mini-batch (steps count from 0): epochs are shuffled by seed, and a batch may span two."""

@@ -51,7 +51,7 @@ class Row:
 
 def read_rows(source: str, image_root: str | None = None) -> list[Row]:
     """Rows of a .parquet, .jsonl or .json file with the columns problem, solution, image and, if given, id; or of a
-    Hugging Face data set's `train` split.
+    Hugging Face data set: `owner/name`, or `owner/name:split` for another split than `train`.
 
     image: an encoded image, or a path, relative ones from `image_root` or else the file's folder.
     Raises DataError for a missing file, a missing column or an empty data set.
@@ -66,8 +66,9 @@ def read_rows(source: str, image_root: str | None = None) -> list[Row]:
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty")
     try:
-        chosen = {"path": kind, "data_files": str(path)} if kind else {"path": source}
-        table = datasets.load_dataset(**chosen, split="train")
+        name, _, split = ("", "", "") if kind else source.partition(":")
+        chosen = {"path": kind, "data_files": str(path)} if kind else {"path": name}
+        table = datasets.load_dataset(**chosen, split=split or "train")
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         hint = "" if kind else f"; a file must end in {', '.join(_READERS)}, anything else is a Hugging Face data set"
         raise DataError(f"{source} cannot be read: {error.__cause__ or error}{hint}") from error
