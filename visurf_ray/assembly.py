@@ -135,6 +135,8 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
         temperature=config.rollout.temperature,
         banned=tuple(banned_token_ids(tokenizer)),
         zero_stage=learner.zero_stage,
+        offload=learner.offload,
+        freeze_vision=learner.freeze_vision,
         learning_rate=learner.learning_rate,
         weight_decay=learner.weight_decay,
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),

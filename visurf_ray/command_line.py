@@ -4,10 +4,6 @@ import argparse
 import signal
 import sys
 
-from omegaconf import OmegaConf
-
-from visurf_ray.config import Config
-
 
 def parse(description: str | None) -> argparse.Namespace:
     """`overrides` are Hydra overrides (key=value); `--cfg job` and `--resolve` print the composed configuration."""
@@ -16,13 +12,6 @@ def parse(description: str | None) -> argparse.Namespace:
     parser.add_argument("--cfg", choices=["job"], help="print the composed configuration and stop")
     parser.add_argument("--resolve", action="store_true", help="with --cfg: resolve interpolations")
     return parser.parse_intermixed_args()
-
-
-def show_config(config: Config, arguments: argparse.Namespace) -> bool:
-    """Print the configuration if `--cfg` asks for it; whether it does."""
-    if arguments.cfg:
-        print(OmegaConf.to_yaml(config, resolve=arguments.resolve), end="")
-    return bool(arguments.cfg)
 
 
 def fail(error: BaseException) -> int:

@@ -57,6 +57,8 @@ class RolloutConfig:
 class LearnerConfig:
     ranks: int = MISSING
     zero_stage: int = MISSING
+    offload: bool = MISSING
+    freeze_vision: bool = MISSING
     learning_rate: float = MISSING
     weight_decay: float = MISSING
     adam_betas: list[float] = MISSING

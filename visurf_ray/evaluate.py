@@ -6,7 +6,9 @@ Writes metrics.json and predictions.jsonl into output_dir (default: beside the c
 
 import sys
 
-from visurf_ray.command_line import fail, parse, show_config
+from omegaconf import OmegaConf
+
+from visurf_ray.command_line import fail, parse
 from visurf_ray.config import ConfigError, load_config
 from visurf_ray.errors import UserError
 
@@ -21,7 +23,8 @@ def main() -> int:
         if not any(item.startswith("output_dir=") for item in overrides):
             overrides.append(f"output_dir={chosen[0].rstrip('/')}-evaluation")
         config = load_config(overrides)
-        if show_config(config, arguments):
+        if arguments.cfg:
+            print(OmegaConf.to_yaml(config, resolve=arguments.resolve), end="")
             return 0
         from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
 

@@ -2,7 +2,9 @@
 
 import sys
 
-from visurf_ray.command_line import fail, parse, show_config
+from omegaconf import OmegaConf
+
+from visurf_ray.command_line import fail, parse
 from visurf_ray.config import load_config
 from visurf_ray.errors import UserError
 
@@ -11,7 +13,8 @@ def main() -> int:
     arguments = parse(__doc__)
     try:
         config = load_config(arguments.overrides)
-        if show_config(config, arguments):
+        if arguments.cfg:
+            print(OmegaConf.to_yaml(config, resolve=arguments.resolve), end="")
             return 0
         from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
 

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
-
 _ROOT = Path(__file__).parents[2]
 _SMALL = [
     "train.batch_size=4",
@@ -46,6 +44,7 @@ def test_a_job_from_one_command(tmp_path):
     assert not of_our_ray()
 
 
+@pytest.mark.slow
 def test_ctrl_c_stops_the_job_and_its_ray(tmp_path):
     job = start("train.steps=500", f"output_dir={tmp_path}/run")
     metrics = tmp_path / "run" / "metrics.jsonl"
@@ -60,6 +59,7 @@ def test_ctrl_c_stops_the_job_and_its_ray(tmp_path):
     assert not of_our_ray()
 
 
+@pytest.mark.slow
 def test_a_failing_job_fails_the_command(tmp_path):
     job = start("task.name=nothing", f"output_dir={tmp_path}/run")
     output, _ = job.communicate(timeout=300)

@@ -25,6 +25,8 @@ def rank_config(config, processor, **changes) -> RankConfig:
         "temperature": 1.0,
         "banned": tuple(banned_token_ids(processor.tokenizer)),
         "zero_stage": 1,
+        "offload": False,
+        "freeze_vision": False,
         "learning_rate": 1e-3,
         "weight_decay": 0.01,
         "adam_betas": (0.9, 0.999),

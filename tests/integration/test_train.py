@@ -120,6 +120,8 @@ def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> P
 
     Image.new("RGB", (56, 56)).save(folder / "image.png")
     (folder / "broken.png").write_bytes(b"no image")
+    Image.effect_noise((56, 56), 50).save(folder / "whole.png")
+    (folder / "cut.png").write_bytes((folder / "whole.png").read_bytes()[:1500])
     path = folder / "data.jsonl"
     path.write_text(json.dumps({"id": "seven", "problem": "the 7", "solution": solution, "image": image}) + "\n")
     return path
@@ -132,6 +134,7 @@ def grounding(path: Path) -> list[str]:
 _BAD_DATA = {
     "missing image": ({"image": "nowhere.png"}, r"data.jsonl, row 0 \(id seven\): there is no image .*nowhere.png"),
     "unreadable image": ({"image": "broken.png"}, r"row 0 \(id seven\): .*broken.png cannot be read as an image"),
+    "truncated image": ({"image": "cut.png"}, r"row 0 \(id seven\): the image is damaged"),
     "not JSON": ({"solution": "[{"}, r"row 0 \(id seven\): the solution is not JSON"),
     "malformed box": (
         {"solution": '[{"bbox_2d": [1, 2, 3], "point_2d": [1, 2]}]'},

@@ -27,6 +27,8 @@ class RankConfig:
     temperature: float
     banned: tuple[int, ...]  # token ids that are never sampled
     zero_stage: int
+    offload: bool
+    freeze_vision: bool
     learning_rate: float
     weight_decay: float
     adam_betas: tuple[float, float]
@@ -65,9 +67,14 @@ class Rank:
             packing=config.packing,
             gradient_checkpointing=config.gradient_checkpointing,
         )
+        model.model.visual.requires_grad_(not config.freeze_vision)
         policy = Policy(model, config.temperature, config.banned, config.logprob_chunk)
         optimizer = torch.optim.AdamW(
-            policy.parameters(), lr=config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay
+            [parameter for parameter in policy.parameters() if parameter.requires_grad],
+            lr=config.learning_rate,
+            betas=config.adam_betas,
+            weight_decay=config.weight_decay,
+            fused=True,  # also on the CPU, where offloaded states are updated
         )
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         self.model = model
@@ -75,12 +82,14 @@ class Rank:
         self.device = self.engine.device
 
     def _deepspeed_settings(self) -> dict[str, Any]:
+        offload = {"offload_optimizer": {"device": "cpu"}} if self.config.offload else {}
         return {
             "train_micro_batch_size_per_gpu": 1,  # of no effect here: micro-batches are groups, weighted by ourselves
             "gradient_accumulation_steps": 1,
             "managed_gradient_accumulation": False,  # backward() accumulates, step() reduces: as many as there are
             "gradient_clipping": self.config.max_grad_norm,
-            "zero_optimization": {"stage": self.config.zero_stage, "overlap_comm": False},
+            "zero_optimization": {"stage": self.config.zero_stage, "overlap_comm": False} | offload,
+            "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW serves; DeepSpeed would compile its own
             "zero_allow_untested_optimizer": True,
             "bf16": {"enabled": self.config.dtype == "bfloat16"},
             "data_types": {"grad_accum_dtype": "fp32"},  # sums over micro-batches: the same however many there are

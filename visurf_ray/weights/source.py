@@ -13,10 +13,13 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layer
 
 
 class ZeroSource(WeightSource):
-    """Weights of a module that DeepSpeed trains, gathered one layer at a time under ZeRO-3."""
+    """Weights of a module that DeepSpeed trains, gathered one layer at a time under ZeRO-3.
+
+    Frozen weights stay where they are: vLLM keeps the layers that an update leaves out.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        self._parameters = dict(module.named_parameters())
+        self._parameters = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
 
     def metadata(self) -> list[ParamMeta]:
         return [

@@ -1,0 +1,68 @@
+"""On CUDA devices: the learner in bfloat16, and a whole run whose weights travel by NCCL."""
+
+import json
+
+import pytest
+import ray
+import torch
+
+from tests.integration.groups import make_groups
+from tests.integration.test_learner import rank_config
+from tests.integration.test_train import run
+from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.method import LossConfig
+
+
+def needs(devices: int):
+    found = torch.cuda.device_count()
+    return pytest.mark.skipif(found < devices, reason=f"needs {devices} CUDA device(s), there are {found}")
+
+
+@pytest.mark.gpu
+@needs(1)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_learner_computes_on_a_gpu_what_it_computes_on_a_cpu(config, processor, loader, stage, dtype):
+    metrics = []
+    for gpus, chosen, environment in (
+        (0, "float32", {"DS_ACCELERATOR": "cpu"}),
+        (1, dtype, {"DS_ACCELERATOR": "cuda"}),
+    ):
+        actor = LearnerActor.options(num_cpus=1, num_gpus=gpus, runtime_env={"env_vars": environment}).remote()
+        settings = rank_config(config, processor, zero_stage=stage, dtype=chosen)
+        learner = LearnerGroup([actor], settings, seed=0, minibatches=1, threads=0)
+        metrics.append(learner.update(make_groups(loader, 6), LossConfig()))
+        ray.kill(actor)
+    on_cpu, on_gpu = metrics
+    tolerance = 1e-3 if dtype == "float32" else 0.05
+    for name in ("train/grad_norm", "train/entropy/rollout", "train/logprob/rollout", "train/logprob/label"):
+        assert on_gpu[name] == pytest.approx(on_cpu[name], rel=tolerance), name
+
+
+@pytest.mark.gpu
+@needs(2)
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=needs(3))])
+def test_a_run_on_gpus_keeps_sampler_and_learner_together(tmp_path, workers):
+    done = run(
+        "train",
+        "cluster.address=local",
+        "train.steps=3",
+        "train.batch_size=8",
+        "rollout.n=4",
+        "task.train=32",
+        "task.held_out=12",
+        f"rollout.workers={workers}",
+        "rollout.gpus=1",
+        "rollout.dtype=bfloat16",
+        "rollout.memory=0.3",
+        "learner.gpus=1",
+        "learner.dtype=bfloat16",
+        "learner.learning_rate=1e-4",
+        f"output_dir={tmp_path}/run",
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    differences = [row["train/rollout_logprob_diff"] for row in rows if "train/loss" in row]
+    assert len(differences) == 3 and max(differences) < 0.05
