@@ -72,11 +72,15 @@ class Driver:
         phase = self.monitor.phase
         with phase("data"):
             examples = self.data.train_batch(number, self.config.train.batch_size)
-        with phase("sample"):
-            groups = self.rollouts.sample(examples)
-        self.method.append_labels(groups)
+        finished: dict[int, Group] = {}
+        with phase("sample"):  # rewards are computed as rollouts finish
+            for index, group in self.rollouts.sample(examples):
+                self.method.append_label(group)
+                self.rewards.submit(group)
+                finished[index] = group
         with phase("reward"):
-            self.rewards.score(groups)
+            self.rewards.wait()
+        groups = [finished[index] for index in range(len(examples))]
         metrics = self.method.assign_advantages(groups)
         begin = time.monotonic()
         with phase("learn"):

@@ -22,6 +22,12 @@ def make_group(name: str, ground_truth: str, *texts: str) -> Group:
     return Group(example, [Response(Source.ROLLOUT, text, [0]) for text in texts])
 
 
+def score(pool: RewardPool, groups: list[Group]) -> None:
+    for group in groups:
+        pool.submit(group)
+    pool.wait()
+
+
 @pytest.fixture(scope="module")
 def settings(config):
     from omegaconf import OmegaConf
@@ -31,7 +37,7 @@ def settings(config):
 
 def test_every_response_gets_its_own_reward(settings):
     groups = [make_group(str(n), _TRUTH, *([_RIGHT] * n), "nothing", "[]") for n in range(6)]
-    RewardPool(settings, {}).score(groups)
+    score(RewardPool(settings, {}), groups)
     reward = load_reward("vision_reasoner")
     for group in groups:
         for response in group.responses:
@@ -43,7 +49,7 @@ def test_every_response_gets_its_own_reward(settings):
 def test_a_reward_that_raises_names_the_example(settings):
     groups = [make_group("good", _TRUTH, _RIGHT), make_group("example-17", "[{", _RIGHT)]
     with pytest.raises(RewardError, match=r"'example-17' raised: .*not JSON"):
-        RewardPool(settings, {}).score(groups)
+        score(RewardPool(settings, {}), groups)
 
 
 def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(settings):
@@ -51,12 +57,12 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
     from omegaconf import OmegaConf
 
     pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0, "workers": 1}), {})
-    pool.score([make_group("warm", _TRUTH, _RIGHT)])
+    score(pool, [make_group("warm", _TRUTH, _RIGHT)])
     process = ray.get(pool.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGSTOP)
     begin = time.monotonic()
     with pytest.raises(RewardError, match=r"'slow' took longer than reward.timeout=1 s for each of its 2 responses"):
-        pool.score([make_group("slow", _TRUTH, _RIGHT, _RIGHT)])
+        score(pool, [make_group("slow", _TRUTH, _RIGHT, _RIGHT)])
     assert time.monotonic() - begin < 20
     deadline = time.monotonic() + 30
     while os.path.exists(f"/proc/{process}") and time.monotonic() < deadline:
@@ -65,4 +71,4 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
 
 
 def test_groups_without_responses_are_passed_by(settings):
-    RewardPool(settings, {}).score([make_group("empty", _TRUTH)])
+    score(RewardPool(settings, {}), [make_group("empty", _TRUTH)])

@@ -7,7 +7,7 @@ import ray
 import torch
 
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
-from visurf_ray.groups import Source
+from visurf_ray.groups import Group, Source
 from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method
 from visurf_ray.models import banned_token_ids, resolve_model
@@ -72,6 +72,12 @@ def model(config):
     )
 
 
+def sampled(pool, examples) -> list[Group]:
+    """The groups, in the examples' order."""
+    finished = dict(pool.sample(examples))
+    return [finished[index] for index in range(len(examples))]
+
+
 def train_step(config, processor, groups, learner) -> dict[str, float]:
     task = load_task(config.task, seed=0)
     tokenizer = processor.tokenizer
@@ -80,15 +86,18 @@ def train_step(config, processor, groups, learner) -> dict[str, float]:
         render=task.render,
         encode=lambda text: [*tokenizer(text).input_ids, tokenizer.eos_token_id],
     )
-    method.append_labels(groups)
+    for group in groups:
+        method.append_label(group)
     rewards = RewardPool(config.reward, {})
-    rewards.score(groups)
+    for group in groups:
+        rewards.submit(group)
+    rewards.wait()
     metrics = method.assign_advantages(groups)
     return metrics | learner.update(groups, LossConfig())
 
 
 def test_groups_come_back_in_order_with_sampled_tokens(pool, examples, processor):
-    groups = pool.sample(examples)
+    groups = sampled(pool, examples)
     assert [group.example.id for group in groups] == [example.id for example in examples]
     for group in groups:
         assert len(group.rollouts) == len(group.responses) == 4
@@ -110,7 +119,7 @@ def test_sampler_and_learner_agree_and_still_do_after_an_update(
     learner.connect(pool.actors, gpu_workers=0)
     for _ in range(3):
         learner.send_weights()
-        metrics = train_step(config, processor, pool.sample(examples), learner)
+        metrics = train_step(config, processor, sampled(pool, examples), learner)
         assert metrics["train/rollout_logprob_diff_max"] < 1e-4
 
 
@@ -170,7 +179,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
     recorded, expected = [], []
     for _ in range(3):
         learner.send_weights()
-        groups = pool.sample(examples)
+        groups = sampled(pool, examples)
         recorded.append([replace(group, responses=list(group.responses)) for group in groups])
         expected.append(train_step(config, processor, groups, learner))
     learner.send_weights()

@@ -48,7 +48,8 @@ def some_rewards(seed: int) -> list[float]:
 
 def test_the_label_is_the_last_response_and_ends_as_a_rollout_ends(visurf):
     groups = [Group(example("[]"), group([1.0, 2.0]).responses), Group(example(TRUTH), [])]
-    visurf.append_labels(groups)
+    for one in groups:
+        visurf.append_label(one)
     assert [len(one.responses) for one in groups] == [3, 1]
     for one, truth in zip(groups, ("[]", TRUTH), strict=True):
         text = f"<answer>spaced {truth}</answer>"
@@ -58,14 +59,16 @@ def test_the_label_is_the_last_response_and_ends_as_a_rollout_ends(visurf):
 
 def test_the_label_is_rendered_in_the_configured_style(make_method):
     groups = [Group(example(), [])]
-    make_method("method=visurf", "method.style=compact").append_labels(groups)
+    for one in groups:
+        make_method("method=visurf", "method.style=compact").append_label(one)
     assert groups[0].responses[0].text == "<answer>compact []</answer>"
 
 
 def test_rlvr_appends_no_label_and_rollouts_are_compared_alone(make_method):
     groups = [group([1.0, 2.0, 6.0])]
     rlvr = make_method("method=rlvr")
-    rlvr.append_labels(groups)
+    for one in groups:
+        rlvr.append_label(one)
     metrics = rlvr.assign_advantages(groups)
     expected = group_advantages(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)).tolist()
     assert advantages(groups[0]) == pytest.approx(expected)

@@ -34,11 +34,9 @@ class Method:
     def loss(self) -> LossConfig:
         return LossConfig(self.config.clip_low, self.config.clip_high, self.config.label_term)  # type: ignore[arg-type]
 
-    def append_labels(self, groups: Sequence[Group]) -> None:
-        """Append the aligned ground truth to each group, as its last response."""
-        if not self.config.label:
-            return
-        for group in groups:
+    def append_label(self, group: Group) -> None:
+        """Append the aligned ground truth to the group, as its last response."""
+        if self.config.label:
             text = self.render(group.example, self.config.style)
             group.responses.append(Response(Source.LABEL, text, self.encode(text)))
 

@@ -2,7 +2,6 @@
 
 import time
 from collections import deque
-from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -23,29 +22,41 @@ class RewardPool:
     def __init__(self, config: RewardConfig, options: dict[str, Any]) -> None:
         self.timeout = config.timeout
         self.actors = [RewardActor.remote(config.name, options) for _ in range(config.workers)]  # type: ignore[attr-defined]
+        self.idle = deque(self.actors)
+        self.waiting: deque[Group] = deque()
+        self.running: dict[ray.ObjectRef, tuple[Any, Group, float]] = {}
 
-    def score(self, groups: Sequence[Group]) -> None:
-        """Set the reward, in parts, of every response.
+    def submit(self, group: Group) -> None:
+        """Have a group scored, while the caller goes on; `wait` says when all are. Raises RewardError like it."""
+        if group.responses:
+            self.waiting.append(group)
+        self._advance(block=False)
+
+    def wait(self) -> None:
+        """Returns when every response of the submitted groups has its reward, in parts.
 
         Raises RewardError with the example's id when a reward raises, or takes longer than the limit for each of its
         responses: its process is then killed, and no response scores 0 in silence.
         """
-        idle = deque(self.actors)
-        waiting = deque(group for group in groups if group.responses)
-        running: dict[ray.ObjectRef, tuple[Any, Group, float]] = {}
-        while waiting or running:
-            while waiting and idle:
-                group, actor = waiting.popleft(), idle.popleft()
-                texts = [response.text for response in group.responses]
-                reference = actor.score.remote(texts, group.example.ground_truth)
-                running[reference] = (actor, group, time.monotonic() + self.timeout * len(texts))
-            earliest = min(deadline for *_, deadline in running.values())
-            done, _ = ray.wait(list(running), timeout=max(0.0, earliest - time.monotonic()))
+        while self.waiting or self.running:
+            self._advance(block=True)
+
+    def _advance(self, *, block: bool) -> None:
+        """Take what is done, give waiting groups to idle actors, and look at the deadlines."""
+        if self.running:
+            earliest = min(deadline for *_, deadline in self.running.values())
+            timeout = max(0.0, earliest - time.monotonic()) if block else 0.0
+            done, _ = ray.wait(list(self.running), num_returns=1 if block else len(self.running), timeout=timeout)
             for reference in done:
-                actor, group, _ = running.pop(reference)
+                actor, group, _ = self.running.pop(reference)
                 self._take(reference, group)
-                idle.append(actor)
-            self._check_deadlines(running)
+                self.idle.append(actor)
+        while self.waiting and self.idle:
+            group, actor = self.waiting.popleft(), self.idle.popleft()
+            texts = [response.text for response in group.responses]
+            reference = actor.score.remote(texts, group.example.ground_truth)
+            self.running[reference] = (actor, group, time.monotonic() + self.timeout * len(texts))
+        self._check_deadlines()
 
     def _take(self, reference: ray.ObjectRef, group: Group) -> None:
         try:
@@ -57,8 +68,8 @@ class RewardPool:
             response.reward_parts = dict(reward.parts)
             response.reward = reward.total
 
-    def _check_deadlines(self, running: dict[ray.ObjectRef, tuple[Any, Group, float]]) -> None:
-        for actor, group, deadline in running.values():
+    def _check_deadlines(self) -> None:
+        for actor, group, deadline in self.running.values():
             if time.monotonic() > deadline:
                 ray.kill(actor)
                 raise RewardError(

@@ -18,13 +18,13 @@ class RolloutPool:
         self.sampling = sampling
         self.max_in_flight = max_in_flight
 
-    def sample(self, examples: Sequence[Example]) -> list[Group]:
-        """A group of rollouts for each example, in the examples' order."""
-        groups = [Group(example, []) for example in examples]
-        if self.sampling.n:
-            for index, responses in self._generate(examples, self.sampling):
-                groups[index].responses = responses
-        return groups
+    def sample(self, examples: Sequence[Example]) -> Iterator[tuple[int, Group]]:
+        """A group of rollouts for each example, with the example's index, as they finish."""
+        if not self.sampling.n:
+            yield from ((index, Group(example, [])) for index, example in enumerate(examples))
+            return
+        for index, responses in self._generate(examples, self.sampling):
+            yield index, Group(examples[index], responses)
 
     def answer(self, examples: Sequence[Example], *, max_tokens: int) -> list[Prediction]:
         """One greedy answer to each example."""

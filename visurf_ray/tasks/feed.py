@@ -19,11 +19,15 @@ class DataFeed:
         Raises DataError that names the first one that cannot be used.
         """
         self.actor: Any = DataActor.remote()  # type: ignore[attr-defined]
+        self.ahead: Any = None
+        self.ahead_of: tuple[int, int] | None = None  # step and size of the batch that is being made
         ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train))
 
     def train_batch(self, step: int, size: int) -> list[Example]:
-        """The mini-batch of a step; steps count from 0."""
-        return ray.get(self.actor.train_batch.remote(step, size))
+        """The mini-batch of a step; steps count from 0. The next step's is made while the caller goes on."""
+        batch = self.ahead if self.ahead_of == (step, size) else self.actor.train_batch.remote(step, size)
+        self.ahead, self.ahead_of = self.actor.train_batch.remote(step + 1, size), (step + 1, size)
+        return ray.get(batch)
 
     def held_out(self, limit: int | None) -> list[Example]:
         return ray.get(self.actor.held_out_examples.remote(limit))
