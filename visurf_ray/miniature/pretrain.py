@@ -1,8 +1,9 @@
 """Pretrains the miniature base model: `python -m visurf_ray.miniature.pretrain --out FOLDER`.
 
 A curriculum on the number of digits, then on place and size, then on what is asked. What was learnt about it: reading
-several digits at once stays at chance unless one-digit canvases come first, in short rows; place comes later, slowly
-in the columns; looking up comes last, by copying from the model's own thinking, which lists each digit with its place.
+several digits at once stays at chance unless one-digit canvases come first, in short rows. Place is learnt with dense
+lists, if a column turns M-RoPE far enough (see `base_model`). Looking up is learnt when the thinking judges each digit
+on the way, with values that are other tokens than coordinates: the answer is then copied from behind a `yes`.
 """
 
 import argparse
