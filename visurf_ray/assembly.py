@@ -113,7 +113,7 @@ def start_rollouts(config: Config) -> RolloutPool:
     )
     actors = [
         RolloutActor.options(num_gpus=rollout.gpus, num_cpus=rollout.cpus, max_concurrency=1000).remote(  # type: ignore[attr-defined]
-            engine, worker, rollout.workers
+            engine, worker, _shares(_cores(config)[0], rollout.workers)[worker]
         )
         for worker in range(rollout.workers)
     ]
@@ -156,8 +156,22 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
         for _ in range(learner.ranks)
     ]
     wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
-    threads = 0 if learner.gpus else max(1, len(os.sched_getaffinity(0)) // learner.ranks)
-    return LearnerGroup(actors, rank, seed=config.seed, minibatches=learner.minibatches, threads=threads)
+    cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
+    return LearnerGroup(actors, rank, seed=config.seed, minibatches=learner.minibatches, cores=cores)
+
+
+def _cores(config: Config) -> tuple[list[int], list[int]]:
+    """The CPU cores of the rollout workers and of the learner ranks: all for both when they take turns, half each when
+    they work at the same time.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    return (cores[:half] or cores, cores[half:]) if config.pipeline.max_staleness else (cores, cores)
+
+
+def _shares(cores: list[int], parts: int) -> list[list[int]]:
+    """Cores for each of `parts`: every core is in one of them, or shared where there are more parts."""
+    return [cores[part::parts] or cores[part % len(cores) :][:1] if cores else [] for part in range(parts)]
 
 
 # glibc hands large freed blocks back to the kernel and faults them in anew at every step: a tenth of its time.
@@ -213,7 +227,12 @@ def train(config: Config) -> Path:
         driver = Driver(
             config,
             task=task,
-            method=Method(config.method, render=task.render, encode=_encoder(processor.tokenizer)),
+            method=Method(
+                config.method,
+                render=task.render,
+                encode=_encoder(processor.tokenizer),
+                importance_cap=config.pipeline.importance_cap,
+            ),
             data=data,
             rollouts=rollouts,
             rewards=RewardPool(config.reward, reward_options(config)),

@@ -131,6 +131,12 @@ class RewardConfig:
 
 
 @dataclass
+class PipelineConfig:
+    max_staleness: int = MISSING
+    importance_cap: float | None = MISSING
+
+
+@dataclass
 class Config:
     seed: int = MISSING
     output_dir: str = MISSING
@@ -144,6 +150,7 @@ class Config:
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
     reward: RewardConfig = MISSING
+    pipeline: PipelineConfig = MISSING
 
 
 class ConfigError(UserError):
@@ -205,6 +212,10 @@ def check_values(config: DictConfig) -> None:
         if (value := OmegaConf.select(config, key)) not in values:
             names = [str(known) for known in values]
             raise ConfigError(f"{key}={value}: it must be one of {', '.join(names)}.{nearest(str(value), names)}")
+    if config.pipeline.max_staleness < 0:
+        raise ConfigError(f"pipeline.max_staleness={config.pipeline.max_staleness} must be 0 at least")
+    if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
+        raise ConfigError("pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted")
     if not 0 < rollout.temperature <= 2:
         raise ConfigError(f"rollout.temperature={rollout.temperature:g} must be above 0 and not above 2, vLLM's limit")
     if config.method.rollouts and rollout.n < 2 - config.method.label:

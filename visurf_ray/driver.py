@@ -3,8 +3,12 @@ pixels only those of a few samples to look at.
 """
 
 import time
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from threading import Lock
 from typing import Any
 
 from visurf_ray.checkpoints import Checkpoints, State
@@ -45,16 +49,17 @@ class Driver:
         self.learner = learner
         self.checkpoints = checkpoints
         self.monitor = monitor
+        self.engines = Lock()  # held while they sample, or take weights
         self.held_out: list[Example] = data.held_out(config.eval.examples)
 
     def run(self, state: State) -> dict[str, Any]:
         """Train from `state` to `train.steps`; returns the scores before and after, and the seconds between."""
         train, every = self.config.train, self.config.eval.every
-        self.learner.send_weights()
+        self.sync()
         before = state.before or self.evaluate(state.step)
         begin = time.monotonic()
-        for step in range(state.step, train.steps):
-            self.monitor.log(step + 1, self.step(step))
+        for step, groups in self.batches(state.step, train.steps):
+            self.monitor.log(step + 1, self.step(step, groups))
             state = replace(state, step=step + 1, run_id=self.monitor.run_id, before=before)
             last = state.step == train.steps
             if every and state.step % every == 0 and not last:
@@ -67,35 +72,60 @@ class Driver:
         seconds = state.train_seconds + time.monotonic() - begin
         return {"before": before, "after": self.evaluate(train.steps), "train_seconds": round(seconds, 1)}
 
-    def step(self, number: int) -> Metrics:
-        """One optimisation step (ViSurf, Algorithm 1)."""
-        phase = self.monitor.phase
+    def batches(self, first: int, last: int) -> Iterator[tuple[int, list[Group]]]:
+        """Each step's groups, sampled up to `pipeline.max_staleness` steps ahead of the learning."""
+        staleness = self.config.pipeline.max_staleness
+        if not staleness:
+            yield from ((number, self.collect(number, self.monitor.phase)) for number in range(first, last))
+            return
+        sampler = ThreadPoolExecutor(1, "sampler")
+        ahead: deque[Future[list[Group]]] = deque()
+        try:
+            for number in range(first, last):
+                while len(ahead) <= staleness and number + len(ahead) < last:
+                    ahead.append(sampler.submit(self.collect, number + len(ahead)))
+                with self.monitor.phase("wait"):
+                    groups = ahead.popleft().result()
+                yield number, groups
+        finally:
+            sampler.shutdown(wait=False, cancel_futures=True)
+
+    def collect(self, number: int, phase: Callable[[str], AbstractContextManager] = nullcontext) -> list[Group]:
+        """A step's examples, each with its rollouts and its label, all of them scored."""
         with phase("data"):
             examples = self.data.train_batch(number, self.config.train.batch_size)
         finished: dict[int, Group] = {}
-        with phase("sample"):  # rewards are computed as rollouts finish
+        with phase("sample"), self.engines:  # rewards are computed as rollouts finish
             for index, group in self.rollouts.sample(examples):
                 self.method.append_label(group)
                 self.rewards.submit(group)
                 finished[index] = group
         with phase("reward"):
             self.rewards.wait()
-        groups = [finished[index] for index in range(len(examples))]
+        return [finished[index] for index in range(len(examples))]
+
+    def step(self, number: int, groups: Sequence[Group]) -> Metrics:
+        """One optimisation step (ViSurf, Algorithm 1)."""
         metrics = self.method.assign_advantages(groups)
         begin = time.monotonic()
-        with phase("learn"):
+        with self.monitor.phase("learn"):
             metrics |= self.learner.update(groups, self.method.loss)
         learning = time.monotonic() - begin
-        with phase("sync"):
-            self.learner.send_weights()
+        with self.monitor.phase("sync"):
+            self.sync()
         every = self.config.monitor.samples_every
         if every and number % every == 0:
             self.monitor.show_samples(number + 1, self.samples(groups))
         return metrics | _size_metrics(groups, learning) | {"train/learning_rate": self.config.learner.learning_rate}
 
+    def sync(self) -> None:
+        """Give the rollout workers the learner's weights, between batches."""
+        with self.engines:
+            self.learner.send_weights()
+
     def evaluate(self, step: int) -> Metrics:
         """Greedy answers on the held-out split, scored by the task."""
-        with self.monitor.phase("evaluate"):
+        with self.monitor.phase("evaluate"), self.engines:
             predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens)
             scores = self.task.metrics(predictions)
         self.monitor.log_eval(step, scores)

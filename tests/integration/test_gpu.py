@@ -32,7 +32,7 @@ def test_the_learner_computes_on_a_gpu_what_it_computes_on_a_cpu(config, process
     ):
         actor = LearnerActor.options(num_cpus=1, num_gpus=gpus, runtime_env={"env_vars": environment}).remote()
         settings = rank_config(config, processor, zero_stage=stage, dtype=chosen)
-        learner = LearnerGroup([actor], settings, seed=0, minibatches=1, threads=0)
+        learner = LearnerGroup([actor], settings, seed=0, minibatches=1, cores=[[]])
         metrics.append(learner.update(make_groups(loader, 6), LossConfig()))
         ray.kill(actor)
     on_cpu, on_gpu = metrics

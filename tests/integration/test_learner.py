@@ -51,7 +51,7 @@ def make_learner(config, processor):
         ]
         learners.extend(actors)
         return LearnerGroup(
-            actors, rank_config(config, processor, **changes), seed=0, minibatches=minibatches, threads=2 // ranks
+            actors, rank_config(config, processor, **changes), seed=0, minibatches=minibatches, cores=[[]] * ranks
         )
 
     yield make
@@ -92,7 +92,14 @@ def reference(config, processor, loader):
         packed = packed_groups(model, make_groups(loader, 6, seed=seed))
         logprobs, _ = policy(packed)
         loss = (
-            token_losses(logprobs, logprobs.detach(), packed.advantage_T, packed.is_label_T, LossConfig())
+            token_losses(
+                logprobs,
+                logprobs.detach(),
+                packed.advantage_T,
+                packed.is_label_T,
+                packed.sampler_logprob_T,
+                LossConfig(),
+            )
             * packed.weight_T
         ).sum()
         loss.backward()

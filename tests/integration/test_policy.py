@@ -68,6 +68,13 @@ def gradient(model) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
+def losses_of(logprobs, packed, config: LossConfig) -> torch.Tensor:
+    """The loss of each token, on-policy."""
+    return token_losses(
+        logprobs, logprobs.detach(), packed.advantage_T, packed.is_label_T, packed.sampler_logprob_T, config
+    )
+
+
 def relative_error(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:
     assert a.keys() == b.keys()
     difference = sum((a[name] - b[name]).square().sum() for name in a).sqrt()
@@ -110,7 +117,7 @@ def test_group_gradient_is_scaled_rlvr_plus_weighted_sft(model, policy, processo
     groups = [group for group in make_groups(loader, 4) if group.label]
     packed = packed_groups(model, groups)
     logprobs, _ = policy(packed)
-    losses = token_losses(logprobs, logprobs.detach(), packed.advantage_T, packed.is_label_T, LossConfig())
+    losses = losses_of(logprobs, packed, LossConfig())
     (losses * packed.weight_T).sum().backward()
     total = 0.0
     for group in groups:
@@ -131,7 +138,7 @@ def test_cross_entropy_on_labels_is_supervised_fine_tuning(model, policy, loader
     packed = packed_groups(model, [group])
     logprobs, _ = policy(packed)
     config = LossConfig(label_term="ce")
-    loss = (token_losses(logprobs, logprobs.detach(), packed.advantage_T, packed.is_label_T, config)).mean()
+    loss = losses_of(logprobs, packed, config).mean()
     prompt, answer = group.example.prompt.expanded_ids, group.responses[0].token_ids
     ids = torch.tensor([prompt + answer])
     reference = model(

@@ -1,5 +1,6 @@
 """vLLM engines in Ray actors: what they sample is what the learner computes, before and after weights change."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
 def start_pool(config, workers: int, *, n: int = 4, temperature: float = 1.0) -> RolloutPool:
+    cores = sorted(os.sched_getaffinity(0))
     engine = EngineConfig(
         model_path=resolve_model(config.model.path),
         dtype="float32",
@@ -31,7 +33,7 @@ def start_pool(config, workers: int, *, n: int = 4, temperature: float = 1.0) ->
         seed=0,
     )
     actors = [
-        RolloutActor.options(num_cpus=0.5, max_concurrency=100).remote(engine, worker, workers)
+        RolloutActor.options(num_cpus=0.5, max_concurrency=100).remote(engine, worker, cores[worker::workers])
         for worker in range(workers)
     ]
     ray.get([actor.ready.remote() for actor in actors])

@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,14 +28,15 @@ def tokens() -> dict[str, Tensor]:
         "logprobs_T": old + shift,
         "old_logprobs_T": old,
         "advantages_T": advantages,
-        "is_label_T": torch.rand(400, generator=generator) < 0.3,
+        "is_label_T": (is_label := torch.rand(400, generator=generator) < 0.3),
+        "sampler_logprobs_T": torch.where(is_label, torch.nan, old + torch.randn(400, generator=generator) / 2),
     }
 
 
 @pytest.mark.parametrize("config", [PPO, CE], ids=["ppo", "ce"])
 def test_the_loss_of_each_token_by_a_plain_loop(tokens, config):
     expected, clipped = [], {"up": 0, "down": 0}
-    for new, old, advantage, is_label in zip(*(values.tolist() for values in tokens.values()), strict=True):
+    for new, old, advantage, is_label, _ in zip(*(values.tolist() for values in tokens.values()), strict=True):
         ratio = math.exp(new - old)
         bounded = min(max(ratio, 0.9), 1.3)
         clipped["up"] += advantage > 0 and ratio > 1.3
@@ -55,7 +57,7 @@ def test_the_loss_of_each_token_by_a_plain_loop(tokens, config):
 )
 def test_clipping_by_hand(ratio, advantage, loss):
     new, old = torch.tensor([math.log(ratio) - 1.0]), torch.tensor([-1.0])
-    found = token_losses(new, old, torch.tensor([advantage]), torch.tensor([False]), PPO)
+    found = token_losses(new, old, torch.tensor([advantage]), torch.tensor([False]), old, PPO)
     assert found.item() == pytest.approx(loss, rel=1e-6)
 
 
@@ -64,9 +66,28 @@ def test_is_clipped_is_where_the_gradient_vanishes(tokens, config):
     logprobs = tokens["logprobs_T"].clone().requires_grad_()
     losses = token_losses(**tokens | {"logprobs_T": logprobs}, config=config)
     (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
-    clipped = is_clipped(**tokens, config=config)
+    clipped = is_clipped(**{name: tokens[name] for name in tokens if name != "sampler_logprobs_T"}, config=config)
     assert torch.equal(clipped, gradient == 0)
     assert 0 < clipped.sum() < len(clipped)
+
+
+@pytest.mark.parametrize("config", [PPO, CE], ids=["ppo", "ce"])
+def test_importance_weights_by_a_plain_loop(tokens, config):
+    """min(π_old / π_sampler, cap) for each rollout token; label tokens count once, and no gradient flows through."""
+    logprobs, old = tokens["logprobs_T"].requires_grad_(), tokens["old_logprobs_T"].requires_grad_()
+    capped = token_losses(**tokens, config=replace(config, importance_cap=1.5))
+    plain = token_losses(**tokens, config=config)
+    sampler, is_label = tokens["sampler_logprobs_T"].tolist(), tokens["is_label_T"].tolist()
+    weights = [
+        1.0 if label else min(math.exp(o - s), 1.5) for o, s, label in zip(old.tolist(), sampler, is_label, strict=True)
+    ]
+    assert 20 < sum(weight == 1.5 for weight in weights) < 380, "both sides of the cap must be there"
+    weights = torch.tensor(weights, dtype=torch.float64)
+    torch.testing.assert_close(capped, plain * weights, rtol=1e-12, atol=1e-12)
+    found = torch.autograd.grad(capped.sum(), [logprobs, old], retain_graph=True, allow_unused=True)
+    expected = torch.autograd.grad((plain * weights).sum(), [logprobs, old], allow_unused=True)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 # Weights
@@ -132,6 +153,7 @@ def weighted_loss(policy, groups, weights, config=PPO, old: SoftmaxPolicy | None
                 (old.logprobs(response.token_ids) if old else new).detach(),
                 torch.full_like(new, response.advantage),
                 torch.full(new.shape, response.source is Source.LABEL),
+                torch.full_like(new, torch.nan),
                 config,
             )
             total = total + weight * losses.sum()

@@ -1,5 +1,6 @@
 """The Ray actor of one learner rank."""
 
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ class LearnerActor:
         return ray.util.get_node_ip_address(), _free_port()
 
     def start(
-        self, config: RankConfig, rank: int, world_size: int, address: str, port: int, seed: int, threads: int
+        self, config: RankConfig, rank: int, world_size: int, address: str, port: int, seed: int, cores: list[int]
     ) -> None:
         import torch
 
-        if threads:  # Ray sets OMP_NUM_THREADS=1 for an actor with less than a core
-            torch.set_num_threads(threads)
+        if cores:  # Ray sets OMP_NUM_THREADS=1 for an actor with less than a core
+            os.sched_setaffinity(0, cores)
+            torch.set_num_threads(len(cores))
         self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
 
     def connect(self, engines: list[Any], gpu_workers: int, address: str, port: int) -> None:

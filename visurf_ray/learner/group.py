@@ -17,14 +17,16 @@ from visurf_ray.method import LossConfig, token_weights
 class LearnerGroup:
     """DeepSpeed ranks in Ray actors, which update the policy together."""
 
-    def __init__(self, actors: Sequence[Any], config: RankConfig, *, seed: int, minibatches: int, threads: int) -> None:
-        """actors: one for each rank. threads: CPU threads of each; 0 leaves them as they are."""
+    def __init__(
+        self, actors: Sequence[Any], config: RankConfig, *, seed: int, minibatches: int, cores: Sequence[Sequence[int]]
+    ) -> None:
+        """actors: one for each rank. cores: the CPU cores of each; none leaves them as they are."""
         self.actors = list(actors)
         self.minibatches = minibatches
         address, port = ray.get(self.actors[0].address.remote())
         ray.get(
             [
-                actor.start.remote(config, rank, len(self.actors), address, port, seed, threads)
+                actor.start.remote(config, rank, len(self.actors), address, port, seed, list(cores[rank]))
                 for rank, actor in enumerate(self.actors)
             ]
         )

@@ -140,7 +140,9 @@ class Rank:
         for index, packed in enumerate(parts):
             logprobs, entropy = self.engine(packed)
             old_logprobs = old[index] if old else logprobs.detach()
-            losses = token_losses(logprobs, old_logprobs, packed.advantage_T, packed.is_label_T, loss)
+            losses = token_losses(
+                logprobs, old_logprobs, packed.advantage_T, packed.is_label_T, packed.sampler_logprob_T, loss
+            )
             weighted = (losses * packed.weight_T).sum()
             # DeepSpeed averages over ranks; the weights' denominators are global already.
             self.engine.backward(weighted * self.world_size)

@@ -1,6 +1,7 @@
 """The mathematics of ViSurf and of the paradigms it is compared with: labels, reward control, advantages, objective."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -22,17 +23,20 @@ class Method:
         *,
         render: Callable[[Example, str], str],
         encode: Callable[[str], list[int]],
+        importance_cap: float | None = None,
     ) -> None:
         """render: an example's ground truth as a response, in a named style. encode: a response's token ids, ending
-        as a rollout ends.
+        as a rollout ends. importance_cap: see LossConfig.
         """
         self.config = config
         self.render = render
         self.encode = encode
+        self.importance_cap = importance_cap
 
     @property
     def loss(self) -> LossConfig:
-        return LossConfig(self.config.clip_low, self.config.clip_high, self.config.label_term)  # type: ignore[arg-type]
+        label_term: Any = self.config.label_term
+        return LossConfig(self.config.clip_low, self.config.clip_high, label_term, self.importance_cap)
 
     def append_label(self, group: Group) -> None:
         """Append the aligned ground truth to the group, as its last response."""

@@ -22,12 +22,15 @@ class LossConfig:
     """What the learner needs to know about the method.
 
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. label_term: `ppo`, label tokens enter
-    like rollout tokens (eq. 8); `ce`, they enter by their plain cross-entropy.
+    like rollout tokens (eq. 8); `ce`, they enter by their plain cross-entropy. importance_cap: rollout tokens count
+    min(π_old / π_sampler, cap) times, π_old being the learner's (truncated importance sampling: Yao et al. 2025,
+    "Your efficient RL framework secretly brings you off-policy RL training"); None: they count once. Label tokens always count once.
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     label_term: LabelTerm = "ppo"
+    importance_cap: float | None = None
 
 
 def token_weights(groups: Sequence[Group]) -> list[list[float]]:
@@ -46,15 +49,32 @@ def token_losses(
     old_logprobs_T: Float[Tensor, " T"],
     advantages_T: Float[Tensor, " T"],
     is_label_T: Bool[Tensor, " T"],
+    sampler_logprobs_T: Float[Tensor, " T"],
     config: LossConfig,
 ) -> Float[Tensor, " T"]:
-    """The loss of each token, before weighting: -min(ρ A, clip(ρ) A), with ρ = exp(logprob - old logprob)."""
+    """The loss of each token, before weighting: -min(ρ A, clip(ρ) A), with ρ = exp(logprob - old logprob).
+
+    sampler_logprobs_T: NaN for label tokens.
+    """
     ratio = torch.exp(logprobs_T - old_logprobs_T)
     clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
     losses = -torch.minimum(ratio * advantages_T, clipped * advantages_T)
     if config.label_term == "ce":
         losses = torch.where(is_label_T, -logprobs_T, losses)
+    if config.importance_cap is not None:
+        losses = losses * importance_weights(old_logprobs_T, is_label_T, sampler_logprobs_T, config.importance_cap)
     return losses
+
+
+def importance_weights(
+    old_logprobs_T: Float[Tensor, " T"],
+    is_label_T: Bool[Tensor, " T"],
+    sampler_logprobs_T: Float[Tensor, " T"],
+    cap: float,
+) -> Float[Tensor, " T"]:
+    """min(π_old / π_sampler, cap) for rollout tokens, 1 for label tokens; no gradient flows through it."""
+    ratio = torch.exp(old_logprobs_T.detach() - sampler_logprobs_T).clamp(max=cap)
+    return torch.where(is_label_T, 1.0, ratio)
 
 
 def is_clipped(

@@ -37,8 +37,8 @@ class Sampling:
 class RolloutActor:
     """Samples responses, and takes new weights by vLLM's weight-transfer protocol (`RayVLLMWeightSyncClient`)."""
 
-    def __init__(self, config: EngineConfig, worker: int, workers: int) -> None:
-        """worker: this one's number among `workers`; on a CPU they share the machine's cores out."""
+    def __init__(self, config: EngineConfig, worker: int, cores: list[int]) -> None:
+        """worker: this one's number. cores: what it may use of a CPU, where there is no GPU."""
         os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         self.first_process = worker * config.gpus  # GPU processes of the workers before this one
@@ -50,7 +50,7 @@ class RolloutActor:
             backend = BACKEND
             # Only whole blocks of the prompt are shared by its samples, and the CPU's default block is 128 tokens long.
             memory = {"kv_cache_memory_bytes": int(config.memory * 2**30), "block_size": 32}
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, _cores(worker, workers)))
+            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets 1 for an actor with less than a core
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
@@ -159,9 +159,3 @@ def own_ranks(request: Any, first_process: int) -> Any:
 def _sampled_logprobs(completion: Any) -> list[float]:
     """The log-probability of each sampled token (length T)."""
     return [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]
-
-
-def _cores(worker: int, workers: int) -> list[int]:
-    """This worker's CPU cores: every core has one worker, or a core has several when there are more workers."""
-    cores = sorted(os.sched_getaffinity(0))
-    return cores[worker::workers] or [cores[worker % len(cores)]]
