@@ -39,7 +39,7 @@ def written_keys(path, prefix: str = "") -> set[str]:
 
 
 def test_the_groups_are_what_they_should_be():
-    assert set(GROUPS) == {"method", "model", "task", "reward"}
+    assert set(GROUPS) == {"method", "model", "task", "reward", "pipeline"}
     assert {"visurf", "rlvr", "sft"} <= set(GROUPS["method"])
 
 

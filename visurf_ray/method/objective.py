@@ -24,7 +24,8 @@ class LossConfig:
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. label_term: `ppo`, label tokens enter
     like rollout tokens (eq. 8); `ce`, they enter by their plain cross-entropy. importance_cap: rollout tokens count
     min(π_old / π_sampler, cap) times, π_old being the learner's (truncated importance sampling: Yao et al. 2025,
-    "Your efficient RL framework secretly brings you off-policy RL training"); None: they count once. Label tokens always count once.
+    "Your efficient RL framework secretly brings you off-policy RL training"); None: they count once.
+    Label tokens always count once.
     """
 
     clip_low: float = 0.2
