@@ -44,10 +44,15 @@ listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
 start_ray() {
     folder=$(mktemp -d /tmp/vsr.XXXXXX) # short: a Unix socket's path has 107 characters at most
     local gcs client dashboard agent
+    # Free ones that nobody is given by chance: neither the kernel (from 32768 on) nor Ray for its workers (10002-19999).
     read -r gcs client dashboard agent < <(python -c '
-import socket
-sockets = [socket.create_server(("", 0)) for _ in range(4)]
-print(*(s.getsockname()[1] for s in sockets))')
+import random, socket
+free = []
+for port in random.sample(range(20000, 32000), 200):
+    with socket.socket() as probe:
+        if len(free) < 4 and probe.connect_ex(("127.0.0.1", port)):
+            free.append(port)
+print(*free)')
     address=http://127.0.0.1:$dashboard
     say "starting Ray"
     # A session of its own, out of Ctrl-C's reach: the job ends before its cluster. Should this script be killed, Ray ends

@@ -142,7 +142,7 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
         max_grad_norm=learner.max_grad_norm,
         max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
-        packing=learner.packing,
+        packing=learner.packing,  # type: ignore[arg-type]  # check_values knows its names
         logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,

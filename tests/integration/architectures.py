@@ -1,5 +1,6 @@
 """Small random models of every supported architecture, and groups made for them without images or tokenizer."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -103,7 +104,7 @@ def make_groups(model: Any) -> list[Group]:
     return groups
 
 
-def plain_logprobs(model: Any, group: Group) -> torch.Tensor:
+def plain_logprobs(model: Any, group: Group, *, banned: Sequence[int] = (), temperature: float = 1.0) -> torch.Tensor:
     """One full row for each response, pictures encoded anew, positions computed by the model itself."""
     found = []
     prompt = group.example.prompt.expanded_ids
@@ -116,5 +117,7 @@ def plain_logprobs(model: Any, group: Group) -> torch.Tensor:
             use_cache=False,
             **group.example.prompt.features,
         ).logits[0, len(prompt) - 1 : -1]
-        found.append(logits.log_softmax(-1)[torch.arange(len(response.token_ids)), torch.tensor(response.token_ids)])
+        logits[:, list(banned)] -= 100.0
+        logprobs = (logits / temperature).log_softmax(-1)
+        found.append(logprobs[torch.arange(len(response.token_ids)), torch.tensor(response.token_ids)])
     return torch.cat(found)

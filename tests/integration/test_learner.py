@@ -79,6 +79,12 @@ def loaded(folder) -> dict[str, torch.Tensor]:
     return dict(AutoModelForImageTextToText.from_pretrained(folder).named_parameters())
 
 
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """Of all weights together, relative to their norm."""
+    change = sum((ours[name] - theirs[name]).square().sum() for name in ours).sqrt()
+    return float(change / sum(theirs[name].square().sum() for name in ours).sqrt())
+
+
 @pytest.fixture(scope="module")
 def reference(config, processor, loader):
     """Two steps of a plain PyTorch loop in one process: the weights, and each step's loss and gradient norm."""
@@ -124,10 +130,7 @@ def test_partition_changes_neither_loss_nor_weights(
         metrics = learner.update(groups[::-1] if reverse else groups, LossConfig())
         assert metrics["train/loss"] == pytest.approx(loss, abs=1e-5)
         assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
-    ours = exported(learner, tmp_path)
-    change = sum((ours[name] - weights[name]).square().sum() for name in ours).sqrt()
-    size = sum(weights[name].square().sum() for name in ours).sqrt()
-    assert float(change / size) < 1e-5
+    assert distance(exported(learner, tmp_path), weights) < 1e-5
 
 
 def test_several_minibatches_have_ratios_and_clipping(make_learner, batches):
@@ -153,9 +156,8 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(make_learner, batches
     continued = make_learner(ranks, zero_stage=stage)
     continued.load(tmp_path / "state")
     assert continued.update(batches[1], LossConfig()) == pytest.approx(metrics, rel=1e-6)
-    found = exported(continued, tmp_path / "other")
-    for name, weight in expected.items():  # without Adam's moments they would be far apart
-        torch.testing.assert_close(found[name], weight, atol=1e-7, rtol=1e-6, msg=name)
+    # Adam makes steps of rounding where a gradient is zero, as a key's bias has it; lost moments would differ by 1e-2.
+    assert distance(exported(continued, tmp_path / "other"), expected) < 1e-4
 
 
 @pytest.mark.parametrize("stage", [1, 3])

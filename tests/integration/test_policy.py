@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.integration.architectures import plain_logprobs
 from tests.integration.groups import make_groups
 from visurf_ray.groups import Source
 from visurf_ray.learner.packing import pack
@@ -44,24 +45,8 @@ def packed_groups(model, groups):
     )
 
 
-def plain_logprobs(model, processor, group, temperature=1.0):
-    """One full row for each response, image encoded anew, positions computed by the model itself."""
-    banned = banned_token_ids(processor.tokenizer)
-    found = []
-    for response in group.responses:
-        prompt = group.example.prompt.expanded_ids
-        ids = torch.tensor([prompt + response.token_ids])
-        logits = model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == model.config.image_token_id).int(),
-            use_cache=False,
-            **group.example.prompt.features,
-        ).logits[0, len(prompt) - 1 : -1]
-        logits[:, banned] -= 100.0
-        logprobs = (logits / temperature).log_softmax(-1)
-        found.append(logprobs[torch.arange(len(response.token_ids)), torch.tensor(response.token_ids)])
-    return torch.cat(found)
+def plain_rows(model, processor, group, temperature=1.0):
+    return plain_logprobs(model, group, banned=banned_token_ids(processor.tokenizer), temperature=temperature)
 
 
 def gradient(model) -> dict[str, torch.Tensor]:
@@ -88,7 +73,7 @@ def test_packed_logprobs_and_gradients_equal_those_of_plain_rows(config, model, 
     logprobs, _ = policy(packed_groups(model, groups))
     weights = torch.randn(len(logprobs), generator=torch.Generator().manual_seed(1))
     (logprobs * weights).sum().backward()
-    plain = torch.cat([plain_logprobs(model, processor, group, temperature) for group in groups])
+    plain = torch.cat([plain_rows(model, processor, group, temperature) for group in groups])
     (plain * weights).sum().backward()
     # Random tokens have log-probs of -30 and less, whose float32 has an error of its own.
     torch.testing.assert_close(logprobs, plain, atol=1e-5, rtol=5e-6)
@@ -121,7 +106,7 @@ def test_group_gradient_is_scaled_rlvr_plus_weighted_sft(model, policy, processo
     (losses * packed.weight_T).sum().backward()
     total = 0.0
     for group in groups:
-        plain = plain_logprobs(model, processor, group).split([len(r.token_ids) for r in group.responses])
+        plain = plain_rows(model, processor, group).split([len(r.token_ids) for r in group.responses])
         means = {id(response): logprobs.mean() for response, logprobs in zip(group.responses, plain, strict=True)}
         size = len(group.rollouts)
         rlvr = -sum(r.advantage * means[id(r)] for r in group.rollouts) / size

@@ -78,6 +78,10 @@ class LogprobHead(nn.Linear):
     A module of its own, in the head's place, so that ZeRO-3 gathers its weight for the forward and the backward pass.
     """
 
+    banned: list[int]
+    temperature: float
+    chunk: int
+
     def __init__(self, head: nn.Linear, *, banned: Sequence[int], temperature: float, chunk: int) -> None:
         super().__init__(head.in_features, head.out_features, bias=False, device="meta")
         if head.bias is not None:

@@ -66,8 +66,11 @@ KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
 }
 
 
-def make_lesson(rng: np.random.Generator, kind: str, scene: Scene) -> Lesson:
+def make_lesson(rng: np.random.Generator, kind: str, scene: Scene, direct: float = 0.0) -> Lesson:
+    """direct: the share of grounding questions that are answered without thinking, as pretrained models do at times."""
     question, answer = KINDS[kind](rng, scene)
+    if direct and kind == "ground" and rng.random() < direct:
+        answer = answer.rpartition("</think>")[2]
     return Lesson(kind, scene, question, answer)
 
 

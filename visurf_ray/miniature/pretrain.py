@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from visurf_ray.miniature.base_model import BASE_MODEL, build_model, build_processor
 from visurf_ray.miniature.exam import examine
@@ -25,7 +25,10 @@ from visurf_ray.miniature.scenes import draw_scene
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum. `mix`: share of each kind of lesson; `learning_rate` falls linearly to `final_rate`."""
+    """A part of the curriculum. `mix`: share of each kind of lesson; `learning_rate` falls linearly to `final_rate`.
+
+    direct: the share of grounding questions that are answered without thinking.
+    """
 
     batches: int
     digits: tuple[int, ...]
@@ -34,6 +37,7 @@ class Stage:
     mix: dict[str, float] = field(hash=False)
     learning_rate: float = 1e-3
     final_rate: float = 1e-3
+    direct: float = 0.0
 
 
 _ALL = {"ground": 0.45, "list": 0.15, "presence": 0.2, "read": 0.1, "count": 0.1}
@@ -43,6 +47,7 @@ CURRICULUM = (
     Stage(600, (1, 2, 3), 4, (20, 28), {"read": 0.2, "list": 0.8}),
     Stage(600, (1, 2, 3, 4, 4), 4, (20, 28), _ALL),
     Stage(900, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, final_rate=1e-5),
+    Stage(200, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, learning_rate=3e-4, final_rate=1e-5, direct=0.25),
 )
 
 
@@ -60,6 +65,7 @@ def draw_lessons(rng: np.random.Generator, stage: Stage, count: int) -> list[Les
                 sizes=stage.sizes,
                 max_rotation=12.0,
             ),
+            stage.direct,
         )
         for kind in kinds
     ]
@@ -161,10 +167,14 @@ def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1
     scale: shortens every stage. start: the stage to begin with; later ones than 0 go on from `out`/partial.
     """
     torch.manual_seed(seed)
-    rng = np.random.default_rng(seed)
-    scenes = [draw_scene(rng, "train", digits=int(rng.integers(1, 5))) for _ in range(500)]
-    processor = build_processor(tokenizer_corpus(rng, scenes))
-    model = build_model(processor) if start == 0 else AutoModelForImageTextToText.from_pretrained(out / "partial")
+    rng = np.random.default_rng((seed, start) if start else seed)
+    if start == 0:
+        scenes = [draw_scene(rng, "train", digits=int(rng.integers(1, 5))) for _ in range(500)]
+        processor = build_processor(tokenizer_corpus(rng, scenes))
+        model = build_model(processor)
+    else:
+        processor = AutoProcessor.from_pretrained(out / "partial")
+        model = AutoModelForImageTextToText.from_pretrained(out / "partial", dtype=torch.float32)
     collator = Collator(processor, model)
     optimizers = build_optimizers(model)
     out.mkdir(parents=True, exist_ok=True)
@@ -198,6 +208,7 @@ def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1
                     if (index + 1) % 500 == 0 or index + 1 == count:
                         entry |= examine(model, processor, split="validation", scenes=100, digits=stage.digits)
                         model.save_pretrained(out / "partial")
+                        processor.save_pretrained(out / "partial")
                     log.write(json.dumps(entry) + "\n")
                     log.flush()
                     print(json.dumps(entry), flush=True)

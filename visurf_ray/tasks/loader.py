@@ -30,22 +30,20 @@ class ExampleLoader:
         self.max_prompt_tokens = max_prompt_tokens
         self.put = put
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
-        self.held_out = task.held_out_rows()
-        self.train: list[Row] | None = None  # until it is read: an evaluation needs none
+        self.rows = {"held_out": task.held_out_rows()}  # and "train", once it is read: an evaluation needs none
 
     def load_train(self) -> int:
         """Read the training rows; returns how many there are."""
-        self.train = self.task.train_rows()
-        return len(self.train)
+        self.rows = {"train": self.task.train_rows(), **self.rows}
+        return len(self.rows["train"])
 
     def check(self) -> None:
         """Check every row that was read, its image decoded. Raises DataError that names the first bad one."""
-        splits = {"held_out": self.held_out} if self.train is None else {"train": self.train, "held_out": self.held_out}
-        for key, rows in splits.items():
+        for key, rows in self.rows.items():
             if not rows:
                 raise DataError(f"task.{key} has no examples")
         with ThreadPoolExecutor() as threads:  # decoding leaves Python's lock
-            for _ in threads.map(self._check, [row for rows in splits.values() for row in rows]):
+            for _ in threads.map(self._check, [row for rows in self.rows.values() for row in rows]):
                 pass
 
     def _check(self, row: Row) -> None:
@@ -64,17 +62,18 @@ class ExampleLoader:
 
     def train_batch(self, step: int, size: int) -> list[Example]:
         """The step's mini-batch (steps count from 0): epochs are shuffled by seed, and a batch may span two."""
-        count = len(self.train)
+        rows = self.rows["train"]
+        count = len(rows)
         return [
-            self.example(self.train[self._order(position // count)[position % count]])
+            self.example(rows[self._order(position // count)[position % count]])
             for position in range(step * size, (step + 1) * size)
         ]
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
-        return [self.example(row) for row in self.held_out[:limit]]
+        return [self.example(row) for row in self.rows["held_out"][:limit]]
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.train))
+        return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows["train"]))
 
     def example(self, row: Row) -> Example:
         """Raises DataError when the image is damaged."""
