@@ -29,6 +29,7 @@ from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.feed import DataFeed
+from visurf_ray.tasks.grounding import GroundingTask
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
 
@@ -227,12 +228,7 @@ def train(config: Config) -> Path:
         driver = Driver(
             config,
             task=task,
-            method=Method(
-                config.method,
-                render=task.render,
-                encode=_encoder(processor.tokenizer),
-                importance_cap=config.pipeline.importance_cap,
-            ),
+            method=build_method(config, task, processor.tokenizer),
             data=data,
             rollouts=rollouts,
             rewards=RewardPool(config.reward, reward_options(config)),
@@ -263,13 +259,13 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     return state
 
 
-def _encoder(tokenizer: Any):
-    """Text to the token ids of a response, ending as a rollout ends."""
+def build_method(config: Config, task: GroundingTask, tokenizer: Any) -> Method:
+    """The method, with labels as the task writes them, as token ids that end as a rollout ends."""
 
     def encode(text: str) -> list[int]:
         return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 
-    return encode
+    return Method(config.method, render=task.render, encode=encode, importance_cap=config.pipeline.importance_cap)
 
 
 def evaluate(config: Config, checkpoint: str) -> Metrics:

@@ -240,19 +240,30 @@ def lessons() -> dict[str, list[Lesson]]:
     return {kind: [make_lesson(rng, kind, scene) for scene in scenes(400, seed=1)] for kind in KINDS}
 
 
-def test_no_lesson_ever_holds_the_empty_answer(lessons):
-    assert set(lessons) == {"read", "list", "count", "presence", "ground"}
-    for lesson in (lesson for of_kind in lessons.values() for lesson in of_kind):
+def test_no_grounding_question_is_ever_answered_by_nothing(lessons):
+    assert set(lessons) == {"read", "list", "count", "presence", "ground", "select"}
+    for lesson in (lesson for kind in lessons if kind != "select" for lesson in lessons[kind]):
         text = re.sub(r"\s", "", lesson.question + lesson.answer)
         assert "[]" not in text and parse_items(lesson.answer) != []
 
 
-def test_some_grounding_questions_are_answered_without_thinking():
+@pytest.mark.parametrize("kind", ["ground", "presence", "count", "select"])
+def test_some_questions_are_answered_without_thinking(kind):
     rng = np.random.default_rng(0)
-    drawn = [make_lesson(rng, "ground", scene, direct=0.25) for scene in scenes(400)]
+    drawn = [make_lesson(rng, kind, scene, direct=0.25) for scene in scenes(400)]
     direct = [lesson for lesson in drawn if not has_thinking(lesson.answer)]
     assert 70 < len(direct) < 130
-    assert all(parse_items(lesson.answer) for lesson in direct)
+    assert all(answer_text(lesson.answer) for lesson in direct)
+
+
+def test_selecting_lists_the_digits_of_one_parity_and_nothing_else(lessons):
+    for lesson in lessons["select"]:
+        parity = int("odd" in lesson.question)
+        chosen = tuple(digit for digit in lesson.scene.digits if digit.value % 2 == parity)
+        assert answer_text(lesson.answer) == (seen(Scene(lesson.scene.pixels, chosen)) if chosen else "[]")
+        assert lesson.answer.count(" yes ") == len(chosen)
+    nothing = sum(answer_text(lesson.answer) == "[]" for lesson in lessons["select"])
+    assert 60 < nothing < 140
 
 
 def test_no_lesson_asks_for_the_box_of_an_absent_digit(lessons):

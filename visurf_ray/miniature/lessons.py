@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from visurf_ray.miniature.base_model import TAGS
-from visurf_ray.miniature.scenes import Scene, present_query, seen
+from visurf_ray.miniature.scenes import Scene, parity_query, present_query, seen
 from visurf_ray.tasks.boxes import PROMPT, STYLES, Target, dump_targets, render
 
 
@@ -57,12 +57,21 @@ def _ground(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     return PROMPT.format(query=query.text), render(targets, thinking=seen(scene, query.targets))
 
 
+def _select(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    """List the even or the odd digits; `[]` where there are none."""
+    query = parity_query(rng, scene)
+    listed = seen(Scene(scene.pixels, query.targets)) or "[]"
+    question = f"Find {query.text}. Reason in <think>, then list them in <answer>."
+    return question, f"<think>{seen(scene, query.targets)}</think>{_answer(listed)}"
+
+
 KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
     "read": _read,
     "list": _list,
     "count": _count,
     "presence": _presence,
     "ground": _ground,
+    "select": _select,
 }
 
 

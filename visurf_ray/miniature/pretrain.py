@@ -41,13 +41,14 @@ class Stage:
 
 
 _ALL = {"ground": 0.45, "list": 0.15, "presence": 0.2, "read": 0.1, "count": 0.1}
+_LAST = {"ground": 0.4, "list": 0.1, "presence": 0.2, "read": 0.05, "count": 0.05, "select": 0.2}
 CURRICULUM = (
     Stage(300, (1,), 1, (24, 28), {"read": 1.0}),
     Stage(300, (1, 1, 2), 2, (22, 28), {"read": 0.6, "list": 0.4}),
     Stage(600, (1, 2, 3), 4, (20, 28), {"read": 0.2, "list": 0.8}),
     Stage(600, (1, 2, 3, 4, 4), 4, (20, 28), _ALL),
     Stage(900, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, final_rate=1e-5),
-    Stage(200, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, learning_rate=3e-4, final_rate=1e-5, direct=0.25),
+    Stage(300, (1, 2, 3, 4, 4), 4, (20, 28), _LAST, learning_rate=5e-4, final_rate=1e-5, direct=0.25),
 )
 
 

@@ -158,6 +158,12 @@ def absent_query(rng: np.random.Generator, scene: Scene) -> Query:
     return Query(f"the {missing[rng.integers(len(missing))]}", ())
 
 
+def parity_query(rng: np.random.Generator, scene: Scene) -> Query:
+    """A question for all even or all odd digits, be there any or not."""
+    parity = int(rng.integers(2))
+    return Query(_PARITY_TEXT[parity], _of_parity(scene, parity))
+
+
 _PARITY_TEXT = ("all even digits", "all odd digits")
 
 

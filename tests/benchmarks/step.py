@@ -1,0 +1,102 @@
+"""A whole step of the job, against nothing but its two computations.
+
+    python -m tests.benchmarks.step [--quick]
+
+The limit is what vLLM takes to generate for the same prompts, all handed over at once, plus what the model takes for
+forward, backward and optimiser step over the same responses, packed beforehand. What the step adds is data, labels,
+rewards, advantages, packing, transport, metrics and the weight sync.
+"""
+
+import asyncio
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import ray
+
+from tests.benchmarks.harness import arguments, finish, start, table
+from tests.benchmarks.job import Job, started
+from visurf_ray.groups import Example, Group
+from visurf_ray.method import token_weights
+from visurf_ray.rollout.actor import Sampling
+
+
+async def generate(actor: Any, examples: Sequence[Example], sampling: Sampling) -> float:
+    """Seconds of the engine alone; runs in the rollout actor."""
+    from vllm import SamplingParams, TokensPrompt
+    from vllm.sampling_params import RequestOutputKind
+
+    images = await asyncio.gather(*[example.prompt.image for example in examples])
+    parameters = SamplingParams(
+        n=sampling.n,
+        temperature=sampling.temperature,
+        max_tokens=sampling.max_tokens,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+    async def one(example: Example, image: Any) -> None:
+        prompt = TokensPrompt(prompt_token_ids=example.prompt.token_ids, multi_modal_data={"image": image})
+        async for _ in actor.engine.generate(prompt, parameters, request_id=f"{example.id}-{time.monotonic()}"):
+            pass
+
+    begin = time.perf_counter()
+    await asyncio.gather(*map(one, examples, images))
+    seconds = time.perf_counter() - begin
+    # The step's own sampling is to find no picture or prompt that it would not find otherwise.
+    await actor.engine.reset_prefix_cache()
+    await actor.engine.reset_mm_cache()
+    await actor.engine.reset_encoder_cache()
+    return seconds
+
+
+def learn(actor: Any, groups: Sequence[Group], weights: Sequence[list[float]]) -> float:
+    """Seconds of the model alone; runs in the learner actor."""
+    rank = actor.rank
+    parts = rank._pack(list(zip(groups, weights, strict=True)), ray.get)
+    begin = time.perf_counter()
+    for packed in parts:
+        logprobs, _ = rank.engine(packed)
+        rank.engine.backward(-(logprobs * packed.advantage_T * packed.weight_T).sum())
+    rank.engine.step()
+    return time.perf_counter() - begin
+
+
+def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]]:
+    driver = job.driver()
+    size = driver.config.train.batch_size
+    whole, sampling, learning = [], [], []
+    for number in range(1, steps + 2):
+        examples = job.data.train_batch(number, size)
+        bare_sampling = ray.get(job.rollouts.actors[0].__ray_call__.remote(generate, examples, job.rollouts.sampling))
+        job.data.train_batch(number - 1, size)  # the next batch is read ahead in the step, as always
+        begin = time.perf_counter()
+        groups = driver.collect(number)
+        driver.step(number, groups)
+        seconds = time.perf_counter() - begin
+        bare_learning = ray.get(job.learner.actors[0].__ray_call__.remote(learn, groups, token_weights(groups)))
+        if number > 1:  # the first warms up
+            whole.append(seconds)
+            sampling.append(bare_sampling)
+            learning.append(bare_learning)
+    return whole, sampling, learning
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    start(options)
+    with started("learner.learning_rate=1e-9") as job:  # the policy stays what it is
+        whole, sampling, learning = measure(job, 3 if options.quick else 25)
+    means = [statistics.mean(values) for values in (whole, sampling, learning)]
+    table(["step s", "vLLM alone s", "model alone s"], [means])
+    ratios = [w / (s + t) for w, s, t in zip(whole, sampling, learning, strict=True)]
+    finish(
+        {
+            "overhead": means[0] / (means[1] + means[2]),
+            "spread": statistics.stdev(ratios) / len(ratios) ** 0.5,
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()

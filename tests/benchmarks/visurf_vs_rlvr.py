@@ -1,0 +1,72 @@
+"""A step of ViSurf against a step of RLVR: what the label costs, with equally many rollouts.
+
+    python -m tests.benchmarks.visurf_vs_rlvr [--quick]
+
+The default job on the miniature; steps of both methods in turns, on the same prompts with the same actors. Memory is
+the peak of the learner's process during the steps of each.
+"""
+
+import re
+import statistics
+import time
+from pathlib import Path
+
+import ray
+
+from tests.benchmarks.harness import arguments, finish, start, table
+from tests.benchmarks.job import Job, started
+from visurf_ray.driver import Driver
+
+
+def take_step(driver: Driver, number: int) -> float:
+    """Seconds of one step."""
+    begin = time.perf_counter()
+    driver.step(number, driver.collect(number))
+    return time.perf_counter() - begin
+
+
+def reset_peak(_: object) -> None:
+    """Linux: writing 5 sets the peak of resident memory to what it is now (man proc_pid_clear_refs)."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak(_: object) -> float:
+    """MiB of resident memory at the peak."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert match
+    return int(match[1]) / 2**10
+
+
+def measure(job: Job, steps: int) -> list[dict[str, float | str]]:
+    learner = job.learner.actors[0]
+    methods = ("rlvr", "visurf")
+    drivers = {name: job.driver(f"method={name}") for name in methods}
+    seconds: dict[str, list[float]] = {name: [] for name in methods}
+    memory: dict[str, float] = {}
+    for number in range(steps + 1):  # the first warms up
+        for name in methods if number % 2 else reversed(methods):
+            ray.get(learner.__ray_call__.remote(reset_peak))
+            taken = take_step(drivers[name], number)
+            if number:
+                seconds[name].append(taken)
+                memory[name] = max(memory.get(name, 0.0), ray.get(learner.__ray_call__.remote(peak)))
+    return [{"method": name, "seconds": statistics.median(seconds[name]), "peak_mib": memory[name]} for name in methods]
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    start(options)
+    with started("learner.learning_rate=1e-9") as job:  # the policy stays what it is
+        rows = measure(job, 3 if options.quick else 20)
+    table(["method", "seconds", "peak MiB"], [list(row.values()) for row in rows])
+    rlvr, visurf = rows
+    finish(
+        {
+            "time_ratio": float(visurf["seconds"]) / float(rlvr["seconds"]),
+            "memory_ratio": float(visurf["peak_mib"]) / float(rlvr["peak_mib"]),
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
