@@ -48,6 +48,7 @@ CURRICULUM = (
     Stage(600, (1, 2, 3), 4, (20, 28), {"read": 0.2, "list": 0.8}),
     Stage(600, (1, 2, 3, 4, 4), 4, (20, 28), _ALL),
     Stage(900, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, final_rate=1e-5),
+    Stage(200, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, learning_rate=3e-4, final_rate=1e-5, direct=0.25),
     Stage(300, (1, 2, 3, 4, 4), 4, (20, 28), _LAST, learning_rate=5e-4, final_rate=1e-5, direct=0.25),
 )
 
