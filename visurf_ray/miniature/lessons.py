@@ -1,7 +1,8 @@
 """What the base model is taught: questions about scenes, and their answers.
 
-It learns to read, list, count, tell presence, and ground digits that are there. It never sees a question for a digit
-that is absent, nor the answer `[]`: that convention is left for post-training.
+It learns to read, list, count, tell presence, select by parity, and ground digits that are there. It is never asked to
+ground a digit that is absent: that there the answer is `[]` is left for post-training. It knows `[]` as the answer to
+another question, as pretrained models do: a selection that holds nothing.
 """
 
 import re
