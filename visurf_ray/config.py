@@ -46,6 +46,7 @@ class RolloutConfig:
     max_tokens: int = MISSING
     max_model_len: int = MISSING
     max_in_flight: int = MISSING
+    oversample: int = MISSING
     gpus: int = MISSING
     cpus: float = MISSING
     dtype: str = MISSING
@@ -212,8 +213,9 @@ def check_values(config: DictConfig) -> None:
         if (value := OmegaConf.select(config, key)) not in values:
             names = [str(known) for known in values]
             raise ConfigError(f"{key}={value}: it must be one of {', '.join(names)}.{nearest(str(value), names)}")
-    if config.pipeline.max_staleness < 0:
-        raise ConfigError(f"pipeline.max_staleness={config.pipeline.max_staleness} must be 0 at least")
+    for key in ("rollout.oversample", "pipeline.max_staleness"):
+        if (value := OmegaConf.select(config, key)) < 0:
+            raise ConfigError(f"{key}={value} must be 0 at least")
     if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
         raise ConfigError("pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted")
     if not 0 < rollout.temperature <= 2:

@@ -93,16 +93,17 @@ class Driver:
     def collect(self, number: int, phase: Callable[[str], AbstractContextManager] = nullcontext) -> list[Group]:
         """A step's examples, each with its rollouts and its label, all of them scored."""
         with phase("data"):
-            examples = self.data.train_batch(number, self.config.train.batch_size)
+            size = self.config.train.batch_size
+            examples = self.data.train_batch(number, size + self.config.rollout.oversample)
         finished: dict[int, Group] = {}
         with phase("sample"), self.engines:  # rewards are computed as rollouts finish
-            for index, group in self.rollouts.sample(examples):
+            for index, group in self.rollouts.sample(examples, size):
                 self.method.append_label(group)
                 self.rewards.submit(group)
                 finished[index] = group
         with phase("reward"):
             self.rewards.wait()
-        return [finished[index] for index in range(len(examples))]
+        return [finished[index] for index in sorted(finished)]
 
     def step(self, number: int, groups: Sequence[Group]) -> Metrics:
         """One optimisation step (ViSurf, Algorithm 1)."""

@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Source(StrEnum):
     """Where a response comes from."""
@@ -41,22 +44,29 @@ class Example:
     prompt: Prompt
 
 
-@dataclass
+@dataclass(eq=False)
 class Response:
     """One response to an example, as the token ids that were sampled (or, for the label, encoded).
 
-    `token_ids` end with the end-of-turn token unless the response was cut at the length limit. `sampler_logprobs` holds
-    vLLM's log-probability of each token (length T); None for a label. `reward_parts` and `reward` are after reward
-    control: `reward` is their sum, but for a label that was smoothed; `advantage` is one number for all tokens.
+    `token_ids` (int32, length T) end with the end-of-turn token unless the response was cut at the length limit.
+    `sampler_logprobs` holds vLLM's log-probability of each token (float32, length T); None for a label. Both may be
+    given as lists, and are kept as arrays, which travel between processes without being copied number by number.
+    `reward_parts` and `reward` are after reward control: `reward` is their sum, but for a label that was smoothed;
+    `advantage` is one number for all tokens.
     """
 
     source: Source
     text: str
-    token_ids: list[int]
-    sampler_logprobs: list[float] | None = None
+    token_ids: NDArray[np.int32] | list[int]
+    sampler_logprobs: NDArray[np.float32] | list[float] | None = None
     reward_parts: dict[str, float] = field(default_factory=dict)
     reward: float = 0.0
     advantage: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.token_ids = np.asarray(self.token_ids, np.int32)
+        if self.sampler_logprobs is not None:
+            self.sampler_logprobs = np.asarray(self.sampler_logprobs, np.float32)
 
 
 @dataclass

@@ -73,7 +73,7 @@ def make_group(prompt: int, response: int, responses: int) -> Group:
 def plain_rows(model, group: Group, device: str) -> torch.Tensor:
     """All responses as rows of a batch, prompt and picture in each; logits at response positions alone."""
     prompt, count = group.example.prompt.expanded_ids, len(group.responses)
-    ids = torch.tensor([prompt + response.token_ids for response in group.responses], device=device)
+    ids = torch.tensor([[*prompt, *response.token_ids] for response in group.responses], device=device)
     features = group.example.prompt.features
     length = len(group.responses[0].token_ids)
     logits = model(

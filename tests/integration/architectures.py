@@ -109,7 +109,7 @@ def plain_logprobs(model: Any, group: Group, *, banned: Sequence[int] = (), temp
     found = []
     prompt = group.example.prompt.expanded_ids
     for response in group.responses:
-        ids = torch.tensor([prompt + response.token_ids])
+        ids = torch.tensor([[*prompt, *response.token_ids]])
         logits = model(
             input_ids=ids,
             attention_mask=torch.ones_like(ids),
@@ -119,5 +119,5 @@ def plain_logprobs(model: Any, group: Group, *, banned: Sequence[int] = (), temp
         ).logits[0, len(prompt) - 1 : -1]
         logits[:, list(banned)] -= 100.0
         logprobs = (logits / temperature).log_softmax(-1)
-        found.append(logprobs[torch.arange(len(response.token_ids)), torch.tensor(response.token_ids)])
+        found.append(logprobs[torch.arange(len(response.token_ids)), torch.tensor(list(response.token_ids))])
     return torch.cat(found)

@@ -76,7 +76,7 @@ def model(config):
 
 def sampled(pool, examples) -> list[Group]:
     """The groups, in the examples' order."""
-    finished = dict(pool.sample(examples))
+    finished = dict(pool.sample(examples, len(examples)))
     return [finished[index] for index in range(len(examples))]
 
 
@@ -125,13 +125,22 @@ def test_sampler_and_learner_agree_and_still_do_after_an_update(
         assert metrics["train/rollout_logprob_diff_max"] < 1e-4
 
 
+def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(pool, examples, model):
+    sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, address="", port=0)
+    finished = dict(pool.sample(examples, 3))
+    assert len(finished) == 3 < len(examples)
+    assert all(group.example is examples[index] and len(group.rollouts) == 4 for index, group in finished.items())
+    sender.send()  # raises while a request is in the engine
+    assert len(sampled(pool, examples)) == len(examples)
+
+
 def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
     """Without a reset of the encoder cache a cached image would keep the old tower's features (vllm#44910)."""
     sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, address="", port=0)
 
     def greedy():
         generated = pool._generate(examples[:2], Sampling(1, 0.0, 20))
-        return {index: (r[0].token_ids, r[0].sampler_logprobs) for index, r in generated}
+        return {index: (list(r[0].token_ids), list(r[0].sampler_logprobs)) for index, r in generated}
 
     sender.send()
     before = greedy()

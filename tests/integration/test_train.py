@@ -94,6 +94,18 @@ def test_a_run_is_resumed_where_it_was(finished, tmp_path):
     assert {state["run_id"] for state in states} == {original["run_id"]}
 
 
+def test_sampling_ahead_learns_from_older_weights_and_says_so(tmp_path):
+    """The first batch is of the policy that learns from it, the later ones are one step older."""
+    settings = ["pipeline=one_step_off", "rollout.oversample=2", "learner.learning_rate=1e-3", "train.steps=4"]
+    done = run("train", *_SMALL, *settings, "eval.every=2", "train.checkpoint_every=0", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [row for row in rows(tmp_path) if "train/loss" in row]
+    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    differences = [row["train/rollout_logprob_diff_max"] for row in steps]
+    assert differences[0] < 1e-4 and min(differences[1:]) > 1e-3
+    assert [row["step"] for row in rows(tmp_path) if "eval/n_acc" in row] == [0, 2, 4]
+
+
 def test_evaluation_of_a_checkpoint_gives_the_scores_of_its_run(finished, tmp_path):
     done = run("evaluate", f"checkpoint={finished}/checkpoints/step_000002", *_SMALL, f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:]

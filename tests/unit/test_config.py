@@ -171,6 +171,9 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("learner.zero_stage=4", "learner.zero_stage=4: it must be one of 1, 2, 3."),
         ("learner.gpus=2", "learner.gpus=2: it must be one of 0, 1."),
         ("monitor.wandb=on", "monitor.wandb=on: it must be one of auto, online, offline, disabled."),
+        ("rollout.oversample=-1", "rollout.oversample=-1 must be 0 at least"),
+        ("pipeline.max_staleness=-1", "pipeline.max_staleness=-1 must be 0 at least"),
+        ("pipeline.max_staleness=1", "pipeline.max_staleness > 0 needs pipeline.importance_cap"),
         ("method.rollouts=false method.label=false", "there is nothing to learn from"),
     ],
 )

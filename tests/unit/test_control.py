@@ -54,7 +54,8 @@ def test_the_label_is_the_last_response_and_ends_as_a_rollout_ends(visurf):
     for one, truth in zip(groups, ("[]", TRUTH), strict=True):
         text = f"<answer>spaced {truth}</answer>"
         assert one.responses[-1] is one.label
-        assert one.label == Response(Source.LABEL, text, [*text.encode(), 0])
+        assert one.label is not None and one.label.text == text and one.label.sampler_logprobs is None
+        assert list(one.label.token_ids) == [*text.encode(), 0]
 
 
 def test_the_label_is_rendered_in_the_configured_style(make_method):

@@ -67,7 +67,7 @@ def pack(
     per_token: dict[str, list[Tensor]] = {name: [] for name in _PER_TOKEN}
     begin = 0
     for group, group_weights, feature in zip(groups, weights, features, strict=True):
-        if not group.responses or any(not response.token_ids for response in group.responses):
+        if not group.responses or any(not len(response.token_ids) for response in group.responses):
             raise ValueError(f"example {group.example.id!r}: a group needs responses, and a response needs tokens")
         prompt = torch.tensor(group.example.prompt.expanded_ids)
         prompt_positions = rope_index(
@@ -81,7 +81,7 @@ def pack(
         begin += len(prompt)
         predicts_first = begin - 1  # the prompt's last token, and not what lies before a response in the row
         for response, weight in zip(group.responses, group_weights, strict=True):
-            tokens = torch.tensor(response.token_ids)
+            tokens = torch.tensor(response.token_ids, dtype=torch.long)
             count = len(tokens) - 1  # the last token is predicted, never read
             input_ids.append(tokens[:-1])
             positions.append(prompt_positions[:, -1:] + 1 + torch.arange(count))

@@ -1,19 +1,20 @@
-"""A weight-transfer backend for machines without a GPU: safetensors in shared memory.
+"""A weight-transfer backend for machines without a GPU: tensors in shared memory.
 
 vLLM's own backends (`nccl`, `ipc`) move weights between GPUs. This one follows the same protocol
-(https://docs.vllm.ai/en/v0.32.0/training/weight_transfer): the sender writes a file under /dev/shm, each engine maps
-and loads it, and the file is removed. Update messages travel as msgpack, where an array would arrive as a list of
-numbers, so only the path is sent. Sampler and learner must be on one machine.
+(https://docs.vllm.ai/en/v0.32.0/training/weight_transfer). The sender lays out a file under /dev/shm once; when every
+engine has mapped it, its name is removed, so that the memory goes with the last process, however that ends. A transfer
+is then one copy into that memory and one out of it. Sampler and learner must be on one machine.
 """
 
 import os
 import tempfile
 from dataclasses import asdict, dataclass
+from mmap import MAP_SHARED
 from pathlib import Path
 from typing import ClassVar, Self
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+import torch
+from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     TrainerInitInfo,
     TrainerWeightTransferEngine,
@@ -30,14 +31,20 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 @dataclass
 class SharedMemoryInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on."""
+    """The file to map: tensors by their names in the checkpoint."""
+
+    path: str
 
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """Where the weights lie, in checkpoint format."""
+    """The weights lie where they always do."""
 
-    path: str
+
+def _map(path: str) -> dict[str, Tensor]:
+    """The tensors of a file, in memory that is shared with every process that maps it."""
+    with torch.serialization.set_default_mmap_options(MAP_SHARED):
+        return torch.load(path, mmap=True, weights_only=True)
 
 
 class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
@@ -47,7 +54,13 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
     update_info_cls = SharedMemoryUpdateInfo
 
     def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
-        pass
+        try:
+            self.weights = _map(init_info.path)
+        except FileNotFoundError as error:
+            raise RuntimeError(
+                f"{init_info.path} is not there: without GPUs weights travel through shared memory, "
+                "so rollout workers and learner ranks must be on one machine"
+            ) from error
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
@@ -55,14 +68,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        try:
-            weights = load_file(update_info.path)
-        except (FileNotFoundError, SafetensorError) as error:
-            raise RuntimeError(
-                f"{update_info.path} cannot be read: without GPUs weights travel through shared memory, "
-                "so rollout workers and learner ranks must be on one machine"
-            ) from error
-        self.model.load_weights(iter(weights.items()))  # type: ignore[operator]  # a vLLM model, typed as a module
+        self.model.load_weights(iter(self.weights.items()))  # type: ignore[operator]  # a vLLM model, typed as a module
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -103,23 +109,26 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
             raise ValueError("the shared-memory backend needs a WeightSource")
         engine = cls(client=client, source=source, is_sender=init_info.is_sender)
         if engine.is_sender:
-            client.init_weight_transfer_engine(asdict(SharedMemoryInitInfo()))
+            engine._share(source)
         return engine
+
+    def _share(self, source: WeightSource) -> None:
+        """Lay the memory out, have every engine map it, and remove its name."""
+        handle, path = tempfile.mkstemp(prefix="visurf_ray-", dir=_SHARED_MEMORY)
+        os.close(handle)
+        try:
+            torch.save({meta.name: torch.empty(meta.shape, dtype=meta.dtype) for meta in source.metadata()}, path)
+            self.weights = _map(path)
+            self.client.init_weight_transfer_engine(asdict(SharedMemoryInitInfo(path)))
+        finally:
+            os.unlink(path)
 
     def send_weights(self) -> None:
         assert self.source is not None
-        if not self.is_sender:
-            for _ in self.source:  # gathering is a collective
-                continue
-            return
-        # A gathered tensor lives until the source moves on, hence the copies.
-        weights = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.source}
-        handle, name = tempfile.mkstemp(prefix="visurf_ray-", suffix=".safetensors", dir=_SHARED_MEMORY)
-        os.close(handle)
-        try:
-            save_file(weights, name)
+        for name, tensor in self.source:  # gathering is a collective: every rank walks through it
+            if self.is_sender:
+                self.weights[name].copy_(tensor.detach())
+        if self.is_sender:
             self.client.start_weight_update()
-            self.client.update_weights(asdict(SharedMemoryUpdateInfo(name)))
+            self.client.update_weights(asdict(SharedMemoryUpdateInfo()))
             self.client.finish_weight_update()
-        finally:
-            os.unlink(name)

@@ -1,0 +1,120 @@
+"""What the driver itself takes for a step, as batches grow to 1,024 prompts × 16 rollouts × 2,000 tokens.
+
+    python -m tests.benchmarks.driver_scale [--quick]
+
+Rollout workers and learner ranks are replaced by generators of random tokens, so that nothing but the driver is in the
+way: data, labels, rewards, advantages, balancing and transport are the job's own. Data are made ahead, as in a job.
+seconds_per_step is what the driver's process computes at the largest size, all its threads together; exponent is the
+slope of log seconds over log prompts; rss_slope is how many MiB the process grows by with each further step.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+
+from tests.benchmarks.harness import arguments, finish, start, table
+from tests.benchmarks.job import Job
+from visurf_ray.assembly import connected, start_data
+from visurf_ray.config import load_config
+from visurf_ray.groups import Example, Response, Source
+from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.models import load_processor
+from visurf_ray.rollout.actor import Sampling
+from visurf_ray.rollout.pool import RolloutPool
+
+TOKENS, ROLLOUTS = 2000, 16
+
+
+@ray.remote(num_cpus=0.1)
+class RandomRollouts:
+    """Answers as `RolloutActor` does, with random tokens."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        self.tokens = rng.integers(0, 150_000, (64, TOKENS), dtype=np.int32)
+        self.logprobs = -rng.exponential(size=(64, TOKENS)).astype(np.float32)
+
+    def sample(self, example: Example, sampling: Sampling) -> list[Response]:
+        text = "<think>a 7 no [1, 2, 3, 4]</think><answer>[]</answer>"
+        return [
+            Response(Source.ROLLOUT, text if row % 2 else text[:20], self.tokens[row], self.logprobs[row])
+            for row in np.random.default_rng(hash(example.id) % 2**32).integers(0, 64, sampling.n)
+        ]
+
+
+@ray.remote(num_cpus=0.1)
+class RandomLearner:
+    """Takes groups as `LearnerActor` does, and learns nothing."""
+
+    def address(self) -> tuple[str, int]:
+        return "", 0
+
+    def start(self, *_: Any) -> None:
+        pass
+
+    def send_weights(self) -> None:
+        pass
+
+    def update(self, shards: list, loss: Any) -> list[dict[str, float]]:
+        return [{"tokens/rollout": 1.0, "entropy/rollout": 1.0, "grad_norm": 1.0, "loss": 0.0} for _ in shards]
+
+
+def resident() -> float:
+    """MiB of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+
+def measure(job: Job, prompts: int, steps: int) -> dict[str, float]:
+    driver = job.driver(f"train.batch_size={prompts}")
+    cpu, wall, memory = [], [], []
+    for number in range(steps):
+        job.data.train_batch(number - 1, prompts) if number else None
+        if job.data.ahead is not None:
+            ray.wait([job.data.ahead])
+        begin, computed = time.perf_counter(), time.process_time()
+        driver.step(number, driver.collect(number))
+        cpu.append(time.process_time() - computed)
+        wall.append(time.perf_counter() - begin)
+        memory.append(resident())
+    late = np.arange(steps // 2, steps)
+    slope = float(np.polyfit(late, np.array(memory)[late], 1)[0])
+    return {"driver": min(cpu[1:]), "wall": min(wall[1:]), "rss": memory[-1], "rss_slope": slope}
+
+
+def main() -> None:
+    options = arguments(__doc__).parse_args()
+    start(options)
+    sizes, steps = ((16, 64), 4) if options.quick else ((16, 64, 256, 1024), 8)
+    overrides = [f"rollout.n={ROLLOUTS}", f"task.train={max(sizes)}", "eval.examples=1", "monitor.wandb=disabled"]
+    overrides += ["monitor.samples_every=0"]
+    config = load_config(overrides)
+    with connected("local"):
+        data = start_data(config)
+        rollouts = RolloutPool(
+            [RandomRollouts.remote() for _ in range(2)],  # type: ignore[attr-defined]
+            sampling=Sampling(ROLLOUTS, 1.0, TOKENS),
+            max_in_flight=config.rollout.max_in_flight,
+        )
+        ranks = [RandomLearner.remote() for _ in range(2)]  # type: ignore[attr-defined]
+        learner = LearnerGroup(ranks, None, seed=0, minibatches=1, cores=[[], []])  # type: ignore[arg-type]
+        job = Job(data, rollouts, learner, load_processor(config.model), overrides, Path(config.output_dir))
+        results = {prompts: measure(job, prompts, steps) for prompts in sizes}
+    table(
+        ["prompts", "driver s", "wall s", "RSS MiB", "MiB a step"],
+        [[prompts, *result.values()] for prompts, result in results.items()],
+    )
+    slope = np.polyfit(np.log(sizes), np.log([result["driver"] for result in results.values()]), 1)[0]
+    finish(
+        {
+            "seconds_per_step": results[max(sizes)]["driver"],
+            "exponent": float(slope),
+            "rss_slope": results[max(sizes)]["rss_slope"],
+        }
+    )
+
+
+if __name__ == "__main__":
+    main()
