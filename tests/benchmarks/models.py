@@ -1,0 +1,55 @@
+"""Qwen2.5-VL models with random weights, made on the spot, in the sizes that benchmarks ask for."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from visurf_ray.miniature.base_model import BASE_MODEL
+
+
+def write_model(
+    folder: Path,
+    *,
+    hidden: int,
+    layers: int,
+    heads: int,
+    vision_hidden: int = 256,
+    vision_depth: int = 8,
+    max_pixels: int = 28 * 28 * 64,
+    max_length: int = 4096,
+) -> int:
+    """Save a model with the miniature's tokenizer, and its processor; returns how many parameters it has.
+
+    hidden: width of the language model; its inner layers are three times as wide, and half of its heads hold keys.
+    """
+    torch.manual_seed(0)
+    processor = AutoProcessor.from_pretrained(BASE_MODEL)
+    processor.image_processor.size = {"shortest_edge": 28 * 28, "longest_edge": max_pixels}
+    processor.tokenizer.model_max_length = max_length
+    base = Qwen2_5_VLConfig.from_pretrained(BASE_MODEL).to_dict()
+    part = hidden // heads // 16  # a head turns pairs of numbers: by time, height and width
+    text = base["text_config"] | {
+        "hidden_size": hidden,
+        "intermediate_size": 3 * hidden,
+        "num_hidden_layers": layers,
+        "layer_types": None,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "max_position_embeddings": max_length,
+        "rope_parameters": base["text_config"]["rope_parameters"] | {"mrope_section": [2 * part, 3 * part, 3 * part]},
+    }
+    vision = base["vision_config"] | {
+        "depth": vision_depth,
+        "hidden_size": vision_hidden,
+        "intermediate_size": 2 * vision_hidden,
+        "num_heads": 4,
+        "out_hidden_size": hidden,
+        "fullatt_block_indexes": [vision_depth - 1],
+    }
+    model = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(**base | {"text_config": text, "vision_config": vision})
+    )
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return sum(weight.numel() for weight in model.parameters())
