@@ -4,7 +4,7 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -118,7 +118,7 @@ def start_rollouts(config: Config) -> RolloutPool:
         )
         for worker in range(rollout.workers)
     ]
-    sampling = Sampling(rollout.n if config.method.rollouts else 0, rollout.temperature, rollout.max_tokens)
+    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens)
     return RolloutPool(actors, sampling=sampling, max_in_flight=rollout.max_in_flight)
 
 
@@ -147,6 +147,7 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
         logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
+        reference=bool(config.method.kl_coef),
     )
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
@@ -228,7 +229,7 @@ def train(config: Config) -> Path:
         driver = Driver(
             config,
             task=task,
-            method=build_method(config, task, processor.tokenizer),
+            methods=build_methods(config, task, processor.tokenizer),
             data=data,
             rollouts=rollouts,
             rewards=RewardPool(config.reward, reward_options(config)),
@@ -259,13 +260,25 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     return state
 
 
-def build_method(config: Config, task: GroundingTask, tokenizer: Any) -> Method:
-    """The method, with labels as the task writes them, as token ids that end as a rollout ends."""
+def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callable[[int], Method]:
+    """The method of each step, with labels as the task writes them, as token ids that end as a rollout ends."""
 
     def encode(text: str) -> list[int]:
         return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 
-    return Method(config.method, render=task.render, encode=encode, importance_cap=config.pipeline.importance_cap)
+    def build(changes: dict[str, Any]) -> Method:
+        return Method(
+            OmegaConf.merge(config.method, changes),  # type: ignore[arg-type]  # a DictConfig of that schema
+            render=task.render,
+            encode=encode,
+            longest=config.rollout.max_tokens,
+            importance_cap=config.pipeline.importance_cap,
+        )
+
+    last = build({})
+    first = build({"rollouts": False, "label": True, "label_term": "ce"})
+    first_steps = round(config.method.sft_share * config.train.steps)
+    return lambda step: first if step < first_steps else last
 
 
 def evaluate(config: Config, checkpoint: str) -> Metrics:

@@ -96,12 +96,23 @@ class MethodConfig:
     eliminate: bool = MISSING
     smooth: bool = MISSING
     style: str = MISSING
+    label_gate: bool = MISSING
+    advantage_from: str = MISSING
     advantage_std: bool = MISSING
     advantage_ddof: int = MISSING
     advantage_eps: float = MISSING
     clip_low: float = MISSING
     clip_high: float = MISSING
+    dual_clip: float | None = MISSING
+    aggregation: str = MISSING
     label_term: str = MISSING
+    label_coef: float = MISSING
+    label_decay: int | None = MISSING
+    shaping: float = MISSING
+    entropy_coef: float = MISSING
+    kl_coef: float = MISSING
+    dynamic_sampling: bool = MISSING
+    sft_share: float = MISSING
 
 
 @dataclass
@@ -198,7 +209,9 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "learner.zero_stage": (1, 2, 3),
     "learner.gpus": (0, 1),  # more GPUs are more learner.ranks
     "method.style": ("spaced", "compact"),
-    "method.label_term": ("ppo", "ce"),
+    "method.label_term": ("ppo", "shaped", "ce"),
+    "method.advantage_from": ("group", "rollouts"),
+    "method.aggregation": ("sequence", "token", "constant"),
     "monitor.wandb": ("auto", "online", "offline", "disabled"),
 }
 
@@ -218,6 +231,15 @@ def check_values(config: DictConfig) -> None:
             raise ConfigError(f"{key}={value} must be 0 at least")
     if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
         raise ConfigError("pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted")
+    method = config.method
+    if method.dual_clip is not None and not method.dual_clip > 1:
+        raise ConfigError(f"method.dual_clip={method.dual_clip:g} must be above 1, or null")
+    if not 0 <= method.sft_share <= 1:
+        raise ConfigError(f"method.sft_share={method.sft_share:g} must be between 0 and 1")
+    if not method.shaping > 0:
+        raise ConfigError(f"method.shaping={method.shaping:g} must be above 0")
+    if method.label_decay is not None and method.label_decay < 1:
+        raise ConfigError(f"method.label_decay={method.label_decay} must be 1 at least, or null")
     if not 0 < rollout.temperature <= 2:
         raise ConfigError(f"rollout.temperature={rollout.temperature:g} must be above 0 and not above 2, vLLM's limit")
     if config.method.rollouts and rollout.n < 2 - config.method.label:

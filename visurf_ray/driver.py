@@ -25,14 +25,14 @@ from visurf_ray.tasks.grounding import GroundingTask
 
 
 class Driver:
-    """Trains a policy with one method on one task."""
+    """Trains a policy with the method of each step on one task."""
 
     def __init__(
         self,
         config: Config,
         *,
         task: GroundingTask,
-        method: Method,
+        methods: Callable[[int], Method],
         data: DataFeed,
         rollouts: RolloutPool,
         rewards: RewardPool,
@@ -42,7 +42,7 @@ class Driver:
     ) -> None:
         self.config = config
         self.task = task
-        self.method = method
+        self.methods = methods
         self.data = data
         self.rollouts = rollouts
         self.rewards = rewards
@@ -95,10 +95,12 @@ class Driver:
         with phase("data"):
             size = self.config.train.batch_size
             examples = self.data.train_batch(number, size + self.config.rollout.oversample)
+        method = self.methods(number)
         finished: dict[int, Group] = {}
         with phase("sample"), self.engines:  # rewards are computed as rollouts finish
-            for index, group in self.rollouts.sample(examples, size):
-                self.method.append_label(group)
+            empty = ((index, Group(example, [])) for index, example in enumerate(examples[:size]))
+            for index, group in self.rollouts.sample(examples, size) if method.samples else empty:
+                method.append_label(group)
                 self.rewards.submit(group)
                 finished[index] = group
         with phase("reward"):
@@ -107,17 +109,20 @@ class Driver:
 
     def step(self, number: int, groups: Sequence[Group]) -> Metrics:
         """One optimisation step (ViSurf, Algorithm 1)."""
-        metrics = self.method.assign_advantages(groups)
+        method, learner = self.methods(number), self.config.learner
+        metrics = method.assign_advantages(groups)
+        instructive = method.instructive(groups, at_least=learner.ranks * learner.minibatches)
         begin = time.monotonic()
         with self.monitor.phase("learn"):
-            metrics |= self.learner.update(groups, self.method.loss)
+            metrics |= self.learner.update(instructive, method.loss(number))
         learning = time.monotonic() - begin
         with self.monitor.phase("sync"):
             self.sync()
         every = self.config.monitor.samples_every
         if every and number % every == 0:
             self.monitor.show_samples(number + 1, self.samples(groups))
-        return metrics | _size_metrics(groups, learning) | {"train/learning_rate": self.config.learner.learning_rate}
+        metrics |= {"train/groups": len(instructive), "train/learning_rate": learner.learning_rate}
+        return metrics | _size_metrics(instructive, learning)
 
     def sync(self) -> None:
         """Give the rollout workers the learner's weights, between batches."""

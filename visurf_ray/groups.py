@@ -69,7 +69,7 @@ class Response:
             self.sampler_logprobs = np.asarray(self.sampler_logprobs, np.float32)
 
 
-@dataclass
+@dataclass(eq=False)
 class Group:
     """An example and its responses: G rollouts, then the label where the method uses one."""
 

@@ -11,7 +11,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from visurf_ray.assembly import (
-    build_method,
+    build_methods,
     connected,
     reward_options,
     start_data,
@@ -57,7 +57,7 @@ class Job:
         return Driver(
             config,
             task=task,
-            method=build_method(config, task, self.processor.tokenizer),
+            methods=build_methods(config, task, self.processor.tokenizer),
             data=self.data,
             rollouts=self.rollouts,
             rewards=RewardPool(config.reward, reward_options(config)),

@@ -74,7 +74,11 @@ def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]
         groups = driver.collect(number)
         driver.step(number, groups)
         seconds = time.perf_counter() - begin
-        bare_learning = ray.get(job.learner.actors[0].__ray_call__.remote(learn, groups, token_weights(groups)))
+        bare_learning = ray.get(
+            job.learner.actors[0].__ray_call__.remote(
+                learn, groups, token_weights(groups, driver.methods(number).loss(number))
+            )
+        )
         if number > 1:  # the first warms up
             whole.append(seconds)
             sampling.append(bare_sampling)

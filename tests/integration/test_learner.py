@@ -96,7 +96,7 @@ def reference(config, processor, loader):
     losses, norms = [], []
     for seed in (0, 1):
         packed = packed_groups(model, make_groups(loader, 6, seed=seed))
-        logprobs, _ = policy(packed)
+        logprobs, entropy = policy(packed)
         loss = (
             token_losses(
                 logprobs,
@@ -104,6 +104,8 @@ def reference(config, processor, loader):
                 packed.advantage_T,
                 packed.is_label_T,
                 packed.sampler_logprob_T,
+                entropy,
+                None,
                 LossConfig(),
             )
             * packed.weight_T
@@ -138,6 +140,13 @@ def test_several_minibatches_have_ratios_and_clipping(make_learner, batches):
     metrics = learner.update(batches[0], LossConfig(clip_low=0.01, clip_high=0.01))
     assert metrics["train/ratio/rollout"] != 1.0
     assert metrics["train/clip_share/rollout"] > 0.0
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_the_divergence_from_the_policy_of_the_start_grows_from_nothing(make_learner, batches, stage):
+    learner = make_learner(zero_stage=stage, reference=True, learning_rate=1e-2)
+    first, second = (learner.update(batches[0], LossConfig(kl_coef=0.1))["train/kl/rollout"] for _ in range(2))
+    assert first == pytest.approx(0.0, abs=1e-9) and second > 1e-4
 
 
 def test_one_minibatch_is_on_policy(make_learner, batches):

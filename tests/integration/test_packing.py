@@ -6,7 +6,7 @@ import torch
 from tests.integration.architectures import ARCHITECTURES, make_groups, make_model, plain_logprobs
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
-from visurf_ray.method import token_weights
+from visurf_ray.method import LossConfig, token_weights
 
 
 @pytest.fixture(scope="module", params=ARCHITECTURES)
@@ -21,7 +21,7 @@ def load(path, packing="split", checkpointing=False, dtype=torch.float32):
 def packed_logprobs(model, groups, packing="split", dtype=torch.float32):
     packed = pack(
         groups,
-        token_weights(groups),
+        token_weights(groups, LossConfig()),
         [group.example.prompt.features for group in groups],
         model.model.get_rope_index,
         image_token_id=model.config.image_token_id,

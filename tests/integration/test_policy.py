@@ -37,7 +37,7 @@ def no_gradients(model):
 def packed_groups(model, groups):
     return pack(
         groups,
-        token_weights(groups),
+        token_weights(groups, LossConfig()),
         [group.example.prompt.features for group in groups],
         model.model.get_rope_index,
         image_token_id=model.config.image_token_id,
@@ -56,7 +56,14 @@ def gradient(model) -> dict[str, torch.Tensor]:
 def losses_of(logprobs, packed, config: LossConfig) -> torch.Tensor:
     """The loss of each token, on-policy."""
     return token_losses(
-        logprobs, logprobs.detach(), packed.advantage_T, packed.is_label_T, packed.sampler_logprob_T, config
+        logprobs,
+        logprobs.detach(),
+        packed.advantage_T,
+        packed.is_label_T,
+        packed.sampler_logprob_T,
+        torch.zeros_like(logprobs),
+        None,
+        config,
     )
 
 
@@ -124,7 +131,7 @@ def test_cross_entropy_on_labels_is_supervised_fine_tuning(model, policy, loader
     logprobs, _ = policy(packed)
     config = LossConfig(label_term="ce")
     loss = losses_of(logprobs, packed, config).mean()
-    prompt, answer = group.example.prompt.expanded_ids, group.responses[0].token_ids
+    prompt, answer = group.example.prompt.expanded_ids, group.responses[0].token_ids.tolist()
     ids = torch.tensor([prompt + answer])
     reference = model(
         input_ids=ids,

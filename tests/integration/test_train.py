@@ -115,16 +115,24 @@ def test_evaluation_of_a_checkpoint_gives_the_scores_of_its_run(finished, tmp_pa
     assert len(predictions) == 12 and predictions[0].keys() == {"id", "question", "ground_truth", "response"}
 
 
-@pytest.mark.parametrize(
-    ("method", "absent"), [("sft", "rollout"), pytest.param("rlvr", "label", marks=pytest.mark.slow)]
-)
-def test_sft_samples_nothing_and_rlvr_has_no_label(tmp_path, method, absent):
-    done = run(
-        "train", *_SMALL, f"method={method}", "train.steps=1", "train.export=false", f"output_dir={tmp_path}/run"
-    )
+def test_sft_then_rlvr_is_one_run_of_two_stages(tmp_path):
+    """SFT samples nothing, RLVR has no label."""
+    settings = ["method=sft_then_rlvr", "method.kl_coef=0.01", "train.steps=2", "train.export=false"]
+    done = run("train", *_SMALL, *settings, f"output_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr[-3000:]
-    (row,) = [row for row in rows(tmp_path / "run") if "train/loss" in row]
-    assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
+    steps = [row for row in rows(tmp_path / "run") if "train/loss" in row]
+    for row, absent in zip(steps, ("rollout", "label"), strict=True):
+        assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
+    assert steps[1]["train/kl/rollout"] > 0.0 and steps[1]["train/rollout_logprob_diff_max"] < 1e-4
+
+
+@pytest.mark.slow
+def test_dapo_leaves_out_groups_that_teach_nothing(tmp_path):
+    settings = ["method=dapo", "rollout.oversample=4", "train.steps=2", "train.export=false"]
+    done = run("train", *_SMALL, *settings, f"output_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [row for row in rows(tmp_path / "run") if "train/loss" in row]
+    assert all(1 <= row["train/groups"] <= 4 for row in steps)
 
 
 def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> Path:

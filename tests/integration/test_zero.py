@@ -50,13 +50,15 @@ def plain(config, processor, loader):
         gradient = {}
         for step in range(STEPS):
             packed = packed_groups(model, make_groups(loader, 6, seed=step % 2))
-            logprobs, _ = policy(packed)
+            logprobs, entropy = policy(packed)
             losses = token_losses(
                 logprobs,
                 logprobs.detach(),
                 packed.advantage_T,
                 packed.is_label_T,
                 packed.sampler_logprob_T,
+                entropy,
+                None,
                 LossConfig(),
             )
             (losses * packed.weight_T).sum().backward()

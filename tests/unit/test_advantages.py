@@ -70,3 +70,13 @@ def test_large_rewards_in_single_precision_keep_their_differences():
     found = group_advantages(torch.tensor([1e6, 1e6 + 1, 1e6 + 1], dtype=torch.float32), divide_by_std=False)
     assert found.dtype == torch.float32
     assert found.tolist() == pytest.approx([-2 / 3, 1 / 3, 1 / 3], rel=1e-6)
+
+
+def test_statistics_can_leave_the_label_out():
+    """Against numpy; where the rollouts are all equal there is no deviation but the whole group's."""
+    found = group_advantages(rewards(1.0, 4.0, 7.0, 6.0), compared_with=3, eps=0.0)
+    others = np.array([1.0, 4.0, 7.0])
+    expected = (np.array([1.0, 4.0, 7.0, 6.0]) - others.mean()) / others.std(ddof=1)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
+    equal = group_advantages(rewards(2.0, 2.0, 2.0, 6.0), compared_with=3, eps=0.0)
+    np.testing.assert_allclose(equal.numpy(), [0.0, 0.0, 0.0, 4.0 / np.std([2, 2, 2, 6], ddof=1)], rtol=1e-12)

@@ -104,7 +104,10 @@ def test_methods_differ_in_what_defines_them():
         ("train.batch=3", "Did you mean 'train.batch_size'?"),
         ("method.clip=0.1", "Did you mean 'method.clip_"),
         ("sed=1", "'sed'. Did you mean 'seed'?"),
-        ("method=visruf", "unknown method 'visruf'. Did you mean 'visurf'? Known: rlvr, sft, visurf"),
+        (
+            "method=visruf",
+            "unknown method 'visruf'. Did you mean 'visurf'? Known: dapo, rlvr, sft, sft_then_rlvr, visurf",
+        ),
         ("model=miniatur", "unknown model 'miniatur'. Did you mean 'miniature'?"),
         ("task=groundin", "unknown task 'groundin'. Did you mean 'grounding'?"),
         ("reward=vision", "unknown reward 'vision'. Did you mean 'vision_reasoner'?"),
@@ -165,7 +168,12 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("rollout.n=0", "rollout.n=0: a group needs two responses"),
         ("train.batch_size=1 learner.ranks=2", "train.batch_size=1 must be learner.ranks × learner.minibatches = 2"),
         ("method.style=spacd", "method.style=spacd: it must be one of spaced, compact. Did you mean 'spaced'?"),
-        ("method.label_term=x", "method.label_term=x: it must be one of ppo, ce."),
+        ("method.aggregation=tokens", "Did you mean 'token'?"),
+        ("method.advantage_from=x", "method.advantage_from=x: it must be one of group, rollouts."),
+        ("method.dual_clip=0.9", "method.dual_clip=0.9 must be above 1"),
+        ("method.shaping=0", "method.shaping=0 must be above 0"),
+        ("method.label_decay=0", "method.label_decay=0 must be 1 at least"),
+        ("method.label_term=x", "method.label_term=x: it must be one of ppo, shaped, ce."),
         ("learner.dtype=bfloat", "Did you mean 'bfloat16'?"),
         ("learner.packing=splt", "Did you mean 'split'?"),
         ("learner.zero_stage=4", "learner.zero_stage=4: it must be one of 1, 2, 3."),
@@ -185,10 +193,13 @@ def test_a_value_that_no_run_can_have_is_refused(override, message):
 
 def test_the_names_that_are_accepted_are_those_that_exist():
     from visurf_ray.learner.packing import Packing
+    from visurf_ray.method.objective import Aggregation, LabelTerm
     from visurf_ray.monitor.metrics import Mode
     from visurf_ray.tasks.boxes import STYLES
 
     assert _ONE_OF["learner.packing"] == get_args(Packing)
+    assert _ONE_OF["method.aggregation"] == get_args(Aggregation)
+    assert _ONE_OF["method.label_term"] == get_args(LabelTerm)
     assert _ONE_OF["monitor.wandb"] == ("auto", *get_args(Mode))
     assert _ONE_OF["method.style"] == tuple(STYLES)
 

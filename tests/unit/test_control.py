@@ -79,7 +79,7 @@ def test_rlvr_appends_no_label_and_rollouts_are_compared_alone(make_method):
 
 def test_sft_trains_on_labels_alone_by_cross_entropy(make_method):
     sft = make_method("method=sft")
-    assert sft.config.rollouts is False and sft.loss.label_term == "ce"
+    assert sft.config.rollouts is False and sft.loss(0).label_term == "ce"
     groups = [group([], 6.0), group([], 7.0, thinking=1.0)]
     metrics = sft.assign_advantages(groups)
     assert [advantages(one) for one in groups] == [[0.0], [0.0]]
@@ -89,7 +89,7 @@ def test_sft_trains_on_labels_alone_by_cross_entropy(make_method):
 @pytest.mark.parametrize("name", ["visurf", "rlvr"])
 def test_the_learner_is_told_the_clip_range_and_the_label_term(make_method, name):
     method = make_method(f"method={name}", "method.clip_low=0.1", "method.clip_high=0.3")
-    assert method.loss == LossConfig(clip_low=0.1, clip_high=0.3, label_term="ppo")
+    assert method.loss(0) == LossConfig(clip_low=0.1, clip_high=0.3, label_term="ppo")
 
 
 # Eliminate
@@ -121,6 +121,48 @@ def test_elimination_decides_whether_the_label_is_needed(make_method):
     for eliminate, active in (("true", 0.0), ("false", 1.0)):
         method = make_method("method=visurf", f"method.eliminate={eliminate}")
         assert method.assign_advantages([group([6.5, 1.0], 7.0, thinking=1.0)])["train/label_active"] == active
+
+
+# Gate, decay, and whom rewards are compared with
+
+
+@pytest.mark.parametrize(("best", "stays"), [(5.0, True), (6.0, False), (7.0, False)])
+def test_the_gate_takes_an_unneeded_label_out_of_the_group(make_method, best, stays):
+    one = group([0.0, best], 6.0)
+    make_method("method.label_gate=true").assign_advantages([one])
+    assert (one.label is not None) is stays and len(one.responses) == 2 + stays
+    rewards = torch.tensor([0.0, best, 6.0][: 2 + stays], dtype=torch.float64)
+    assert advantages(one) == pytest.approx(group_advantages(rewards).tolist())
+
+
+def test_labels_alone_pass_the_gate(make_method):
+    one = group([], 6.0)
+    make_method("method=sft", "method.label_gate=true").assign_advantages([one])
+    assert one.label is not None
+
+
+def test_the_labels_part_of_the_loss_decays_to_nothing(make_method):
+    method = make_method("method.label_decay=10", "method.label_coef=2.0")
+    assert [method.loss(step).label_scale for step in (0, 5, 10, 20)] == pytest.approx([2.0, 1.0, 0.0, 0.0])
+    assert make_method().loss(100).label_scale == 1.0
+
+
+def test_rewards_can_be_compared_with_rollouts_alone(make_method):
+    one = group([1.0, 2.0, 3.0], 6.0)
+    make_method("method.advantage_from=rollouts").assign_advantages([one])
+    assert advantages(one) == pytest.approx([-1.0, 0.0, 1.0, 4.0], abs=1e-5)
+
+
+# Dynamic sampling
+
+
+def test_dynamic_sampling_leaves_out_groups_without_an_advantage(make_method):
+    dapo = make_method("method=dapo")
+    groups = [group([1.0, 1.0]), group([1.0, 2.0]), group([7.0, 7.0]), group([0.0, 3.0])]
+    dapo.assign_advantages(groups)
+    assert dapo.instructive(groups, at_least=1) == [groups[1], groups[3]]
+    assert dapo.instructive(groups, at_least=3) == [groups[1], groups[3], groups[0]], "every rank needs a group"
+    assert make_method("method=rlvr").instructive(groups, at_least=1) == groups
 
 
 # Smooth

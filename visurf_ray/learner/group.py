@@ -46,7 +46,7 @@ class LearnerGroup:
         """
         shards: list[list[Shard]] = [[] for _ in self.actors]
         for part in split_evenly(groups, self.minibatches):
-            weights = token_weights(part)
+            weights = token_weights(part, loss)
             for rank, chosen in enumerate(balance([cost(group) for group in part], len(self.actors))):
                 shards[rank].append([(part[index], weights[index]) for index in chosen])
         results = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])

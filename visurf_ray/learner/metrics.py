@@ -25,6 +25,8 @@ def summarise(results: Sequence[Sequence[Metrics]]) -> Metrics:
         if tokens := totals.get(f"tokens/{source}"):
             for name in ("entropy", "logprob", "ratio", "clip_share"):
                 metrics[f"train/{name}/{source}"] = totals[f"{name}/{source}"] / tokens
+    if "kl/rollout" in totals:
+        metrics["train/kl/rollout"] = totals["kl/rollout"] / totals["tokens/rollout"]
     if DIFF_MAX in totals:
         metrics["train/rollout_logprob_diff"] = totals["rollout_logprob_diff"] / totals["tokens/rollout"]
         metrics[f"train/{DIFF_MAX}"] = totals[DIFF_MAX]

@@ -16,7 +16,7 @@ from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.balance import cost, fill
 from visurf_ray.learner.packing import PackedGroups, Packing, pack
 from visurf_ray.learner.policy import Policy, load_model
-from visurf_ray.method import LossConfig, is_clipped, token_losses
+from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class RankConfig:
     logprob_chunk: int
     gradient_checkpointing: bool
     dtype: str
+    reference: bool = False  # keep the policy of the start, for the KL term
 
 
 Shard = Sequence[tuple[Group, Sequence[float]]]  # groups, with the weight of each token of each response
@@ -59,6 +60,7 @@ class Rank:
         }
         torch.manual_seed(seed)
         deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
+        self.reference = self._load_reference() if config.reference else None  # whole, so before ZeRO-3 has its way
         settings = self._deepspeed_settings()
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
         model = load_model(
@@ -80,6 +82,17 @@ class Rank:
         self.model = model
         self.dtype = getattr(torch, config.dtype)
         self.device = self.engine.device
+
+    def _load_reference(self) -> Policy:
+        """The policy at the start, frozen, in the training dtype."""
+        model = load_model(
+            self.config.model_path,
+            dtype=getattr(torch, self.config.dtype),
+            packing=self.config.packing,
+            gradient_checkpointing=False,
+        )
+        policy = Policy(model, self.config.temperature, self.config.banned, self.config.logprob_chunk)
+        return policy.requires_grad_(False).eval().to(get_accelerator().current_device_name())
 
     def _deepspeed_settings(self) -> dict[str, Any]:
         offload = {"offload_optimizer": {"device": "cpu"}} if self.config.offload else {}
@@ -136,12 +149,21 @@ class Rank:
         return self.engine(packed)[0]
 
     def _step(self, parts: Sequence[PackedGroups], old: Sequence[torch.Tensor] | None, loss: LossConfig) -> Metrics:
-        sums: Metrics = {}
+        sums: Metrics = {"loss": 0.0}
         for index, packed in enumerate(parts):
             logprobs, entropy = self.engine(packed)
             old_logprobs = old[index] if old else logprobs.detach()
+            with torch.no_grad():
+                reference = self.reference(packed)[0] if self.reference else None
             losses = token_losses(
-                logprobs, old_logprobs, packed.advantage_T, packed.is_label_T, packed.sampler_logprob_T, loss
+                logprobs,
+                old_logprobs,
+                packed.advantage_T,
+                packed.is_label_T,
+                packed.sampler_logprob_T,
+                entropy,
+                reference,
+                loss,
             )
             weighted = (losses * packed.weight_T).sum()
             # DeepSpeed averages over ranks; the weights' denominators are global already.
@@ -149,7 +171,10 @@ class Rank:
             if packed.weight_T.any():
                 for name, value in _token_sums(packed, logprobs.detach(), old_logprobs, entropy.detach(), loss).items():
                     sums[name] = max(sums.get(name, 0.0), value) if name == DIFF_MAX else sums.get(name, 0.0) + value
-                sums["loss"] = sums.get("loss", 0.0) + weighted.item()
+                sums["loss"] += weighted.item()
+                if reference is not None:
+                    kl = divergences(logprobs.detach(), reference)[~packed.is_label_T].sum().item()
+                    sums["kl/rollout"] = sums.get("kl/rollout", 0.0) + kl
         self.engine.step()
         sums["grad_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
         if not math.isfinite(sums["grad_norm"]):

@@ -8,10 +8,10 @@ import torch
 from visurf_ray.config import MethodConfig
 from visurf_ray.groups import Example, Group, Metrics, Response, Source
 from visurf_ray.method.advantages import group_advantages
-from visurf_ray.method.control import eliminate_thinking, label_is_active, smooth
-from visurf_ray.method.objective import LossConfig, is_clipped, token_losses, token_weights
+from visurf_ray.method.control import eliminate_thinking, gate, label_is_active, smooth
+from visurf_ray.method.objective import LossConfig, divergences, is_clipped, token_losses, token_weights
 
-__all__ = ["LossConfig", "Method", "group_advantages", "is_clipped", "token_losses", "token_weights"]
+__all__ = ["LossConfig", "Method", "divergences", "group_advantages", "is_clipped", "token_losses", "token_weights"]
 
 
 class Method:
@@ -23,26 +23,58 @@ class Method:
         *,
         render: Callable[[Example, str], str],
         encode: Callable[[str], list[int]],
+        longest: int = 1,
         importance_cap: float | None = None,
     ) -> None:
         """render: an example's ground truth as a response, in a named style. encode: a response's token ids, ending
-        as a rollout ends. importance_cap: see LossConfig.
+        as a rollout ends. longest: tokens of a response at most. importance_cap: see LossConfig.
         """
         self.config = config
         self.render = render
         self.encode = encode
+        self.longest = longest
         self.importance_cap = importance_cap
 
     @property
-    def loss(self) -> LossConfig:
-        label_term: Any = self.config.label_term
-        return LossConfig(self.config.clip_low, self.config.clip_high, label_term, self.importance_cap)
+    def samples(self) -> bool:
+        """Whether groups hold rollouts."""
+        return self.config.rollouts
+
+    def loss(self, step: int) -> LossConfig:
+        """What the learner needs to know at a step; steps count from 0."""
+        config: Any = self.config
+        decay = 1.0 if config.label_decay is None else max(0.0, 1.0 - step / config.label_decay)
+        return LossConfig(
+            clip_low=config.clip_low,
+            clip_high=config.clip_high,
+            dual_clip=config.dual_clip,
+            aggregation=config.aggregation,
+            longest=self.longest,
+            label_term=config.label_term,
+            label_scale=config.label_coef * decay,
+            shaping=config.shaping,
+            entropy_coef=config.entropy_coef,
+            kl_coef=config.kl_coef,
+            importance_cap=self.importance_cap,
+        )
 
     def append_label(self, group: Group) -> None:
         """Append the aligned ground truth to the group, as its last response."""
         if self.config.label:
             text = self.render(group.example, self.config.style)
             group.responses.append(Response(Source.LABEL, text, self.encode(text)))
+
+    def instructive(self, groups: Sequence[Group], at_least: int) -> list[Group]:
+        """The groups to learn from: with dynamic sampling those in which a response is better than another.
+
+        Groups without an advantage are kept as well where there would be less than `at_least`. Call it after
+        `assign_advantages`. Labels that are learnt by cross-entropy always teach.
+        """
+        if not self.config.dynamic_sampling or self.config.label_term == "ce":
+            return list(groups)
+        kept = [group for group in groups if any(response.advantage for response in group.responses)]
+        others = [group for group in groups if group not in kept]
+        return kept + others[: max(0, at_least - len(kept))]
 
     def assign_advantages(self, groups: Sequence[Group]) -> Metrics:
         """Control the labels' rewards, then set every response's advantage; returns what to log of it."""
@@ -53,10 +85,13 @@ class Method:
         metrics |= _activity_metrics(groups)
         active = [group for group in groups if group.rollouts and label_is_active(group)]
         for group in groups:
+            if self.config.label_gate:
+                gate(group)
             smoothed = self.config.smooth and smooth(group)
             rewards = torch.tensor([response.reward for response in group.responses], dtype=torch.float64)
             advantages = group_advantages(
                 rewards,
+                compared_with=len(group.rollouts) or None if self.config.advantage_from == "rollouts" else None,
                 divide_by_std=self.config.advantage_std,
                 ddof=self.config.advantage_ddof,
                 eps=self.config.advantage_eps,

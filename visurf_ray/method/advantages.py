@@ -8,12 +8,19 @@ _EQUAL = 1e-9  # rewards are sums of means: 7.000000000000005 is 7
 
 
 def group_advantages(
-    rewards_G1: Float[Tensor, " G1"], *, divide_by_std: bool = True, ddof: int = 1, eps: float = 1e-6
+    rewards_G1: Float[Tensor, " G1"],
+    *,
+    compared_with: int | None = None,
+    divide_by_std: bool = True,
+    ddof: int = 1,
+    eps: float = 1e-6,
 ) -> Float[Tensor, " G1"]:
     """Advantages of one group's responses: (r - mean) / (std + eps), over rollouts and label alike.
 
     rewards_G1: rewards of the G rollouts, then of the label if there is one. Equal rewards give exact zeros, and so
     does a group of one.
+    compared_with: mean and deviation are those of so many first rewards: G leaves the label out of what it is compared
+    with. Where these are all equal, the deviation is that of the whole group.
     divide_by_std: False gives r - mean (Dr.GRPO, arXiv 2503.20783). ddof: 1 for the sample standard deviation, 0 for
     the population's.
     Raises ValueError when a reward is not finite.
@@ -23,7 +30,9 @@ def group_advantages(
     rewards = rewards_G1.double()
     if rewards.max() - rewards.min() < _EQUAL:
         return torch.zeros_like(rewards_G1)
-    advantages = rewards - rewards.mean()
+    chosen = rewards[:compared_with]
+    advantages = rewards - chosen.mean()
     if divide_by_std:
-        advantages = advantages / (rewards.std(correction=ddof) + eps)
+        varied = rewards if chosen.max() - chosen.min() < _EQUAL else chosen
+        advantages = advantages / (varied.std(correction=ddof) + eps)
     return advantages.to(rewards_G1.dtype)

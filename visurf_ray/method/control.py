@@ -1,4 +1,4 @@
-"""Control of the label's reward (ViSurf §4.2.4): eliminate and smooth. Alignment is the task's rendering, by style."""
+"""Control of the label's reward (ViSurf §4.2.4): eliminate, gate, smooth. Aligning is the task's, by style."""
 
 from visurf_ray.groups import Group
 
@@ -20,6 +20,13 @@ def label_is_active(group: Group) -> bool:
     if label is None:
         return False
     return not any(rollout.reward >= label.reward - _TOLERANCE for rollout in group.rollouts)
+
+
+def gate(group: Group) -> None:
+    """Where a rollout earns as much as the label, take the label out of the group: what is left is plain RLVR."""
+    label = group.label
+    if label is not None and group.rollouts and not label_is_active(group):
+        group.responses.remove(label)
 
 
 def smooth(group: Group) -> bool:

@@ -4,6 +4,8 @@ Each token carries a weight, so that the loss is one weighted sum, whatever part
 the groups over ranks, micro-batches or packing rows changes neither the loss nor its gradient.
 """
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,37 +14,72 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from visurf_ray.groups import Group
+from visurf_ray.groups import Group, Response, Source
 
-LabelTerm = Literal["ppo", "ce"]
+LabelTerm = Literal["ppo", "shaped", "ce"]
+Aggregation = Literal["sequence", "token", "constant"]
 
 
 @dataclass(frozen=True)
 class LossConfig:
     """What the learner needs to know about the method.
 
-    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]. label_term: `ppo`, label tokens enter
-    like rollout tokens (eq. 8); `ce`, they enter by their plain cross-entropy. importance_cap: rollout tokens count
-    min(π_old / π_sampler, cap) times, π_old being the learner's (truncated importance sampling: Yao et al. 2025,
-    "Your efficient RL framework secretly brings you off-policy RL training"); None: they count once.
-    Label tokens always count once.
+    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; unequal ones are DAPO's clip-higher
+    (arXiv 2503.14476). dual_clip: c > 1 bounds the loss of a token with A < 0 by -c A (Ye et al. 2020, arXiv
+    1912.09729); None: unbounded.
+    aggregation: `sequence`, the mean over examples of the mean over responses of the mean over tokens (eq. 8);
+    `token`, one mean over all tokens (DAPO); `constant`, sums of tokens over `longest`, the longest response that there
+    can be, instead of their means (Dr.GRPO, arXiv 2503.20783).
+    label_term: `ppo`, label tokens enter like rollout tokens (eq. 8); `shaped`, by -A p / (p + shaping) with p their
+    probability, unclipped (LUFFY, arXiv 2504.14945); `ce`, by their plain cross-entropy, with a denominator of their
+    own: rollouts and labels are then two losses. label_scale: factor of the label tokens' loss.
+    entropy_coef: this times the entropy of rollout tokens is taken off the loss. kl_coef: this times the divergence
+    of rollout tokens from a reference policy is added to it (k3: Schulman 2020, "Approximating KL divergence").
+    importance_cap: rollout tokens count min(π_old / π_sampler, cap) times, π_old being the learner's (truncated
+    importance sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training");
+    None: they count once. Label tokens always count once.
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = None
+    aggregation: Aggregation = "sequence"
+    longest: int = 1
     label_term: LabelTerm = "ppo"
+    label_scale: float = 1.0
+    shaping: float = 0.1
+    entropy_coef: float = 0.0
+    kl_coef: float = 0.0
     importance_cap: float | None = None
 
 
-def token_weights(groups: Sequence[Group]) -> list[list[float]]:
-    """The weight of each token of each response: 1 / (examples · responses of its group · tokens of its response).
+def token_weights(groups: Sequence[Group], config: LossConfig) -> list[list[float]]:
+    """The weight of each token of each response, by `config.aggregation`.
 
-    groups: all the groups of one optimiser step, over all ranks and micro-batches (eq. 8's means, nested).
+    groups: all the groups of one optimiser step, over all ranks and micro-batches: denominators are global.
     """
-    return [
-        [1.0 / (len(groups) * len(group.responses) * len(response.token_ids)) for response in group.responses]
-        for group in groups
-    ]
+    two_losses = config.label_term == "ce"
+
+    def together(response: Response) -> Source | None:
+        return response.source if two_losses else None
+
+    groups_of: Counter[Source | None] = Counter()
+    tokens_of: Counter[Source | None] = Counter()
+    for group in groups:
+        groups_of.update({together(response) for response in group.responses})
+        for response in group.responses:
+            tokens_of[together(response)] += len(response.token_ids)
+
+    def weight(group: Group, response: Response) -> float:
+        own = together(response)
+        scale = config.label_scale if response.source is Source.LABEL else 1.0
+        if config.aggregation == "token":
+            return scale / tokens_of[own]
+        responses = sum(together(other) == own for other in group.responses)
+        length = len(response.token_ids) if config.aggregation == "sequence" else config.longest
+        return scale / (groups_of[own] * responses * length)
+
+    return [[weight(group, response) for response in group.responses] for group in groups]
 
 
 def token_losses(
@@ -51,20 +88,41 @@ def token_losses(
     advantages_T: Float[Tensor, " T"],
     is_label_T: Bool[Tensor, " T"],
     sampler_logprobs_T: Float[Tensor, " T"],
+    entropies_T: Float[Tensor, " T"],
+    reference_logprobs_T: Float[Tensor, " T"] | None,
     config: LossConfig,
 ) -> Float[Tensor, " T"]:
     """The loss of each token, before weighting: -min(ρ A, clip(ρ) A), with ρ = exp(logprob - old logprob).
 
-    sampler_logprobs_T: NaN for label tokens.
+    entropies_T: of what each token is drawn from, in nats. sampler_logprobs_T: NaN for label tokens.
+    reference_logprobs_T: wanted where `config.kl_coef` is not 0.
     """
     ratio = torch.exp(logprobs_T - old_logprobs_T)
     clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
     losses = -torch.minimum(ratio * advantages_T, clipped * advantages_T)
+    if config.dual_clip is not None:
+        bound = torch.where(advantages_T < 0, -config.dual_clip * advantages_T, torch.inf)
+        losses = torch.minimum(losses, bound)
     if config.label_term == "ce":
         losses = torch.where(is_label_T, -logprobs_T, losses)
+    elif config.label_term == "shaped":
+        # p / (p + γ) as a sigmoid, so that a p that underflows still has its gradient.
+        shaped = torch.sigmoid(logprobs_T - math.log(config.shaping))
+        losses = torch.where(is_label_T, -advantages_T * shaped, losses)
     if config.importance_cap is not None:
         losses = losses * importance_weights(old_logprobs_T, is_label_T, sampler_logprobs_T, config.importance_cap)
+    if config.entropy_coef:
+        losses = losses - config.entropy_coef * torch.where(is_label_T, 0.0, entropies_T)
+    if config.kl_coef:
+        assert reference_logprobs_T is not None
+        losses = losses + config.kl_coef * torch.where(is_label_T, 0.0, divergences(logprobs_T, reference_logprobs_T))
     return losses
+
+
+def divergences(logprobs_T: Float[Tensor, " T"], reference_logprobs_T: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
+    """The k3 estimate of KL(π || reference) at each sampled token, in nats: q/p - 1 - log(q/p), never negative."""
+    difference = reference_logprobs_T - logprobs_T
+    return torch.expm1(difference) - difference
 
 
 def importance_weights(
@@ -90,4 +148,6 @@ def is_clipped(
     beyond = ((advantages_T > 0) & (ratio > 1 + config.clip_high)) | (
         (advantages_T < 0) & (ratio < 1 - config.clip_low)
     )
-    return beyond & ~is_label_T if config.label_term == "ce" else beyond
+    if config.dual_clip is not None:
+        beyond |= (advantages_T < 0) & (ratio > config.dual_clip)
+    return beyond if config.label_term == "ppo" else beyond & ~is_label_T

@@ -25,9 +25,6 @@ class RolloutPool:
 
         The others are aborted, so that the longest responses keep nobody waiting.
         """
-        if not self.sampling.n:
-            yield from ((index, Group(example, [])) for index, example in enumerate(examples[:count]))
-            return
         with closing(self._generate(examples, self.sampling)) as generated:
             for index, responses in islice(generated, count):
                 yield index, Group(examples[index], responses)
