@@ -1,19 +1,35 @@
 """Verifiable rewards by name, usable without Ray: `load_reward("vision_reasoner")(response, ground_truth)`."""
 
-from collections.abc import Callable
+import inspect
 from typing import Any
 
 from visurf_ray import names
-from visurf_ray.rewards.reward import Reward
+from visurf_ray.errors import UserError
+from visurf_ray.rewards.reward import Reward, RewardFunction
 
-__all__ = ["REWARDS", "Reward", "load_reward"]
+__all__ = ["REWARDS", "Reward", "RewardFunction", "load_reward"]
 
-REWARDS = {"vision_reasoner": "visurf_ray.rewards.vision_reasoner:VisionReasonerReward"}
+REWARDS = {
+    "math": "visurf_ray.rewards.math:MathReward",
+    "point_in_box": "visurf_ray.rewards.point_in_box:PointInBoxReward",
+    "vision_reasoner": "visurf_ray.rewards.vision_reasoner:VisionReasonerReward",
+    "visual_rft_classification": "visurf_ray.rewards.visual_rft_classification:VisualRftClassificationReward",
+    "visual_rft_detection": "visurf_ray.rewards.visual_rft_detection:VisualRftDetectionReward",
+    "visual_rft_grounding": "visurf_ray.rewards.visual_rft_grounding:VisualRftGroundingReward",
+}
 
 
-def load_reward(name: str, **options: Any) -> Callable[[str, str], Reward]:
+def load_reward(name: str, **options: Any) -> RewardFunction:
     """The reward of that name; `options` are its settings, as in `conf/reward/`.
 
-    Raises UserError for an unknown name, with the nearest known one.
+    Raises UserError for an unknown name or option, with the nearest known one, and for an option of another type.
     """
-    return names.load("reward", name, REWARDS)(**options)
+    reward = names.load("reward", name, REWARDS)
+    known = inspect.signature(reward).parameters
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"the reward {name!r} has no option {key!r}.{names.nearest(key, known)}")
+        kind = known[key].annotation
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"reward.options.{key}={value!r} must be a {kind.__name__}")
+    return reward(**options)

@@ -1,5 +1,6 @@
-"""What a reward function returns."""
+"""What a reward function is, and what it returns."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 
@@ -12,3 +13,7 @@ class Reward:
     @property
     def total(self) -> float:
         return sum(self.parts.values())
+
+
+# Of a response and a ground truth, both text.
+RewardFunction = Callable[[str, str], Reward]

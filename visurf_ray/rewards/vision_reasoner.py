@@ -9,6 +9,7 @@ bugs, this does the right thing:
 - The answer is the last one after the thinking, not the first anywhere.
 - An item without a point loses the point's credit alone, not the accuracy of every item.
 - Coordinates must be numbers for the format to count.
+- Every surplus item lowers the accuracy, not those among the first 120 alone.
 - The repetition check reads what stands outside the answer; a decimal point does not end a sentence there, line breaks
   and "。" do.
 """

@@ -1,0 +1,60 @@
+"""Reward for pointing at one element of a screen (the accuracy is that of JIA-Lab-research/VisionReasoner's
+evaluation_gui.py, by which ViSurf reports OmniACT).
+
+Three parts of 1 each: accuracy, answer_format, thinking_format. The answer is a JSON list of `{"bbox_2d": [x1, y1, x2,
+y2], "point_2d": [x, y]}`, one of the two is enough; the ground truth is the element's box. Accuracy: a point lies in
+the box, edges included; where no item has a point, the boxes' centres count. answer_format: one item and no more, so
+that what a shower of points gains in accuracy is lost here. Where the original has bugs, this does the right thing:
+
+- An item that lacks its point does not cost the points of the others.
+- A response without thinking loses thinking_format alone.
+"""
+
+import json
+from typing import Any
+
+from visurf_ray.rewards.reward import Reward
+from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items
+
+Point = tuple[float, float]
+
+
+class PointInBoxReward:
+    """The ground truth is `[x1, y1, x2, y2]`, or a list of one item with that as its `bbox_2d`; in pixels."""
+
+    def __call__(self, response: str, ground_truth: str) -> Reward:
+        """Score one response. Raises ValueError when the ground truth is not one box."""
+        x1, y1, x2, y2 = _parse_box(ground_truth)
+        items = [item for item in parse_items(response) or [] if isinstance(item, dict)]
+        points = [point for item in items if (point := numbers(item.get("point_2d"), 2))]
+        points = points or [_centre(box) for item in items if (box := numbers(item.get("bbox_2d"), 4))]
+        return Reward(
+            {
+                "accuracy": float(any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in points)),
+                "answer_format": float(len(parse_items(response) or []) == 1 and all(map(_well_formed, items))),
+                "thinking_format": float(has_thinking(response)),
+            }
+        )
+
+
+def _centre(box: tuple[float, ...]) -> Point:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def _well_formed(item: dict[str, Any]) -> bool:
+    """A box or a point or both, and what there is of them is well-formed."""
+    sizes = {key: size for key, size in {"bbox_2d": 4, "point_2d": 2}.items() if key in item}
+    return bool(sizes) and all(numbers(item[key], size) for key, size in sizes.items())
+
+
+def _parse_box(ground_truth: str) -> tuple[float, ...]:
+    try:
+        value = json.loads(ground_truth)
+    except ValueError as error:
+        raise ValueError(f"is not JSON ({error}): {ground_truth[:80]!r}") from error
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
+        value = value[0].get("bbox_2d")
+    box = numbers(value, 4)
+    if box is None:
+        raise ValueError(f"must be one box, [x1, y1, x2, y2] or [{{'bbox_2d': …}}], not {ground_truth[:80]!r}")
+    return box

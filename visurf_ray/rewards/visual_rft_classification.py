@@ -1,0 +1,33 @@
+"""Visual-RFT's reward for classification (arXiv 2503.01785; Liuziyu77/Visual-RFT, grpo_classification.py).
+
+Two parts of 1 each: accuracy and format. An answer is right when it holds the class's name or is a part of it; case,
+white space and underscores do not matter. Where the original has bugs, this does the right thing:
+
+- An empty answer is wrong; the original found it in every name.
+- Names are compared, nothing else: math-verify made "Cessna 172" equal to "Robin 172", and found numbers that occur in
+  the thinking alone.
+- The answer is the last one after the thinking, not the first anywhere; the thinking is not searched for the name.
+- White space around the response does not cost the format.
+"""
+
+import re
+
+from visurf_ray.rewards.answers import answer_or_rest
+from visurf_ray.rewards.reward import Reward
+from visurf_ray.tasks.boxes import has_thinking
+
+
+class VisualRftClassificationReward:
+    """The ground truth is the class's name, with or without `<answer>` tags."""
+
+    def __call__(self, response: str, ground_truth: str) -> Reward:
+        """Score one response. Raises ValueError when the ground truth is empty."""
+        given, truth = _plain(answer_or_rest(response)), _plain(answer_or_rest(ground_truth))
+        if not truth:
+            raise ValueError("is empty: it must be the name of a class")
+        right = bool(given) and (given in truth or truth in given)
+        return Reward({"accuracy": float(right), "format": float(has_thinking(response))})
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_]+", "", name).lower()
