@@ -23,8 +23,8 @@ from visurf_ray.learner.rank import RankConfig
 from visurf_ray.method import Method
 from visurf_ray.models import banned_token_ids, load_processor, resolve_model
 from visurf_ray.monitor import Monitor
-from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardPool
+from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
@@ -59,16 +59,6 @@ def connected(address: str) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-
-
-def reward_options(config: Config) -> dict[str, Any]:
-    """The settings of the reward function itself."""
-    reward = config.reward
-    return {
-        "credit_empty": reward.credit_empty,
-        "box_distance": reward.box_distance,
-        "point_distance": reward.point_distance,
-    }
 
 
 def _start_monitor(config: Config, output: Path, state: State) -> Monitor:
@@ -198,7 +188,8 @@ def train(config: Config) -> Path:
     if bool(config.learner.gpus) != bool(config.rollout.gpus):
         raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
     resolve_model(config.model.path)
-    load_reward(config.reward.name, **reward_options(config))
+    reward = RewardSpec.of(config.reward)
+    reward.load()  # what is not there is told now, and not by an actor
     task = load_task(config.task, config.seed)
     output = Path(config.output_dir).expanduser().resolve()
     resume = find_resume(config.train.resume, output / "checkpoints")
@@ -232,7 +223,7 @@ def train(config: Config) -> Path:
             methods=build_methods(config, task, processor.tokenizer),
             data=data,
             rollouts=rollouts,
-            rewards=RewardPool(config.reward, reward_options(config)),
+            rewards=RewardPool(config.reward, reward),
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,

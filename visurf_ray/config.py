@@ -134,12 +134,14 @@ class TaskConfig:
 
 @dataclass
 class RewardConfig:
-    name: str = MISSING
-    credit_empty: bool = MISSING
-    box_distance: float = MISSING
-    point_distance: float = MISSING
+    name: str | None = MISSING
+    options: dict[str, Any] = MISSING  # of the reward that is named: conf/reward/NAME.yaml has them all
+    weight: float = MISSING
+    function: str | None = MISSING
+    function_weight: float = MISSING
     workers: int = MISSING
     timeout: float = MISSING
+    on_error: str = MISSING
 
 
 @dataclass
@@ -183,8 +185,9 @@ def load_config(overrides: list[str]) -> Config:
             config = compose("config", overrides=overrides)
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             raise ConfigError(_explain(error, overrides)) from error
-        if added := sorted(set(_leaves(config)) - set(_leaves(compose("config")))):
-            raise ConfigError(_unknown_key(added[0], _leaves(compose("config"))))
+        known = _leaves(_chosen(overrides))
+        if added := sorted(set(_leaves(config)) - set(known)):
+            raise ConfigError(_unknown_key(added[0], known))
     check_values(config)
     return config  # type: ignore[return-value]  # a DictConfig of that schema
 
@@ -212,6 +215,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "method.label_term": ("ppo", "shaped", "ce"),
     "method.advantage_from": ("group", "rollouts"),
     "method.aggregation": ("sequence", "token", "constant"),
+    "reward.on_error": ("stop", "skip"),
     "monitor.wandb": ("auto", "online", "offline", "disabled"),
 }
 
@@ -246,6 +250,10 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"rollout.n={rollout.n}: a group needs two responses at least to compare")
     if not config.method.rollouts and not config.method.label:
         raise ConfigError("method.rollouts and method.label are both off: there is nothing to learn from")
+    if config.reward.name is None and config.reward.function is None:
+        raise ConfigError("reward.name and reward.function are both null: there is nothing to score responses by")
+    if not config.reward.timeout > 0:
+        raise ConfigError(f"reward.timeout={config.reward.timeout:g} must be above 0")
     if train.batch_size < learner.ranks * learner.minibatches:
         raise ConfigError(
             f"train.batch_size={train.batch_size} must be learner.ranks × learner.minibatches = "
@@ -253,16 +261,25 @@ def check_values(config: DictConfig) -> None:
         )
 
 
+def _groups() -> dict[str, list[str]]:
+    """The options of each configuration group."""
+    folders = [folder for folder in CONFIG_DIR.iterdir() if folder.is_dir()]
+    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+
+
+def _chosen(overrides: list[str]) -> DictConfig:
+    """The configuration with the options that are chosen, and no value changed: it has every key that there is."""
+    groups = _groups()
+    choices = [(override, *override.partition("=")[::2]) for override in overrides]
+    return compose("config", [override for override, key, value in choices if value in groups.get(key, [])])
+
+
 def _explain(error: Exception, overrides: list[str]) -> str:
     """The first override that is at fault, and the nearest key or option."""
     message = " ".join(line.strip() for line in str(error).splitlines() if "hydra.cc" not in line)
-    valid = compose("config")
+    valid = _chosen(overrides)
     keys = _leaves(valid)
-    groups = {
-        folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
-        for folder in CONFIG_DIR.iterdir()
-        if folder.is_dir()
-    }
+    groups = _groups()
     for override in overrides:
         try:
             OverridesParser.create().parse_override(override)

@@ -18,7 +18,7 @@ from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.method import Method
 from visurf_ray.monitor import Monitor
 from visurf_ray.monitor.samples import Sample, SampleResponse
-from visurf_ray.rewards.pool import RewardPool
+from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks.feed import DataFeed
 from visurf_ray.tasks.grounding import GroundingTask
@@ -104,8 +104,14 @@ class Driver:
                 self.rewards.submit(group)
                 finished[index] = group
         with phase("reward"):
-            self.rewards.wait()
-        return [finished[index] for index in sorted(finished)]
+            skipped = self.rewards.wait()
+        groups = [finished[index] for index in sorted(finished) if finished[index] not in skipped]
+        if skipped and len(groups) < (least := self.config.learner.ranks * self.config.learner.minibatches):
+            raise RewardError(
+                f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.ranks × learner.minibatches "
+                f"needs {least}: mend the reward, or raise train.batch_size"
+            )
+        return groups
 
     def step(self, number: int, groups: Sequence[Group]) -> Metrics:
         """One optimisation step (ViSurf, Algorithm 1)."""
@@ -122,6 +128,7 @@ class Driver:
         if every and number % every == 0:
             self.monitor.show_samples(number + 1, self.samples(groups))
         metrics |= {"train/groups": len(instructive), "train/learning_rate": learner.learning_rate}
+        metrics["reward/skipped"] = self.config.train.batch_size - len(groups)
         return metrics | _size_metrics(instructive, learning)
 
     def sync(self) -> None:

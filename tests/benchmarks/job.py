@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from visurf_ray.assembly import (
     build_methods,
     connected,
-    reward_options,
     start_data,
     start_learner,
     start_rollouts,
@@ -26,6 +25,7 @@ from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.models import load_processor
 from visurf_ray.monitor import Monitor
 from visurf_ray.rewards.pool import RewardPool
+from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.feed import DataFeed
@@ -60,7 +60,7 @@ class Job:
             methods=build_methods(config, task, self.processor.tokenizer),
             data=self.data,
             rollouts=self.rollouts,
-            rewards=RewardPool(config.reward, reward_options(config)),
+            rewards=RewardPool(config.reward, RewardSpec.of(config.reward)),
             learner=self.learner,
             checkpoints=Checkpoints(self.folder / "checkpoints", 1),
             monitor=monitor,

@@ -10,9 +10,11 @@ import ray
 from visurf_ray.groups import Example, Group, Prompt, Response, Source
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardError, RewardPool
+from visurf_ray.rewards.spec import RewardSpec
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+SPEC = RewardSpec("vision_reasoner")
 _RIGHT = '<think>t</think><answer>[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]</answer>'
 _TRUTH = '[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]'
 
@@ -37,7 +39,7 @@ def settings(config):
 
 def test_every_response_gets_its_own_reward(settings):
     groups = [make_group(str(n), _TRUTH, *([_RIGHT] * n), "nothing", "[]") for n in range(6)]
-    score(RewardPool(settings, {}), groups)
+    score(RewardPool(settings, SPEC), groups)
     reward = load_reward("vision_reasoner")
     for group in groups:
         for response in group.responses:
@@ -49,14 +51,14 @@ def test_every_response_gets_its_own_reward(settings):
 def test_a_reward_that_raises_names_the_example(settings):
     groups = [make_group("good", _TRUTH, _RIGHT), make_group("example-17", "[{", _RIGHT)]
     with pytest.raises(RewardError, match=r"'example-17' raised: .*not JSON"):
-        score(RewardPool(settings, {}), groups)
+        score(RewardPool(settings, SPEC), groups)
 
 
 def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(settings):
     """SIGSTOP is what a process that hangs looks like from outside."""
     from omegaconf import OmegaConf
 
-    pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0, "workers": 1}), {})
+    pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0, "workers": 1}), SPEC)
     score(pool, [make_group("warm", _TRUTH, _RIGHT)])
     process = ray.get(pool.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGSTOP)
@@ -69,4 +71,4 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
 
 
 def test_groups_without_responses_are_passed_by(settings):
-    score(RewardPool(settings, {}), [make_group("empty", _TRUTH)])
+    score(RewardPool(settings, SPEC), [make_group("empty", _TRUTH)])

@@ -13,6 +13,7 @@ from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method
 from visurf_ray.models import banned_token_ids, resolve_model
 from visurf_ray.rewards.pool import RewardPool
+from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
@@ -90,7 +91,7 @@ def train_step(config, processor, groups, learner) -> dict[str, float]:
     )
     for group in groups:
         method.append_label(group)
-    rewards = RewardPool(config.reward, {})
+    rewards = RewardPool(config.reward, RewardSpec("vision_reasoner"))
     for group in groups:
         rewards.submit(group)
     rewards.wait()

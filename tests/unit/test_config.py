@@ -1,5 +1,7 @@
 """The configuration: what composes, what is refused and how, and that it costs no heavy import."""
 
+import importlib
+import inspect
 import subprocess
 import sys
 from dataclasses import fields, is_dataclass
@@ -27,10 +29,15 @@ def schema_keys(schema=Config, prefix: str = "") -> set[str]:
     return found
 
 
+# What these hold is up to the option that is chosen: each reward has settings of its own.
+OPEN = {"reward.options"}
+
+
 def leaves(values: Any, prefix: str = "") -> set[str]:
     found: set[str] = set()
     for key, value in values.items():
-        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key}
+        inner = isinstance(value, dict) and prefix + key not in OPEN
+        found |= leaves(value, f"{prefix}{key}.") if inner else {prefix + key}
     return found
 
 
@@ -80,8 +87,32 @@ def test_overrides_arrive_with_their_types():
 
 def test_the_rewards_distances_follow_the_task():
     miniature, own = load_config([]), load_config(["task=grounding", *DATA])
-    assert (miniature.reward.box_distance, miniature.reward.point_distance) == (3.0, 5.0)
-    assert (own.reward.box_distance, own.reward.point_distance) == (10.0, 30.0)
+    assert miniature.reward.options == {"credit_empty": True, "box_distance": 3.0, "point_distance": 5.0}
+    assert own.reward.options == {"credit_empty": True, "box_distance": 10.0, "point_distance": 30.0}
+
+
+@pytest.mark.parametrize("name", GROUPS["reward"])
+def test_a_rewards_options_are_its_own_and_its_own_defaults(name):
+    from visurf_ray.rewards import REWARDS
+    from visurf_ray.rewards.spec import RewardSpec
+
+    module, attribute = REWARDS[name].split(":")
+    reward = getattr(importlib.import_module(module), attribute)
+    config = load_config([f"reward={name}", "task=grounding", *DATA]).reward
+    defaults = {key: parameter.default for key, parameter in inspect.signature(reward).parameters.items()}
+    assert config.name == name and dict(config.options) == defaults
+    RewardSpec.of(config).load()
+
+
+def test_every_reward_has_its_configuration():
+    from visurf_ray.rewards import REWARDS
+
+    assert GROUPS["reward"] == sorted(REWARDS)
+
+
+def test_a_rewards_options_are_set_by_name():
+    config = load_config(["reward=math", "reward.options.boxed_credit=0", "reward.function=my_module:score"])
+    assert config.reward.options == {"boxed_credit": 0} and config.reward.function == "my_module:score"
 
 
 def test_methods_differ_in_what_defines_them():
@@ -114,6 +145,10 @@ def test_methods_differ_in_what_defines_them():
         ("+rollout.nn=3", "'rollout.nn'"),
         ("++rollout.nn=3", "'rollout.nn'"),
         ("+colour=red", "'colour'"),
+        ("reward.options.credit_emty=false", "Did you mean 'reward.options.credit_empty'?"),
+        ("+reward.options.credit=false", "no configuration key 'reward.options.credit'. Did you mean 'reward."),
+        ("reward.credit_empty=false", "Did you mean 'reward.options.credit_empty'?"),
+        ("reward.functon=a:b", "Did you mean 'reward.function'?"),
     ],
 )
 def test_a_name_that_does_not_exist_is_refused_with_the_nearest(override, message):
@@ -179,6 +214,9 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("learner.zero_stage=4", "learner.zero_stage=4: it must be one of 1, 2, 3."),
         ("learner.gpus=2", "learner.gpus=2: it must be one of 0, 1."),
         ("monitor.wandb=on", "monitor.wandb=on: it must be one of auto, online, offline, disabled."),
+        ("reward.on_error=skp", "reward.on_error=skp: it must be one of stop, skip. Did you mean 'skip'?"),
+        ("reward.name=null", "reward.name and reward.function are both null"),
+        ("reward.timeout=0", "reward.timeout=0 must be above 0"),
         ("rollout.oversample=-1", "rollout.oversample=-1 must be 0 at least"),
         ("pipeline.max_staleness=-1", "pipeline.max_staleness=-1 must be 0 at least"),
         ("pipeline.max_staleness=1", "pipeline.max_staleness > 0 needs pipeline.importance_cap"),
@@ -202,6 +240,13 @@ def test_the_names_that_are_accepted_are_those_that_exist():
     assert _ONE_OF["method.label_term"] == get_args(LabelTerm)
     assert _ONE_OF["monitor.wandb"] == ("auto", *get_args(Mode))
     assert _ONE_OF["method.style"] == tuple(STYLES)
+
+
+def test_an_option_of_another_reward_is_refused():
+    with pytest.raises(ConfigError, match=r"no configuration key .reward.options.credit_empty."):
+        load_config(["reward=math", "reward.options.credit_empty=false"])
+    with pytest.raises(ConfigError, match=r"Did you mean .reward.options.boxed_credit."):
+        load_config(["reward.options.boxed_credi=0", "reward=math"])
 
 
 def test_composing_again_is_not_disturbed_by_a_refusal():

@@ -114,8 +114,9 @@ def _reward_metrics(groups: Sequence[Group]) -> Metrics:
         responses = [response for group in groups for response in group.responses if response.source is source]
         if responses:
             metrics[f"reward/{source}/total"] = _mean([response.reward for response in responses])
-            for part in responses[0].reward_parts:
-                metrics[f"reward/{source}/{part}"] = _mean([response.reward_parts[part] for response in responses])
+            for part in dict.fromkeys(part for response in responses for part in response.reward_parts):
+                earned = [response.reward_parts.get(part, 0.0) for response in responses]
+                metrics[f"reward/{source}/{part}"] = _mean(earned)
     return metrics
 
 

@@ -1,18 +1,20 @@
 """The Ray actor that scores responses."""
 
-from typing import Any
-
 import ray
 
-from visurf_ray.rewards import Reward, load_reward
+from visurf_ray.rewards.reward import Reward
+from visurf_ray.rewards.spec import RewardSpec
 
 
 @ray.remote(num_cpus=0)
 class RewardActor:
     """Scores the responses of one example at a time; whoever calls enforces the time limit by killing it."""
 
-    def __init__(self, name: str, options: dict[str, Any]) -> None:
-        self.reward = load_reward(name, **options)
+    def __init__(self, spec: RewardSpec) -> None:
+        self.reward = spec.load()
+
+    def ready(self) -> None:
+        """Returns when the reward is loaded."""
 
     def score(self, responses: list[str], ground_truth: str) -> list[Reward]:
         return [self.reward(response, ground_truth) for response in responses]

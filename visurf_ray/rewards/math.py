@@ -15,7 +15,6 @@ original's mathruler. Words are compared as words: to a parser of formulas "No" 
 
 import re
 import threading
-import unicodedata
 from dataclasses import dataclass
 
 from math_verify import parse, verify
@@ -26,6 +25,7 @@ from visurf_ray.tasks.boxes import answer_text, has_thinking
 _BOXED = "\\boxed{"
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
 _WORD = re.compile(r"[^\W\d_]{2,}")
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # "３" to "3"
 _LONGEST = 500  # characters of a formula: parsing takes seconds from here on
 _SECONDS = 5  # for each of math-verify's calls: comparing with 9^{9^9} has no end
 
@@ -78,7 +78,7 @@ def last_boxed(text: str) -> str | None:
 def equal(given: str, truth: str) -> bool:
     """Whether two formulas, numbers or words are the same."""
     given, truth = _plain(given), _plain(truth)
-    if given == truth:
+    if given.lower() == truth.lower():
         return True
     if not given or max(len(given), len(truth)) > _LONGEST or _WORD.fullmatch(truth):
         return False
@@ -88,10 +88,10 @@ def equal(given: str, truth: str) -> bool:
 
 
 def _plain(text: str) -> str:
-    """Without what changes nothing: wide digits, wrappers of text, dollars, escaped percent signs, spaces, case."""
-    text = _WRAPPER.sub(r"\1", unicodedata.normalize("NFKC", text))
+    """Without what changes nothing: wide digits, wrappers of text, dollars, escaped percent signs, spaces."""
+    text = _WRAPPER.sub(r"\1", text.translate(_WIDE))
     text = text.replace("$", "").replace("\\%", "%").replace("\\!", "").replace("\\,", "")
-    return " ".join(text.split()).strip(" .").lower()
+    return " ".join(text.split()).strip(" .")
 
 
 def _thinks(response: str) -> bool:
