@@ -24,10 +24,11 @@ def make_group(name: str, ground_truth: str, *texts: str) -> Group:
     return Group(example, [Response(Source.ROLLOUT, text, [0]) for text in texts])
 
 
-def score(pool: RewardPool, groups: list[Group]) -> None:
+def score(pool: RewardPool, groups: list[Group]) -> list[Group]:
+    """Returns the groups that were skipped."""
     for group in groups:
         pool.submit(group)
-    pool.wait()
+    return pool.wait()
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +73,55 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
 
 def test_groups_without_responses_are_passed_by(settings):
     score(RewardPool(settings, SPEC), [make_group("empty", _TRUTH)])
+
+
+_OWN = """
+import os, time
+
+def score(response, ground_truth):
+    if response == "raise":
+        raise ValueError("no")
+    if response == "exit":
+        os._exit(1)
+    if response == "hang":
+        time.sleep(600)
+    return os.getpid() if ground_truth == "pid" else len(response)
+"""
+
+
+@pytest.fixture
+def own(tmp_path):
+    (tmp_path / "own.py").write_text(_OWN)
+    return RewardSpec(None, function=f"{tmp_path}/own.py:score")
+
+
+def test_a_users_function_runs_in_the_actors(settings, own):
+    groups = [make_group("a", "pid", "x"), make_group("b", "", "four")]
+    assert score(RewardPool(settings, own), groups) == []
+    assert groups[0].responses[0].reward_parts["score"] != os.getpid()
+    assert groups[1].responses[0].reward == 4.0
+
+
+@pytest.mark.parametrize("fault", ["raise", "exit", "hang"])
+def test_with_skip_the_group_is_dropped_and_the_run_goes_on(settings, own, fault):
+    from omegaconf import OmegaConf
+
+    pool = RewardPool(OmegaConf.merge(settings, {"on_error": "skip", "timeout": 2.0, "workers": 1}), own)
+    score(pool, [make_group("warm", "", "x")])
+    groups = [make_group("good", "", "four"), make_group("bad", "", "x", fault), make_group("better", "", "fifth")]
+    assert score(pool, groups) == [groups[1]]
+    assert [groups[0].responses[0].reward, groups[2].responses[0].reward] == [4.0, 5.0]
+    assert score(pool, [make_group("next", "", "x")]) == []
+
+
+def test_a_process_that_dies_stops_the_run_by_default(settings, own):
+    with pytest.raises(RewardError, match="the reward of example 'bad' raised"):
+        score(RewardPool(settings, own), [make_group("bad", "", "exit")])
+
+
+def test_a_function_that_the_actors_do_not_find_stops_the_run(settings):
+    from omegaconf import OmegaConf
+
+    spec = RewardSpec(None, function="/nowhere/own.py:score")
+    with pytest.raises(RewardError, match=r"(?s)could not start: .*there is no file /nowhere/own\.py"):
+        score(RewardPool(OmegaConf.merge(settings, {"on_error": "skip"}), spec), [make_group("a", "", "x")])

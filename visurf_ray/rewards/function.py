@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import inspect
 import math
+import sys
 from collections.abc import Callable, Mapping
 from numbers import Real
 from pathlib import Path
@@ -47,8 +48,9 @@ def _load_file(name: str, path: Path) -> ModuleType:
     path = path.expanduser()
     if not path.is_file():
         raise UserError(f"reward.function={name}: there is no file {path.absolute()}")
-    spec: Any = importlib.util.spec_from_file_location(path.stem, path)
+    spec: Any = importlib.util.spec_from_file_location(f"visurf_ray_reward_function.{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses, for one, look for the module that they are in
     return _imported(name, lambda: spec.loader.exec_module(module) or module)
 
 

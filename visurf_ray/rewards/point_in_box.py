@@ -25,13 +25,14 @@ class PointInBoxReward:
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is not one box."""
         x1, y1, x2, y2 = _parse_box(ground_truth)
-        items = [item for item in parse_items(response) or [] if isinstance(item, dict)]
+        given = parse_items(response) or []
+        items = [item for item in given if isinstance(item, dict)]
         points = [point for item in items if (point := numbers(item.get("point_2d"), 2))]
         points = points or [_centre(box) for item in items if (box := numbers(item.get("bbox_2d"), 4))]
         return Reward(
             {
                 "accuracy": float(any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in points)),
-                "answer_format": float(len(parse_items(response) or []) == 1 and all(map(_well_formed, items))),
+                "answer_format": float(len(given) == len(items) == 1 and _well_formed(items[0])),
                 "thinking_format": float(has_thinking(response)),
             }
         )

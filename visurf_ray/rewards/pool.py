@@ -73,10 +73,10 @@ class RewardPool:
         try:
             rewards = ray.get(reference)
         except ray.exceptions.RayError as error:  # raised, or its process died
+            if getattr(error, "actor_init_failed", False):  # no example's fault: every other would fail as well
+                raise RewardError(f"a reward actor could not start: {error}") from error
             cause = getattr(error, "cause", None) or error
             failure = RewardError(f"the reward of example {group.example.id!r} raised: {cause!r}")
-            if getattr(error, "actor_init_failed", False):  # no example's fault: every other would fail as well
-                raise failure from error
             self._give_up(group, failure, error)
             return actor if isinstance(error, ray.exceptions.RayTaskError) else self._replace(actor)
         for response, reward in zip(group.responses, rewards, strict=True):

@@ -1,0 +1,168 @@
+"""A user's own reward function: found by module or file, weighted with a named reward, refused in clear words."""
+
+import sys
+
+import pytest
+
+from visurf_ray.config import load_config
+from visurf_ray.errors import UserError
+from visurf_ray.rewards import Reward
+from visurf_ray.rewards.function import absolute, load_function
+from visurf_ray.rewards.spec import RewardSpec
+
+RIGHT = '<think>t</think><answer>[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]</answer>'
+TRUTH = '[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]'
+
+CODE = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+number = 3
+
+def score(response, ground_truth):
+    return len(response) + len(ground_truth)
+
+def brevity(response, ground_truth, *, most=100):
+    return {"short": len(response) < most, "exact": np.float32(response == ground_truth)}
+
+@dataclass
+class Scorer:
+    weight: float = 1.0
+
+    def __call__(self, response, ground_truth):
+        return self.weight
+
+scorer = Scorer()
+
+def accuracy(response, ground_truth):
+    return 0.5
+
+def one(response):
+    return 1
+
+def nothing(response, ground_truth):
+    return None
+
+def text(response, ground_truth):
+    return "1"
+
+def infinite(response, ground_truth):
+    return {"a": float("inf")}
+
+async def later(response, ground_truth):
+    return 1
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "my_rewards.py"
+    path.write_text(CODE)
+    return str(path)
+
+
+@pytest.fixture
+def module(file, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_rewards"
+    sys.modules.pop("my_rewards", None)
+
+
+def test_a_function_of_a_file_and_of_a_module(file, module):
+    for place in (file, module):
+        assert load_function(f"{place}:score")("abc", "de") == Reward({"score": 5.0})
+        assert load_function(f"{place}:scorer")("abc", "de") == Reward({"scorer": 1.0})
+
+
+def test_a_dict_gives_named_parts(file):
+    assert load_function(f"{file}:brevity")("abc", "abc").parts == {"short": 1.0, "exact": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("FILE:scor", r"has no 'scor'\. Did you mean 'score'\?"),
+        ("FILE:number", "'number' is no function but a int"),
+        ("FILE:one", r"must take \(response, ground_truth\), but too many positional arguments"),
+        ("/nowhere/a.py:score", "there is no file /nowhere/a.py"),
+        ("no_such_module:score", "cannot be imported .*No module named 'no_such_module'"),
+        ("math.nothing:score", "cannot be imported .*No module named 'math.nothing'"),
+        ("math", "must be module:function or path/to/file.py:function"),
+        (":score", "must be module:function or path/to/file.py:function"),
+        ("math:", "must be module:function or path/to/file.py:function"),
+        ("FILE", "must be module:function or path/to/file.py:function"),
+    ],
+)
+def test_what_cannot_be_used_is_refused_and_names_the_key(file, name, message):
+    with pytest.raises(UserError, match=f"reward.function=.*{message}"):
+        load_function(name.replace("FILE", file))
+
+
+def test_a_file_that_breaks_is_refused(tmp_path):
+    (tmp_path / "broken.py").write_text("def score(:")
+    (tmp_path / "fails.py").write_text("1 / 0")
+    with pytest.raises(UserError, match=r"broken.py:score cannot be imported \(SyntaxError"):
+        load_function(f"{tmp_path}/broken.py:score")
+    with pytest.raises(UserError, match=r"fails.py:score cannot be imported \(ZeroDivisionError"):
+        load_function(f"{tmp_path}/fails.py:score")
+
+
+@pytest.mark.filterwarnings("ignore:coroutine")
+@pytest.mark.parametrize("name", ["nothing", "text", "infinite", "later"])
+def test_what_is_no_reward_is_refused(file, name):
+    with pytest.raises(UserError, match=f"reward.function=.*:{name} must return a finite number or a dict"):
+        load_function(f"{file}:{name}")("a", "b")
+
+
+def test_a_files_name_is_made_absolute_for_processes_that_stand_elsewhere(file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute("my_rewards.py:score") == f"{file}:score"
+    assert absolute("my_rewards:score") == "my_rewards:score"
+
+
+# With a named reward
+
+
+def spec(*overrides: str) -> RewardSpec:
+    return RewardSpec.of(load_config(list(overrides)).reward)
+
+
+def test_parts_are_weighted_and_added(file):
+    reward = spec(f"reward.function='{file}:score'", "reward.weight=0.5", "reward.function_weight=-2").load()
+    earned = reward(RIGHT, TRUTH)
+    assert earned.parts == {
+        "thinking_format": 0.5,
+        "answer_format": 1.0,
+        "accuracy": 1.5,
+        "non_repeat": 0.5,
+        "score": -2.0 * (len(RIGHT) + len(TRUTH)),
+    }
+    assert earned.total == sum(earned.parts.values())
+
+
+def test_the_function_alone(file):
+    assert spec(f"reward.function='{file}:score'", "reward.name=null").load()("a", "b").parts == {"score": 2.0}
+
+
+def test_the_named_reward_alone_with_its_options():
+    reward = spec("reward=math", "reward.options.boxed_credit=0").load()
+    assert reward("\\boxed{3}", "2").parts == {"accuracy": 0.0, "thinking_format": 0.0}
+
+
+def test_a_part_of_both_is_refused(file):
+    with pytest.raises(UserError, match=r"has a part 'accuracy', as reward\.name=vision_reasoner has: give it another"):
+        spec(f"reward.function='{file}:accuracy'").load()(RIGHT, TRUTH)
+
+
+def test_options_of_another_kind_are_refused():
+    with pytest.raises(UserError, match=r"reward\.options\.credit_empty='perhaps' must be a bool"):
+        spec("reward.options.credit_empty=perhaps").load()
+    with pytest.raises(UserError, match=r"reward\.options\.boxed_credit=None must be a float"):
+        spec("reward=math", "reward.options.boxed_credit=null").load()
+    with pytest.raises(
+        UserError, match=r"the reward 'math' has no option 'boxed_credi'\. Did you mean 'boxed_credit'\?"
+    ):
+        RewardSpec("math", {"boxed_credi": 1.0}).load()
