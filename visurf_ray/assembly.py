@@ -271,6 +271,7 @@ def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callab
             OmegaConf.merge(config.method, changes),  # type: ignore[arg-type]  # a DictConfig of that schema
             render=task.render,
             encode=encode,
+            styles=task.styles,
             longest=config.rollout.max_tokens,
             importance_cap=config.pipeline.importance_cap,
         )

@@ -96,6 +96,7 @@ class MethodConfig:
     eliminate: bool = MISSING
     smooth: bool = MISSING
     style: str = MISSING
+    style_every: int = MISSING
     label_gate: bool = MISSING
     advantage_from: str = MISSING
     advantage_std: bool = MISSING
@@ -201,6 +202,7 @@ _AT_LEAST_ONE = (
     "learner.max_tokens_per_micro_batch",
     "learner.logprob_chunk",
     "reward.workers",
+    "method.style_every",
 )
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "rollout.dtype": ("float32", "bfloat16"),
@@ -208,7 +210,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "learner.packing": ("split", "dense"),
     "learner.zero_stage": (1, 2, 3),
     "learner.gpus": (0, 1),  # more GPUs are more learner.ranks
-    "method.style": ("spaced", "compact"),
+    "method.style": ("spaced", "compact", "auto"),
     "method.label_term": ("ppo", "shaped", "ce"),
     "method.advantage_from": ("group", "rollouts"),
     "method.aggregation": ("sequence", "token", "constant"),

@@ -49,6 +49,7 @@ class Driver:
         self.learner = learner
         self.checkpoints = checkpoints
         self.monitor = monitor
+        self.alignment: Metrics = {}  # what the policy said of the labels' styles when it was last asked
         self.engines = Lock()  # held while they sample, or take weights
         self.held_out: list[Example] = data.held_out(config.eval.examples)
 
@@ -96,6 +97,10 @@ class Driver:
             size = self.config.train.batch_size
             examples = self.data.train_batch(number, size + self.config.rollout.oversample)
         method = self.methods(number)
+        if method.aligns(number):
+            with phase("align"):
+                logprobs = self.learner.mean_logprobs(method.in_each_style(examples[:size]))
+            self.alignment = method.align(logprobs)
         finished: dict[int, Group] = {}
         with phase("sample"), self.engines:  # rewards are computed as rollouts finish
             empty = ((index, Group(example, [])) for index, example in enumerate(examples[:size]))
@@ -110,7 +115,7 @@ class Driver:
     def step(self, number: int, groups: Sequence[Group]) -> Metrics:
         """One optimisation step (ViSurf, Algorithm 1)."""
         method, learner = self.methods(number), self.config.learner
-        metrics = method.assign_advantages(groups)
+        metrics = method.assign_advantages(groups) | self.alignment
         instructive = method.instructive(groups, at_least=learner.ranks * learner.minibatches)
         begin = time.monotonic()
         with self.monitor.phase("learn"):

@@ -52,8 +52,8 @@ async def generate(actor: Any, examples: Sequence[Example], sampling: Sampling) 
 
 def learn(actor: Any, groups: Sequence[Group], weights: Sequence[list[float]]) -> float:
     """Seconds of the model alone; runs in the learner actor."""
-    rank = actor.rank
-    parts = rank._pack(list(zip(groups, weights, strict=True)), ray.get)
+    rank, shard = actor.rank, list(zip(groups, weights, strict=True))
+    parts = rank._pack(shard, rank._rows(shard), ray.get)
     begin = time.perf_counter()
     for packed in parts:
         logprobs, _ = rank.engine(packed)

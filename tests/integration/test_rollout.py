@@ -87,6 +87,7 @@ def train_step(config, processor, groups, learner) -> dict[str, float]:
         config.method,
         render=task.render,
         encode=lambda text: [*tokenizer(text).input_ids, tokenizer.eos_token_id],
+        styles=task.styles,
     )
     for group in groups:
         method.append_label(group)

@@ -97,12 +97,14 @@ def test_a_run_is_resumed_where_it_was(finished, tmp_path):
 def test_sampling_ahead_learns_from_older_weights_and_says_so(tmp_path):
     """The first batch is of the policy that learns from it, the later ones are one step older."""
     settings = ["pipeline=one_step_off", "rollout.oversample=2", "learner.learning_rate=1e-3", "train.steps=4"]
+    settings += ["method.style=auto"]
     done = run("train", *_SMALL, *settings, "eval.every=2", "train.checkpoint_every=0", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [row for row in rows(tmp_path) if "train/loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     differences = [row["train/rollout_logprob_diff_max"] for row in steps]
     assert differences[0] < 1e-4 and min(differences[1:]) > 1e-3
+    assert all(row["align/logprob/spaced"] > row["align/logprob/compact"] for row in steps), "as the base model writes"
     assert [row["step"] for row in rows(tmp_path) if "eval/n_acc" in row] == [0, 2, 4]
 
 

@@ -167,7 +167,7 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("rollout.temperature=2.5", "rollout.temperature=2.5 must be above 0 and not above 2"),
         ("rollout.n=0", "rollout.n=0: a group needs two responses"),
         ("train.batch_size=1 learner.ranks=2", "train.batch_size=1 must be learner.ranks × learner.minibatches = 2"),
-        ("method.style=spacd", "method.style=spacd: it must be one of spaced, compact. Did you mean 'spaced'?"),
+        ("method.style=spacd", "method.style=spacd: it must be one of spaced, compact, auto. Did you mean 'spaced'?"),
         ("method.aggregation=tokens", "Did you mean 'token'?"),
         ("method.advantage_from=x", "method.advantage_from=x: it must be one of group, rollouts."),
         ("method.dual_clip=0.9", "method.dual_clip=0.9 must be above 1"),
@@ -201,7 +201,7 @@ def test_the_names_that_are_accepted_are_those_that_exist():
     assert _ONE_OF["method.aggregation"] == get_args(Aggregation)
     assert _ONE_OF["method.label_term"] == get_args(LabelTerm)
     assert _ONE_OF["monitor.wandb"] == ("auto", *get_args(Mode))
-    assert _ONE_OF["method.style"] == tuple(STYLES)
+    assert _ONE_OF["method.style"] == (*STYLES, "auto")
 
 
 def test_composing_again_is_not_disturbed_by_a_refusal():

@@ -52,6 +52,22 @@ class LearnerGroup:
         results = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])
         return summarise(results)
 
+    def mean_logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
+        """The mean log-prob (nats) of a token of each response of each group, under the policy as it is."""
+        shards = balance([cost(group) for group in groups], len(self.actors))
+        found = ray.get(
+            [
+                actor.mean_logprobs.remote([groups[index] for index in chosen])
+                for actor, chosen in zip(self.actors, shards, strict=True)
+            ]
+        )
+        by_index = {
+            index: values
+            for chosen, of_rank in zip(shards, found, strict=True)
+            for index, values in zip(chosen, of_rank, strict=True)
+        }
+        return [by_index[index] for index in range(len(groups))]
+
     def save(self, folder: Path) -> None:
         self._call("save", folder)
 
