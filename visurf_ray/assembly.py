@@ -277,9 +277,9 @@ def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callab
         )
 
     last = build({})
-    first = build({"rollouts": False, "label": True, "label_term": "ce"})
-    first_steps = round(config.method.sft_share * config.train.steps)
-    return lambda step: first if step < first_steps else last
+    sft = {"rollouts": False, "label": True, "label_term": "ce", "label_coef": 1.0, "label_decay": None}
+    first = build(sft)
+    return lambda step: first if step < config.method.sft_steps else last
 
 
 def evaluate(config: Config, checkpoint: str) -> Metrics:

@@ -71,7 +71,7 @@ def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]
         bare_sampling = ray.get(job.rollouts.actors[0].__ray_call__.remote(generate, examples, job.rollouts.sampling))
         job.data.train_batch(number - 1, size)  # the next batch is read ahead in the step, as always
         begin = time.perf_counter()
-        groups = driver.collect(number)
+        groups, _ = driver.collect(number)
         driver.step(number, groups)
         seconds = time.perf_counter() - begin
         bare_learning = ray.get(

@@ -54,7 +54,7 @@ def main() -> None:
             steps = []
             for number in range(repeats):
                 begin = time.perf_counter()
-                driver.step(number, driver.collect(number))
+                driver.step(number, driver.collect(number)[0])
                 steps.append(time.perf_counter() - begin)
     copy, step = min(copies), statistics.median(steps[1:])
     gibibytes = parameters * 4 / 2**30

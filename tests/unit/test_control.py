@@ -25,6 +25,8 @@ def make_method() -> Callable[..., Method]:
             render=lambda example, style: f"<answer>{style} {example.ground_truth}</answer>",
             encode=lambda text: [*text.encode(), 0],
             styles=["spaced", "compact"],
+            longest=1,
+            importance_cap=None,
         )
 
     return make

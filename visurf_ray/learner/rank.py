@@ -170,8 +170,9 @@ class Rank:
         for index, packed in enumerate(parts):
             logprobs, entropy = self.engine(packed)
             old_logprobs = old[index] if old else logprobs.detach()
+            sampled = bool((~packed.is_label_T).any())
             with torch.no_grad():
-                reference = self.reference(packed)[0] if self.reference else None
+                reference = self.reference(packed)[0] if self.reference and loss.kl_coef and sampled else None
             losses = token_losses(
                 logprobs,
                 old_logprobs,

@@ -27,8 +27,8 @@ class Method:
         render: Callable[[Example, str], str],
         encode: Callable[[str], list[int]],
         styles: Sequence[str],
-        longest: int = 1,
-        importance_cap: float | None = None,
+        longest: int,
+        importance_cap: float | None,
     ) -> None:
         """render: an example's ground truth as a response, in one of the named `styles`. encode: a response's token
         ids, ending as a rollout ends. longest: tokens of a response at most. importance_cap: see LossConfig.
@@ -46,17 +46,24 @@ class Method:
         """Whether groups hold rollouts."""
         return self.config.rollouts
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it learns from some of the groups alone; see `instructive`."""
+        return self.config.dynamic_sampling and self.config.label_term != "ce"
+
     def loss(self, step: int) -> LossConfig:
         """What the learner needs to know at a step; steps count from 0."""
-        config: Any = self.config
+        config = self.config
+        aggregation: Any = config.aggregation  # check_values knows these names
+        label_term: Any = config.label_term
         decay = 1.0 if config.label_decay is None else max(0.0, 1.0 - step / config.label_decay)
         return LossConfig(
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip,
-            aggregation=config.aggregation,
+            aggregation=aggregation,
             longest=self.longest,
-            label_term=config.label_term,
+            label_term=label_term,
             label_scale=config.label_coef * decay,
             shaping=config.shaping,
             entropy_coef=config.entropy_coef,
@@ -102,7 +109,7 @@ class Method:
         Groups without an advantage are kept as well where there would be less than `at_least`. Call it after
         `assign_advantages`. Labels that are learnt by cross-entropy always teach.
         """
-        if not self.config.dynamic_sampling or self.config.label_term == "ce":
+        if not self.chooses:
             return list(groups)
         kept = [group for group in groups if any(response.advantage for response in group.responses)]
         others = [group for group in groups if group not in kept]
