@@ -262,14 +262,15 @@ def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callab
             OmegaConf.merge(config.method, changes),  # type: ignore[arg-type]  # a DictConfig of that schema
             render=task.render,
             encode=encode,
+            styles=task.styles,
             longest=config.rollout.max_tokens,
             importance_cap=config.pipeline.importance_cap,
         )
 
     last = build({})
-    first = build({"rollouts": False, "label": True, "label_term": "ce"})
-    first_steps = round(config.method.sft_share * config.train.steps)
-    return lambda step: first if step < first_steps else last
+    sft = {"rollouts": False, "label": True, "label_term": "ce", "label_coef": 1.0, "label_decay": None}
+    first = build(sft)
+    return lambda step: first if step < config.method.sft_steps else last
 
 
 def evaluate(config: Config, checkpoint: str) -> Metrics:

@@ -96,6 +96,7 @@ class MethodConfig:
     eliminate: bool = MISSING
     smooth: bool = MISSING
     style: str = MISSING
+    style_every: int = MISSING
     label_gate: bool = MISSING
     advantage_from: str = MISSING
     advantage_std: bool = MISSING
@@ -112,7 +113,7 @@ class MethodConfig:
     entropy_coef: float = MISSING
     kl_coef: float = MISSING
     dynamic_sampling: bool = MISSING
-    sft_share: float = MISSING
+    sft_steps: int = MISSING
 
 
 @dataclass
@@ -204,6 +205,7 @@ _AT_LEAST_ONE = (
     "learner.max_tokens_per_micro_batch",
     "learner.logprob_chunk",
     "reward.workers",
+    "method.style_every",
 )
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "rollout.dtype": ("float32", "bfloat16"),
@@ -211,8 +213,9 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "learner.packing": ("split", "dense"),
     "learner.zero_stage": (1, 2, 3),
     "learner.gpus": (0, 1),  # more GPUs are more learner.ranks
-    "method.style": ("spaced", "compact"),
+    "method.style": ("spaced", "compact", "auto"),
     "method.label_term": ("ppo", "shaped", "ce"),
+    "method.advantage_ddof": (0, 1),
     "method.advantage_from": ("group", "rollouts"),
     "method.aggregation": ("sequence", "token", "constant"),
     "reward.on_error": ("stop", "skip"),
@@ -230,16 +233,14 @@ def check_values(config: DictConfig) -> None:
         if (value := OmegaConf.select(config, key)) not in values:
             names = [str(known) for known in values]
             raise ConfigError(f"{key}={value}: it must be one of {', '.join(names)}.{nearest(str(value), names)}")
-    for key in ("rollout.oversample", "pipeline.max_staleness"):
+    for key in ("rollout.oversample", "pipeline.max_staleness", "method.sft_steps", "method.kl_coef"):
         if (value := OmegaConf.select(config, key)) < 0:
-            raise ConfigError(f"{key}={value} must be 0 at least")
+            raise ConfigError(f"{key}={value:g} must be 0 at least")
     if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
         raise ConfigError("pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted")
     method = config.method
     if method.dual_clip is not None and not method.dual_clip > 1:
         raise ConfigError(f"method.dual_clip={method.dual_clip:g} must be above 1, or null")
-    if not 0 <= method.sft_share <= 1:
-        raise ConfigError(f"method.sft_share={method.sft_share:g} must be between 0 and 1")
     if not method.shaping > 0:
         raise ConfigError(f"method.shaping={method.shaping:g} must be above 0")
     if method.label_decay is not None and method.label_decay < 1:
@@ -254,6 +255,11 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError("reward.name and reward.function are both null: there is nothing to score responses by")
     if not config.reward.timeout > 0:
         raise ConfigError(f"reward.timeout={config.reward.timeout:g} must be above 0")
+    if not config.method.rollouts and config.method.label_term != "ce":
+        raise ConfigError(f"method.label_term={method.label_term} compares: without method.rollouts it must be ce")
+    cap = config.pipeline.importance_cap
+    if cap is not None and not cap > 0:
+        raise ConfigError(f"pipeline.importance_cap={cap:g} must be above 0, or null")
     if train.batch_size < learner.ranks * learner.minibatches:
         raise ConfigError(
             f"train.batch_size={train.batch_size} must be learner.ranks × learner.minibatches = "

@@ -58,8 +58,8 @@ class Driver:
         self.sync()
         before = state.before or self.evaluate(state.step)
         begin = time.monotonic()
-        for step, groups in self.batches(state.step, train.steps):
-            self.monitor.log(step + 1, self.step(step, groups))
+        for step, groups, metrics in self.batches(state.step, train.steps):
+            self.monitor.log(step + 1, metrics | self.step(step, groups))
             state = replace(state, step=step + 1, run_id=self.monitor.run_id, before=before)
             last = state.step == train.steps
             if every and state.step % every == 0 and not last:
@@ -72,34 +72,40 @@ class Driver:
         seconds = state.train_seconds + time.monotonic() - begin
         return {"before": before, "after": self.evaluate(train.steps), "train_seconds": round(seconds, 1)}
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[int, list[Group]]]:
-        """Each step's groups, sampled up to `pipeline.max_staleness` steps ahead of the learning."""
+    def batches(self, first: int, last: int) -> Iterator[tuple[int, list[Group], Metrics]]:
+        """Each step's number and what `collect` returns, up to `pipeline.max_staleness` steps ahead of the learning."""
         staleness = self.config.pipeline.max_staleness
         if not staleness:
-            yield from ((number, self.collect(number, self.monitor.phase)) for number in range(first, last))
+            yield from ((number, *self.collect(number, self.monitor.phase)) for number in range(first, last))
             return
         sampler = ThreadPoolExecutor(1, "sampler")
-        ahead: deque[Future[list[Group]]] = deque()
+        ahead: deque[Future[tuple[list[Group], Metrics]]] = deque()
         try:
             for number in range(first, last):
                 while len(ahead) <= staleness and number + len(ahead) < last:
                     ahead.append(sampler.submit(self.collect, number + len(ahead)))
                 with self.monitor.phase("wait"):
-                    groups = ahead.popleft().result()
-                yield number, groups
+                    groups, metrics = ahead.popleft().result()
+                yield number, groups, metrics
         finally:
-            sampler.shutdown(wait=False, cancel_futures=True)
+            sampler.shutdown(cancel_futures=True)  # a batch that is being sampled needs its actors to the end
 
-    def collect(self, number: int, phase: Callable[[str], AbstractContextManager] = nullcontext) -> list[Group]:
-        """A step's examples, each with its rollouts and its label, all of them scored."""
+    def collect(
+        self, number: int, phase: Callable[[str], AbstractContextManager] = nullcontext
+    ) -> tuple[list[Group], Metrics]:
+        """A step's examples, each with its rollouts and its label, all of them scored; and how labels were aligned."""
+        method, size = self.methods(number), self.config.train.batch_size
         with phase("data"):
-            size = self.config.train.batch_size
-            examples = self.data.train_batch(number, size + self.config.rollout.oversample)
-        method = self.methods(number)
+            examples = self.data.train_batch(number, size + (self.config.rollout.oversample if method.samples else 0))
+        metrics: Metrics = {}
+        if method.aligns(number):
+            with phase("align"):
+                metrics = method.align(self.learner.mean_logprobs(method.in_each_style(examples[:size])))
         finished: dict[int, Group] = {}
         with phase("sample"), self.engines:  # rewards are computed as rollouts finish
-            empty = ((index, Group(example, [])) for index, example in enumerate(examples[:size]))
-            for index, group in self.rollouts.sample(examples, size) if method.samples else empty:
+            wanted = len(examples) if method.chooses else size
+            empty = ((index, Group(example, [])) for index, example in enumerate(examples))
+            for index, group in self.rollouts.sample(examples, wanted) if method.samples else empty:
                 method.append_label(group)
                 self.rewards.submit(group)
                 finished[index] = group
@@ -111,30 +117,34 @@ class Driver:
                 f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.ranks × learner.minibatches "
                 f"needs {least}: mend the reward, or raise train.batch_size"
             )
-        return groups
+        return groups, metrics | {"reward/skipped": len(skipped)}
 
     def step(self, number: int, groups: Sequence[Group]) -> Metrics:
         """One optimisation step (ViSurf, Algorithm 1)."""
         method, learner = self.methods(number), self.config.learner
         metrics = method.assign_advantages(groups)
-        instructive = method.instructive(groups, at_least=learner.ranks * learner.minibatches)
+        least, most = learner.ranks * learner.minibatches, self.config.train.batch_size
+        instructive = method.instructive(groups, at_least=least)[:most]
         begin = time.monotonic()
         with self.monitor.phase("learn"):
             metrics |= self.learner.update(instructive, method.loss(number))
         learning = time.monotonic() - begin
-        with self.monitor.phase("sync"):
-            self.sync()
+        self.sync()
         every = self.config.monitor.samples_every
         if every and number % every == 0:
             self.monitor.show_samples(number + 1, self.samples(groups))
         metrics |= {"train/groups": len(instructive), "train/learning_rate": learner.learning_rate}
-        metrics["reward/skipped"] = self.config.train.batch_size - len(groups)
         return metrics | _size_metrics(instructive, learning)
 
     def sync(self) -> None:
         """Give the rollout workers the learner's weights, between batches."""
-        with self.engines:
-            self.learner.send_weights()
+        with self.monitor.phase("wait"):
+            self.engines.acquire()
+        try:
+            with self.monitor.phase("sync"):
+                self.learner.send_weights()
+        finally:
+            self.engines.release()
 
     def evaluate(self, step: int) -> Metrics:
         """Greedy answers on the held-out split, scored by the task."""

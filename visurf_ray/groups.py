@@ -36,12 +36,13 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Example:
-    """One image, one question, one structured ground truth `g` (JSON text)."""
+    """One image, one question, one structured ground truth `g` (JSON text), and reasoning where the data carry it."""
 
     id: str
     question: str
     ground_truth: str
     prompt: Prompt
+    thinking: str | None = None
 
 
 @dataclass(eq=False)

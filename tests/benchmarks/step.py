@@ -50,10 +50,25 @@ async def generate(actor: Any, examples: Sequence[Example], sampling: Sampling) 
     return seconds
 
 
+def generate_in(actor: Any, examples: Sequence[Example], sampling: Sampling) -> float:
+    """Have a rollout actor run `generate`; a coroutine cannot be the result of a call to an actor."""
+
+    def begin(actor: Any) -> None:
+        actor.benchmark = asyncio.get_running_loop().create_task(generate(actor, examples, sampling))
+
+    def seconds(actor: Any) -> float | None:
+        return actor.benchmark.result() if actor.benchmark.done() else None
+
+    ray.get(actor.__ray_call__.remote(begin))
+    while (found := ray.get(actor.__ray_call__.remote(seconds))) is None:
+        time.sleep(0.2)
+    return found
+
+
 def learn(actor: Any, groups: Sequence[Group], weights: Sequence[list[float]]) -> float:
     """Seconds of the model alone; runs in the learner actor."""
-    rank = actor.rank
-    parts = rank._pack(list(zip(groups, weights, strict=True)), ray.get)
+    rank, shard = actor.rank, list(zip(groups, weights, strict=True))
+    parts = rank._pack(shard, rank._rows(shard), ray.get)
     begin = time.perf_counter()
     for packed in parts:
         logprobs, _ = rank.engine(packed)
@@ -68,10 +83,10 @@ def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]
     whole, sampling, learning = [], [], []
     for number in range(1, steps + 2):
         examples = job.data.train_batch(number, size)
-        bare_sampling = ray.get(job.rollouts.actors[0].__ray_call__.remote(generate, examples, job.rollouts.sampling))
+        bare_sampling = generate_in(job.rollouts.actors[0], examples, job.rollouts.sampling)
         job.data.train_batch(number - 1, size)  # the next batch is read ahead in the step, as always
         begin = time.perf_counter()
-        groups = driver.collect(number)
+        groups, _ = driver.collect(number)
         driver.step(number, groups)
         seconds = time.perf_counter() - begin
         bare_learning = ray.get(

@@ -21,7 +21,7 @@ from visurf_ray.driver import Driver
 def take_step(driver: Driver, number: int) -> float:
     """Seconds of one step."""
     begin = time.perf_counter()
-    driver.step(number, driver.collect(number))
+    driver.step(number, driver.collect(number)[0])
     return time.perf_counter() - begin
 
 

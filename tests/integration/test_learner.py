@@ -135,6 +135,19 @@ def test_partition_changes_neither_loss_nor_weights(
     assert distance(exported(learner, tmp_path), weights) < 1e-5
 
 
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_mean_logprobs_are_those_of_each_response(make_learner, batches, config, processor, loader, ranks):
+    model = load_model(
+        resolve_model(config.model.path), dtype=torch.float32, packing="split", gradient_checkpointing=False
+    )
+    policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
+    found = make_learner(ranks, max_tokens_per_micro_batch=300).mean_logprobs(batches[0])
+    for group, means in zip(make_groups(loader, 6, seed=0), found, strict=True):
+        logprobs, _ = policy(packed_groups(model, [group]))
+        parts = logprobs.split([len(response.token_ids) for response in group.responses])
+        assert means == pytest.approx([part.mean().item() for part in parts], abs=1e-5)
+
+
 def test_several_minibatches_have_ratios_and_clipping(make_learner, batches):
     learner = make_learner(minibatches=3, learning_rate=5e-3)
     metrics = learner.update(batches[0], LossConfig(clip_low=0.01, clip_high=0.01))

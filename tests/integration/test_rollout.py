@@ -88,6 +88,9 @@ def train_step(config, processor, groups, learner) -> dict[str, float]:
         config.method,
         render=task.render,
         encode=lambda text: [*tokenizer(text).input_ids, tokenizer.eos_token_id],
+        styles=task.styles,
+        longest=60,
+        importance_cap=None,
     )
     for group in groups:
         method.append_label(group)
@@ -128,6 +131,13 @@ def test_sampler_and_learner_agree_and_still_do_after_an_update(
 
 def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(pool, examples, model):
     sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, address="", port=0)
+    generated = pool._generate(examples, pool.sampling)
+    next(generated)
+    running = list(generated.gi_frame.f_locals["running"])
+    generated.close()
+    for reference in running:
+        with pytest.raises(ray.exceptions.TaskCancelledError):
+            ray.get(reference)
     finished = dict(pool.sample(examples, 3))
     assert len(finished) == 3 < len(examples)
     assert all(group.example is examples[index] and len(group.rollouts) == 4 for index, group in finished.items())

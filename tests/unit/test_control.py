@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,9 @@ def make_method() -> Callable[..., Method]:
             composed(*overrides).method,
             render=lambda example, style: f"<answer>{style} {example.ground_truth}</answer>",
             encode=lambda text: [*text.encode(), 0],
+            styles=["spaced", "compact"],
+            longest=1,
+            importance_cap=None,
         )
 
     return make
@@ -63,6 +67,23 @@ def test_the_label_is_rendered_in_the_configured_style(make_method):
     for one in groups:
         make_method("method=visurf", "method.style=compact").append_label(one)
     assert groups[0].responses[0].text == "<answer>compact []</answer>"
+
+
+def test_the_policy_chooses_the_labels_style_again_and_again(make_method):
+    method = make_method("method.style=auto", "method.style_every=5")
+    assert [step for step in range(11) if method.aligns(step)] == list(range(11)), "it has not chosen yet"
+    asked = method.in_each_style([example(), example()])
+    assert [r.text for one in asked for r in one.responses] == [
+        "<answer>spaced []</answer>",
+        "<answer>compact []</answer>",
+    ] * 2
+    metrics = method.align([[-2.0, -0.5], [-1.0, -1.5]])
+    assert metrics == {"align/logprob/spaced": -1.5, "align/logprob/compact": -1.0, "align/margin": 0.5}
+    assert [step for step in range(11) if method.aligns(step)] == [0, 5, 10]
+    one = Group(example(), [])
+    method.append_label(one)
+    assert one.responses[0].text == "<answer>compact []</answer>"
+    assert not make_method("method=rlvr", "method.style=auto").aligns(0)
 
 
 def test_rlvr_appends_no_label_and_rollouts_are_compared_alone(make_method):
@@ -114,6 +135,13 @@ def test_eliminate_leaves_rollouts_alone_and_can_be_switched_off(make_method):
     make_method("method=visurf").assign_advantages([one])
     assert [r.reward for r in one.responses] == [1.0, 2.0, 6.0]
     assert [r.reward_parts["thinking_format"] for r in one.responses] == [1.0, 1.0, 0.0]
+
+
+def test_a_label_whose_data_carry_reasoning_keeps_what_it_earns(make_method):
+    one = group([1.0, 2.0], 7.0, thinking=1.0)
+    one.example = replace(one.example, thinking="It is here.")
+    make_method("method=visurf").assign_advantages([one])
+    assert [r.reward for r in one.responses] == [1.0, 2.0, 7.0]
 
 
 def test_elimination_decides_whether_the_label_is_needed(make_method):

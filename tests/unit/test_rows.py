@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.unit.conftest import TRUTH, encoded, picture
 from visurf_ray.errors import UserError
+from visurf_ray.groups import Example, Prompt
 from visurf_ray.tasks.grounding import GroundingTask
 from visurf_ray.tasks.rows import DataError, read_rows
 
@@ -28,6 +29,16 @@ def test_six_columns_of_parquet_with_embedded_images(write_parquet):
     assert second.where == f"{source}, row 1 (id x)"
     assert first.open_image().size == (100, 60)
     assert first.load_image().tobytes() == picture().tobytes()
+
+
+def test_reasoning_is_read_where_it_is_given_and_comes_before_the_labels_answer(write_jsonl, make_task):
+    source = write_jsonl({"thinking": "It barks."}, {"thinking": None})
+    first, second = read_rows(source)
+    assert (first.thinking, second.thinking) == ("It barks.", None)
+    task = make_task(source)
+    prompt = Prompt([], [], None, None)
+    label = task.render(Example("a", "the dog", "[]", prompt, first.thinking), "spaced")
+    assert label == "<think>It barks.</think><answer>[]</answer>"
 
 
 def test_relative_paths_start_from_the_files_own_folder_or_image_root(write_jsonl, data_folder):

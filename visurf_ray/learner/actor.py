@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from visurf_ray.groups import Metrics
+from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.rank import Rank, RankConfig, Shard
 from visurf_ray.method import LossConfig
 from visurf_ray.weights.sender import WeightSender
@@ -42,6 +42,9 @@ class LearnerActor:
 
     def update(self, minibatches: list[Shard], loss: LossConfig) -> list[Metrics]:
         return self.rank.update(minibatches, loss, ray.get)
+
+    def mean_logprobs(self, groups: list[Group]) -> list[list[float]]:
+        return self.rank.mean_logprobs(groups, ray.get)
 
     def save(self, folder: Path) -> None:
         self.rank.save(folder)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import ray
@@ -23,6 +24,7 @@ class LearnerGroup:
         """actors: one for each rank. cores: the CPU cores of each; none leaves them as they are."""
         self.actors = list(actors)
         self.minibatches = minibatches
+        self._turn = Lock()  # ranks must hear of all calls in one order, from whatever thread: they run in lockstep
         address, port = ray.get(self.actors[0].address.remote())
         ray.get(
             [
@@ -49,8 +51,26 @@ class LearnerGroup:
             weights = token_weights(part, loss)
             for rank, chosen in enumerate(balance([cost(group) for group in part], len(self.actors))):
                 shards[rank].append([(part[index], weights[index]) for index in chosen])
-        results = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])
+        with self._turn:
+            results = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])
         return summarise(results)
+
+    def mean_logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
+        """The mean log-prob (nats) of a token of each response of each group, under the policy as it is."""
+        shards = balance([cost(group) for group in groups], len(self.actors))
+        with self._turn:
+            found = ray.get(
+                [
+                    actor.mean_logprobs.remote([groups[index] for index in chosen])
+                    for actor, chosen in zip(self.actors, shards, strict=True)
+                ]
+            )
+        by_index = {
+            index: values
+            for chosen, of_rank in zip(shards, found, strict=True)
+            for index, values in zip(chosen, of_rank, strict=True)
+        }
+        return [by_index[index] for index in range(len(groups))]
 
     def save(self, folder: Path) -> None:
         self._call("save", folder)
@@ -63,7 +83,8 @@ class LearnerGroup:
         self._call("export", folder)
 
     def _call(self, name: str, *arguments: Any) -> None:
-        ray.get([getattr(actor, name).remote(*arguments) for actor in self.actors])
+        with self._turn:
+            ray.get([getattr(actor, name).remote(*arguments) for actor in self.actors])
 
 
 def split_evenly(groups: Sequence[Group], parts: int) -> list[list[Group]]:

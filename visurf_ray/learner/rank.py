@@ -119,13 +119,30 @@ class Rank:
         fetch: turns `prompt.features` into tensors (in a cluster, `ray.get`). With several minibatches the log-probs of
         the old policy are computed once, before the first step; with one, they are those of the same forward pass.
         """
-        packed = [self._pack(shard, fetch) for shard in minibatches]
+        packed = [self._pack(shard, self._rows(shard), fetch) for shard in minibatches]
         old = [[self._logprobs(part) for part in parts] for parts in packed] if len(packed) > 1 else None
         return [self._step(parts, old[index] if old else None, loss) for index, parts in enumerate(packed)]
 
-    def _pack(self, shard: Shard, fetch: Callable[[Any], Any]) -> list[PackedGroups]:
-        costs = [cost(group) for group, _ in shard]
-        parts = [[shard[index] for index in chosen] for chosen in fill(costs, self.config.max_tokens_per_micro_batch)]
+    def mean_logprobs(self, groups: Sequence[Group], fetch: Callable[[Any], Any]) -> list[list[float]]:
+        """The mean log-prob (nats) of a token of each response of each group; nothing is learnt."""
+        shard = [(group, [1.0] * len(group.responses)) for group in groups]
+        rows = self._rows(shard)
+        found: list[list[float]] = [[] for _ in groups]
+        for number, packed in enumerate(self._pack(shard, rows, fetch)):
+            logprobs = self._logprobs(packed)  # idle rows too: ranks run in lockstep
+            chosen = rows[number] if number < len(rows) else []
+            for index in chosen:
+                lengths = [len(response.token_ids) for response in groups[index].responses]
+                parts, logprobs = logprobs[: sum(lengths)].split(lengths), logprobs[sum(lengths) :]
+                found[index] = [part.mean().item() for part in parts]
+        return found
+
+    def _rows(self, shard: Shard) -> list[list[int]]:
+        """Which groups come into one forward pass."""
+        return fill([cost(group) for group, _ in shard], self.config.max_tokens_per_micro_batch)
+
+    def _pack(self, shard: Shard, rows: Sequence[Sequence[int]], fetch: Callable[[Any], Any]) -> list[PackedGroups]:
+        parts = [[shard[index] for index in chosen] for chosen in rows]
         packed = [
             pack(
                 [group for group, _ in part],
@@ -153,8 +170,9 @@ class Rank:
         for index, packed in enumerate(parts):
             logprobs, entropy = self.engine(packed)
             old_logprobs = old[index] if old else logprobs.detach()
+            sampled = bool((~packed.is_label_T).any())
             with torch.no_grad():
-                reference = self.reference(packed)[0] if self.reference else None
+                reference = self.reference(packed)[0] if self.reference and loss.kl_coef and sampled else None
             losses = token_losses(
                 logprobs,
                 old_logprobs,

@@ -14,6 +14,9 @@ from visurf_ray.method.objective import LossConfig, divergences, is_clipped, tok
 __all__ = ["LossConfig", "Method", "divergences", "group_advantages", "is_clipped", "token_losses", "token_weights"]
 
 
+AUTO = "auto"
+
+
 class Method:
     """A post-training paradigm: what is in a group, and what each response is worth."""
 
@@ -23,15 +26,18 @@ class Method:
         *,
         render: Callable[[Example, str], str],
         encode: Callable[[str], list[int]],
-        longest: int = 1,
-        importance_cap: float | None = None,
+        styles: Sequence[str],
+        longest: int,
+        importance_cap: float | None,
     ) -> None:
-        """render: an example's ground truth as a response, in a named style. encode: a response's token ids, ending
-        as a rollout ends. longest: tokens of a response at most. importance_cap: see LossConfig.
+        """render: an example's ground truth as a response, in one of the named `styles`. encode: a response's token
+        ids, ending as a rollout ends. longest: tokens of a response at most. importance_cap: see LossConfig.
         """
         self.config = config
         self.render = render
         self.encode = encode
+        self.styles = list(styles)
+        self.style = None if config.style == AUTO else config.style
         self.longest = longest
         self.importance_cap = importance_cap
 
@@ -40,17 +46,24 @@ class Method:
         """Whether groups hold rollouts."""
         return self.config.rollouts
 
+    @property
+    def chooses(self) -> bool:
+        """Whether it learns from some of the groups alone; see `instructive`."""
+        return self.config.dynamic_sampling and self.config.label_term != "ce"
+
     def loss(self, step: int) -> LossConfig:
         """What the learner needs to know at a step; steps count from 0."""
-        config: Any = self.config
+        config = self.config
+        aggregation: Any = config.aggregation  # check_values knows these names
+        label_term: Any = config.label_term
         decay = 1.0 if config.label_decay is None else max(0.0, 1.0 - step / config.label_decay)
         return LossConfig(
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip,
-            aggregation=config.aggregation,
+            aggregation=aggregation,
             longest=self.longest,
-            label_term=config.label_term,
+            label_term=label_term,
             label_scale=config.label_coef * decay,
             shaping=config.shaping,
             entropy_coef=config.entropy_coef,
@@ -61,8 +74,34 @@ class Method:
     def append_label(self, group: Group) -> None:
         """Append the aligned ground truth to the group, as its last response."""
         if self.config.label:
-            text = self.render(group.example, self.config.style)
-            group.responses.append(Response(Source.LABEL, text, self.encode(text)))
+            assert self.style is not None, "align before labels are appended"
+            group.responses.append(self._label(group.example, self.style))
+
+    def _label(self, example: Example, style: str) -> Response:
+        text = self.render(example, style)
+        return Response(Source.LABEL, text, self.encode(text))
+
+    def aligns(self, step: int) -> bool:
+        """Whether the policy is to be asked for the labels' style at a step (§4.2.4, align)."""
+        due = self.style is None or step % self.config.style_every == 0
+        return self.config.label and self.config.style == AUTO and due
+
+    def in_each_style(self, examples: Sequence[Example]) -> list[Group]:
+        """Groups of each example's label in each style, for the learner to tell how likely they are."""
+        return [Group(example, [self._label(example, style) for style in self.styles]) for example in examples]
+
+    def align(self, logprobs: Sequence[Sequence[float]]) -> Metrics:
+        """Take the style that the policy finds likeliest, by mean log-prob of a token, for the labels to come.
+
+        logprobs: of the responses of `in_each_style`, in nats for a token. Returns each style's mean, and by how much
+        the first leads the second.
+        """
+        means = [_mean(values) for values in zip(*logprobs, strict=True)]
+        order = sorted(range(len(means)), key=lambda index: -means[index])
+        self.style = self.styles[order[0]]
+        margin = means[order[0]] - means[order[1]] if len(order) > 1 else 0.0
+        by_style = {f"align/logprob/{style}": mean for style, mean in zip(self.styles, means, strict=True)}
+        return by_style | {"align/margin": margin}
 
     def instructive(self, groups: Sequence[Group], at_least: int) -> list[Group]:
         """The groups to learn from: with dynamic sampling those in which a response is better than another.
@@ -70,7 +109,7 @@ class Method:
         Groups without an advantage are kept as well where there would be less than `at_least`. Call it after
         `assign_advantages`. Labels that are learnt by cross-entropy always teach.
         """
-        if not self.config.dynamic_sampling or self.config.label_term == "ce":
+        if not self.chooses:
             return list(groups)
         kept = [group for group in groups if any(response.advantage for response in group.responses)]
         others = [group for group in groups if group not in kept]

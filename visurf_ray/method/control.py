@@ -7,9 +7,12 @@ _TOLERANCE = 1e-6  # rewards are sums of means: 7.000000000000005 is 7
 
 
 def eliminate_thinking(group: Group) -> None:
-    """Set the thinking part of the label's reward to 0: a label carries no reasoning, so none is to be praised."""
+    """Set the thinking part of the label's reward to 0: a label carries no reasoning, so none is to be praised.
+
+    A label whose data do carry reasoning keeps its reward.
+    """
     label = group.label
-    if label is not None and THINKING_PART in label.reward_parts:
+    if label is not None and group.example.thinking is None and THINKING_PART in label.reward_parts:
         label.reward_parts[THINKING_PART] = 0.0
         label.reward = sum(label.reward_parts.values())
 

@@ -33,11 +33,11 @@ class LossConfig:
     label_term: `ppo`, label tokens enter like rollout tokens (eq. 8); `shaped`, by -A p / (p + shaping) with p their
     probability, unclipped (LUFFY, arXiv 2504.14945); `ce`, by their plain cross-entropy, with a denominator of their
     own: rollouts and labels are then two losses. label_scale: factor of the label tokens' loss.
-    entropy_coef: this times the entropy of rollout tokens is taken off the loss. kl_coef: this times the divergence
+    importance_cap: the loss of rollout tokens counts min(π_old / π_sampler, cap) times, π_old being the learner's
+    (truncated importance sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
+    training"); None: it counts once. That of label tokens always counts once.
+    entropy_coef: this times the entropy of rollout tokens is taken off that loss. kl_coef: this times the divergence
     of rollout tokens from a reference policy is added to it (k3: Schulman 2020, "Approximating KL divergence").
-    importance_cap: rollout tokens count min(π_old / π_sampler, cap) times, π_old being the learner's (truncated
-    importance sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL training");
-    None: they count once. Label tokens always count once.
     """
 
     clip_low: float = 0.2
@@ -95,7 +95,7 @@ def token_losses(
     """The loss of each token, before weighting: -min(ρ A, clip(ρ) A), with ρ = exp(logprob - old logprob).
 
     entropies_T: of what each token is drawn from, in nats. sampler_logprobs_T: NaN for label tokens.
-    reference_logprobs_T: wanted where `config.kl_coef` is not 0.
+    reference_logprobs_T: wanted for rollout tokens where `config.kl_coef` is not 0.
     """
     ratio = torch.exp(logprobs_T - old_logprobs_T)
     clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
@@ -113,7 +113,7 @@ def token_losses(
         losses = losses * importance_weights(old_logprobs_T, is_label_T, sampler_logprobs_T, config.importance_cap)
     if config.entropy_coef:
         losses = losses - config.entropy_coef * torch.where(is_label_T, 0.0, entropies_T)
-    if config.kl_coef:
+    if config.kl_coef and not is_label_T.all():
         assert reference_logprobs_T is not None
         losses = losses + config.kl_coef * torch.where(is_label_T, 0.0, divergences(logprobs_T, reference_logprobs_T))
     return losses

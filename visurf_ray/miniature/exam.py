@@ -20,8 +20,8 @@ def examine(
     """Ask every kind of question about `scenes` scenes each and score the greedy answers, as shares in [0, 1].
 
     format: answers in the form that the question asks for. list: digits named and boxed (IoU > 0.5) when listing.
-    read, count, presence: right answers. bbox_acc: right boxes over answered and true boxes, whichever are more, when
-    grounding. empty: `[]` given to grounding questions, though the digits are there.
+    read, count, presence, select: right answers. bbox_acc: right boxes over answered and true boxes, whichever are
+    more, when grounding. empty: `[]` given to grounding questions, though the digits are there.
     """
     rng = np.random.default_rng(seed)
     scores: dict[str, list[float]] = {"format": [], "list": [], "bbox_acc": [], "empty": []}

@@ -107,7 +107,7 @@ class RolloutActor:
             Response(
                 Source.ROLLOUT,
                 completion.text,
-                list(completion.token_ids),
+                completion.token_ids,
                 _sampled_logprobs(completion),
             )
             for completion in final.outputs

@@ -7,13 +7,15 @@ from omegaconf import OmegaConf
 
 from visurf_ray.config import TaskConfig
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.boxes import PROMPT, Target, check_targets, dump_targets, parse_targets, render
+from visurf_ray.tasks.boxes import PROMPT, STYLES, Target, check_targets, dump_targets, parse_targets, render
 from visurf_ray.tasks.metrics import answered_boxes, score_boxes
 from visurf_ray.tasks.rows import DataError, Row, read_rows
 
 
 class GroundingTask:
     """Data in the columns problem, solution and image; boxes in pixels of the stored image."""
+
+    styles = tuple(STYLES)
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         self.config = config
@@ -48,8 +50,8 @@ class GroundingTask:
         return dump_targets([_scale(target, scale_x, scale_y) for target in parse_targets(row.solution)])
 
     def render(self, example: Example, style: str) -> str:
-        """The ground truth as a response in a named style, without reasoning."""
-        return render(parse_targets(example.ground_truth), style)
+        """The ground truth as a response in a named style, with the reasoning that the data carry, if any."""
+        return render(parse_targets(example.ground_truth), style, example.thinking)
 
     def boxes(self, text: str) -> list[tuple[float, ...]]:
         """The boxes that a response gives, to be drawn."""

@@ -96,6 +96,7 @@ class ExampleLoader:
                 image=self.put(image),
                 features=self.put({name: features[name] for name in ("pixel_values", "image_grid_thw")}),
             ),
+            thinking=row.thinking,
         )
 
     def _token_ids(self, row: Row) -> list[int]:

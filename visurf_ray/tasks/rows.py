@@ -26,6 +26,7 @@ class Row:
     solution: str
     image: Any  # a path, encoded bytes, or a PIL image
     where: str
+    thinking: str | None = None  # reasoning that leads to the solution, where the data have it
 
     def open_image(self) -> Image.Image:
         """The image, its pixels not decoded yet. Raises DataError when it is missing or no image."""
@@ -50,8 +51,8 @@ class Row:
 
 
 def read_rows(source: str, image_root: str | None = None) -> list[Row]:
-    """Rows of a .parquet, .jsonl or .json file with the columns problem, solution, image and, if given, id; or of a
-    Hugging Face data set: `owner/name`, or `owner/name:split` for another split than `train`.
+    """Rows of a .parquet, .jsonl or .json file with the columns problem, solution, image and, if given, id and
+    thinking; or of a Hugging Face data set: `owner/name`, or `owner/name:split` for another split than `train`.
 
     image: an encoded image, or a path, relative ones from `image_root` or else the file's folder.
     Raises DataError for a missing file, a missing column or an empty data set.
@@ -102,4 +103,5 @@ def _row(record: dict[str, Any], source: str, number: int, root: Path) -> Row:
         str(record["solution"]),
         image,
         where,
+        str(record["thinking"]) if record.get("thinking") else None,
     )
