@@ -8,12 +8,12 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.integration.groups import make_groups
-from tests.integration.test_policy import packed_groups
+from tests.integration.test_policy import losses_of, packed_groups
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.rank import RankConfig
-from visurf_ray.method import LossConfig, token_losses
+from visurf_ray.method import LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -96,20 +96,8 @@ def reference(config, processor, loader):
     losses, norms = [], []
     for seed in (0, 1):
         packed = packed_groups(model, make_groups(loader, 6, seed=seed))
-        logprobs, entropy = policy(packed)
-        loss = (
-            token_losses(
-                logprobs,
-                logprobs.detach(),
-                packed.advantage_T,
-                packed.is_label_T,
-                packed.sampler_logprob_T,
-                entropy,
-                None,
-                LossConfig(),
-            )
-            * packed.weight_T
-        ).sum()
+        logprobs, _ = policy(packed)
+        loss = (losses_of(logprobs, packed, LossConfig()) * packed.weight_T).sum()
         loss.backward()
         norms.append(float(torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)))
         optimizer.step()

@@ -8,9 +8,9 @@ import torch
 
 from tests.integration.groups import make_groups
 from tests.integration.test_learner import batches, make_learner  # noqa: F401  # fixtures
-from tests.integration.test_policy import packed_groups
+from tests.integration.test_policy import losses_of, packed_groups
 from visurf_ray.learner.policy import Policy, load_model
-from visurf_ray.method import LossConfig, token_losses
+from visurf_ray.method import LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -50,17 +50,8 @@ def plain(config, processor, loader):
         gradient = {}
         for step in range(STEPS):
             packed = packed_groups(model, make_groups(loader, 6, seed=step % 2))
-            logprobs, entropy = policy(packed)
-            losses = token_losses(
-                logprobs,
-                logprobs.detach(),
-                packed.advantage_T,
-                packed.is_label_T,
-                packed.sampler_logprob_T,
-                entropy,
-                None,
-                LossConfig(),
-            )
+            logprobs, _ = policy(packed)
+            losses = losses_of(logprobs, packed, LossConfig())
             (losses * packed.weight_T).sum().backward()
             gradient = gradient or {name: weight.grad.clone() for name, weight in trained.items()}
             optimizer.step()
