@@ -51,18 +51,9 @@ async def generate(actor: Any, examples: Sequence[Example], sampling: Sampling) 
 
 
 def generate_in(actor: Any, examples: Sequence[Example], sampling: Sampling) -> float:
-    """Have a rollout actor run `generate`; a coroutine cannot be the result of a call to an actor."""
-
-    def begin(actor: Any) -> None:
-        actor.benchmark = asyncio.get_running_loop().create_task(generate(actor, examples, sampling))
-
-    def seconds(actor: Any) -> float | None:
-        return actor.benchmark.result() if actor.benchmark.done() else None
-
-    ray.get(actor.__ray_call__.remote(begin))
-    while (found := ray.get(actor.__ray_call__.remote(seconds))) is None:
-        time.sleep(0.2)
-    return found
+    """`generate` on the engine's own event loop; runs in another thread of the rollout actor."""
+    loop = actor.engine.output_handler.get_loop()
+    return asyncio.run_coroutine_threadsafe(generate(actor, examples, sampling), loop).result()
 
 
 def learn(actor: Any, groups: Sequence[Group], weights: Sequence[list[float]]) -> float:
@@ -80,10 +71,13 @@ def learn(actor: Any, groups: Sequence[Group], weights: Sequence[list[float]]) -
 def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]]:
     driver = job.driver()
     size = driver.config.train.batch_size
+    driver.collect(0)  # the engine's event loop begins with its first request
     whole, sampling, learning = [], [], []
     for number in range(1, steps + 2):
         examples = job.data.train_batch(number, size)
-        bare_sampling = generate_in(job.rollouts.actors[0], examples, job.rollouts.sampling)
+        bare_sampling = ray.get(
+            job.rollouts.actors[0].__ray_call__.remote(generate_in, examples, job.rollouts.sampling)
+        )
         job.data.train_batch(number - 1, size)  # the next batch is read ahead in the step, as always
         begin = time.perf_counter()
         groups, _ = driver.collect(number)
