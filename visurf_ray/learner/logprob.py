@@ -32,6 +32,7 @@ class _ChunkedLogprob(torch.autograd.Function):
             logprob[part] = z.gather(-1, target[part, None])[:, 0] - normaliser[part]
             z -= normaliser[part, None]
             entropy[part] = -(z.exp().mul_(z)).sum(-1)
+            del z  # else it lives on beside the next chunk's
         ctx.save_for_backward(hidden, weight, target, normaliser, entropy)
         ctx.banned, ctx.temperature, ctx.chunk = banned, temperature, chunk
         return logprob, entropy
@@ -55,6 +56,7 @@ class _ChunkedLogprob(torch.autograd.Function):
             torch.matmul(grad, weight, out=grad_hidden[part])
             if grad_weight is not None:
                 grad_weight.addmm_(grad.T, hidden[part])
+            del z, p, grad
         return grad_hidden, grad_weight, None, None, None, None
 
 
@@ -102,7 +104,7 @@ def logprob_and_entropy(
     *,
     banned: Sequence[int] = (),
     temperature: float = 1.0,
-    chunk: int = 256,
+    chunk: int = 128,
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
     """Log-probability of each target, and the entropy (nats) of what it is drawn from; at least float32.
 
