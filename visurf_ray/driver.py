@@ -49,6 +49,7 @@ class Driver:
         self.learner = learner
         self.checkpoints = checkpoints
         self.monitor = monitor
+        self.least_groups = config.learner.ranks * config.learner.minibatches  # that an update needs
         self.engines = Lock()  # held while they sample, or take weights
         self.held_out: list[Example] = data.held_out(config.eval.examples)
 
@@ -112,19 +113,18 @@ class Driver:
         with phase("reward"):
             skipped = self.rewards.wait()
         groups = [finished[index] for index in sorted(finished) if finished[index] not in skipped]
-        if skipped and len(groups) < (least := self.config.learner.ranks * self.config.learner.minibatches):
+        if skipped and len(groups) < self.least_groups:
             raise RewardError(
                 f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.ranks × learner.minibatches "
-                f"needs {least}: mend the reward, or raise train.batch_size"
+                f"needs {self.least_groups}: mend the reward, or raise train.batch_size"
             )
         return groups, metrics | {"reward/skipped": len(skipped)}
 
     def step(self, number: int, groups: Sequence[Group]) -> Metrics:
         """One optimisation step (ViSurf, Algorithm 1)."""
-        method, learner = self.methods(number), self.config.learner
+        method = self.methods(number)
         metrics = method.assign_advantages(groups)
-        least, most = learner.ranks * learner.minibatches, self.config.train.batch_size
-        instructive = method.instructive(groups, at_least=least)[:most]
+        instructive = method.instructive(groups, at_least=self.least_groups)[: self.config.train.batch_size]
         begin = time.monotonic()
         with self.monitor.phase("learn"):
             metrics |= self.learner.update(instructive, method.loss(number))
@@ -133,7 +133,7 @@ class Driver:
         every = self.config.monitor.samples_every
         if every and number % every == 0:
             self.monitor.show_samples(number + 1, self.samples(groups))
-        metrics |= {"train/groups": len(instructive), "train/learning_rate": learner.learning_rate}
+        metrics |= {"train/groups": len(instructive), "train/learning_rate": self.config.learner.learning_rate}
         return metrics | _size_metrics(instructive, learning)
 
     def sync(self) -> None:

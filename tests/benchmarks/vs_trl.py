@@ -54,7 +54,7 @@ class InTurns(TrainerCallback):
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self.seconds: dict[str, list[float]] = {"trl": [], "ours": []}
-        self.tokens: dict[str, list[float]] = {"ours": []}
+        self.tokens: list[float] = []  # of our responses, the mean of each step
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
         self.begin = time.perf_counter()
@@ -66,7 +66,7 @@ class InTurns(TrainerCallback):
         self.driver.step(number, groups)
         self.seconds["trl"].append(middle - self.begin)
         self.seconds["ours"].append(time.perf_counter() - middle)
-        self.tokens["ours"].append(statistics.mean(len(r.token_ids) for group in groups for r in group.responses))
+        self.tokens.append(statistics.mean(len(r.token_ids) for group in groups for r in group.responses))
 
 
 def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, steps: int) -> dict[str, float]:
@@ -117,7 +117,7 @@ def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, ste
         ).train()
     responses = prompts * ROLLOUTS
     trl, ours = (responses / statistics.median(turns.seconds[name][1:]) for name in ("trl", "ours"))
-    return {"trl": trl, "ours": ours, "ratio": ours / trl, "mean_tokens": statistics.mean(turns.tokens["ours"])}
+    return {"trl": trl, "ours": ours, "ratio": ours / trl, "mean_tokens": statistics.mean(turns.tokens)}
 
 
 def main() -> None:

@@ -111,8 +111,10 @@ class Method:
         """
         if not self.chooses:
             return list(groups)
-        kept = [group for group in groups if any(response.advantage for response in group.responses)]
-        others = [group for group in groups if group not in kept]
+        kept: list[Group] = []
+        others: list[Group] = []
+        for group in groups:
+            (kept if any(response.advantage for response in group.responses) else others).append(group)
         return kept + others[: max(0, at_least - len(kept))]
 
     def assign_advantages(self, groups: Sequence[Group]) -> Metrics:

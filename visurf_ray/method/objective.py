@@ -63,23 +63,24 @@ def token_weights(groups: Sequence[Group], config: LossConfig) -> list[list[floa
     def together(response: Response) -> Source | None:
         return response.source if two_losses else None
 
-    groups_of: Counter[Source | None] = Counter()
+    counts = [Counter(map(together, group.responses)) for group in groups]
+    groups_of = Counter(own for count in counts for own in count)
     tokens_of: Counter[Source | None] = Counter()
     for group in groups:
-        groups_of.update({together(response) for response in group.responses})
         for response in group.responses:
             tokens_of[together(response)] += len(response.token_ids)
 
-    def weight(group: Group, response: Response) -> float:
+    def weight(responses_of: Counter[Source | None], response: Response) -> float:
         own = together(response)
         scale = config.label_scale if response.source is Source.LABEL else 1.0
         if config.aggregation == "token":
             return scale / tokens_of[own]
-        responses = sum(together(other) == own for other in group.responses)
         length = len(response.token_ids) if config.aggregation == "sequence" else config.longest
-        return scale / (groups_of[own] * responses * length)
+        return scale / (groups_of[own] * responses_of[own] * length)
 
-    return [[weight(group, response) for response in group.responses] for group in groups]
+    return [
+        [weight(count, response) for response in group.responses] for group, count in zip(groups, counts, strict=True)
+    ]
 
 
 def token_losses(
