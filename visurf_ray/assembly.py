@@ -29,7 +29,8 @@ from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.feed import DataFeed
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.predictions import read_predictions, write_predictions
+from visurf_ray.tasks.task import Task
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
 
@@ -251,7 +252,7 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     return state
 
 
-def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callable[[int], Method]:
+def build_methods(config: Config, task: Task, tokenizer: Any) -> Callable[[int], Method]:
     """The method of each step, with labels as the task writes them, as token ids that end as a rollout ends."""
 
     def encode(text: str) -> list[int]:
@@ -288,20 +289,21 @@ def evaluate(config: Config, checkpoint: str) -> Metrics:
         wait_for(rollouts, config)
         examples = data.held_out(config.eval.examples)
         predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
-    scores = task.metrics(predictions)
     output.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps(
-            {
-                "id": p.example.id,
-                "question": p.example.question,
-                "ground_truth": p.example.ground_truth,
-                "response": p.response,
-            }
-        )
-        for p in predictions
-    ]
-    (output / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    write_predictions(predictions, output / "predictions.jsonl")
+    return _write_scores(task.metrics(predictions), output)
+
+
+def score_again(config: Config, predictions: str) -> Metrics:
+    """The scores of a predictions.jsonl, by the task's metrics as they are now; written to `output_dir`."""
+    found = read_predictions(Path(predictions).expanduser())
+    scores = load_task(config.task, config.seed).metrics(found)
+    output = Path(config.output_dir).expanduser().resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    return _write_scores(scores, output)
+
+
+def _write_scores(scores: Metrics, output: Path) -> Metrics:
     (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
     return scores
 

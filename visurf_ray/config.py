@@ -129,6 +129,7 @@ class TaskConfig:
     held_out: Any = MISSING
     absent_share: float | None = MISSING
     image_root: str | None = MISSING
+    prompt: str = MISSING
     box_distance: float = MISSING
     point_distance: float = MISSING
 

@@ -100,7 +100,7 @@ def make_groups(model: Any) -> list[Group]:
         ]
         if has_label:
             responses.append(Response(Source.LABEL, "", tokens(6), advantage=2.0 * number))
-        groups.append(Group(Example(f"group-{number}", "", "[]", Prompt([], ids, None, features)), responses))
+        groups.append(Group(Example(f"group-{number}", "", "[]", Prompt([], ids, None, features), (84, 84)), responses))
     return groups
 
 

@@ -115,7 +115,7 @@ def test_evaluation_of_a_checkpoint_gives_the_scores_of_its_run(finished, tmp_pa
     expected = json.loads((finished / "summary.json").read_text())["after"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(expected)
     predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert len(predictions) == 12 and predictions[0].keys() == {"id", "question", "ground_truth", "response"}
+    assert len(predictions) == 12 and predictions[0].keys() == {"id", "question", "ground_truth", "size", "response"}
 
 
 def test_sft_then_rlvr_is_one_run_of_two_stages(tmp_path):
@@ -148,7 +148,7 @@ def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> P
 
 
 def grounding(path: Path) -> list[str]:
-    return ["task=grounding", f"task.train={path}", f"task.held_out={path}"]
+    return ["task=non_object", f"task.train={path}", f"task.held_out={path}"]
 
 
 _BAD_DATA = {
