@@ -12,15 +12,18 @@ from visurf_ray.tasks.task import Box, Task
 
 
 class BoxTask(Task):
-    """The solution: a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, in pixels of the stored image."""
+    """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`.
+
+    Pixels of the stored image.
+    """
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'Locate every object that "{query}" refers to. Reason first, between <think> and </think>: look for '
-            "candidates, tell them apart, and keep those that fit best. Then answer between <answer> and </answer> with "
-            'a JSON list that holds each object\'s box and a point on it, in pixels, such as [{{"bbox_2d": [12, 40, 96, '
-            '180], "point_2d": [50, 112]}}, {{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}]. Answer [] if '
-            "the image shows no such object."
+            "candidates, tell them apart, keep those that fit best. Then answer between <answer> and </answer> with a "
+            "JSON list of each object's box and a point on it, in pixels, such as "
+            '[{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
+            '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}]. Answer [] if the image shows no such object.'
         ),
         "plain": "{query}",
     }
