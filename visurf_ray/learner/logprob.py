@@ -1,6 +1,6 @@
 """Log-probabilities and entropies of tokens from hidden states and the output head, without the logits.
 
-The logits of all tokens for a chunk of the vocabulary live only while that chunk is computed: memory is O(T · chunk) and
+The logits of all tokens for a chunk of the vocabulary live only while it is computed: memory is O(T · chunk) and
 not O(T · V), and the chunk stays in the processor's cache. The normaliser is built up chunk by chunk, as in online
 softmax (Milakov and Gimelshein, arXiv 1805.02867).
 """
