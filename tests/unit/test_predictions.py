@@ -22,13 +22,13 @@ def test_a_line_that_is_no_prediction_is_named(tmp_path, line):
     path = tmp_path / "predictions.jsonl"
     write_predictions([PREDICTION], path)
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(DataError, match="predictions.jsonl, line 2 is no prediction"):
+    with pytest.raises(DataError, match=r"predictions\.jsonl, line 2 is no prediction"):
         read_predictions(path)
 
 
 def test_a_missing_and_an_empty_file_are_named(tmp_path):
-    with pytest.raises(DataError, match="nowhere.jsonl cannot be read: No such file"):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl cannot be read: No such file"):
         read_predictions(tmp_path / "nowhere.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(DataError, match="empty.jsonl is empty"):
+    with pytest.raises(DataError, match=r"empty\.jsonl is empty"):
         read_predictions(tmp_path / "empty.jsonl")

@@ -1,8 +1,8 @@
 """Log-probabilities and entropies of tokens from hidden states and the output head, without the logits.
 
-The logits of all tokens for a chunk of the vocabulary live only while it is computed: memory is O(T · chunk) and
-not O(T · V), and the chunk stays in the processor's cache. The normaliser is built up chunk by chunk, as in online
-softmax (Milakov and Gimelshein, arXiv 1805.02867).
+The logits of all tokens for a chunk of the vocabulary live only while it is computed: memory is O(T · chunk) and not
+O(T · V), and the chunk stays in the cache. The normaliser is built up chunk by chunk, as in online softmax (Milakov and
+Gimelshein, arXiv 1805.02867).
 """
 
 from collections.abc import Iterator, Sequence
