@@ -217,6 +217,13 @@ _AT_LEAST_ONE = (
     "reward.workers",
     "method.style_every",
 )
+_AT_LEAST_NOTHING = (
+    "rollout.oversample",
+    "pipeline.max_staleness",
+    "method.sft_steps",
+    "method.kl_coef",
+    "learner.lora.rank",
+)
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "rollout.dtype": ("float32", "bfloat16"),
     "learner.dtype": ("float32", "bfloat16"),
@@ -243,13 +250,7 @@ def check_values(config: DictConfig) -> None:
         if (value := OmegaConf.select(config, key)) not in values:
             names = [str(known) for known in values]
             raise ConfigError(f"{key}={value}: it must be one of {', '.join(names)}.{nearest(str(value), names)}")
-    for key in (
-        "rollout.oversample",
-        "pipeline.max_staleness",
-        "method.sft_steps",
-        "method.kl_coef",
-        "learner.lora.rank",
-    ):
+    for key in _AT_LEAST_NOTHING:
         if (value := OmegaConf.select(config, key)) < 0:
             raise ConfigError(f"{key}={value:g} must be 0 at least")
     if config.pipeline.max_staleness and config.pipeline.importance_cap is None:

@@ -163,8 +163,8 @@ def test_adapters_learn_as_in_a_plain_loop_and_are_exported_both_ways(
     assert [update["train/grad_norm"] for update in metrics] == pytest.approx(norms, rel=1e-4)
     learner.export(tmp_path)
     merged = loaded(tmp_path)
-    assert distance(merged, weights) < 1e-5
     base = load(resolve_model(config.model.path))
+    assert distance(merged, weights) < 1e-5 < 1e-3 < distance(merged, dict(base.named_parameters()))
     changed = {name for name, weight in base.named_parameters() if not torch.equal(weight, merged[name])}
     assert changed == {name for name in merged if ".language_model." in name and name.endswith("_proj.weight")}
     with_adapter = PeftModel.from_pretrained(base, tmp_path / "adapter").get_base_model().eval()
