@@ -33,7 +33,7 @@ from visurf_ray.tasks import load_task
 from visurf_ray.tasks.feed import DataFeed
 from visurf_ray.tasks.grounding import GroundingTask
 
-_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
+_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "wandb")
 
 
 def versions() -> dict[str, str]:

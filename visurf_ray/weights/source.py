@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import deepspeed
 import torch
-from peft.tuners.lora import LoraLayer
+from peft.tuners import lora
 from torch import nn
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layerwise_groups
 
@@ -19,7 +19,7 @@ class Weight:
     """A weight of the model as it is without adapters: a parameter, and the adapter beside it, if there is one."""
 
     parameter: nn.Parameter
-    adapter: LoraLayer | None
+    adapter: lora.Linear | None
 
     @property
     def trained(self) -> bool:
@@ -36,13 +36,13 @@ class Weight:
         if self.adapter is None:
             return weight
         (name,) = self.adapter.active_adapters
-        return weight + self.adapter.get_delta_weight(name).detach()  # type: ignore[operator]  # of its subclasses
+        return weight + self.adapter.get_delta_weight(name).detach()
 
 
 def named_weights(module: nn.Module) -> dict[str, Weight]:
     """All weights, tied ones once, by the names that they have without adapters."""
     layers = module.named_modules()
-    adapters = {f"{name}.base_layer.weight": layer for name, layer in layers if isinstance(layer, LoraLayer)}
+    adapters = {f"{name}.base_layer.weight": layer for name, layer in layers if isinstance(layer, lora.Linear)}
     return {
         name.replace(".base_layer.", "."): Weight(parameter, adapters.get(name))
         for name, parameter in module.named_parameters()
