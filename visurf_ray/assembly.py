@@ -6,6 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from visurf_ray.groups import Metrics
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.rank import RankConfig
+from visurf_ray.learner.trained import Trained
 from visurf_ray.method import Method
 from visurf_ray.models import banned_token_ids, load_processor, resolve_model
 from visurf_ray.monitor import Monitor
@@ -32,7 +34,7 @@ from visurf_ray.tasks.feed import DataFeed
 from visurf_ray.tasks.predictions import read_predictions, write_predictions
 from visurf_ray.tasks.task import Task
 
-_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
+_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "wandb")
 
 
 def versions() -> dict[str, str]:
@@ -128,7 +130,7 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
         banned=tuple(banned_token_ids(tokenizer)),
         zero_stage=learner.zero_stage,
         offload=learner.offload,
-        freeze_vision=learner.freeze_vision,
+        trained=_trained(config),
         learning_rate=learner.learning_rate,
         weight_decay=learner.weight_decay,
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
@@ -151,6 +153,18 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
     wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
     cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
     return LearnerGroup(actors, rank, seed=config.seed, minibatches=learner.minibatches, cores=cores)
+
+
+def _trained(config: Config) -> Trained:
+    learner, lora = config.learner, config.learner.lora
+    return Trained(
+        freeze_vision=learner.freeze_vision,
+        freeze_projector=learner.freeze_projector,
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        lora_targets=None if lora.targets is None else list(lora.targets),
+    )
 
 
 def _cores(config: Config) -> tuple[list[int], list[int]]:
@@ -239,16 +253,19 @@ def train(config: Config) -> Path:
 
 
 def _initial_state(config: Config, resume: Path | None) -> State:
-    """Raises ConfigError when the learner's state is cut for other ranks or another ZeRO stage."""
-    ranks, stage = config.learner.ranks, config.learner.zero_stage
+    """Raises ConfigError when the learner's state is cut for other ranks, another ZeRO stage or other weights."""
+    ranks, stage, trained = config.learner.ranks, config.learner.zero_stage, asdict(_trained(config))
     if resume is None:
-        return State(ranks=ranks, zero_stage=stage)
+        return State(ranks=ranks, zero_stage=stage, trained=trained)
     state = read_state(resume)
     if (state.ranks, state.zero_stage) != (ranks, stage):
         raise ConfigError(
             f"{resume} was written with learner.ranks={state.ranks} learner.zero_stage={state.zero_stage}: "
             f"go on with these, not with {ranks} and {stage}"
         )
+    for name in (name for name, value in trained.items() if state.trained.get(name) != value):
+        key = f"learner.{name.replace('lora_', 'lora.')}"
+        raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: go on with it")
     return state
 
 
@@ -324,6 +341,6 @@ def _as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
     model: ModelConfig = OmegaConf.load(run).model  # type: ignore[assignment]
     output.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
-    export_checkpoint(path, resolve_model(model.path), Path(folder))
+    export_checkpoint(path, resolve_model(model.path), Trained(**read_state(path).trained), Path(folder))
     load_processor(model).save_pretrained(folder)
     return folder
