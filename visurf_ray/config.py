@@ -30,6 +30,7 @@ class TrainConfig:
     checkpoint_every: int = MISSING
     keep_checkpoints: int = MISSING
     export: bool = MISSING
+    dry_run: bool = MISSING
 
 
 @dataclass

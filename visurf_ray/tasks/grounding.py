@@ -32,7 +32,10 @@ class GroundingTask:
     def _read(self, key: str) -> list[Row]:
         if OmegaConf.is_missing(self.config, key):
             raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
-        return read_rows(getattr(self.config, key), self.config.image_root)
+        try:
+            return read_rows(getattr(self.config, key), self.config.image_root)
+        except DataError as error:
+            raise DataError(f"task.{key}: {error}") from error
 
     def question(self, row: Row) -> str:
         return PROMPT.format(query=row.problem)
