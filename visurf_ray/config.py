@@ -19,6 +19,7 @@ from visurf_ray.errors import UserError
 from visurf_ray.names import nearest
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
+EXPERIMENT = "experiment"  # the one group that no default names: +experiment=NAME
 
 
 @dataclass
@@ -29,6 +30,7 @@ class TrainConfig:
     checkpoint_every: int = MISSING
     keep_checkpoints: int = MISSING
     export: bool = MISSING
+    dry_run: bool = MISSING
 
 
 @dataclass
@@ -301,8 +303,11 @@ def _groups() -> dict[str, list[str]]:
 def _chosen(overrides: list[str]) -> DictConfig:
     """The configuration with the options that are chosen, and no value changed: it has every key that there is."""
     groups = _groups()
-    choices = [(override, *override.partition("=")[::2]) for override in overrides]
-    return compose("config", [override for override, key, value in choices if value in groups.get(key, [])])
+    choices = [override.lstrip("+").partition("=")[::2] for override in overrides]
+    plus = {EXPERIMENT: "+"}
+    return compose(
+        "config", [f"{plus.get(key, '')}{key}={value}" for key, value in choices if value in groups.get(key, [])]
+    )
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:
@@ -319,7 +324,10 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         key, _, value = override.lstrip("+~").partition("=")
         if key in groups:
             if value not in groups[key]:
-                return f"unknown {key} {value!r}.{nearest(value, groups[key])} Known: {', '.join(groups[key])}"
+                known = "see conf/experiment/" if key == EXPERIMENT else ", ".join(groups[key])
+                return f"unknown {key} {value!r}.{nearest(value, groups[key])} Known: {known}"
+            if key == EXPERIMENT and not override.startswith("+"):
+                return f"an experiment is added to the configuration: write +{override}"
         elif key not in keys and OmegaConf.select(valid, key, default=None) is None:
             return _unknown_key(key, keys)
     return message

@@ -15,7 +15,7 @@ from visurf_ray.config import _ONE_OF, CONFIG_DIR, Config, ConfigError, load_con
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in sorted(CONFIG_DIR.iterdir())
-    if folder.is_dir()
+    if folder.is_dir() and folder.name != "experiment"  # see test_experiments
 }
 DATA = ["task.train=a.jsonl", "task.held_out=b.jsonl"]
 

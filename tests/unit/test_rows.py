@@ -175,7 +175,7 @@ def test_embedded_bytes_that_are_no_image_are_named(write_parquet, make_task):
 @pytest.mark.parametrize("column", ["problem", "solution", "image"])
 def test_an_empty_cell_is_named_by_row_and_column(write_parquet, make_task, column):
     source = write_parquet({}, {column: None})
-    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1 \(id row-1\): .*{column}"):
+    with pytest.raises(DataError, match=rf"^task\.train: {re.escape(source)}, row 1 \(id row-1\): .*{column}"):
         check_last(make_task(source))
 
 
