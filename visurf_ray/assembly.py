@@ -103,7 +103,7 @@ def start_rollouts(config: Config) -> RolloutPool:
         seed=config.seed,
     )
     actors = [
-        RolloutActor.options(num_gpus=rollout.gpus, num_cpus=rollout.cpus, max_concurrency=1000).remote(  # type: ignore[attr-defined]
+        RolloutActor.options(num_gpus=rollout.gpus, num_cpus=rollout.cpus).remote(  # type: ignore[attr-defined]
             engine, worker, _shares(_cores(config)[0], rollout.workers)[worker]
         )
         for worker in range(rollout.workers)

@@ -105,11 +105,12 @@ class Driver:
         finished: dict[int, Group] = {}
         with phase("sample"), self.engines:  # rewards are computed as rollouts finish
             wanted = len(examples) if method.chooses else size
-            empty = ((index, Group(example, [])) for index, example in enumerate(examples))
-            for index, group in self.rollouts.sample(examples, wanted) if method.samples else empty:
-                method.append_label(group)
-                self.rewards.submit(group)
-                finished[index] = group
+            empty = {index: Group(example, []) for index, example in enumerate(examples)}
+            for batch in self.rollouts.sample(examples, wanted) if method.samples else [empty]:
+                for group in batch.values():
+                    method.append_label(group)
+                self.rewards.submit(batch.values())
+                finished |= batch
         with phase("reward"):
             skipped = self.rewards.wait()
         groups = [finished[index] for index in sorted(finished) if finished[index] not in skipped]

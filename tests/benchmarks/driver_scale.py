@@ -39,7 +39,10 @@ class RandomRollouts:
         self.tokens = rng.integers(0, 150_000, (64, TOKENS), dtype=np.int32)
         self.logprobs = -rng.exponential(size=(64, TOKENS)).astype(np.float32)
 
-    def sample(self, example: Example, sampling: Sampling) -> list[Response]:
+    def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> list[tuple[int, list[Response]]]:
+        return [(number, self.respond(example, sampling)) for number, example in examples]
+
+    def respond(self, example: Example, sampling: Sampling) -> list[Response]:
         text = "<think>a 7 no [1, 2, 3, 4]</think><answer>[]</answer>"
         return [
             Response(Source.ROLLOUT, text if row % 2 else text[:20], self.tokens[row], self.logprobs[row])

@@ -26,8 +26,7 @@ def make_group(name: str, ground_truth: str, *texts: str) -> Group:
 
 def score(pool: RewardPool, groups: list[Group]) -> list[Group]:
     """Returns the groups that were skipped."""
-    for group in groups:
-        pool.submit(group)
+    pool.submit(groups)
     return pool.wait()
 
 
@@ -60,7 +59,7 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
     from omegaconf import OmegaConf
 
     pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0, "workers": 1}), SPEC)
-    score(pool, [make_group("warm", _TRUTH, _RIGHT)])
+    ray.get(pool.actors[0].ready.remote())
     process = ray.get(pool.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGSTOP)
     with pytest.raises(RewardError, match=r"'slow' took longer than reward.timeout=1 s for each of its 2 responses"):

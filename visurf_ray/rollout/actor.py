@@ -1,7 +1,9 @@
 """The Ray actor of one vLLM engine."""
 
+import asyncio
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,8 +78,29 @@ class RolloutActor:
         )
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.banned = dict.fromkeys(banned_token_ids(self.engine.get_tokenizer()), BANNED_BIAS)
+        self.running: set[asyncio.Task[tuple[int, list[Response]]]] = set()
 
-    async def sample(self, example: Example, sampling: Sampling) -> list[Response]:
+    async def sample(
+        self, examples: Sequence[tuple[int, Example]], sampling: Sampling
+    ) -> list[tuple[int, list[Response]]]:
+        """Begin with these examples, and return the responses to all that have finished since the last call.
+
+        Waits for the first if there are none yet. Every example comes, and goes back, with the caller's number for it.
+        """
+        self.running |= {asyncio.create_task(self._respond(*entry, sampling)) for entry in examples}
+        done, _ = await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
+        self.running -= done
+        return [task.result() for task in done if not task.cancelled()]
+
+    async def abort(self) -> None:
+        """Give up what is running; returns when the engine has heard of it."""
+        for task in self.running:
+            task.cancel()
+        if self.running:
+            await asyncio.wait(self.running)
+        self.running.clear()
+
+    async def _respond(self, number: int, example: Example, sampling: Sampling) -> tuple[int, list[Response]]:
         """Sample `sampling.n` responses to one example, from one prefill."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
@@ -103,13 +126,8 @@ class RolloutActor:
                 f"example {example.id!r}: vLLM expanded the prompt to {len(final.prompt_token_ids)} tokens, "
                 f"the processor to {len(example.prompt.expanded_ids)}"
             )
-        return [
-            Response(
-                Source.ROLLOUT,
-                completion.text,
-                completion.token_ids,
-                _sampled_logprobs(completion),
-            )
+        return number, [
+            Response(Source.ROLLOUT, completion.text, completion.token_ids, _sampled_logprobs(completion))
             for completion in final.outputs
         ]
 

@@ -12,7 +12,11 @@ from visurf_ray.rollout.actor import Sampling
 
 
 class RolloutPool:
-    """Feeds vLLM engines: least-loaded first, a bounded number of prompts in flight on each."""
+    """Feeds vLLM engines: each has its even share of the prompts that are left, and a bounded number at once.
+
+    A worker has one call at a time, which brings new prompts and takes back all that has finished since the last one.
+    So the calls are as few as the driver has time for.
+    """
 
     def __init__(self, actors: Sequence[Any], *, sampling: Sampling, max_in_flight: int) -> None:
         """actors: `RolloutActor` handles. sampling: for training; evaluation is greedy."""
@@ -20,18 +24,21 @@ class RolloutPool:
         self.sampling = sampling
         self.max_in_flight = max_in_flight
 
-    def sample(self, examples: Sequence[Example], count: int) -> Iterator[tuple[int, Group]]:
-        """A group of rollouts for each example, with the example's index, as they finish: the first `count` of them.
+    def sample(self, examples: Sequence[Example], count: int) -> Iterator[dict[int, Group]]:
+        """Groups of rollouts by their examples' indices, some at a time as they finish: the first `count` of them.
 
         The others are aborted, so that the longest responses keep nobody waiting.
         """
         with closing(self._generate(examples, self.sampling)) as generated:
-            for index, responses in islice(generated, count):
-                yield index, Group(examples[index], responses)
+            while count:
+                finished = dict(islice(next(generated), count))
+                count -= len(finished)
+                yield {index: Group(examples[index], responses) for index, responses in finished.items()}
 
     def answer(self, examples: Sequence[Example], *, max_tokens: int) -> list[Prediction]:
         """One greedy answer to each example."""
-        answers = dict(self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens)))
+        generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
+        answers = dict(entry for finished in generated for entry in finished)
         return [Prediction(example, answers[index][0].text) for index, example in enumerate(examples)]
 
     def shut_down(self) -> None:
@@ -40,32 +47,31 @@ class RolloutPool:
 
     def _generate(
         self, examples: Sequence[Example], sampling: Sampling
-    ) -> Generator[tuple[int, list[Response]], None, None]:
-        """(index, responses) as they finish. What still runs when the caller stops is aborted."""
-        loads = [0] * len(self.actors)
-        running: dict[ray.ObjectRef, tuple[int, int]] = {}
+    ) -> Generator[list[tuple[int, list[Response]]], None, None]:
+        """Lists of (index, responses) as they finish. What still runs when the caller stops is aborted."""
+        left = len(examples)
         pending = iter(enumerate(examples))
-        exhausted = False
+        loads = [0] * len(self.actors)
+        calls: dict[ray.ObjectRef, int] = {}
+
+        def feed(worker: int) -> None:
+            share = min(-(-left // len(self.actors)), self.max_in_flight)
+            more = list(islice(pending, max(0, share - loads[worker])))
+            loads[worker] += len(more)
+            if loads[worker]:
+                calls[self.actors[worker].sample.remote(more, sampling)] = worker
+
         try:
-            while running or not exhausted:
-                while not exhausted and min(loads) < self.max_in_flight:
-                    entry = next(pending, None)
-                    if entry is None:
-                        exhausted = True
-                        break
-                    index, example = entry
-                    worker = loads.index(min(loads))
-                    reference = self.actors[worker].sample.remote(example, sampling)
-                    running[reference] = (index, worker)
-                    loads[worker] += 1
-                if running:
-                    done, _ = ray.wait(list(running), num_returns=1)
-                    for reference in done:
-                        index, worker = running.pop(reference)
-                        loads[worker] -= 1
-                        yield index, ray.get(reference)
+            for worker in range(len(self.actors)):
+                feed(worker)
+            while calls:
+                done, _ = ray.wait(list(calls), num_returns=1)
+                worker = calls.pop(done[0])
+                finished = ray.get(done[0])
+                loads[worker] -= len(finished)
+                left -= len(finished)
+                feed(worker)
+                yield finished
         finally:
-            for reference in running:
-                ray.cancel(reference)
-            if running:  # until the engines have heard of it: weights are not to come before
-                ray.wait(list(running), num_returns=len(running))
+            if left:  # waits until the engines have heard of it: weights are not to come before
+                ray.wait([actor.abort.remote() for actor in self.actors], num_returns=len(self.actors))
