@@ -259,7 +259,7 @@ def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callab
 
     def build(changes: dict[str, Any]) -> Method:
         return Method(
-            OmegaConf.merge(config.method, changes),  # type: ignore[arg-type]  # a DictConfig of that schema
+            OmegaConf.to_object(OmegaConf.merge(config.method, changes)),  # type: ignore[arg-type]  # a MethodConfig
             render=task.render,
             encode=encode,
             styles=task.styles,

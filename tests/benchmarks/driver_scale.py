@@ -23,8 +23,9 @@ from visurf_ray.assembly import connected, start_data
 from visurf_ray.config import load_config
 from visurf_ray.groups import Example, Response, Source
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.packing import restore_tokens
 from visurf_ray.models import load_processor
-from visurf_ray.rollout.actor import Sampling
+from visurf_ray.rollout.actor import Sampled, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 
 TOKENS, ROLLOUTS = 2000, 16
@@ -36,18 +37,17 @@ class RandomRollouts:
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.tokens = rng.integers(0, 150_000, (64, TOKENS), dtype=np.int32)
+        self.token_ids = rng.integers(0, 150_000, (64, TOKENS), dtype=np.int32)
         self.logprobs = -rng.exponential(size=(64, TOKENS)).astype(np.float32)
 
-    def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> list[tuple[int, list[Response]]]:
-        return [(number, self.respond(example, sampling)) for number, example in examples]
+    def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
+        return [self.respond(number, example, sampling) for number, example in examples]
 
-    def respond(self, example: Example, sampling: Sampling) -> list[Response]:
+    def respond(self, number: int, example: Example, sampling: Sampling) -> Sampled:
         text = "<think>a 7 no [1, 2, 3, 4]</think><answer>[]</answer>"
-        return [
-            Response(Source.ROLLOUT, text if row % 2 else text[:20], self.tokens[row], self.logprobs[row])
-            for row in np.random.default_rng(zlib.crc32(example.id.encode())).integers(0, 64, sampling.n)
-        ]
+        rows = np.random.default_rng(zlib.crc32(example.id.encode())).integers(0, 64, sampling.n)
+        responses = [Response(Source.ROLLOUT, text if row % 2 else text[:20], length=TOKENS) for row in rows]
+        return Sampled(number, responses, ray.put((self.token_ids[rows].ravel(), self.logprobs[rows].ravel())))
 
 
 @ray.remote(num_cpus=0.1)
@@ -64,6 +64,9 @@ class RandomLearner:
         pass
 
     def update(self, shards: list, loss: Any) -> list[dict[str, float]]:
+        for shard in shards:
+            for group, _ in shard:
+                restore_tokens(group, ray.get)
         return [{"grad_norm": 1.0, "loss": 0.0} for _ in shards]
 
 

@@ -5,8 +5,9 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 
 from visurf_ray.groups import Example, Response, Source
@@ -33,6 +34,14 @@ class Sampling:
     n: int
     temperature: float
     max_tokens: int
+
+
+class Sampled(NamedTuple):
+    """The responses to the example with the caller's `number`, without their tokens; `tokens` as in `Group`."""
+
+    number: int
+    responses: list[Response]
+    tokens: Any
 
 
 @ray.remote
@@ -78,14 +87,12 @@ class RolloutActor:
         )
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.banned = dict.fromkeys(banned_token_ids(self.engine.get_tokenizer()), BANNED_BIAS)
-        self.running: set[asyncio.Task[tuple[int, list[Response]]]] = set()
+        self.running: set[asyncio.Task[Sampled]] = set()
 
-    async def sample(
-        self, examples: Sequence[tuple[int, Example]], sampling: Sampling
-    ) -> list[tuple[int, list[Response]]]:
-        """Begin with these examples, and return the responses to all that have finished since the last call.
+    async def sample(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
+        """Begin with these numbered examples, and return all that have finished since the last call.
 
-        Waits for the first if there are none yet. Every example comes, and goes back, with the caller's number for it.
+        Waits for the first where none has.
         """
         self.running |= {asyncio.create_task(self._respond(*entry, sampling)) for entry in examples}
         done, _ = await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
@@ -100,7 +107,7 @@ class RolloutActor:
             await asyncio.wait(self.running)
         self.running.clear()
 
-    async def _respond(self, number: int, example: Example, sampling: Sampling) -> tuple[int, list[Response]]:
+    async def _respond(self, number: int, example: Example, sampling: Sampling) -> Sampled:
         """Sample `sampling.n` responses to one example, from one prefill."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
@@ -126,10 +133,11 @@ class RolloutActor:
                 f"example {example.id!r}: vLLM expanded the prompt to {len(final.prompt_token_ids)} tokens, "
                 f"the processor to {len(example.prompt.expanded_ids)}"
             )
-        return number, [
-            Response(Source.ROLLOUT, completion.text, completion.token_ids, _sampled_logprobs(completion))
-            for completion in final.outputs
-        ]
+        token_ids = [completion.token_ids for completion in final.outputs]
+        logprobs = [_sampled_logprobs(completion) for completion in final.outputs]
+        tokens = np.concatenate(token_ids, dtype=np.int32), np.concatenate(logprobs, dtype=np.float32)
+        responses = [Response(Source.ROLLOUT, c.text, length=len(c.token_ids)) for c in final.outputs]
+        return Sampled(number, responses, ray.put(tokens))
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self.engine.init_weight_transfer_engine(own_ranks(request, self.first_process))

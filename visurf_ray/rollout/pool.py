@@ -1,14 +1,14 @@
 """The pool of rollout workers."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any
 
 import ray
 
-from visurf_ray.groups import Example, Group, Prediction, Response
-from visurf_ray.rollout.actor import Sampling
+from visurf_ray.groups import Example, Group, Prediction
+from visurf_ray.rollout.actor import Sampled, Sampling
 
 
 class RolloutPool:
@@ -30,25 +30,25 @@ class RolloutPool:
         The others are aborted, so that the longest responses keep nobody waiting.
         """
         with closing(self._generate(examples, self.sampling)) as generated:
-            while count:
-                finished = dict(islice(next(generated), count))
-                count -= len(finished)
-                yield {index: Group(examples[index], responses) for index, responses in finished.items()}
+            for finished in generated:
+                chosen = finished[:count]
+                yield {index: Group(examples[index], responses, tokens) for index, responses, tokens in chosen}
+                count -= len(chosen)
+                if not count:
+                    return
 
     def answer(self, examples: Sequence[Example], *, max_tokens: int) -> list[Prediction]:
         """One greedy answer to each example."""
         generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
-        answers = dict(entry for finished in generated for entry in finished)
-        return [Prediction(example, answers[index][0].text) for index, example in enumerate(examples)]
+        answers = {index: responses[0].text for finished in generated for index, responses, _ in finished}
+        return [Prediction(example, answers[index]) for index, example in enumerate(examples)]
 
     def shut_down(self) -> None:
         """End the engines and their child processes; one that has died already is passed by."""
         ray.wait([actor.shut_down.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
 
-    def _generate(
-        self, examples: Sequence[Example], sampling: Sampling
-    ) -> Generator[list[tuple[int, list[Response]]], None, None]:
-        """Lists of (index, responses) as they finish. What still runs when the caller stops is aborted."""
+    def _generate(self, examples: Sequence[Example], sampling: Sampling) -> Generator[list[Sampled], None, None]:
+        """What is sampled, as it finishes, by the examples' indices. What runs when the caller stops is aborted."""
         left = len(examples)
         pending = iter(enumerate(examples))
         loads = [0] * len(self.actors)
@@ -73,5 +73,11 @@ class RolloutPool:
                 feed(worker)
                 yield finished
         finally:
-            if left:  # waits until the engines have heard of it: weights are not to come before
-                ray.wait([actor.abort.remote() for actor in self.actors], num_returns=len(self.actors))
+            if left:
+                self._abort(calls)
+                self._abort(())  # a call may arrive later than its abort, and has then begun requests
+
+    def _abort(self, calls: Iterable[ray.ObjectRef]) -> None:
+        """Returns when the engines have dropped everything, and the calls have returned: weights may come then."""
+        references = [*calls, *(actor.abort.remote() for actor in self.actors)]
+        ray.wait(references, num_returns=len(references))
