@@ -73,7 +73,7 @@ def start_rollouts(config: Config) -> RolloutPool:
         seed=config.seed,
     )
     actors = [
-        RolloutActor.options(num_gpus=rollout.gpus, num_cpus=rollout.cpus, max_concurrency=1000).remote(  # type: ignore[attr-defined]
+        RolloutActor.options(num_gpus=rollout.gpus, num_cpus=rollout.cpus).remote(  # type: ignore[attr-defined]
             engine, worker, _shares(_cores(config)[0], rollout.workers)[worker]
         )
         for worker in range(rollout.workers)
@@ -190,7 +190,7 @@ def build_methods(config: Config, task: Task, tokenizer: Any) -> Callable[[int],
 
     def build(changes: dict[str, Any]) -> Method:
         return Method(
-            OmegaConf.merge(config.method, changes),  # type: ignore[arg-type]  # a DictConfig of that schema
+            OmegaConf.to_object(OmegaConf.merge(config.method, changes)),  # type: ignore[arg-type]  # a MethodConfig
             render=task.render,
             encode=encode,
             styles=task.styles,

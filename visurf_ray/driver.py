@@ -2,6 +2,7 @@
 pixels only those of a few samples to look at.
 """
 
+import gc
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -52,6 +53,8 @@ class Driver:
         self.least_groups = config.learner.ranks * config.learner.minibatches  # that an update needs
         self.engines = Lock()  # held while they sample, or take weights
         self.held_out: list[Example] = data.held_out(config.eval.examples)
+        gc.collect()
+        gc.freeze()  # the million objects of the libraries are never garbage, and each step would look through them
 
     def run(self, state: State) -> dict[str, Any]:
         """Train from `state` to `train.steps`; returns the scores before and after, and the seconds between."""
@@ -105,11 +108,12 @@ class Driver:
         finished: dict[int, Group] = {}
         with phase("sample"), self.engines:  # rewards are computed as rollouts finish
             wanted = len(examples) if method.chooses else size
-            empty = ((index, Group(example, [])) for index, example in enumerate(examples))
-            for index, group in self.rollouts.sample(examples, wanted) if method.samples else empty:
-                method.append_label(group)
-                self.rewards.submit(group)
-                finished[index] = group
+            empty = {index: Group(example, []) for index, example in enumerate(examples)}
+            for batch in self.rollouts.sample(examples, wanted) if method.samples else [empty]:
+                for group in batch.values():
+                    method.append_label(group)
+                self.rewards.submit(batch.values())
+                finished |= batch
         with phase("reward"):
             skipped = self.rewards.wait()
         groups = [finished[index] for index in sorted(finished) if finished[index] not in skipped]
@@ -179,8 +183,8 @@ class Driver:
 def _size_metrics(groups: Sequence[Group], seconds: float) -> Metrics:
     """Lengths in tokens, and the tokens (prompts once, responses each) that the learner takes in a second."""
     responses = [response for group in groups for response in group.responses]
-    tokens = sum(len(group.example.prompt.expanded_ids) for group in groups) + sum(len(r.token_ids) for r in responses)
+    tokens = sum(len(group.example.prompt.expanded_ids) for group in groups) + sum(r.length for r in responses)
     metrics = {"train/tokens_per_second": tokens / seconds}
-    if rollouts := [len(response.token_ids) for group in groups for response in group.rollouts]:
+    if rollouts := [response.length for group in groups for response in group.rollouts]:
         metrics["train/response_length"] = sum(rollouts) / len(rollouts)
     return metrics

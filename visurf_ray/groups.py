@@ -52,31 +52,40 @@ class Response:
 
     `token_ids` (int32, length T) end with the end-of-turn token unless the response was cut at the length limit.
     `sampler_logprobs` holds vLLM's log-probability of each token (float32, length T); None for a label. Both may be
-    given as lists, and are kept as arrays, which travel between processes without being copied number by number.
+    given as lists. Both are None where the group's `tokens` hold them, and then `length` is to be given, which is T.
     `reward_parts` and `reward` are after reward control: `reward` is their sum, but for a label that was smoothed;
     `advantage` is one number for all tokens.
     """
 
     source: Source
     text: str
-    token_ids: NDArray[np.int32] | list[int]
+    token_ids: NDArray[np.int32] | list[int] | None = None
     sampler_logprobs: NDArray[np.float32] | list[float] | None = None
     reward_parts: dict[str, float] = field(default_factory=dict)
     reward: float = 0.0
     advantage: float = 0.0
+    length: int = 0
 
     def __post_init__(self) -> None:
-        self.token_ids = np.asarray(self.token_ids, np.int32)
+        if self.token_ids is not None:
+            self.token_ids = np.asarray(self.token_ids, np.int32)
+            self.length = len(self.token_ids)
         if self.sampler_logprobs is not None:
             self.sampler_logprobs = np.asarray(self.sampler_logprobs, np.float32)
 
 
 @dataclass(eq=False)
 class Group:
-    """An example and its responses: G rollouts, then the label where the method uses one."""
+    """An example and its responses: G rollouts, then the label where the method uses one.
+
+    `tokens` is a reference into Ray's object store: the `token_ids` of all rollouts, one after the other, and their
+    `sampler_logprobs`. They go from the sampler to the learner and never pass through the driver. None where the
+    responses hold their own.
+    """
 
     example: Example
     responses: list[Response]
+    tokens: Any = None
 
     @property
     def rollouts(self) -> list[Response]:

@@ -3,9 +3,12 @@
     python -m tests.benchmarks.driver_scale [--quick]
 
 Rollout workers and learner ranks are replaced by generators of random tokens, so that nothing but the driver is in the
-way: data, labels, rewards, advantages, balancing and transport are the job's own. Data are made ahead, as in a job.
+way: data, labels, rewards, advantages, balancing and transport are the job's own, and ranks fetch all tokens. Data are
+made ahead, as in a job. Workers answer at once all that they are given, so rewards and rollouts come in large portions;
+the texts are short.
 seconds_per_step is what the driver's process computes at the largest size, all its threads together; exponent is the
-slope of log seconds over log prompts; rss_slope is how many MiB the process grows by with each further step.
+slope of log seconds over log prompts; rss_slope is how many MiB the process grows by with each further step, pages of
+Ray's object store that it has looked at included.
 """
 
 import tempfile
@@ -24,8 +27,9 @@ from visurf_ray.cluster.resources import connected
 from visurf_ray.config import load_config
 from visurf_ray.groups import Example, Response, Source
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.packing import restore_tokens
 from visurf_ray.models import load_processor
-from visurf_ray.rollout.actor import Sampling
+from visurf_ray.rollout.actor import Sampled, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 
 TOKENS, ROLLOUTS = 2000, 16
@@ -37,15 +41,17 @@ class RandomRollouts:
 
     def __init__(self) -> None:
         rng = np.random.default_rng(0)
-        self.tokens = rng.integers(0, 150_000, (64, TOKENS), dtype=np.int32)
+        self.token_ids = rng.integers(0, 150_000, (64, TOKENS), dtype=np.int32)
         self.logprobs = -rng.exponential(size=(64, TOKENS)).astype(np.float32)
 
-    def sample(self, example: Example, sampling: Sampling) -> list[Response]:
+    def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
+        return [self.respond(number, example, sampling) for number, example in examples]
+
+    def respond(self, number: int, example: Example, sampling: Sampling) -> Sampled:
         text = "<think>a 7 no [1, 2, 3, 4]</think><answer>[]</answer>"
-        return [
-            Response(Source.ROLLOUT, text if row % 2 else text[:20], self.tokens[row], self.logprobs[row])
-            for row in np.random.default_rng(zlib.crc32(example.id.encode())).integers(0, 64, sampling.n)
-        ]
+        rows = np.random.default_rng(zlib.crc32(example.id.encode())).integers(0, 64, sampling.n)
+        responses = [Response(Source.ROLLOUT, text if row % 2 else text[:20], length=TOKENS) for row in rows]
+        return Sampled(number, responses, ray.put((self.token_ids[rows].ravel(), self.logprobs[rows].ravel())))
 
 
 @ray.remote(num_cpus=0.1)
@@ -62,6 +68,9 @@ class RandomLearner:
         pass
 
     def update(self, shards: list, loss: Any) -> list[dict[str, float]]:
+        for shard in shards:
+            for group, _ in shard:
+                restore_tokens(group, ray.get)
         return [{"grad_norm": 1.0, "loss": 0.0} for _ in shards]
 
 
@@ -90,7 +99,7 @@ def measure(job: Job, prompts: int, steps: int) -> dict[str, float]:
 def main() -> None:
     options = arguments(__doc__).parse_args()
     start(options)
-    sizes, steps = ((16, 64), 4) if options.quick else ((16, 64, 256, 1024), 8)
+    sizes, steps = ((16, 64), 4) if options.quick else ((16, 64, 256, 1024), 16)
     overrides = [f"rollout.n={ROLLOUTS}", f"task.train={max(sizes)}", "eval.examples=1", "monitor.wandb=disabled"]
     overrides += ["monitor.samples_every=0"]
     config = load_config(overrides)

@@ -66,7 +66,7 @@ class InTurns(TrainerCallback):
         self.driver.step(number, groups)
         self.seconds["trl"].append(middle - self.begin)
         self.seconds["ours"].append(time.perf_counter() - middle)
-        self.tokens.append(statistics.mean(len(r.token_ids) for group in groups for r in group.responses))
+        self.tokens.append(statistics.mean(r.length for group in groups for r in group.responses))
 
 
 def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, steps: int) -> dict[str, float]:

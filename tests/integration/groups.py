@@ -1,5 +1,7 @@
 """Groups with responses of many lengths, made without sampling: deterministic, and far from the policy's own."""
 
+from dataclasses import replace
+
 import torch
 
 from visurf_ray.groups import Group, Response, Source
@@ -25,6 +27,6 @@ def make_groups(loader, count: int, *, rollouts: int = 4, seed: int = 0) -> list
         for response, advantage in zip(responses, torch.randn(len(responses), generator=generator), strict=True):
             response.advantage = float(advantage)
         groups.append(Group(example, responses))
-    groups[0].responses[0].token_ids = groups[0].responses[0].token_ids[:1]
-    groups[0].responses[0].sampler_logprobs = [-1.0]
+    first = groups[0].responses[0]
+    groups[0].responses[0] = replace(first, token_ids=first.token_ids[:1], sampler_logprobs=[-1.0])
     return groups

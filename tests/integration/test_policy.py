@@ -5,7 +5,7 @@ import torch
 
 from tests.integration.architectures import plain_logprobs
 from tests.integration.groups import make_groups
-from visurf_ray.groups import Source
+from visurf_ray.groups import Response, Source
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, token_losses, token_weights
@@ -145,7 +145,7 @@ def test_cross_entropy_on_labels_is_supervised_fine_tuning(model, policy, loader
 
 def test_packing_refuses_a_response_without_tokens(model, loader):
     groups = make_groups(loader, 1)
-    groups[0].responses[1].token_ids = []
+    groups[0].responses[1] = Response(Source.ROLLOUT, "", [])
     with pytest.raises(ValueError, match=groups[0].example.id):
         pack(
             groups,

@@ -26,8 +26,7 @@ def make_group(name: str, ground_truth: str, *texts: str) -> Group:
 
 def score(pool: RewardPool, groups: list[Group]) -> list[Group]:
     """Returns the groups that were skipped."""
-    for group in groups:
-        pool.submit(group)
+    pool.submit(groups)
     return pool.wait()
 
 
@@ -60,7 +59,7 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
     from omegaconf import OmegaConf
 
     pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0, "workers": 1}), SPEC)
-    score(pool, [make_group("warm", _TRUTH, _RIGHT)])
+    ray.get(pool.actors[0].ready.remote())
     process = ray.get(pool.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGSTOP)
     with pytest.raises(RewardError, match=r"'slow' took longer than reward.timeout=1 s for each of its 2 responses"):
@@ -108,9 +107,10 @@ def test_with_skip_the_group_is_dropped_and_the_run_goes_on(settings, own, fault
 
     pool = RewardPool(OmegaConf.merge(settings, {"on_error": "skip", "timeout": 2.0, "workers": 1}), own)
     score(pool, [make_group("warm", "", "x")])
-    groups = [make_group("good", "", "four"), make_group("bad", "", "x", fault), make_group("better", "", "fifth")]
-    assert score(pool, groups) == [groups[1]]
-    assert [groups[0].responses[0].reward, groups[2].responses[0].reward] == [4.0, 5.0]
+    groups = [make_group(f"good {n}", "", "four") for n in range(12)]
+    groups[2] = make_group("bad", "", "x", fault)  # the first call takes six of them
+    assert score(pool, groups) == [groups[2]]
+    assert [group.responses[0].reward for group in groups if group is not groups[2]] == [4.0] * 11
     assert score(pool, [make_group("next", "", "x")]) == []
 
 

@@ -9,7 +9,7 @@ from visurf_ray.groups import Group
 
 def cost(group: Group) -> int:
     """Tokens that are computed: the prompt once, each response once."""
-    return len(group.example.prompt.expanded_ids) + sum(len(response.token_ids) for response in group.responses)
+    return len(group.example.prompt.expanded_ids) + sum(response.length for response in group.responses)
 
 
 def balance(costs: Sequence[int], parts: int) -> list[list[int]]:

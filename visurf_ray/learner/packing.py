@@ -4,7 +4,7 @@ The prompt and its image are computed once for all responses. Each response sees
 response (see `attention`), and its positions start anew after the prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -45,6 +45,18 @@ class PackedGroups:
         return PackedGroups(attention=attention, **{name: value.to(device) for name, value in moved.items()})
 
 
+def restore_tokens(group: Group, fetch: Callable[[Any], Any]) -> None:
+    """Give the rollouts of a group their tokens where the group has them; `fetch` as in `Rank.update`."""
+    if group.tokens is not None:
+        token_ids, logprobs = fetch(group.tokens)
+        begin = 0
+        for response in group.rollouts:
+            of_response = slice(begin, begin + response.length)
+            response.token_ids, response.sampler_logprobs = token_ids[of_response], logprobs[of_response]
+            begin += response.length
+        group.tokens = None
+
+
 def pack(
     groups: Sequence[Group],
     weights: Sequence[Sequence[float]],
@@ -67,7 +79,7 @@ def pack(
     per_token: dict[str, list[Tensor]] = {name: [] for name in _PER_TOKEN}
     begin = 0
     for group, group_weights, feature in zip(groups, weights, features, strict=True):
-        if not group.responses or any(not len(response.token_ids) for response in group.responses):
+        if not group.responses or any(not response.length for response in group.responses):
             raise ValueError(f"example {group.example.id!r}: a group needs responses, and a response needs tokens")
         prompt = torch.tensor(group.example.prompt.expanded_ids)
         prompt_positions = rope_index(
@@ -99,7 +111,7 @@ def pack(
             for name, value in values.items():
                 per_token[name].append(value)
             begin += count
-        lengths.append(GroupLength(len(prompt), tuple(len(response.token_ids) - 1 for response in group.responses)))
+        lengths.append(GroupLength(len(prompt), tuple(response.length - 1 for response in group.responses)))
     attention: dict[str, Tensor | SplitPlan] = (
         {"split": split_plan(lengths, dtype)} if packing == "split" else {"attention_mask": dense_mask(lengths, dtype)}
     )

@@ -15,7 +15,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.balance import cost, fill
-from visurf_ray.learner.packing import PackedGroups, Packing, pack
+from visurf_ray.learner.packing import PackedGroups, Packing, pack, restore_tokens
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
@@ -120,8 +120,9 @@ class Rank:
     ) -> list[Metrics]:
         """One optimiser step for each minibatch; returns sums for each, over this rank's response tokens.
 
-        fetch: turns `prompt.features` into tensors (in a cluster, `ray.get`). With several minibatches the log-probs of
-        the old policy are computed once, before the first step; with one, they are those of the same forward pass.
+        fetch: turns `prompt.features` and `group.tokens` into what they refer to (in a cluster, `ray.get`). With
+        several minibatches the log-probs of the old policy are computed once, before the first step; with one, they
+        are those of the same forward pass.
         """
         packed = [self._pack(shard, self._rows(shard), fetch) for shard in minibatches]
         old = [[self._logprobs(part) for part in parts] for parts in packed] if len(packed) > 1 else None
@@ -136,7 +137,7 @@ class Rank:
             logprobs = self._logprobs(packed)  # idle rows too: ranks run in lockstep
             chosen = rows[number] if number < len(rows) else []
             for index in chosen:
-                lengths = [len(response.token_ids) for response in groups[index].responses]
+                lengths = [response.length for response in groups[index].responses]
                 parts, logprobs = logprobs[: sum(lengths)].split(lengths), logprobs[sum(lengths) :]
                 found[index] = [part.mean().item() for part in parts]
         return found
@@ -146,6 +147,8 @@ class Rank:
         return fill([cost(group) for group, _ in shard], self.config.max_tokens_per_micro_batch)
 
     def _pack(self, shard: Shard, rows: Sequence[Sequence[int]], fetch: Callable[[Any], Any]) -> list[PackedGroups]:
+        for group, _ in shard:
+            restore_tokens(group, fetch)
         parts = [[shard[index] for index in chosen] for chosen in rows]
         packed = [
             pack(

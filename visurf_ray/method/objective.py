@@ -68,14 +68,14 @@ def token_weights(groups: Sequence[Group], config: LossConfig) -> list[list[floa
     tokens_of: Counter[Source | None] = Counter()
     for group in groups:
         for response in group.responses:
-            tokens_of[together(response)] += len(response.token_ids)
+            tokens_of[together(response)] += response.length
 
     def weight(responses_of: Counter[Source | None], response: Response) -> float:
         own = together(response)
         scale = config.label_scale if response.source is Source.LABEL else 1.0
         if config.aggregation == "token":
             return scale / tokens_of[own]
-        length = len(response.token_ids) if config.aggregation == "sequence" else config.longest
+        length = response.length if config.aggregation == "sequence" else config.longest
         return scale / (groups_of[own] * responses_of[own] * length)
 
     return [

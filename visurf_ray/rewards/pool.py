@@ -3,6 +3,8 @@
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -18,8 +20,20 @@ class RewardError(UserError):
     """A reward raised or hung; the message names the example."""
 
 
+@dataclass
+class _Call:
+    """An actor at work. `groups` are those that it has not returned yet; the first must be by `deadline`."""
+
+    actor: Any
+    groups: deque[Group]
+    deadline: float
+
+
 class RewardPool:
-    """Scores groups on several actors at once, one group per call."""
+    """Scores groups on several actors at once.
+
+    An actor takes many groups in a call and returns one after the other: calls cost the driver more than results.
+    """
 
     def __init__(self, config: RewardConfig, spec: RewardSpec) -> None:
         self.spec = spec
@@ -28,14 +42,15 @@ class RewardPool:
         self.actors = [self._start() for _ in range(config.workers)]
         self.idle = deque(self.actors)
         self.waiting: deque[Group] = deque()
-        self.running: dict[ray.ObjectRef, tuple[Any, Group, float]] = {}
+        self.running: dict[ray.ObjectRefGenerator, _Call] = {}
+        self.one_by_one = False
         self.skipped: list[Group] = []
 
-    def submit(self, group: Group) -> None:
-        """Have a group scored, while the caller goes on; `wait` says when all are. Raises RewardError like it."""
-        if group.responses:
-            self.waiting.append(group)
-        self._advance(block=False)
+    def submit(self, groups: Iterable[Group]) -> None:
+        """Have groups scored, while the caller goes on; `wait` says when all are. Raises RewardError like it."""
+        self.waiting.extend(group for group in groups if group.responses)
+        while self._advance(block=False):
+            pass
 
     def wait(self) -> list[Group]:
         """Returns when every response of the submitted groups has its reward, in parts.
@@ -52,59 +67,78 @@ class RewardPool:
     def _start(self) -> Any:
         return RewardActor.remote(self.spec)  # type: ignore[attr-defined]
 
-    def _advance(self, *, block: bool) -> None:
-        """Take what is done, give waiting groups to idle actors, and look at the deadlines."""
-        if self.running:
-            earliest = min(deadline for *_, deadline in self.running.values())
-            timeout = max(0.0, earliest - time.monotonic()) if block else 0.0
-            done, _ = ray.wait(list(self.running), num_returns=1 if block else len(self.running), timeout=timeout)
-            for reference in done:
-                actor, group, _ = self.running.pop(reference)
-                self.idle.append(self._take(reference, group, actor))
+    def _advance(self, *, block: bool) -> bool:
+        """Give waiting groups to idle actors, take a result, and look at the deadlines; whether there was a result."""
         while self.waiting and self.idle:
-            group, actor = self.waiting.popleft(), self.idle.popleft()
-            texts = [response.text for response in group.responses]
-            reference = actor.score.remote(texts, group.example.ground_truth)
-            self.running[reference] = (actor, group, time.monotonic() + self.timeout * len(texts))
-        self._check_deadlines()
+            self._call(self.idle.popleft())
+        if not self.running:
+            return False
+        earliest = min(call.deadline for call in self.running.values())
+        timeout = max(0.0, earliest - time.monotonic()) if block else 0.0
+        done, _ = ray.wait(list(self.running), num_returns=1, timeout=timeout)
+        for stream in done:
+            self._take(stream)
+        for stream, call in list(self.running.items()):
+            if time.monotonic() > call.deadline:
+                ray.kill(call.actor)
+                limit = f"took longer than reward.timeout={self.timeout:g} s for each of its"
+                self._give_up(stream, f"{limit} {len(call.groups[0].responses)} responses")
+                self._replace(call.actor)
+        return bool(done)
 
-    def _take(self, reference: ray.ObjectRef, group: Group, actor: Any) -> Any:
-        """Write the group's rewards; returns an actor that can take the next group."""
+    def _call(self, actor: Any) -> None:
+        """Have an actor score its share of half of what waits: the other half is for those that are done first."""
+        count = 1 if self.one_by_one else -(-len(self.waiting) // (2 * len(self.actors)))
+        groups = deque(self.waiting.popleft() for _ in range(count))
+        texts = [([response.text for response in group.responses], group.example.ground_truth) for group in groups]
+        stream = actor.score.remote(texts)
+        self.running[stream] = _Call(actor, groups, self._deadline(groups[0]))
+
+    def _deadline(self, group: Group) -> float:
+        """Of a group whose turn comes now."""
+        return time.monotonic() + self.timeout * len(group.responses)
+
+    def _take(self, stream: ray.ObjectRefGenerator) -> None:
+        """Write the rewards of a call's first group."""
+        call = self.running[stream]
         try:
-            rewards = ray.get(reference)
-        except ray.exceptions.RayError as error:  # raised, or its process died
+            parts_of = ray.get(next(stream))
+        except ray.exceptions.RayTaskError as error:
+            self._give_up(stream, f"raised: {error.cause!r}", error)
+            self.idle.append(call.actor)
+        except ray.exceptions.RayError as error:  # its process died
             if getattr(error, "actor_init_failed", False):  # no example's fault: every other would fail as well
                 raise RewardError(f"a reward actor could not start: {error}") from error
-            cause = getattr(error, "cause", None) or error
-            failure = RewardError(f"the reward of example {group.example.id!r} raised: {cause!r}")
-            self._give_up(group, failure, error)
-            return actor if isinstance(error, ray.exceptions.RayTaskError) else self._replace(actor)
-        for response, reward in zip(group.responses, rewards, strict=True):
-            response.reward_parts = dict(reward.parts)
-            response.reward = reward.total
-        return actor
+            if len(call.groups) > 1:  # its last results may have died with it: whose fault was it?
+                self.one_by_one = True
+                self.waiting.extend(self.running.pop(stream).groups)
+            else:
+                self._give_up(stream, f"raised: {error!r}", error)
+            self._replace(call.actor)
+        else:
+            group = call.groups.popleft()
+            for response, parts in zip(group.responses, parts_of, strict=True):
+                response.reward_parts = parts
+                response.reward = sum(parts.values())
+            if call.groups:
+                call.deadline = self._deadline(call.groups[0])
+            else:
+                del self.running[stream]
+                self.idle.append(call.actor)
 
-    def _check_deadlines(self) -> None:
-        for reference, (actor, group, deadline) in list(self.running.items()):
-            if time.monotonic() > deadline:
-                ray.kill(actor)
-                failure = RewardError(
-                    f"the reward of example {group.example.id!r} took longer than reward.timeout={self.timeout:g} s "
-                    f"for each of its {len(group.responses)} responses"
-                )
-                self._give_up(group, failure)
-                del self.running[reference]
-                self.idle.append(self._replace(actor))
-
-    def _give_up(self, group: Group, failure: RewardError, cause: Exception | None = None) -> None:
+    def _give_up(self, stream: ray.ObjectRefGenerator, reason: str, cause: Exception | None = None) -> None:
+        """End a call whose first group cannot be scored; the others wait for the next."""
+        group, *others = self.running.pop(stream).groups
+        self.waiting.extend(others)
+        failure = RewardError(f"the reward of example {group.example.id!r} {reason}")
         if not self.skip:
             raise failure from cause
         print(f"skipped: {failure}", file=sys.stderr, flush=True)
         self.skipped.append(group)
 
-    def _replace(self, actor: Any) -> Any:
-        """A new actor for one that died. Waits for it, so that its start does not count as the next group's time."""
+    def _replace(self, actor: Any) -> None:
+        """Start another actor for one that died. Waits for it: its start is not to count as the next group's time."""
         new = self._start()
         ray.get(new.ready.remote())
         self.actors[self.actors.index(actor)] = new
-        return new
+        self.idle.append(new)

@@ -1,10 +1,13 @@
 """The Ray actor of one vLLM engine."""
 
+import asyncio
 import os
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import ray
 
 from visurf_ray.groups import Example, Response, Source
@@ -31,6 +34,14 @@ class Sampling:
     n: int
     temperature: float
     max_tokens: int
+
+
+class Sampled(NamedTuple):
+    """The responses to the example with the caller's `number`, without their tokens; `tokens` as in `Group`."""
+
+    number: int
+    responses: list[Response]
+    tokens: Any
 
 
 @ray.remote
@@ -77,8 +88,27 @@ class RolloutActor:
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.tokenizer = self.engine.get_tokenizer()
         self.banned = dict.fromkeys(banned_token_ids(self.tokenizer), BANNED_BIAS)
+        self.running: set[asyncio.Task[Sampled]] = set()
 
-    async def sample(self, example: Example, sampling: Sampling) -> list[Response]:
+    async def sample(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
+        """Begin with these numbered examples, and return all that have finished since the last call.
+
+        Waits for the first where none has.
+        """
+        self.running |= {asyncio.create_task(self._respond(*entry, sampling)) for entry in examples}
+        done, _ = await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
+        self.running -= done
+        return [task.result() for task in done if not task.cancelled()]
+
+    async def abort(self) -> None:
+        """Give up what is running; returns when the engine has heard of it."""
+        for task in self.running:
+            task.cancel()
+        if self.running:
+            await asyncio.wait(self.running)
+        self.running.clear()
+
+    async def _respond(self, number: int, example: Example, sampling: Sampling) -> Sampled:
         """Sample `sampling.n` responses to one example, from one prefill."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
@@ -106,11 +136,12 @@ class RolloutActor:
                 f"example {example.id!r}: vLLM expanded the prompt to {len(final.prompt_token_ids)} tokens, "
                 f"the processor to {len(example.prompt.expanded_ids)}"
             )
-        texts = self.tokenizer.batch_decode([o.token_ids for o in final.outputs], skip_special_tokens=True)
-        return [
-            Response(Source.ROLLOUT, text, output.token_ids, output.logprobs.logprobs)  # type: ignore[union-attr]
-            for text, output in zip(texts, final.outputs, strict=True)
-        ]
+        token_ids = [output.token_ids for output in final.outputs]
+        logprobs = [output.logprobs.logprobs for output in final.outputs]  # type: ignore[union-attr]
+        tokens = np.concatenate(token_ids, dtype=np.int32), np.concatenate(logprobs, dtype=np.float32)
+        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        responses = [Response(Source.ROLLOUT, t, length=len(ids)) for t, ids in zip(texts, token_ids, strict=True)]
+        return Sampled(number, responses, ray.put(tokens))
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self.engine.init_weight_transfer_engine(own_ranks(request, self.first_process))

@@ -1,18 +1,22 @@
 """The pool of rollout workers."""
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from typing import Any
 
 import ray
 
-from visurf_ray.groups import Example, Group, Prediction, Response
-from visurf_ray.rollout.actor import Sampling
+from visurf_ray.groups import Example, Group, Prediction
+from visurf_ray.rollout.actor import Sampled, Sampling
 
 
 class RolloutPool:
-    """Feeds vLLM engines: least-loaded first, a bounded number of prompts in flight on each."""
+    """Feeds vLLM engines: each has its even share of the prompts that are left, and a bounded number at once.
+
+    A worker has one call at a time, which brings new prompts and takes back all that has finished since the last one.
+    So the calls are as few as the driver has time for.
+    """
 
     def __init__(self, actors: Sequence[Any], *, sampling: Sampling, max_in_flight: int) -> None:
         """actors: `RolloutActor` handles. sampling: for training; evaluation is greedy."""
@@ -20,52 +24,60 @@ class RolloutPool:
         self.sampling = sampling
         self.max_in_flight = max_in_flight
 
-    def sample(self, examples: Sequence[Example], count: int) -> Iterator[tuple[int, Group]]:
-        """A group of rollouts for each example, with the example's index, as they finish: the first `count` of them.
+    def sample(self, examples: Sequence[Example], count: int) -> Iterator[dict[int, Group]]:
+        """Groups of rollouts by their examples' indices, some at a time as they finish: the first `count` of them.
 
         The others are aborted, so that the longest responses keep nobody waiting.
         """
         with closing(self._generate(examples, self.sampling)) as generated:
-            for index, responses in islice(generated, count):
-                yield index, Group(examples[index], responses)
+            for finished in generated:
+                chosen = finished[:count]
+                yield {index: Group(examples[index], responses, tokens) for index, responses, tokens in chosen}
+                count -= len(chosen)
+                if not count:
+                    return
 
     def answer(self, examples: Sequence[Example], *, max_tokens: int) -> list[Prediction]:
         """One greedy answer to each example."""
-        answers = dict(self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens)))
-        return [Prediction.of(example, answers[index][0].text) for index, example in enumerate(examples)]
+        generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
+        answers = {index: responses[0].text for finished in generated for index, responses, _ in finished}
+        return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
 
     def shut_down(self) -> None:
         """End the engines and their child processes; one that has died already is passed by."""
         ray.wait([actor.shut_down.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
 
-    def _generate(
-        self, examples: Sequence[Example], sampling: Sampling
-    ) -> Generator[tuple[int, list[Response]], None, None]:
-        """(index, responses) as they finish. What still runs when the caller stops is aborted."""
-        loads = [0] * len(self.actors)
-        running: dict[ray.ObjectRef, tuple[int, int]] = {}
+    def _generate(self, examples: Sequence[Example], sampling: Sampling) -> Generator[list[Sampled], None, None]:
+        """What is sampled, as it finishes, by the examples' indices. What runs when the caller stops is aborted."""
+        left = len(examples)
         pending = iter(enumerate(examples))
-        exhausted = False
+        loads = [0] * len(self.actors)
+        calls: dict[ray.ObjectRef, int] = {}
+
+        def feed(worker: int) -> None:
+            share = min(-(-left // len(self.actors)), self.max_in_flight)
+            more = list(islice(pending, max(0, share - loads[worker])))
+            loads[worker] += len(more)
+            if loads[worker]:
+                calls[self.actors[worker].sample.remote(more, sampling)] = worker
+
         try:
-            while running or not exhausted:
-                while not exhausted and min(loads) < self.max_in_flight:
-                    entry = next(pending, None)
-                    if entry is None:
-                        exhausted = True
-                        break
-                    index, example = entry
-                    worker = loads.index(min(loads))
-                    reference = self.actors[worker].sample.remote(example, sampling)
-                    running[reference] = (index, worker)
-                    loads[worker] += 1
-                if running:
-                    done, _ = ray.wait(list(running), num_returns=1)
-                    for reference in done:
-                        index, worker = running.pop(reference)
-                        loads[worker] -= 1
-                        yield index, ray.get(reference)
+            for worker in range(len(self.actors)):
+                feed(worker)
+            while calls:
+                done, _ = ray.wait(list(calls), num_returns=1)
+                worker = calls.pop(done[0])
+                finished = ray.get(done[0])
+                loads[worker] -= len(finished)
+                left -= len(finished)
+                feed(worker)
+                yield finished
         finally:
-            for reference in running:
-                ray.cancel(reference)
-            if running:  # until the engines have heard of it: weights are not to come before
-                ray.wait(list(running), num_returns=len(running))
+            if left:
+                self._abort(calls)
+                self._abort(())  # a call may arrive later than its abort, and has then begun requests
+
+    def _abort(self, calls: Iterable[ray.ObjectRef]) -> None:
+        """Returns when the engines have dropped everything, and the calls have returned: weights may come then."""
+        references = [*calls, *(actor.abort.remote() for actor in self.actors)]
+        ray.wait(references, num_returns=len(references))
