@@ -30,6 +30,8 @@ from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.feed import DataFeed
 from visurf_ray.tasks.predictions import read_predictions, write_predictions
+from visurf_ray.tasks.segmentation import Segmentation
+from visurf_ray.tasks.segmenter import check_segmenter
 from visurf_ray.tasks.task import Task
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
@@ -85,10 +87,24 @@ def _learner_demand(config: Config) -> Demand:
     return Demand("learner ranks", "learner.ranks", learner.ranks, learner.gpus, learner.cpus)
 
 
+def _reward_demand(config: Config) -> Demand:
+    return Demand("reward workers", "reward.workers", config.reward.workers, config.reward.gpus, 0)
+
+
+def _segmenter_demand(config: Config) -> Demand:
+    count = int(config.task.segmenter is not None)
+    return Demand("segmenter", "eval.segmenter_gpus", count, config.eval.segmenter_gpus, 0)
+
+
 def start_data(config: Config, *, train: bool = True) -> DataFeed:
     """The data, every row checked; without `train` the held-out split alone. Raises DataError."""
     limit = config.rollout.max_model_len - 1
     return DataFeed(config.task, config.model, seed=config.seed, max_prompt_tokens=limit, train=train)
+
+
+def start_segmentation(config: Config) -> Segmentation | None:
+    """The segmenter of evaluations, where the task has one. Raises UserError for what is no SAM2 model."""
+    return Segmentation(config.task.segmenter, config.eval.segmenter_gpus) if config.task.segmenter else None
 
 
 def start_rollouts(config: Config) -> RolloutPool:
@@ -190,7 +206,7 @@ def train(config: Config) -> Path:
         raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
     resolve_model(config.model.path)
     reward = RewardSpec.of(config.reward)
-    reward.load()  # what is not there is told now, and not by an actor
+    check_segmenter(config.task.segmenter, "task.segmenter")
     task = load_task(config.task, config.seed)
     output = Path(config.output_dir).expanduser().resolve()
     resume = find_resume(config.train.resume, output / "checkpoints")
@@ -200,7 +216,8 @@ def train(config: Config) -> Path:
     processor = load_processor(config.model)
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
-        check_demand([_rollout_demand(config), _learner_demand(config)])
+        demands = [_rollout_demand(config), _learner_demand(config)]
+        check_demand([*demands, _reward_demand(config), _segmenter_demand(config)])
         if not config.rollout.gpus:
             check_one_node("rollout.gpus=0: without GPUs weights travel through shared memory")
         data = start_data(config)
@@ -210,6 +227,7 @@ def train(config: Config) -> Path:
         rollouts = start_rollouts(config)
         stack.callback(rollouts.shut_down)
         learner = start_learner(config, processor.tokenizer)
+        segmentation = start_segmentation(config)
         wait_for(rollouts, config)
         learner.connect(rollouts.actors, config.rollout.gpus * config.rollout.workers)
         if resume:
@@ -228,6 +246,7 @@ def train(config: Config) -> Path:
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,
+            segmentation=segmentation,
         )
         result = driver.run(state)
         if config.train.export:
@@ -277,18 +296,22 @@ def build_methods(config: Config, task: Task, tokenizer: Any) -> Callable[[int],
 def evaluate(config: Config, checkpoint: str) -> Metrics:
     """Greedy answers of a checkpoint to the held-out split, and their scores; both are written to `output_dir`."""
     check_vllm(config)
+    check_segmenter(config.task.segmenter, "task.segmenter")
     output = Path(config.output_dir).expanduser().resolve()
     task = load_task(config.task, config.seed)
     with ExitStack() as stack:
         config.model.path = _as_model(checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))
-        check_demand([_rollout_demand(config)])
+        check_demand([_rollout_demand(config), _segmenter_demand(config)])
         data = start_data(config, train=False)
         rollouts = start_rollouts(config)
         stack.callback(rollouts.shut_down)
+        segmentation = start_segmentation(config)
         wait_for(rollouts, config)
         examples = data.held_out(config.eval.examples)
         predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
+        if segmentation:
+            predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)
     write_predictions(predictions, output / "predictions.jsonl")
     return _write_scores(task.metrics(predictions), output)

@@ -36,6 +36,7 @@ class EvalConfig:
     every: int = MISSING
     examples: int | None = MISSING
     max_tokens: int = MISSING
+    segmenter_gpus: float = MISSING
 
 
 @dataclass
@@ -130,6 +131,7 @@ class TaskConfig:
     absent_share: float | None = MISSING
     image_root: str | None = MISSING
     prompt: str = MISSING
+    segmenter: str | None = MISSING
     box_distance: float = MISSING
     point_distance: float = MISSING
 
@@ -142,6 +144,7 @@ class RewardConfig:
     function: str | None = MISSING
     function_weight: float = MISSING
     workers: int = MISSING
+    gpus: float = MISSING
     timeout: float = MISSING
     on_error: str = MISSING
 
@@ -208,6 +211,14 @@ _AT_LEAST_ONE = (
     "reward.workers",
     "method.style_every",
 )
+_NOT_NEGATIVE = (
+    "rollout.oversample",
+    "pipeline.max_staleness",
+    "method.sft_steps",
+    "method.kl_coef",
+    "reward.gpus",
+    "eval.segmenter_gpus",
+)
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "rollout.dtype": ("float32", "bfloat16"),
     "learner.dtype": ("float32", "bfloat16"),
@@ -234,7 +245,7 @@ def check_values(config: DictConfig) -> None:
         if (value := OmegaConf.select(config, key)) not in values:
             names = [str(known) for known in values]
             raise ConfigError(f"{key}={value}: it must be one of {', '.join(names)}.{nearest(str(value), names)}")
-    for key in ("rollout.oversample", "pipeline.max_staleness", "method.sft_steps", "method.kl_coef"):
+    for key in _NOT_NEGATIVE:
         if (value := OmegaConf.select(config, key)) < 0:
             raise ConfigError(f"{key}={value:g} must be 0 at least")
     if config.pipeline.max_staleness and config.pipeline.importance_cap is None:

@@ -21,6 +21,7 @@ from visurf_ray.monitor.samples import Sample, SampleResponse
 from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks.feed import DataFeed
+from visurf_ray.tasks.segmentation import Segmentation
 from visurf_ray.tasks.task import Task
 
 
@@ -39,6 +40,7 @@ class Driver:
         learner: LearnerGroup,
         checkpoints: Checkpoints,
         monitor: Monitor,
+        segmentation: Segmentation | None = None,
     ) -> None:
         self.config = config
         self.task = task
@@ -49,6 +51,7 @@ class Driver:
         self.learner = learner
         self.checkpoints = checkpoints
         self.monitor = monitor
+        self.segmentation = segmentation
         self.least_groups = config.learner.ranks * config.learner.minibatches  # that an update needs
         self.engines = Lock()  # held while they sample, or take weights
         self.held_out: list[Example] = data.held_out(config.eval.examples)
@@ -148,8 +151,11 @@ class Driver:
 
     def evaluate(self, step: int) -> Metrics:
         """Greedy answers on the held-out split, scored by the task."""
-        with self.monitor.phase("evaluate"), self.engines:
-            predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens)
+        with self.monitor.phase("evaluate"):
+            with self.engines:
+                predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens)
+            if self.segmentation:
+                predictions = self.segmentation.segment(self.held_out, predictions)
             scores = self.task.metrics(predictions)
         self.monitor.log_eval(step, scores)
         return scores

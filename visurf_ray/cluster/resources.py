@@ -26,8 +26,10 @@ class Demand:
 def check_demand(demands: list[Demand]) -> None:
     """Raise ClusterError unless the cluster's free resources hold all demands, each actor on one node.
 
-    Nodes are filled greedily, the largest actors first; Ray would otherwise wait for ever.
+    Nodes are filled greedily, the largest actors first; Ray would otherwise wait for ever. A demand for nothing is not
+    mentioned.
     """
+    demands = [demand for demand in demands if demand.count and (demand.gpus or demand.cpus)]
     free = [dict(resources) for resources in ray._private.state.available_resources_per_node().values()]
     for demand in sorted(demands, key=lambda demand: (-demand.gpus, -demand.cpus)):
         for _ in range(demand.count):

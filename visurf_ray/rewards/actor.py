@@ -1,6 +1,7 @@
 """The Ray actor that scores responses."""
 
 import ray
+from PIL import Image
 
 from visurf_ray.rewards.reward import Reward
 from visurf_ray.rewards.spec import RewardSpec
@@ -16,5 +17,5 @@ class RewardActor:
     def ready(self) -> None:
         """Returns when the reward is loaded."""
 
-    def score(self, responses: list[str], ground_truth: str) -> list[Reward]:
-        return [self.reward(response, ground_truth) for response in responses]
+    def score(self, responses: list[str], ground_truth: str, image: Image.Image | None = None) -> list[Reward]:
+        return [self.reward(response, ground_truth, image) for response in responses]

@@ -19,7 +19,7 @@ Point = tuple[float, float]
 
 
 class PointInBoxReward:
-    """The ground truth is `[x1, y1, x2, y2]`, or a list of one item with that as its `bbox_2d`, in pixels; see boxes.py."""
+    """The ground truth is `[x1, y1, x2, y2]` in pixels, or a grounding task's (see boxes.py) of one object."""
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is not one box."""

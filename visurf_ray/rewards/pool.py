@@ -23,6 +23,7 @@ class RewardPool:
 
     def __init__(self, config: RewardConfig, spec: RewardSpec) -> None:
         self.spec = spec
+        self.gpus = config.gpus
         self.timeout = config.timeout
         self.skip = config.on_error == "skip"
         self.actors = [self._start() for _ in range(config.workers)]
@@ -50,7 +51,7 @@ class RewardPool:
         return skipped
 
     def _start(self) -> Any:
-        return RewardActor.remote(self.spec)  # type: ignore[attr-defined]
+        return RewardActor.options(num_gpus=self.gpus).remote(self.spec)  # type: ignore[attr-defined]
 
     def _advance(self, *, block: bool) -> None:
         """Take what is done, give waiting groups to idle actors, and look at the deadlines."""
@@ -64,7 +65,8 @@ class RewardPool:
         while self.waiting and self.idle:
             group, actor = self.waiting.popleft(), self.idle.popleft()
             texts = [response.text for response in group.responses]
-            reference = actor.score.remote(texts, group.example.ground_truth)
+            image = group.example.prompt.image if self.spec.needs_image else None
+            reference = actor.score.remote(texts, group.example.ground_truth, image)
             self.running[reference] = (actor, group, time.monotonic() + self.timeout * len(texts))
         self._check_deadlines()
 

@@ -14,7 +14,7 @@ from visurf_ray.tasks.task import Box, Task
 
 
 class BoxTask(Task):
-    """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, in pixels of the stored image.
+    """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, pixels of the stored image.
 
     Where there are masks it is `{"objects": [the list], "mask": RLE, "ignore": RLE}`, the masks of the stored image's
     size; `ignore`, which may be missing, is of no account. Masks are not scaled with the objects.

@@ -1,8 +1,8 @@
 """Answers that are lists of boxes and points: prompt, rendering and parsing.
 
 The paper's form: reasoning in `<think>`, then `<answer>` with a JSON list of `{"bbox_2d": [x1, y1, x2, y2],
-"point_2d": [x, y]}`; the empty list says that nothing in the image is meant. A ground truth is such a list or, where the
-data have masks, `{"objects": [the list], "mask": RLE, "ignore": RLE}`; see rle.py.
+"point_2d": [x, y]}`; the empty list says that nothing in the image is meant. A ground truth is such a list or, where
+the data have masks, `{"objects": [the list], "mask": RLE, "ignore": RLE}`; see rle.py.
 """
 
 import json

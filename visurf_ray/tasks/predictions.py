@@ -11,7 +11,7 @@ from visurf_ray.tasks.rows import DataError
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
     """Fields that are None are left out."""
-    lines = ({key: value for key, value in asdict(prediction).items() if value is not None} for prediction in predictions)
+    lines = [{key: value for key, value in asdict(each).items() if value is not None} for each in predictions]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

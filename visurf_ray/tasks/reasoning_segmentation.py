@@ -30,9 +30,9 @@ class ReasoningSegmentationTask(BoxTask):
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
-            'A question or description: "{query}" Work out which objects in the image it is about. Reason first, between '
-            "<think> and </think>: what is asked for, what the image shows, which objects fit. Then answer between "
-            "<answer> and </answer> with a JSON list of each such object's box and a point on it, in pixels, such as "
+            'A question or description: "{query}" Work out which objects in the image it is about. Reason first, '
+            "between <think> and </think>: what is asked for, what the image shows, which objects fit. Then answer "
+            "between <answer> and </answer> with a JSON list of each such object's box and a point on it, in pixels, such as "
             '[{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
             '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}]. Answer [] if no object fits.'
         ),
@@ -72,9 +72,7 @@ def _read(image: Path) -> list[Row]:
     except OSError as error:
         raise DataError(f"{image}: its annotation {path.name} cannot be read: {error.strerror}") from error
     try:
-        annotation = json.loads(data.decode("utf-8"))
-    except UnicodeDecodeError:
-        annotation = json.loads(data.decode("cp1252"))  # some of the original's files
+        annotation = json.loads(_text(data))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error})") from error
     try:
@@ -98,6 +96,13 @@ def _read(image: Path) -> list[Row]:
     ]
 
 
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("cp1252")  # some of the original's files
+
+
 def paint(shapes: Sequence[dict[str, Any]], width: int, height: int) -> NDArray[np.uint8]:
     """The polygons as pixels (H, W): 1 target, 255 ignore, 0 neither, as LISA's evaluation paints them."""
     drawn = []
@@ -105,7 +110,7 @@ def paint(shapes: Sequence[dict[str, Any]], width: int, height: int) -> NDArray[
         label = shape["label"].lower()
         if label != "flag":
             value = _IGNORE if "ignore" in label else _TARGET
-            corners = np.array([shape["points"]], np.float64).astype(np.int32)
+            corners = np.array(shape["points"], np.float64).astype(np.int32)  # cut off, as the original does
             drawn.append((corners, value, int(_draw(np.zeros((height, width), np.uint8), corners, 1).sum())))
     canvas = np.zeros((height, width), np.uint8)
     for corners, value, _ in sorted(drawn, key=lambda polygon: -polygon[2]):
@@ -114,6 +119,6 @@ def paint(shapes: Sequence[dict[str, Any]], width: int, height: int) -> NDArray[
 
 
 def _draw(canvas: NDArray[np.uint8], corners: NDArray[np.int32], value: int) -> NDArray[np.uint8]:
-    cv2.polylines(canvas, corners, True, value, 1)
-    cv2.fillPoly(canvas, corners, value)
+    cv2.polylines(canvas, [corners], True, value, 1)
+    cv2.fillPoly(canvas, [corners], value)
     return canvas

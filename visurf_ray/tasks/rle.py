@@ -47,7 +47,7 @@ def check_rle(value: Any) -> Rle:
 def parse_masks(ground_truth: str) -> dict[str, Rle]:
     """The `mask` and the `ignore` of a ground truth, as far as it has them. Raises ValueError for what is no RLE."""
     truth = parse_truth(ground_truth)
-    found = {}
+    found: dict[str, Rle] = {}
     for name in ("mask", "ignore"):
         if name in truth:
             try:
@@ -89,7 +89,7 @@ def objects_in(mask: NDArray[np.bool_], box: Sequence[float] | None = None) -> l
         return []
     if box is not None:
         return [Target(tuple(box), _innermost(mask))]  # type: ignore[arg-type]
-    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    parts, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())[1:]
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):
