@@ -28,7 +28,7 @@ class SegmentationMaskReward:
 
     needs_image = True
 
-    def __init__(self, model: str, credit_empty: bool = True) -> None:
+    def __init__(self, model: str = "facebook/sam2-hiera-large", credit_empty: bool = True) -> None:
         check_segmenter(model, "reward.options.model")
         self.model = model
         self.credit_empty = credit_empty

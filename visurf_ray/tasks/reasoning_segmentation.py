@@ -32,8 +32,8 @@ class ReasoningSegmentationTask(BoxTask):
         "detailed": (
             'A question or description: "{query}" Work out which objects in the image it is about. Reason first, '
             "between <think> and </think>: what is asked for, what the image shows, which objects fit. Then answer "
-            "between <answer> and </answer> with a JSON list of each such object's box and a point on it, in pixels, such as "
-            '[{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
+            "between <answer> and </answer> with a JSON list of each such object's box and a point on it, in pixels, "
+            'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
             '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}]. Answer [] if no object fits.'
         ),
         "plain": "{query}",
