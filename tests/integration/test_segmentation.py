@@ -11,7 +11,7 @@ from visurf_ray.groups import Example, Group, Prediction, Prompt, Response, Sour
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
-from visurf_ray.tasks.boxes import Target, dump_truth, render
+from visurf_ray.tasks.boxes import PROMPT, Target, dump_truth, render
 from visurf_ray.tasks.rle import decode, encode, objects_in
 from visurf_ray.tasks.segmentation import Segmentation
 from visurf_ray.tasks.segmenter import Segmenter, prompts_of
@@ -71,7 +71,7 @@ def test_the_pool_gives_the_image_to_a_reward_that_needs_it(sam2, config):
 
 @pytest.fixture
 def reasonseg(tmp_path) -> str:
-    """Scenes of the miniature in ReasonSeg's layout: one asks for a digit that is there, one for one that is not."""
+    """Scenes of the miniature in ReasonSeg's layout, twice as large as the model knows; the first has no target."""
     from visurf_ray.miniature.scenes import draw_scene, present_query
 
     folder = tmp_path / "val"
@@ -82,23 +82,25 @@ def reasonseg(tmp_path) -> str:
         query = present_query(rng, scene)
         boxes = [target.box for target in query.targets] if number else []
         shapes = [
-            {"label": "target", "points": [[x1, y1], [x2 - 1, y1], [x2 - 1, y2 - 1], [x1, y2 - 1]]}
+            {"label": "target", "points": [[2 * x, 2 * y] for x, y in ((x1, y1), (x2, y1), (x2, y2), (x1, y2))]}
             for x1, y1, x2, y2 in boxes
         ]
-        scene.image.resize((168, 168)).save(folder / f"{number}.jpg")
-        annotation = {"text": [query.text], "is_sentence": False, "shapes": [_doubled(shape) for shape in shapes]}
+        scene.image.resize((168, 168)).save(folder / f"{number}.jpg", quality=95)
+        annotation = {"text": [PROMPT.format(query=query.text)], "is_sentence": True, "shapes": shapes}
         (folder / f"{number}.json").write_text(json.dumps(annotation))
     return str(folder)
-
-
-def _doubled(shape: dict) -> dict:
-    return shape | {"points": [[2 * x, 2 * y] for x, y in shape["points"]]}
 
 
 def test_an_evaluation_segments_and_scores_by_masks(reasonseg, sam2, tmp_path):
     output = tmp_path / "out"
     task = ["task=reasoning_segmentation", f"task.held_out={reasonseg}", f"task.segmenter={sam2}", "task.prompt=plain"]
-    settings = ["cluster.address=local", "rollout.memory=0.25", "rollout.max_tokens=70", f"output_dir={output}"]
+    settings = [
+        "cluster.address=local",
+        "rollout.memory=0.25",
+        "rollout.max_tokens=70",
+        "model.max_pixels=7056",
+        f"output_dir={output}",
+    ]
     done = run("evaluate", "checkpoint=miniature", *task, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
@@ -106,7 +108,7 @@ def test_an_evaluation_segments_and_scores_by_masks(reasonseg, sam2, tmp_path):
     masks, truths = zip(*((line["mask"], json.loads(line["ground_truth"])["mask"]) for line in lines), strict=True)
     assert all(mask["size"] == truth["size"] == [168, 168] for mask, truth in zip(masks, truths, strict=True))
     pairs = [(decode(mask), decode(truth)) for mask, truth in zip(masks, truths, strict=True)]
-    assert any(mask.any() for mask, _ in pairs)
+    assert all(line["size"] == [84, 84] for line in lines) and any(mask.any() for mask, _ in pairs)
     inter, union = (np.array([both(a, b).sum() for a, b in pairs]) for both in (np.logical_and, np.logical_or))
     scores = json.loads((output / "metrics.json").read_text())
     assert scores["ciou"] == pytest.approx(inter.sum() / union.sum())

@@ -32,16 +32,18 @@ def mask_rows(table: Any, source: str, image_root: str | None) -> list[Row]:
     """Rows of a `datasets.Dataset`. Raises DataError for missing columns, and for a mask that is none, by its row."""
     check_columns(table, source, ("image", "text", "mask"))
     root = root_of(source, image_root)
+    has = set(table.column_names)
+    named = ["id"] if "id" in has else [key for key in ("image_id", "ann_id") if key in has]
     cells = table.data.column("mask")  # Arrow's: booleans by the million are slow as Python objects
 
     def read(entry: tuple[int, dict[str, Any]]) -> Row:
         number, record = entry
-        keys = [record.get(key) for key in ("image_id", "ann_id")]
-        identity = record.get("id") or "-".join(str(key) for key in keys if key is not None) or None
-        where = f"{source}, row {number}" + (f" (id {identity})" if identity else "")
+        keys = [record[key] for key in named if record[key] is not None]
+        identity = "-".join(map(str, keys)) if keys else None
+        where = f"{source}, row {number}" + (f" (id {identity})" if identity is not None else "")
         mask = _mask(cells[number], root, where)
         box = record.get("bbox")
-        if box is not None and numbers(list(box), 4) is None:
+        if box is not None and numbers(box, 4) is None:
             raise DataError(f"{where}: the bbox must be [x1, y1, x2, y2], not {box}")
         solution = dump_truth(objects_in(mask, box), mask=encode(mask))
         values = {"id": identity, "problem": record["text"], "solution": solution, "image": record["image"]}
