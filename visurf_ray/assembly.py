@@ -17,6 +17,7 @@ from visurf_ray.checks import (
     check_vllm,
     max_prompt_tokens,
     rollout_demand,
+    segmenter_demand,
     trained_weights,
     versions,
 )
@@ -37,6 +38,8 @@ from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.feed import DataFeed
 from visurf_ray.tasks.predictions import read_predictions, write_predictions
+from visurf_ray.tasks.segmentation import Segmentation
+from visurf_ray.tasks.segmenter import check_segmenter
 from visurf_ray.tasks.task import Task
 
 
@@ -58,6 +61,11 @@ def start_data(config: Config, *, train: bool = True) -> DataFeed:
     return DataFeed(
         config.task, config.model, seed=config.seed, max_prompt_tokens=max_prompt_tokens(config), train=train
     )
+
+
+def start_segmentation(config: Config) -> Segmentation | None:
+    """The segmenter of evaluations, where the task has one. Raises UserError for what is no SAM2 model."""
+    return Segmentation(config.task.segmenter, config.eval.segmenter_gpus) if config.task.segmenter else None
 
 
 def start_rollouts(config: Config) -> RolloutPool:
@@ -154,6 +162,7 @@ def train(config: Config) -> Path:
         rollouts = start_rollouts(config)
         stack.callback(rollouts.shut_down)
         learner = start_learner(config, processor.tokenizer)
+        segmentation = start_segmentation(config)
         wait_for(rollouts, config)
         learner.connect(rollouts.actors, config.rollout.gpus * config.rollout.workers)
         if checked.resume:
@@ -172,6 +181,7 @@ def train(config: Config) -> Path:
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,
+            segmentation=segmentation,
         )
         result = driver.run(checked.state)
         if config.train.export:
@@ -207,18 +217,22 @@ def build_methods(config: Config, task: Task, tokenizer: Any) -> Callable[[int],
 def evaluate(config: Config, checkpoint: str) -> Metrics:
     """Greedy answers of a checkpoint to the held-out split, and their scores; both are written to `output_dir`."""
     check_vllm(config)
+    check_segmenter(config.task.segmenter, "task.segmenter")
     output = Path(config.output_dir).expanduser().resolve()
     task = load_task(config.task, config.seed)
     with ExitStack() as stack:
         config.model.path = _as_model(checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))
-        check_demand([rollout_demand(config)], cluster_nodes())
+        check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
         data = start_data(config, train=False)
         rollouts = start_rollouts(config)
         stack.callback(rollouts.shut_down)
+        segmentation = start_segmentation(config)
         wait_for(rollouts, config)
         examples = data.held_out(config.eval.examples)
         predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
+        if segmentation:
+            predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)
     write_predictions(predictions, output / "predictions.jsonl")
     return _write_scores(task.metrics(predictions), output)

@@ -12,6 +12,7 @@ from visurf_ray.learner.trained import Trained
 from visurf_ray.models import check_model, load_processor
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import load_task
+from visurf_ray.tasks.segmenter import check_segmenter
 from visurf_ray.tasks.task import Task
 
 
@@ -34,7 +35,7 @@ def check(config: Config) -> Checked:
         raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
     check_model(config.model.path)
     reward = RewardSpec.of(config.reward)
-    reward.load()  # what is not there is told now, and not by an actor
+    check_segmenter(config.task.segmenter, "task.segmenter")
     task = load_task(config.task, config.seed)
     output = Path(config.output_dir).expanduser().resolve()
     resume = find_resume(config.train.resume, output / "checkpoints")
@@ -58,7 +59,8 @@ def check_vllm(config: Config) -> None:
 
 def check_cluster(config: Config, nodes: list[Node]) -> None:
     """Raises ClusterError when these nodes do not hold the run."""
-    check_demand([rollout_demand(config), learner_demand(config)], nodes)
+    demands = [rollout_demand(config), learner_demand(config), reward_demand(config), segmenter_demand(config)]
+    check_demand(demands, nodes)
     if not config.rollout.gpus:
         check_one_node("rollout.gpus=0: without GPUs weights travel through shared memory", nodes)
 
@@ -83,6 +85,15 @@ def trained_weights(config: Config) -> Trained:
         lora_dropout=lora.dropout,
         lora_targets=None if lora.targets is None else list(lora.targets),
     )
+
+
+def reward_demand(config: Config) -> Demand:
+    return Demand("reward workers", "reward.workers", config.reward.workers, config.reward.gpus, 0)
+
+
+def segmenter_demand(config: Config) -> Demand:
+    count = int(config.task.segmenter is not None)
+    return Demand("segmenter", "eval.segmenter_gpus", count, config.eval.segmenter_gpus, 0)
 
 
 def max_prompt_tokens(config: Config) -> int:

@@ -38,6 +38,7 @@ class EvalConfig:
     every: int = MISSING
     examples: int | None = MISSING
     max_tokens: int = MISSING
+    segmenter_gpus: float = MISSING
 
 
 @dataclass
@@ -142,6 +143,7 @@ class TaskConfig:
     absent_share: float | None = MISSING
     image_root: str | None = MISSING
     prompt: str = MISSING
+    segmenter: str | None = MISSING
     box_distance: float = MISSING
     point_distance: float = MISSING
 
@@ -154,6 +156,7 @@ class RewardConfig:
     function: str | None = MISSING
     function_weight: float = MISSING
     workers: int = MISSING
+    gpus: float = MISSING
     timeout: float = MISSING
     on_error: str = MISSING
 
@@ -226,6 +229,8 @@ _AT_LEAST_NOTHING = (
     "method.sft_steps",
     "method.kl_coef",
     "learner.lora.rank",
+    "reward.gpus",
+    "eval.segmenter_gpus",
 )
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "rollout.dtype": ("float32", "bfloat16"),

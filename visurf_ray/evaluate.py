@@ -1,6 +1,7 @@
 """Evaluates: `python -m visurf_ray.evaluate checkpoint=outputs/…/export task=miniature …`.
 
 A checkpoint is a Hugging Face folder (a run's export/, or any model), or one of a run's checkpoints/step_….
+With task.segmenter=facebook/sam2-hiera-large the boxes and points of answers are made into masks.
 Writes metrics.json and predictions.jsonl into output_dir (default: beside the checkpoint). With predictions=FILE in the
 checkpoint's place nothing is answered anew: the metrics are computed from that predictions.jsonl.
 """

@@ -44,6 +44,7 @@ class Example:
     prompt: Prompt
     size: tuple[int, int]  # width and height of the image as the model sees it, in pixels
     thinking: str | None = None
+    stored: Any = None  # like `prompt.image`, the image at its stored size; where task.segmenter needs it
 
 
 @dataclass(eq=False)
@@ -105,6 +106,7 @@ class Prediction:
     ground_truth: str
     size: tuple[int, int]
     response: str
+    mask: dict[str, Any] | None = None  # what the answer segments of the stored image, as COCO RLE
 
     @staticmethod
     def of(example: Example, response: str) -> "Prediction":

@@ -77,8 +77,10 @@ def this_machine() -> Node:
 def check_demand(demands: list[Demand], nodes: list[Node]) -> None:
     """Raise ClusterError unless the nodes' free resources hold all demands, each actor on one node.
 
-    Nodes are filled greedily, the largest actors first; Ray would otherwise wait for ever.
+    Nodes are filled greedily, the largest actors first; Ray would otherwise wait for ever. A demand for nothing is not
+    mentioned.
     """
+    demands = [demand for demand in demands if demand.count and (demand.gpus or demand.cpus)]
     free = [dict(node.free) for node in nodes]
     for demand in sorted(demands, key=lambda demand: (-demand.gpus, -demand.cpus)):
         for _ in range(demand.count):

@@ -10,17 +10,16 @@ that what a shower of points gains in accuracy is lost here. Where the original 
 - A response without thinking loses thinking_format alone.
 """
 
-import json
 from typing import Any
 
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items
+from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items, parse_truth
 
 Point = tuple[float, float]
 
 
 class PointInBoxReward:
-    """The ground truth is `[x1, y1, x2, y2]`, or a list of one item with that as its `bbox_2d`; in pixels."""
+    """The ground truth is `[x1, y1, x2, y2]` in pixels, or a grounding task's (see boxes.py) of one object."""
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is not one box."""
@@ -49,10 +48,7 @@ def _well_formed(item: dict[str, Any]) -> bool:
 
 
 def _parse_box(ground_truth: str) -> tuple[float, ...]:
-    try:
-        value = json.loads(ground_truth)
-    except ValueError as error:
-        raise ValueError(f"is not JSON ({error}): {ground_truth[:80]!r}") from error
+    value = parse_truth(ground_truth)["objects"]
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0].get("bbox_2d")
     box = numbers(value, 4)

@@ -6,6 +6,7 @@ from visurf_ray.tasks.task import Task
 
 TASKS = {
     "non_object": "visurf_ray.tasks.box_task:BoxTask",
+    "reasoning_segmentation": "visurf_ray.tasks.reasoning_segmentation:ReasoningSegmentationTask",
     "miniature": "visurf_ray.miniature.task:MiniatureTask",
 }
 

@@ -5,16 +5,19 @@ from dataclasses import replace
 from typing import ClassVar
 
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.boxes import Target, check_targets, dump_targets, parse_targets, render
+from visurf_ray.tasks.boxes import Target, check_targets, dump_truth, parse_targets, render
+from visurf_ray.tasks.mask_rows import mask_rows
 from visurf_ray.tasks.metrics import answered_boxes, score_boxes
-from visurf_ray.tasks.rows import DataError, Row
+from visurf_ray.tasks.rle import parse_masks
+from visurf_ray.tasks.rows import DataError, Row, load_table, rows_of
 from visurf_ray.tasks.task import Box, Task
 
 
 class BoxTask(Task):
-    """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`.
+    """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, pixels of the stored image.
 
-    Pixels of the stored image.
+    Where there are masks it is `{"objects": [the list], "mask": RLE, "ignore": RLE}`, the masks of the stored image's
+    size; `ignore`, which may be missing, is of no account. Masks are not scaled with the objects.
     """
 
     prompts: ClassVar[dict[str, str]] = {
@@ -28,15 +31,25 @@ class BoxTask(Task):
         "plain": "{query}",
     }
 
+    def read(self, source: str) -> list[Row]:
+        """VisionReasoner's training and evaluation data alike: see `read_rows` and mask_rows.py."""
+        table = load_table(source)
+        read = mask_rows if "mask" in table.column_names and "solution" not in table.column_names else rows_of
+        return read(table, source, self.config.image_root)
+
     def check(self, row: Row) -> None:
         width, height = row.open_image().size
         try:
             check_targets(parse_targets(row.solution), width, height)
+            for name, value in parse_masks(row.solution).items():
+                if value["size"] != [height, width]:
+                    raise ValueError(f"has a {name} of [H, W] = {value['size']}, but the image is {width}×{height}")
         except ValueError as error:
             raise DataError(f"{row.where}: the solution {error}") from error
 
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
-        return dump_targets([_scale(target, scale_x, scale_y) for target in parse_targets(row.solution)])
+        targets = [_scale(target, scale_x, scale_y) for target in parse_targets(row.solution)]
+        return dump_truth(targets, **parse_masks(row.solution))
 
     def render(self, example: Example, style: str) -> str:
         return render(parse_targets(example.ground_truth), style, example.thinking)
@@ -48,7 +61,7 @@ class BoxTask(Task):
         return [target.bbox_2d for target in parse_targets(example.ground_truth)]
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        return score_boxes([(prediction.response, prediction.ground_truth) for prediction in predictions])
+        return score_boxes(predictions)
 
 
 def _scale(target: Target, x: float, y: float) -> Target:

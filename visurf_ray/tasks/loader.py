@@ -89,18 +89,18 @@ class ExampleLoader:
         ]
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
-        return [self.example(row) for row in self.rows["held_out"][:limit]]
+        stored = self.task.config.segmenter is not None
+        return [self.example(row, stored=stored) for row in self.rows["held_out"][:limit]]
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows["train"]))
 
-    def example(self, row: Row) -> Example:
-        """Raises DataError when the image is damaged."""
-        image = row.load_image()
+    def example(self, row: Row, *, stored: bool = False) -> Example:
+        """stored: with the image at its stored size as well. Raises DataError when the image is damaged."""
+        original = row.load_image()
         width, height = self._size(row)
-        scale = (width / image.width, height / image.height)
-        if image.size != (width, height):
-            image = image.resize((width, height))
+        scale = (width / original.width, height / original.height)
+        image = original if original.size == (width, height) else original.resize((width, height))
         token_ids = self._token_ids(row)
         position = token_ids.index(self.image_token_id)
         visual = [self.image_token_id] * self._visual_tokens(width, height)
@@ -117,6 +117,7 @@ class ExampleLoader:
             ),
             size=(width, height),
             thinking=row.thinking,
+            stored=self.put(original) if stored else None,
         )
 
     def _token_ids(self, row: Row) -> list[int]:

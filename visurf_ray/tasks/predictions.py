@@ -10,7 +10,9 @@ from visurf_ray.tasks.rows import DataError
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
-    path.write_text("".join(json.dumps(asdict(prediction)) + "\n" for prediction in predictions))
+    """Fields that are None are left out."""
+    lines = [{key: value for key, value in asdict(each).items() if value is not None} for each in predictions]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_predictions(path: Path) -> list[Prediction]:

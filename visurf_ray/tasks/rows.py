@@ -1,5 +1,6 @@
 """Rows of a data set: read with `datasets`, images left undecoded until they are asked for."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -51,11 +52,26 @@ class Row:
 
 
 def read_rows(source: str, image_root: str | None = None) -> list[Row]:
-    """Rows of a .parquet, .jsonl or .json file with the columns problem, solution, image and, if given, id and
-    thinking; or of a Hugging Face data set: `owner/name`, or `owner/name:split` for another split than `train`.
+    """Rows of a table (see `load_table`) with the columns problem, solution, image and, if given, id and thinking.
 
     image: an encoded image, or a path, relative ones from `image_root` or else the file's folder.
     Raises DataError for a missing file, a missing column or an empty data set.
+    """
+    return rows_of(load_table(source), source, image_root)
+
+
+def rows_of(table: Any, source: str, image_root: str | None) -> list[Row]:
+    """The rows of a table that is loaded; `source` is its name in messages. See `read_rows`."""
+    check_columns(table, source, _COLUMNS)
+    root = root_of(source, image_root)
+    return [make_row(record, source, number, root) for number, record in enumerate(table)]
+
+
+def load_table(source: str) -> Any:
+    """A .parquet, .jsonl or .json file; or a Hugging Face data set: `owner/name`, or `owner/name:split` for another
+    split than `train`. A `datasets.Dataset` whose column `image` is not decoded.
+
+    Raises DataError for a missing file or an empty data set.
     """
     import datasets  # slow to import, and only needed where data are read
 
@@ -73,18 +89,27 @@ def read_rows(source: str, image_root: str | None = None) -> list[Row]:
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
         hint = "" if kind else f"; a file must end in {', '.join(_READERS)}, anything else is a Hugging Face data set"
         raise DataError(f"{source} cannot be read: {error.__cause__ or error}{hint}") from error
-    missing = [column for column in _COLUMNS if column not in table.column_names]
-    if missing:
-        raise DataError(f"{source} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
     if len(table) == 0:
         raise DataError(f"{source} has no rows")
-    if isinstance(table.features["image"], datasets.Image):
+    if isinstance(table.features.get("image"), datasets.Image):
         table = table.cast_column("image", datasets.Image(decode=False))
-    root = Path(image_root).expanduser() if image_root else path.parent
-    return [_row(record, source, number, root) for number, record in enumerate(table)]
+    return table
 
 
-def _row(record: dict[str, Any], source: str, number: int, root: Path) -> Row:
+def check_columns(table: Any, source: str, columns: Sequence[str]) -> None:
+    """Raise DataError for the columns that a table lacks."""
+    missing = [column for column in columns if column not in table.column_names]
+    if missing:
+        raise DataError(f"{source} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+
+
+def root_of(source: str, image_root: str | None) -> Path:
+    """The folder that relative image paths start from."""
+    return Path(image_root).expanduser() if image_root else Path(source).expanduser().parent
+
+
+def make_row(record: dict[str, Any], source: str, number: int, root: Path) -> Row:
+    """The row of a table's record. Raises DataError for an empty cell."""
     identity = record.get("id")
     where = f"{source}, row {number}" + (f" (id {identity})" if identity is not None else "")
     for column in _COLUMNS:

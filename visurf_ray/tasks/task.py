@@ -39,12 +39,17 @@ class Task(ABC):
         return self._read("held_out")
 
     def _read(self, key: str) -> list[Row]:
-        if OmegaConf.is_missing(self.config, key):
-            raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
+        source = self.source(key)
         try:
-            return self.read(getattr(self.config, key))
+            return self.read(source)
         except DataError as error:
             raise DataError(f"task.{key}: {error}") from error
+
+    def source(self, key: str) -> str:
+        """What task.train or task.held_out names. Raises DataError where it is not set."""
+        if OmegaConf.is_missing(self.config, key):
+            raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
+        return getattr(self.config, key)
 
     def read(self, source: str) -> list[Row]:
         """The rows of a data set in the task's layout. Raises DataError."""
