@@ -47,8 +47,8 @@ class ExampleLoader:
                 pass
 
     def _check(self, row: Row) -> None:
+        row = row.decoded()
         self.task.check(row)
-        row.load_image()
         width, height = self._size(row)
         token_ids = self._token_ids(row)
         if token_ids.count(self.image_token_id) != 1:
@@ -77,7 +77,8 @@ class ExampleLoader:
 
     def example(self, row: Row) -> Example:
         """Raises DataError when the image is damaged."""
-        image = row.load_image()
+        row = row.decoded()
+        image = row.image
         width, height = self._size(row)
         scale = (width / image.width, height / image.height)
         if image.size != (width, height):

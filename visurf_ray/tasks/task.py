@@ -41,7 +41,10 @@ class Task(ABC):
     def _read(self, key: str) -> list[Row]:
         if OmegaConf.is_missing(self.config, key):
             raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
-        return self.read(getattr(self.config, key))
+        try:
+            return self.read(getattr(self.config, key))
+        except DataError as error:
+            raise DataError(f"task.{key}: {error}") from error
 
     def read(self, source: str) -> list[Row]:
         """The rows of a data set in the task's layout. Raises DataError."""
