@@ -144,8 +144,8 @@ class TaskConfig:
     image_root: str | None = MISSING
     prompt: str = MISSING
     segmenter: str | None = MISSING
-    box_distance: float = MISSING
-    point_distance: float = MISSING
+    box_distance: float | None = MISSING
+    point_distance: float | None = MISSING
 
 
 @dataclass

@@ -11,7 +11,10 @@ MINIATURE = Path(__file__).parent / "miniature" / "base"
 
 
 def resolve_model(path: str) -> str:
-    """The folder or hub id to load from. Raises UserError for a folder that does not hold a whole model."""
+    """The folder or hub id to load from. Raises UserError for a folder that does not hold a whole model.
+
+    A path `a/b` that is no folder is taken for a hub id; whether there is one shows when it is loaded.
+    """
     if path == "miniature":
         return str(MINIATURE)
     folder = Path(path).expanduser()
@@ -82,14 +85,18 @@ def banned_token_ids(tokenizer: Any) -> list[int]:
 
 
 def load_processor(config: ModelConfig) -> Any:
-    """The model's processor, its image size bounded by `config.max_pixels`.
-
-    Raises UserError when its files are neither here nor to be had from the hub, or cannot be read.
-    """
+    """The model's processor, its image size bounded by `config.max_pixels`. Raises UserError when it cannot be had."""
     from transformers import AutoProcessor
 
     bound = {} if config.max_pixels is None else {"max_pixels": config.max_pixels}
+    path = resolve_model(config.path)
     try:
-        return AutoProcessor.from_pretrained(resolve_model(config.path), **bound)
+        return AutoProcessor.from_pretrained(path, **bound)
     except (OSError, ValueError) as error:
-        raise UserError(f"model.path={config.path}: no processor ({' '.join(str(error).split())})") from error
+        reason = " ".join(str(error).split())
+        if Path(path).is_dir():
+            raise UserError(f"model.path={config.path}: no processor ({reason})") from error
+        raise UserError(
+            f"model.path={config.path}: there is no such folder, and no such model on the Hugging Face hub can be had "
+            f"({reason})"
+        ) from error

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from visurf_ray.errors import UserError
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.loader import ExampleLoader
 from visurf_ray.tasks.rows import DataError
+from visurf_ray.tasks.stored import StoredImage
 
 
 def identities(loader, step: int, size: int) -> list[str]:
@@ -99,6 +101,26 @@ def test_the_check_names_the_first_bad_row_of_either_split(write_parquet, make_l
     good = write_parquet({}, name="good.parquet")
     with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1"):
         make_loader(good, f"task.held_out='{source}'").check()
+
+
+@dataclass(frozen=True)
+class CountedImage(StoredImage):
+    reads: list[int] = field(default_factory=list)
+
+    def read(self) -> bytes:
+        self.reads.append(self.index)
+        return super().read()
+
+
+def test_an_image_is_opened_once_in_the_check_and_once_for_an_example(write_parquet, make_loader):
+    loader = make_loader(write_parquet({}))
+    (row,) = loader.rows["held_out"]
+    image = CountedImage(row.image.cells, row.image.index)
+    loader.rows = {"held_out": [replace(row, image=image)]}
+    loader.check()
+    assert image.reads == [0]
+    loader.held_out_examples(None)
+    assert image.reads == [0, 0]
 
 
 def test_a_truncated_image_is_named(write_parquet, make_loader):

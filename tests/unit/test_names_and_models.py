@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from visurf_ray.config import ModelConfig
+from visurf_ray.config import ModelConfig, load_config
 from visurf_ray.errors import UserError
 from visurf_ray.models import banned_token_ids, check_model, load_processor, resolve_model
 from visurf_ray.names import load, nearest
@@ -59,6 +59,15 @@ def test_the_miniature_is_a_folder_of_the_package():
 
 def test_a_hub_id_is_left_to_the_hub():
     assert resolve_model("Qwen/Qwen2.5-VL-7B-Instruct") == "Qwen/Qwen2.5-VL-7B-Instruct"
+
+
+def test_what_is_neither_a_folder_nor_on_the_hub_is_named():
+    """A misspelt folder `a/b` looks like a hub id."""
+    config = load_config(["model.path=outputs/exprot"]).model
+    with pytest.raises(
+        UserError, match=r"model\.path=outputs/exprot: there is no such folder, and no such model on the"
+    ):
+        load_processor(config)
 
 
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere/at/all", "nowhere", "a/b/c"])

@@ -3,6 +3,7 @@
 import json
 import re
 import zlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -71,6 +72,43 @@ def test_a_file_that_changes_is_read_anew(write_jsonl):
     assert read_rows(write_jsonl({"problem": "after"}))[0].problem == "after"
 
 
+@pytest.fixture
+def folder(write_parquet, data_folder):
+    """As data sets are laid out on the hub: two files of one split, one of another."""
+    (data_folder / "set" / "data").mkdir(parents=True)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        write_parquet({"id": name}, name=f"set/data/{name}.parquet")
+    return str(data_folder / "set")
+
+
+def test_a_folder_of_files_is_one_data_set(folder):
+    assert [row.id for row in read_rows(folder)] == ["train-00000-of-00002", "train-00001-of-00002"]
+    (row,) = read_rows(f"{folder}:test")
+    assert row.where == f"{folder}:test, row 0 (id test-00000-of-00001)"
+    assert row.load_image().tobytes() == picture().tobytes()
+
+
+def test_a_folder_below_the_home_or_the_present_one(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(folder).parent))
+    monkeypatch.chdir(Path(folder).parent)
+    assert len(read_rows("~/set")) == len(read_rows("set")) == len(read_rows("./set/data")) == 2
+
+
+def test_a_folder_of_images_beside_their_rows(data_folder):
+    for name in ("a.png", "b.png"):
+        picture(30, 20).save(data_folder / name)
+    lines = [json.dumps({"file_name": name, "problem": name, "solution": "[]"}) for name in ("a.png", "b.png")]
+    (data_folder / "metadata.jsonl").write_text("\n".join(lines))
+    rows = read_rows(str(data_folder))
+    assert [(row.problem, row.load_image().size) for row in rows] == [("a.png", (30, 20)), ("b.png", (30, 20))]
+
+
+def test_relative_paths_in_a_folder_start_from_it(write_jsonl, data_folder):
+    (data_folder / "rows").mkdir()
+    write_jsonl({"image": "../picture.png"}, name="rows/train.jsonl")
+    assert read_rows(str(data_folder / "rows"))[0].load_image().size == (100, 60)
+
+
 def test_good_rows_pass_the_check(write_parquet, make_task):
     task = make_task(write_parquet({}, {"solution": "[]"}, {"solution": solution((0, 0, 100, 60), (100, 0))}))
     for row in task.train_rows() + task.held_out_rows():
@@ -84,6 +122,22 @@ def test_good_rows_pass_the_check(write_parquet, make_task):
 def test_a_missing_file_is_named(data_folder, name):
     with pytest.raises(UserError, match=re.escape(str(data_folder / name))):
         read_rows(str(data_folder / name))
+
+
+@pytest.mark.parametrize("key", ["train", "held_out"])
+@pytest.mark.parametrize("source", ["a/b", "nowhere", "nowhere/at/all", "a/b:test"])
+def test_what_is_neither_a_folder_nor_on_the_hub_is_named_with_its_key(make_task, key, source):
+    """A misspelt folder `a/b` looks like a data set's id."""
+    task = make_task(source)
+    with pytest.raises(DataError, match=rf"task\.{key}: {source} .*no such folder.*no such Hugging Face data set"):
+        (task.train_rows if key == "train" else task.held_out_rows)()
+
+
+def test_a_folder_without_data_and_a_split_that_is_not_there_are_named(folder, data_folder):
+    (data_folder / "empty").mkdir()
+    for source in (str(data_folder / "empty"), f"{folder}:validation"):
+        with pytest.raises(DataError, match=rf"^{re.escape(source)} cannot be read: (?!there is no such folder)"):
+            read_rows(source)
 
 
 def test_a_file_of_another_kind_is_named(data_folder):

@@ -7,6 +7,9 @@ from visurf_ray.tasks.task import Task
 TASKS = {
     "non_object": "visurf_ray.tasks.box_task:BoxTask",
     "reasoning_segmentation": "visurf_ray.tasks.reasoning_segmentation:ReasoningSegmentationTask",
+    "detection": "visurf_ray.tasks.detection:DetectionTask",
+    "classification": "visurf_ray.tasks.classification:ClassificationTask",
+    "grounding": "visurf_ray.tasks.grounding:GroundingTask",
     "miniature": "visurf_ray.miniature.task:MiniatureTask",
 }
 

@@ -65,8 +65,8 @@ class ExampleLoader:
 
     def _check(self, row: Row) -> int:
         """The prompt's length in tokens, visual ones included."""
+        row = row.decoded()
         self.task.check(row)
-        row.load_image()
         width, height = self._size(row)
         token_ids = self._token_ids(row)
         if token_ids.count(self.image_token_id) != 1:
@@ -97,7 +97,8 @@ class ExampleLoader:
 
     def example(self, row: Row, *, stored: bool = False) -> Example:
         """stored: with the image at its stored size as well. Raises DataError when the image is damaged."""
-        original = row.load_image()
+        row = row.decoded()
+        original = row.image
         width, height = self._size(row)
         scale = (width / original.width, height / original.height)
         image = original if original.size == (width, height) else original.resize((width, height))

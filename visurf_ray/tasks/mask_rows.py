@@ -15,6 +15,7 @@ Boxes and points, which training and box metrics need, are made from the masks.
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -25,32 +26,38 @@ from PIL import Image
 
 from visurf_ray.tasks.boxes import dump_truth, numbers
 from visurf_ray.tasks.rle import check_rle, decode, encode, objects_in
-from visurf_ray.tasks.rows import DataError, Row, check_columns, make_row, root_of
+from visurf_ray.tasks.rows import Columns, DataError, Row, check_columns, root_of, rows_of
+
+COLUMNS: Columns = {
+    "id": ("id",),
+    "problem": ("text",),
+    "solution": ("text",),  # until it is made from the mask
+    "image": ("image",),
+    "image_id": ("image_id",),
+    "ann_id": ("ann_id",),
+    "bbox": ("bbox",),
+}
 
 
 def mask_rows(table: Any, source: str, image_root: str | None) -> list[Row]:
     """Rows of a `datasets.Dataset`. Raises DataError for missing columns, and for a mask that is none, by its row."""
     check_columns(table, source, ("image", "text", "mask"))
     root = root_of(source, image_root)
-    has = set(table.column_names)
-    named = ["id"] if "id" in has else [key for key in ("image_id", "ann_id") if key in has]
     cells = table.data.column("mask")  # Arrow's: booleans by the million are slow as Python objects
 
-    def read(entry: tuple[int, dict[str, Any]]) -> Row:
-        number, record = entry
-        keys = [record[key] for key in named if record[key] is not None]
-        identity = "-".join(map(str, keys)) if keys else None
-        where = f"{source}, row {number}" + (f" (id {identity})" if identity is not None else "")
-        mask = _mask(cells[number], root, where)
-        box = record.get("bbox")
+    def read(entry: tuple[int, Row]) -> Row:
+        number, row = entry
+        keys = [str(row.extra[key]) for key in ("image_id", "ann_id") if row.extra[key] is not None]
+        if keys and row.id == str(number):
+            row = replace(row, id="-".join(keys), where=f"{row.where} (id {'-'.join(keys)})")
+        mask = _mask(cells[number], root, row.where)
+        box = row.extra["bbox"]
         if box is not None and numbers(box, 4) is None:
-            raise DataError(f"{where}: the bbox must be [x1, y1, x2, y2], not {box}")
-        solution = dump_truth(objects_in(mask, box), mask=encode(mask))
-        values = {"id": identity, "problem": record["text"], "solution": solution, "image": record["image"]}
-        return make_row(values, source, number, root)
+            raise DataError(f"{row.where}: the bbox must be [x1, y1, x2, y2], not {box}")
+        return replace(row, solution=dump_truth(objects_in(mask, box), mask=encode(mask)), extra={})
 
     with ThreadPoolExecutor() as threads:  # decoding and measuring leave Python's lock
-        return list(threads.map(read, enumerate(table.remove_columns("mask"))))
+        return list(threads.map(read, enumerate(rows_of(table, source, image_root, COLUMNS))))
 
 
 def _mask(cell: Any, root: Path, where: str) -> NDArray[np.bool_]:

@@ -1,0 +1,73 @@
+"""Reasoning grounding as in Visual-RFT (arXiv 2503.01785), on LISA's images: one box for an instruction."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.tasks.boxes import STYLES, answer_text, has_thinking
+from visurf_ray.tasks.rows import DataError, Row
+from visurf_ray.tasks.task import Box, Task
+from visurf_ray.tasks.visual_rft import (
+    answer_or_rest,
+    box_iou,
+    check_inside,
+    in_pixels,
+    parse_box,
+    parse_true_box,
+    respond,
+)
+
+
+class GroundingTask(Task):
+    """The solution is `<answer>(x1,y1),(x2,y2)</answer>`: integers, in thousandths of the image's sides.
+
+    The tags may be missing.
+    """
+
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": (
+            "{query}\nReason first, between <think> and </think>: work out which one object is meant. Then answer "
+            "between <answer> and </answer> with the upper left and the lower right corner of its box, such as "
+            "(112, 40), (396, 980), in whole thousandths of the image's width and height, from 0 to 1000."
+        ),
+        "plain": "{query}",
+    }
+
+    def check(self, row: Row) -> None:
+        try:
+            check_inside(parse_true_box(row.solution))
+        except ValueError as error:
+            raise DataError(f"{row.where}: the solution {error}") from error
+
+    def render(self, example: Example, style: str) -> str:
+        x1, y1, x2, y2 = parse_true_box(example.ground_truth)
+        separator, _ = STYLES[style]
+        return respond(f"({x1}{separator}{y1}){separator}({x2}{separator}{y2})", example.thinking)
+
+    def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
+        box = parse_box(answer_or_rest(text))
+        return [] if box is None else [in_pixels(box, size)]
+
+    def true_boxes(self, example: Example) -> list[Box]:
+        return [in_pixels(parse_true_box(example.ground_truth), example.size)]
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        return score_single_boxes(predictions)
+
+
+def score_single_boxes(predictions: Sequence[Prediction]) -> Metrics:
+    """iou: mean IoU; an answer that is not one box has 0. acc50: share of the answers with an IoU above 0.5.
+
+    An answer needs no tags, as in the reward visual_rft_grounding. format_rate: one box in `<answer>` tags.
+    thinking_rate: responses with reasoning before the answer. Without predictions there are no metrics.
+    """
+    rows = []
+    for prediction in predictions:
+        true, given = parse_true_box(prediction.ground_truth), parse_box(answer_or_rest(prediction.response))
+        iou = 0.0 if given is None else box_iou(given, true)
+        formatted = given is not None and answer_text(prediction.response) is not None
+        rows.append((iou, iou > 0.5, formatted, has_thinking(prediction.response)))
+    names = ("iou", "acc50", "format_rate", "thinking_rate")
+    return {name: float(np.mean(values)) for name, values in zip(names, zip(*rows, strict=True), strict=False)}
