@@ -1,6 +1,7 @@
 """predictions.jsonl: what was written can be scored again, and what is no prediction is named by its line."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -15,6 +16,15 @@ def test_predictions_come_back_as_they_were_written(tmp_path):
     path = tmp_path / "predictions.jsonl"
     write_predictions([PREDICTION, PREDICTION], path)
     assert read_predictions(path) == [PREDICTION, PREDICTION]
+
+
+def test_a_mask_is_written_where_there_is_one(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    masked = replace(PREDICTION, mask={"size": [2, 3], "counts": "06"})
+    write_predictions([PREDICTION, masked], path)
+    assert read_predictions(path) == [PREDICTION, masked]
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert "mask" not in first and second["mask"] == masked.mask
 
 
 @pytest.mark.parametrize("line", ["no JSON", "[]", '{"id": "a"}', json.dumps(vars(PREDICTION) | {"colour": "red"})])

@@ -54,10 +54,12 @@ def test_two_strings_are_enough_where_the_truth_names_its_image(reward, masks, t
     assert reward(RIGHT, named) == reward(RIGHT, truth(masks[1]), picture())
 
 
-def test_the_image_may_be_smaller_than_the_mask(reward, masks):
+def test_the_image_may_be_smaller_than_the_mask(reward, sam2):
     """The model sees a resized image, the mask is of the stored size."""
-    large = np.kron(masks[0], np.ones((2, 2), bool))
-    assert reward(RIGHT, truth(large), picture()).parts["mask_iou"] > 0.9
+    large = Segmenter(sam2, "model").segment(picture(), [(TARGET.bbox_2d, TARGET.point_2d)], (120, 200))
+    assert reward(RIGHT, truth(large), picture()).parts["mask_iou"] == 1.0
+    with pytest.raises(ValueError, match=r"has a mask that is no COCO RLE"):
+        reward(RIGHT, dump_truth([TARGET], mask=7), picture())
 
 
 @pytest.mark.parametrize(

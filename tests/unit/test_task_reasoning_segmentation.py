@@ -150,7 +150,8 @@ def test_a_table_is_read_as_well(write_parquet):
         ({"shapes": [{"label": "target"}]}, "'points' is missing"),
         ({"shapes": [{"points": []}]}, "'label' is missing"),
         ({"shapes": [CUP | {"points": [["a", 1]]}]}, "could not convert"),
-        ({"shapes": [CUP | {"points": [1, 2, 3]}]}, "no ReasonSeg annotation"),
+        ({"shapes": [CUP | {"points": [1, 2, 3]}]}, "points must be"),
+        ({"shapes": [CUP | {"points": []}]}, "points must be"),
         ({"shapes": 7}, "not iterable"),
     ],
 )

@@ -85,7 +85,7 @@ def _read(image: Path) -> list[Row]:
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
             raise ValueError("text must be a list of one question or more")
         painted = paint(annotation["shapes"], width, height)
-    except (KeyError, TypeError, ValueError, cv2.error) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise DataError(f"{path} is no ReasonSeg annotation with text and shapes: {reason}") from error
     meant, ignored = painted == _TARGET, painted == _IGNORE
@@ -104,13 +104,18 @@ def _text(data: bytes) -> str:
 
 
 def paint(shapes: Sequence[dict[str, Any]], width: int, height: int) -> NDArray[np.uint8]:
-    """The polygons as pixels (H, W): 1 target, 255 ignore, 0 neither, as LISA's evaluation paints them."""
+    """The polygons as pixels (H, W): 1 target, 255 ignore, 0 neither, as LISA's evaluation paints them.
+
+    Raises KeyError, TypeError or ValueError for what are no shapes.
+    """
     drawn = []
     for shape in shapes:
         label = shape["label"].lower()
         if label != "flag":
             value = _IGNORE if "ignore" in label else _TARGET
             corners = np.array(shape["points"], np.float64).astype(np.int32)  # cut off, as the original does
+            if corners.ndim != 2 or corners.shape[1] != 2:
+                raise ValueError(f"points must be [[x, y], …], not {shape['points']!s:.80}")
             drawn.append((corners, value, int(_draw(np.zeros((height, width), np.uint8), corners, 1).sum())))
     canvas = np.zeros((height, width), np.uint8)
     for corners, value, _ in sorted(drawn, key=lambda polygon: -polygon[2]):
