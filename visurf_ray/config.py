@@ -130,8 +130,8 @@ class TaskConfig:
     absent_share: float | None = MISSING
     image_root: str | None = MISSING
     prompt: str = MISSING
-    box_distance: float = MISSING
-    point_distance: float = MISSING
+    box_distance: float | None = MISSING
+    point_distance: float | None = MISSING
 
 
 @dataclass

@@ -25,6 +25,11 @@ def union_iou(given: Sequence[Box], true: Sequence[Box]) -> float:
     return float(first.intersection(second).area / union) if union > 0 else 0.0
 
 
+def union_area(boxes: Sequence[Box]) -> float:
+    """The area that boxes cover, in square pixels."""
+    return float(union_all([polygon(*b) for b in boxes]).area)
+
+
 def answered_boxes(response: str) -> list[Box] | None:
     """The answer's well-formed boxes, or None when the response holds no JSON list."""
     items = parse_items(response)

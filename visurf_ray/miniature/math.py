@@ -1,0 +1,22 @@
+"""Sums to compute: all digits of a scene added up."""
+
+from typing import ClassVar
+
+import numpy as np
+
+from visurf_ray.miniature.drawn import DrawnTask, Drawing
+from visurf_ray.miniature.families import MathTask
+from visurf_ray.miniature.scenes import Split, draw_scene
+
+
+class MiniatureMath(DrawnTask, MathTask):
+    """One or two digits: 55 sums to know. The base model reads digits but has never added."""
+
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": "{query} Reason in <think>, then answer in <answer>.",
+        "plain": "{query}",
+    }
+
+    def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:
+        scene = draw_scene(rng, split, digits=int(rng.integers(1, 3)))
+        return Drawing(scene.image, "Add all digits.", str(sum(digit.value for digit in scene.digits)))
