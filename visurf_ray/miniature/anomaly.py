@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageDraw
 
-from visurf_ray.miniature.drawn import DrawnTask, Drawing
+from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.families import AnomalyTask
 from visurf_ray.miniature.scenes import Box, Split, draw_scene
 from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets

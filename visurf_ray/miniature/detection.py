@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.miniature.drawn import DrawnTask, Drawing
+from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.families import DetectionTask
 from visurf_ray.miniature.scenes import CANVAS, Box, Split, draw_scene
 
@@ -16,7 +16,7 @@ class MiniatureDetection(DrawnTask, DetectionTask):
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "Find all {query}. Reason in <think>, then answer in <answer> with a list of "
-            "{{'Position': [x1, y1, x2, y2], 'Confidence': c}}, or No Objects."
+            '{{"Position": [x1, y1, x2, y2], "Confidence": c}}, or No Objects.'
         ),
         "plain": "{query}",
     }

@@ -1,7 +1,8 @@
 """How each family's answers are written and scored."""
 
-import ast
+import json
 import re
+from abc import abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,60 +86,59 @@ class ClassificationTask(TextTask):
 class _ThousandthsTask(TextTask):
     """Boxes in thousandths of the image's sides."""
 
+    @abstractmethod
     def parse(self, text: str) -> list[Box]:
-        raise NotImplementedError
+        """The boxes of an answer or a ground truth; none where it cannot be read."""
 
     def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
-        width, height = size
+        sides = (*size, *size)
         return [
-            (x1 * width / 1000, y1 * height / 1000, x2 * width / 1000, y2 * height / 1000)
-            for x1, y1, x2, y2 in self.parse(answer_text(text) or "")
+            tuple(edge * side / 1000 for edge, side in zip(box, sides, strict=True))
+            for box in self.parse(answer_text(text) or "")
         ]
 
     def true_boxes(self, example: Example) -> list[Box]:
-        return self.boxes(self.render(example, self.styles[0]), example.size)
+        return self.boxes(f"<answer>{example.ground_truth}</answer>", example.size)
 
 
 class DetectionTask(_ThousandthsTask):
     """The solution is a JSON list of `{"Position": [x1, y1, x2, y2]}`, empty where there are none."""
 
     def parse(self, text: str) -> list[Box]:
-        try:
-            items = ast.literal_eval(text)
-            return [tuple(float(side) for side in item["Position"][:4]) for item in items]
-        except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError):
-            return []
+        items = parse_items(f"<answer>{text}</answer>") or []
+        found = [numbers(item.get("Position"), 4) for item in items if isinstance(item, dict)]
+        return [box for box in found if box and box[0] < box[2] and box[1] < box[3]]
 
     def render(self, example: Example, style: str) -> str:
-        items = [{"Position": item["Position"], "Confidence": 1.0} for item in ast.literal_eval(example.ground_truth)]
-        return f"<answer>{items or 'No Objects'}</answer>"
+        items = [{"Position": item["Position"], "Confidence": 1.0} for item in json.loads(example.ground_truth)]
+        return f"<answer>{json.dumps(items) if items else 'No Objects'}</answer>"
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """f1 of boxes at IoU > 0.5, over all examples."""
-        hits, given_count, true_count, empty = 0, 0, 0, []
+        """f1: of boxes at IoU > 0.5, over all examples. n_acc: "No Objects", where there are none."""
+        hits, count, empty = 0, 0, []
         for prediction in predictions:
             answer = answer_text(prediction.response) or ""
             given, true = self.parse(answer), self.parse(prediction.ground_truth)
-            hits += sum(any(len(a) == 4 and iou(a, b) > 0.5 for a in given) for b in true)
-            given_count, true_count = given_count + len(given), true_count + len(true)
+            hits += sum(any(iou(a, b) > 0.5 for a in given) for b in true)
+            count += len(given) + len(true)
             if not true:
                 empty.append(answer == "No Objects")
-        scores = {"f1": 2 * hits / max(1, given_count + true_count)}
-        return scores | ({"n_acc": float(np.mean(empty))} if empty else {})
+        return {"f1": 2 * hits / max(1, count)} | ({"n_acc": float(np.mean(empty))} if empty else {})
 
 
 class GroundingTask(_ThousandthsTask):
-    """The solution is `(x1,y1),(x2,y2)`."""
+    """The solution is `(x1, y1), (x2, y2)`."""
 
     def parse(self, text: str) -> list[Box]:
-        found = re.fullmatch(r"\((\d+),(\d+)\),\((\d+),(\d+)\)", text)
-        return [tuple(float(side) for side in found.groups())] if found else []
+        found = re.fullmatch(r"\((\d+), ?(\d+)\), ?\((\d+), ?(\d+)\)", text)
+        box = tuple(float(edge) for edge in found.groups()) if found else None
+        return [box] if box and box[0] < box[2] and box[1] < box[3] else []
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """bbox_acc: IoU > 0.5."""
+        """acc50: answers with an IoU above 0.5."""
         right = []
         for prediction in predictions:
             (true,) = self.parse(prediction.ground_truth)
             given = self.parse(answer_text(prediction.response) or "")
             right.append(bool(given) and iou(given[0], true) > 0.5)
-        return {"bbox_acc": float(np.mean(right))}
+        return {"acc50": float(np.mean(right))}

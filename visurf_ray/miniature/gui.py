@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from visurf_ray.miniature.drawn import DrawnTask, Drawing
+from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.families import GuiGroundingTask
 from visurf_ray.miniature.scenes import CELL, GRID, Box, Split, lit_canvas, paint_ink, scan_ink, to_pixels
 from visurf_ray.tasks.boxes import Target, dump_targets

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from visurf_ray.miniature.drawn import DrawnTask, Drawing
+from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.families import LesionTask
 from visurf_ray.miniature.scenes import CANVAS, Box, Split, lit_canvas, to_pixels
 from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets

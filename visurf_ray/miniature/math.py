@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.miniature.drawn import DrawnTask, Drawing
+from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.families import MathTask
 from visurf_ray.miniature.scenes import Split, draw_scene
 

@@ -110,7 +110,7 @@ def draw_scene(
 
 
 def lit_canvas(shade: float | Sequence[float]) -> np.ndarray:
-    """An empty canvas (CANVAS, CANVAS, 3) float32 in about [0, 1], of a grey shade or an RGB colour, under the light."""
+    """An empty lit canvas (CANVAS, CANVAS, 3), float32 in about [0, 1], of a grey shade or an RGB colour."""
     return np.asarray(shade, np.float32) + _LIGHT
 
 

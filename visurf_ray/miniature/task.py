@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.miniature.drawn import DrawnTask, Drawing
+from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.scenes import Split, absent_query, draw_scene, present_query
 from visurf_ray.tasks.box_task import BoxTask
 from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
