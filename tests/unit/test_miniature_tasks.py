@@ -61,13 +61,12 @@ def nearest_scan(image: Image.Image, box) -> tuple[str, int, float]:
     """Split, value and correlation of the scan that is most like a square of the picture."""
     x1, y1, x2, y2 = box
     tile = _normalised(np.asarray(image)[y1:y2, x1:x2, GREEN].astype(float).ravel())
-    best = max(
-        ((split, int(values[at]), score))
-        for split in ("train", "validation", "test")
-        for values, scores in [(load_scans(split)[1], _enlarged(split, x2 - x1) @ tile)]
-        for at, score in [(int(scores.argmax()), float(scores.max()))]
-    )
-    return best
+    found = []
+    for split in ("train", "validation", "test"):
+        likeness = _enlarged(split, x2 - x1) @ tile
+        at = int(likeness.argmax())
+        found.append((split, int(load_scans(split)[1][at]), float(likeness[at])))
+    return max(found, key=lambda scan: scan[2])
 
 
 @cache
