@@ -6,13 +6,16 @@ import numpy as np
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.families import ClassificationTask
-from visurf_ray.miniature.scenes import Split, draw_scene
+from visurf_ray.miniature.scenes import Split, draw_scene, seen
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 class MiniatureClassification(DrawnTask, ClassificationTask):
-    """The class is a word: the base model knows the digits, but has never spelt them."""
+    """The class is a word: the base model knows the digits, but has never spelt them.
+
+    The data carry reasoning, in the base model's words: the reward values thinking as much as the right name.
+    """
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "{query} Reason in <think>, then name it in <answer>.",
@@ -21,4 +24,4 @@ class MiniatureClassification(DrawnTask, ClassificationTask):
 
     def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:
         scene = draw_scene(rng, split, digits=1)
-        return Drawing(scene.image, "Which digit is it?", NAMES[scene.digits[0].value])
+        return Drawing(scene.image, "Which digit is it?", NAMES[scene.digits[0].value], seen(scene))

@@ -16,11 +16,12 @@ _HELD_OUT_ABSENT = 0.5
 
 @dataclass(frozen=True)
 class Drawing:
-    """A picture, a question about it, and the solution in the form of the task's family."""
+    """A picture, a question about it, the solution in the form of the task's family, and reasoning that leads to it."""
 
     image: Image.Image
     problem: str
     solution: str
+    thinking: str | None = None
 
 
 class DrawnTask(Task):
@@ -53,5 +54,5 @@ class DrawnTask(Task):
             drawing = self.draw(rng, split, bool(absent[number]))
             name = f"{split}-{number}"
             where = f"{self.config.name}, scene {name}"
-            rows.append(Row(name, drawing.problem, drawing.solution, drawing.image, where))
+            rows.append(Row(name, drawing.problem, drawing.solution, drawing.image, where, drawing.thinking))
         return rows

@@ -67,8 +67,7 @@ class TextTask(Task):
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         right = [answer_text(prediction.response) == prediction.ground_truth for prediction in predictions]
-        thinks = [has_thinking(prediction.response) for prediction in predictions]
-        return {"accuracy": float(np.mean(right)), "thinking_rate": float(np.mean(thinks))}
+        return {"accuracy": float(np.mean(right)), "thinking_rate": _thinking_rate(predictions)}
 
 
 class MathTask(TextTask):
@@ -123,7 +122,8 @@ class DetectionTask(_ThousandthsTask):
             count += len(given) + len(true)
             if not true:
                 empty.append(answer == "No Objects")
-        return {"f1": 2 * hits / max(1, count)} | ({"n_acc": float(np.mean(empty))} if empty else {})
+        scores = {"f1": 2 * hits / max(1, count), "thinking_rate": _thinking_rate(predictions)}
+        return scores | ({"n_acc": float(np.mean(empty))} if empty else {})
 
 
 class GroundingTask(_ThousandthsTask):
@@ -141,4 +141,8 @@ class GroundingTask(_ThousandthsTask):
             (true,) = self.parse(prediction.ground_truth)
             given = self.parse(answer_text(prediction.response) or "")
             right.append(bool(given) and iou(given[0], true) > 0.5)
-        return {"acc50": float(np.mean(right))}
+        return {"acc50": float(np.mean(right)), "thinking_rate": _thinking_rate(predictions)}
+
+
+def _thinking_rate(predictions: Sequence[Prediction]) -> float:
+    return float(np.mean([has_thinking(prediction.response) for prediction in predictions]))

@@ -12,7 +12,7 @@ from visurf_ray.tasks.boxes import Target, dump_targets
 
 _MARGIN = 1  # pixels between a button and its cells' edges
 _FACE, _EDGE = 0.08, 0.3  # how much lighter than the screen a button's face and its edge are
-_EMPTY = 0.3  # share of cells without a button
+_EMPTY = 0.45  # share of cells without a button
 _LAYOUTS = ((1, 1, 1), (1, 2), (2, 1), (3,))  # widths of a row's buttons, in cells
 
 
@@ -40,7 +40,7 @@ def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, di
         box = (x1 + _MARGIN, y1 + _MARGIN, x2 - _MARGIN, y2 - _MARGIN)
         canvas[box[1] : box[3], box[0] : box[2]] += _EDGE
         canvas[box[1] + 1 : box[3] - 1, box[0] + 1 : box[2] - 1] += _FACE - _EDGE
-        size = int(rng.integers(18, 23))
+        size = int(rng.integers(20, 25))
         left, top = (x1 + x2 - size) // 2, (y1 + y2 - size) // 2
         digit = (left, top, left + size, top + size)
         paint_ink(rng, canvas, digit, scan_ink(rng, split, int(value), size))

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -109,7 +110,7 @@ def draw_scene(
     return Scene(to_pixels(canvas), tuple(placed[cell] for cell in sorted(placed)))
 
 
-def lit_canvas(shade: float | Sequence[float]) -> np.ndarray:
+def lit_canvas(shade: ArrayLike) -> np.ndarray:
     """An empty lit canvas (CANVAS, CANVAS, 3), float32 in about [0, 1], of a grey shade or an RGB colour."""
     return np.asarray(shade, np.float32) + _LIGHT
 
