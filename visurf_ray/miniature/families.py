@@ -15,6 +15,8 @@ from visurf_ray.tasks.metrics import answered_boxes, iou, union_area
 from visurf_ray.tasks.rows import DataError, Row
 from visurf_ray.tasks.task import Box, Task
 
+_BOXED = re.compile(r"\\boxed\{([^{}]*)\}")
+
 
 class GuiGroundingTask(BoxTask):
     """The solution is a list of one item."""
@@ -71,7 +73,17 @@ class TextTask(Task):
 
 
 class MathTask(TextTask):
-    """The solution is a number."""
+    """The solution is a number, answered in `\\boxed{}` or `<answer>`."""
+
+    def render(self, example: Example, style: str) -> str:
+        thought = "" if example.thinking is None else f"<think>{example.thinking}</think>"
+        return f"{thought}\\boxed{{{example.ground_truth}}}"
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        answers = [_BOXED.findall(p.response)[-1:] or [answer_text(p.response)] for p in predictions]
+        right = [answer == [p.ground_truth] for answer, p in zip(answers, predictions, strict=True)]
+        thinks = ["</think>" in prediction.response for prediction in predictions]
+        return {"accuracy": float(np.mean(right)), "thinking_rate": float(np.mean(thinks))}
 
 
 class VqaTask(TextTask):

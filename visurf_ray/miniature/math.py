@@ -17,7 +17,7 @@ class MiniatureMath(DrawnTask, MathTask):
     """
 
     prompts: ClassVar[dict[str, str]] = {
-        "detailed": "{query} Reason in <think>, then answer in <answer>.",
+        "detailed": "{query} Reason in <think>, then give the sum in \\boxed{{}}.",
         "plain": "{query}",
     }
 

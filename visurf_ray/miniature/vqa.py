@@ -7,6 +7,7 @@ import numpy as np
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.families import VqaTask
 from visurf_ray.miniature.scenes import Split, draw_scene
+from visurf_ray.tasks.rows import Row
 
 _PARITIES = {"": (0, 1), "even ": (0,), "odd ": (1,)}
 
@@ -18,6 +19,10 @@ class MiniatureVqa(DrawnTask, VqaTask):
         "detailed": "{query} Reason in <think>, then answer in <answer>.",
         "plain": "{query}",
     }
+
+    def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
+        """One number, as the reward `math` takes it."""
+        return row.solution
 
     def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:
         scene = draw_scene(rng, split, digits=int(rng.integers(1, 7)))
