@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from visurf_ray.tasks import TASKS
+
 SMALL = [
     "cluster.address=local",
     "train.batch_size=4",
@@ -133,6 +135,19 @@ def test_sft_then_rlvr_is_one_run_of_two_stages(tmp_path):
     for row, absent in zip(steps, ("rollout", "label"), strict=True):
         assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
     assert steps[1]["train/kl/rollout"] > 0.0 and steps[1]["train/rollout_logprob_diff_max"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(name for name in TASKS if name.startswith("miniature_")))
+def test_every_drawn_task_is_trained_and_scored(task, tmp_path):
+    """Its labels are right, and its metrics are those of the evaluation afterwards."""
+    settings = [f"task={task}", "rollout.max_tokens=128", "train.checkpoint_every=0"]
+    done = run("train", *SMALL, *settings, "train.steps=1", f"output_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["before"] and summary["before"].keys() == summary["after"].keys()
+    (step,) = (row for row in rows(tmp_path / "run") if "train/loss" in row)
+    assert step["reward/label/total"] >= 1.0 and step["train/grad_norm"] > 0.0
 
 
 def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> Path:

@@ -11,6 +11,14 @@ TASKS = {
     "classification": "visurf_ray.tasks.classification:ClassificationTask",
     "grounding": "visurf_ray.tasks.grounding:GroundingTask",
     "miniature": "visurf_ray.miniature.task:MiniatureTask",
+    "miniature_anomaly": "visurf_ray.miniature.anomaly:MiniatureAnomaly",
+    "miniature_classification": "visurf_ray.miniature.classification:MiniatureClassification",
+    "miniature_detection": "visurf_ray.miniature.detection:MiniatureDetection",
+    "miniature_grounding": "visurf_ray.miniature.grounding:MiniatureGrounding",
+    "miniature_gui": "visurf_ray.miniature.gui:MiniatureGui",
+    "miniature_lesion": "visurf_ray.miniature.lesion:MiniatureLesion",
+    "miniature_math": "visurf_ray.miniature.math:MiniatureMath",
+    "miniature_vqa": "visurf_ray.miniature.vqa:MiniatureVqa",
 }
 
 

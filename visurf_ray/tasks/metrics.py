@@ -31,6 +31,11 @@ def covered(given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:
     return float(first.intersection(second).area), float(first.union(second).area)
 
 
+def union_area(boxes: Sequence[Box]) -> float:
+    """The area that boxes cover, in square pixels."""
+    return float(union_all([polygon(*b) for b in boxes]).area)
+
+
 def answered_boxes(response: str) -> list[Box] | None:
     """The answer's well-formed boxes, or None when the response holds no JSON list."""
     items = parse_items(response)
