@@ -10,6 +10,13 @@ from visurf_ray.tasks.metrics import answered_boxes, score_boxes
 from visurf_ray.tasks.rows import DataError, Row
 from visurf_ray.tasks.task import Box, Task
 
+# How the answer is to be written, for prompts that are formatted: braces are doubled.
+AS_LIST = (
+    "Then answer between <answer> and </answer> with a JSON list of each object's box and a point on it, in pixels, "
+    'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
+    '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}].'
+)
+
 
 class BoxTask(Task):
     """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`.
@@ -20,10 +27,8 @@ class BoxTask(Task):
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'Locate every object that "{query}" refers to. Reason first, between <think> and </think>: look for '
-            "candidates, tell them apart, keep those that fit best. Then answer between <answer> and </answer> with a "
-            "JSON list of each object's box and a point on it, in pixels, such as "
-            '[{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
-            '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}]. Answer [] if the image shows no such object.'
+            f"candidates, tell them apart, keep those that fit best. {AS_LIST} Answer [] if the image shows no such "
+            "object."
         ),
         "plain": "{query}",
     }
@@ -31,12 +36,16 @@ class BoxTask(Task):
     def check(self, row: Row) -> None:
         width, height = row.open_image().size
         try:
-            check_targets(parse_targets(row.solution), width, height)
+            check_targets(self.targets(row), width, height)
         except ValueError as error:
             raise DataError(f"{row.where}: the solution {error}") from error
 
+    def targets(self, row: Row) -> list[Target]:
+        """The row's objects, in pixels of the stored image. Raises ValueError that says what is wrong with them."""
+        return parse_targets(row.solution)
+
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
-        return dump_targets([_scale(target, scale_x, scale_y) for target in parse_targets(row.solution)])
+        return dump_targets([_scale(target, scale_x, scale_y) for target in self.targets(row)])
 
     def render(self, example: Example, style: str) -> str:
         return render(parse_targets(example.ground_truth), style, example.thinking)
