@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from visurf_ray.rewards import load_reward
-from visurf_ray.rewards.math import equal
+from visurf_ray.tasks.formulas import equal
 from visurf_ray.rewards.visual_rft_detection import (
     box_iou,
     confidence_reward,
