@@ -283,8 +283,6 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"rollout.n={rollout.n}: a group needs two responses at least to compare")
     if not config.method.rollouts and not config.method.label:
         raise ConfigError("method.rollouts and method.label are both off: there is nothing to learn from")
-    if config.reward.name is None and config.reward.function is None:
-        raise ConfigError("reward.name and reward.function are both null: there is nothing to score responses by")
     if not config.reward.timeout > 0:
         raise ConfigError(f"reward.timeout={config.reward.timeout:g} must be above 0")
     if not config.method.rollouts and config.method.label_term != "ce":

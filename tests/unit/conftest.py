@@ -144,3 +144,35 @@ def write_visual_rft(tmp_path) -> Callable[..., str]:
         return str(path)
 
     return write
+
+
+@pytest.fixture
+def open_task() -> Callable[..., Any]:
+    """The task of that name on a data set, for training and evaluation alike."""
+    from visurf_ray.tasks import load_task
+
+    def make(name: str, source: Any, *overrides: str):
+        files = [f"task.train='{source}'", f"task.held_out='{source}'"]
+        return load_task(load_config([f"task={name}", *files, *overrides]).task, seed=0)
+
+    return make
+
+
+@pytest.fixture
+def open_loader(processor) -> Callable[..., Any]:
+    """A task's examples, all rows checked: images in the model's size, and ground truths with them."""
+    from visurf_ray.tasks.loader import ExampleLoader
+
+    def make(task: Any, limit: int = 2000):
+        loader = ExampleLoader(task, processor, seed=0, max_prompt_tokens=limit, put=lambda value: value)
+        loader.load_train()
+        loader.check()
+        return loader
+
+    return make
+
+
+def prediction(ground_truth: str, response: str, size: tuple[int, int] = (100, 100)):
+    from visurf_ray.groups import Prediction
+
+    return Prediction("a", "a question", ground_truth, size, response)

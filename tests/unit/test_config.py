@@ -89,7 +89,7 @@ def test_the_rewards_distances_follow_the_task():
     assert own.reward.options == {"credit_empty": True, "box_distance": 10.0, "point_distance": 30.0}
 
 
-@pytest.mark.parametrize("name", GROUPS["reward"])
+@pytest.mark.parametrize("name", sorted({*GROUPS["reward"]} - {"none"}))
 def test_a_rewards_options_are_its_own_and_its_own_defaults(name):
     from visurf_ray.rewards import REWARDS
     from visurf_ray.rewards.spec import RewardSpec
@@ -105,7 +105,14 @@ def test_a_rewards_options_are_its_own_and_its_own_defaults(name):
 def test_every_reward_has_its_configuration():
     from visurf_ray.rewards import REWARDS
 
-    assert GROUPS["reward"] == sorted(REWARDS)
+    assert GROUPS["reward"] == sorted([*REWARDS, "none"])
+
+
+def test_every_task_has_its_configuration():
+    from visurf_ray.tasks import TASKS
+
+    assert GROUPS["task"] == sorted(TASKS)
+    assert {load_config([f"task={name}"]).task.name for name in TASKS} == set(TASKS)
 
 
 def test_a_rewards_options_are_set_by_name():
@@ -221,7 +228,6 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("learner.lora.targets=[]", "learner.lora.targets is empty"),
         ("monitor.wandb=on", "monitor.wandb=on: it must be one of auto, online, offline, disabled."),
         ("reward.on_error=skp", "reward.on_error=skp: it must be one of stop, skip. Did you mean 'skip'?"),
-        ("reward.name=null", "reward.name and reward.function are both null"),
         ("reward.timeout=0", "reward.timeout=0 must be above 0"),
         ("rollout.oversample=-1", "rollout.oversample=-1 must be 0 at least"),
         ("pipeline.max_staleness=-1", "pipeline.max_staleness=-1 must be 0 at least"),

@@ -109,6 +109,89 @@ def test_relative_paths_in_a_folder_start_from_it(write_jsonl, data_folder):
     assert read_rows(str(data_folder / "rows"))[0].load_image().size == (100, 60)
 
 
+# General schemas, known by their columns
+
+
+def test_easyr1s_columns_in_json_lines_and_the_images_place_in_the_problem_is_removed(tmp_path):
+    picture(28, 28).save(tmp_path / "small.png")
+    path = tmp_path / "train.jsonl"
+    record = {"images": ["small.png"], "problem": "<image>How many dogs?", "answer": "2"}
+    path.write_text(json.dumps(record) + "\n" + json.dumps(record | {"answer": "3"}) + "\n")
+    first, second = read_rows(str(path))
+    assert (first.problem, first.solution, second.solution) == ("How many dogs?", "2", "3")
+    assert first.load_image().size == (28, 28)
+
+
+def test_easyr1s_columns_in_parquet_with_a_list_of_embedded_images(tmp_path):
+    import datasets
+
+    features = datasets.Features(
+        {
+            "images": datasets.List(datasets.Image()),
+            "problem": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+        }
+    )
+    table = {"images": [[picture()]], "problem": ["<image> Which? <image>"], "answer": ["the left one"]}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "data.parquet"))
+    (row,) = read_rows(str(tmp_path / "data.parquet"))
+    assert (row.problem, row.solution) == ("Which?", "the left one")
+    assert isinstance(row.image, bytes) and row.load_image().tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [
+        ([{"role": "user", "content": "How many?"}], "How many?"),
+        ([{"role": "system", "content": "Think."}, {"role": "user", "content": "How many?"}], "How many?"),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}], "How many?"),
+        ("How many?", "How many?"),
+    ],
+)
+@pytest.mark.parametrize("image", [{"image": "picture.png"}, {"image": None, "images": ["picture.png"]}])
+@pytest.mark.parametrize("solution", [{"solution": "2"}, {"solution": None, "answer": "2"}])
+def test_trls_columns(write_jsonl, prompt, problem, image, solution):
+    (row,) = read_rows(write_jsonl({"problem": None, "prompt": prompt, **image, **solution}))
+    assert (row.problem, row.solution) == (problem, "2") and row.load_image().size == (100, 60)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"image": None, "images": ["picture.png"] * 2}, "it has 2 images, but a row must have one"),
+        ({"image": None, "images": []}, "it has 0 images, but a row must have one"),
+        ({"problem": None, "prompt": [{"role": "assistant", "content": "2"}]}, r"no answer, it has \['assistant"),
+        ({"problem": None, "prompt": [{"role": "user", "content": "a"}] * 2}, r"it has \['user', 'user'\]"),
+        ({"problem": None, "prompt": []}, r"it has \[\]"),
+        ({"problem": None, "prompt": ["How many?"]}, 'the prompt is no conversation: ."How many'),
+    ],
+)
+def test_what_no_schema_allows_is_named_by_row(write_jsonl, row, complaint):
+    source = write_jsonl(row | {"id": "bad"})
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 0 \(id bad\): .*{complaint}"):
+        read_rows(source)
+
+
+def test_a_solution_that_is_no_text_is_kept_as_json(write_jsonl):
+    source = write_jsonl({"solution": [{"bbox_2d": [1, 2, 3, 4], "point_2d": [2, 3]}]})
+    assert json.loads(read_rows(source)[0].solution) == [{"bbox_2d": [1, 2, 3, 4], "point_2d": [2, 3]}]
+
+
+def test_a_tasks_own_columns_and_what_it_reads_beside_them(write_jsonl):
+    columns = {"problem": ("question", "problem"), "solution": ("solution",), "image": ("image",), "unit": ("unit",)}
+    first = read_rows(write_jsonl({"question": "How long?", "unit": "cm"}), columns=columns)[0]
+    assert (first.id, first.problem, first.extra) == ("0", "How long?", {"unit": "cm"})
+    assert read_rows(write_jsonl({}), columns=columns)[0].extra == {"unit": None}
+
+
+def test_a_folder_of_a_data_sets_splits_is_read_by_split(write_parquet, data_folder):
+    (data_folder / "data").mkdir()
+    for split in ("train", "test"):
+        write_parquet({"problem": split}, name=f"data/{split}-00000-of-00001.parquet")
+    folder = str(data_folder / "data")
+    assert [read_rows(folder + wanted)[0].problem for wanted in ("", ":train", ":test")] == ["train", "train", "test"]
+
+
 def test_good_rows_pass_the_check(write_parquet, make_task):
     task = make_task(write_parquet({}, {"solution": "[]"}, {"solution": solution((0, 0, 100, 60), (100, 0))}))
     for row in task.train_rows() + task.held_out_rows():
@@ -175,8 +258,8 @@ def test_a_file_that_is_not_what_its_name_says_is_named(data_folder, name):
 
 
 def test_a_missing_column_is_named_beside_those_that_are_there(write_jsonl):
-    source = write_jsonl({"solution": None, "answer": "[]"})
-    with pytest.raises(DataError, match=rf"{re.escape(source)} has no column solution; it has .*answer"):
+    source = write_jsonl({"solution": None, "reply": "[]"})
+    with pytest.raises(DataError, match=rf"{re.escape(source)} has no column solution or answer; it has .*reply"):
         read_rows(source)
 
 

@@ -6,8 +6,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.families import AnomalyTask
 from visurf_ray.miniature.scenes import Box, Split, draw_scene
+from visurf_ray.tasks.anomaly import AnomalyTask
 from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
 
 _QUESTION = "the blemished digit"

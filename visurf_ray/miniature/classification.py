@@ -5,8 +5,8 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.families import ClassificationTask
 from visurf_ray.miniature.scenes import Split, draw_scene, seen
+from visurf_ray.tasks.classification import ClassificationTask
 
 NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 

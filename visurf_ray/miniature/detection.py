@@ -6,8 +6,8 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.families import DetectionTask
 from visurf_ray.miniature.scenes import CANVAS, Box, Split, draw_scene
+from visurf_ray.tasks.detection import DetectionTask
 
 
 class MiniatureDetection(DrawnTask, DetectionTask):

@@ -6,8 +6,8 @@ import numpy as np
 
 from visurf_ray.miniature.detection import thousandths
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.families import GroundingTask
 from visurf_ray.miniature.scenes import Split, draw_scene
+from visurf_ray.tasks.grounding import GroundingTask
 
 
 class MiniatureGrounding(DrawnTask, GroundingTask):

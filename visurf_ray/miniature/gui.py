@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.families import GuiGroundingTask
 from visurf_ray.miniature.scenes import CELL, GRID, Box, Split, lit_canvas, paint_ink, scan_ink, to_pixels
 from visurf_ray.tasks.boxes import Target, dump_targets
+from visurf_ray.tasks.gui_grounding import GuiGroundingTask
 
 _MARGIN = 1  # pixels between a button and its cells' edges
 _FACE, _EDGE = 0.08, 0.3  # how much lighter than the screen a button's face and its edge are

@@ -7,9 +7,11 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.families import LesionTask
-from visurf_ray.miniature.scenes import CANVAS, Box, Split, lit_canvas, to_pixels
-from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
+from visurf_ray.miniature.scenes import CANVAS, Split, lit_canvas, to_pixels
+from visurf_ray.tasks.boxes import PROMPT, dump_truth
+from visurf_ray.tasks.lesion import LesionTask
+from visurf_ray.tasks.masks import bounding_box
+from visurf_ray.tasks.rle import encode, objects_in
 
 _SKIN = (0.70, 0.55, 0.45)
 _LESION = (0.30, 0.18, 0.14)
@@ -23,7 +25,7 @@ class MiniatureLesion(DrawnTask, LesionTask):
 
     def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:
         image, mask = draw_lesion(rng)
-        return Drawing(image, "the lesion", dump_targets([Target.around(mask_box(mask))]))
+        return Drawing(image, "the lesion", dump_truth(objects_in(mask, bounding_box(mask)), mask=encode(mask)))
 
 
 def draw_lesion(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
@@ -34,12 +36,6 @@ def draw_lesion(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
     cover = gaussian_filter(mask.astype(float), 0.7)[:, :, None]
     grain = rng.normal(0, 0.02, (CANVAS, CANVAS, 1))
     return Image.fromarray(to_pixels(skin * (1 - cover) + lesion * cover + grain)), mask
-
-
-def mask_box(mask: np.ndarray) -> Box:
-    """The box (x1, y1, x2, y2) of a mask's pixels, x2 and y2 behind the last ones."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def _blob(rng: np.random.Generator) -> np.ndarray:

@@ -5,8 +5,8 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.families import MathTask
 from visurf_ray.miniature.scenes import Split, draw_scene, seen
+from visurf_ray.tasks.math import MathTask
 
 
 class MiniatureMath(DrawnTask, MathTask):

@@ -13,9 +13,7 @@ that what a shower of points gains in accuracy is lost here. Where the original 
 from typing import Any
 
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items, parse_truth
-
-Point = tuple[float, float]
+from visurf_ray.tasks.boxes import answered_points, has_thinking, numbers, parse_items, parse_truth
 
 
 class PointInBoxReward:
@@ -26,8 +24,7 @@ class PointInBoxReward:
         x1, y1, x2, y2 = _parse_box(ground_truth)
         given = parse_items(response) or []
         items = [item for item in given if isinstance(item, dict)]
-        points = [point for item in items if (point := numbers(item.get("point_2d"), 2))]
-        points = points or [_centre(box) for item in items if (box := numbers(item.get("bbox_2d"), 4))]
+        points = answered_points(items)
         return Reward(
             {
                 "accuracy": float(any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in points)),
@@ -35,10 +32,6 @@ class PointInBoxReward:
                 "thinking_format": float(has_thinking(response)),
             }
         )
-
-
-def _centre(box: tuple[float, ...]) -> Point:
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def _well_formed(item: dict[str, Any]) -> bool:

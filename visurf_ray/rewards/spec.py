@@ -5,7 +5,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from visurf_ray.config import RewardConfig
+from visurf_ray.config import ConfigError, RewardConfig
 from visurf_ray.errors import UserError
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.function import absolute, load_function
@@ -25,7 +25,14 @@ class RewardSpec:
 
     @staticmethod
     def of(config: RewardConfig) -> "RewardSpec":
-        """Raises UserError like `load`: what is not there is told now, and not by an actor."""
+        """What is not there is told now, and not by an actor. Raises UserError like `load`, and ConfigError where there
+        is neither reward nor function: a task may come without a reward, and be evaluated alone.
+        """
+        if config.name is None and config.function is None:
+            raise ConfigError(
+                "reward.name and reward.function are both null: there is nothing to score responses by. "
+                "Choose `reward=…`, or set reward.function=module:function"
+            )
         options: dict[str, Any] = OmegaConf.to_container(config.options, resolve=True)  # type: ignore[assignment]
         function = None if config.function is None else absolute(config.function)
         spec = RewardSpec(config.name, options, config.weight, function, config.function_weight)

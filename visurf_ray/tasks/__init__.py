@@ -6,6 +6,11 @@ from visurf_ray.tasks.task import Task
 
 TASKS = {
     "non_object": "visurf_ray.tasks.box_task:BoxTask",
+    "gui_grounding": "visurf_ray.tasks.gui_grounding:GuiGroundingTask",
+    "anomaly": "visurf_ray.tasks.anomaly:AnomalyTask",
+    "lesion": "visurf_ray.tasks.lesion:LesionTask",
+    "math": "visurf_ray.tasks.math:MathTask",
+    "vqa": "visurf_ray.tasks.vqa:VqaTask",
     "reasoning_segmentation": "visurf_ray.tasks.reasoning_segmentation:ReasoningSegmentationTask",
     "detection": "visurf_ray.tasks.detection:DetectionTask",
     "classification": "visurf_ray.tasks.classification:ClassificationTask",

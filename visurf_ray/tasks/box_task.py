@@ -12,6 +12,13 @@ from visurf_ray.tasks.rle import parse_masks
 from visurf_ray.tasks.rows import DataError, Row, load_table, rows_of
 from visurf_ray.tasks.task import Box, Task
 
+# How the answer is to be written, for prompts that are formatted: braces are doubled.
+AS_LIST = (
+    "Then answer between <answer> and </answer> with a JSON list of each object's box and a point on it, in pixels, "
+    'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
+    '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}].'
+)
+
 
 class BoxTask(Task):
     """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, pixels of the stored image.
@@ -23,10 +30,8 @@ class BoxTask(Task):
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'Locate every object that "{query}" refers to. Reason first, between <think> and </think>: look for '
-            "candidates, tell them apart, keep those that fit best. Then answer between <answer> and </answer> with a "
-            "JSON list of each object's box and a point on it, in pixels, such as "
-            '[{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
-            '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}]. Answer [] if the image shows no such object.'
+            f"candidates, tell them apart, keep those that fit best. {AS_LIST} Answer [] if the image shows no such "
+            "object."
         ),
         "plain": "{query}",
     }
@@ -40,16 +45,24 @@ class BoxTask(Task):
     def check(self, row: Row) -> None:
         width, height = row.open_image().size
         try:
-            check_targets(parse_targets(row.solution), width, height)
-            for name, value in parse_masks(row.solution).items():
+            check_targets(self.targets(row), width, height)
+            for name, value in self.masks(row).items():
                 if value["size"] != [height, width]:
                     raise ValueError(f"has a {name} of [H, W] = {value['size']}, but the image is {width}×{height}")
         except ValueError as error:
             raise DataError(f"{row.where}: the solution {error}") from error
 
+    def targets(self, row: Row) -> list[Target]:
+        """The row's objects, in pixels of the stored image. Raises ValueError that says what is wrong with them."""
+        return parse_targets(row.solution)
+
+    def masks(self, row: Row) -> dict[str, Rle]:
+        """Their `mask`, and the `ignore`, of the stored image, where the data have them. Raises ValueError like it."""
+        return parse_masks(row.solution)
+
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
-        targets = [_scale(target, scale_x, scale_y) for target in parse_targets(row.solution)]
-        return dump_truth(targets, **parse_masks(row.solution))
+        targets = [_scale(target, scale_x, scale_y) for target in self.targets(row)]
+        return dump_truth(targets, **self.masks(row))
 
     def render(self, example: Example, style: str) -> str:
         return render(parse_targets(example.ground_truth), style, example.thinking)

@@ -86,6 +86,17 @@ def numbers(value: Any, count: int) -> tuple[float, ...] | None:
     return tuple(value)
 
 
+def answered_points(items: Sequence[Any]) -> list[tuple[float, ...]]:
+    """The points of the answer's items; where no item has one, the centres of the boxes. Malformed ones are left out.
+
+    An item that lacks its point does not cost the points of the others.
+    """
+    given = [item for item in items if isinstance(item, dict)]
+    points = [point for item in given if (point := numbers(item.get("point_2d"), 2))]
+    boxes = [box for item in given if (box := numbers(item.get("bbox_2d"), 4))]
+    return points or [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
+
+
 def parse_truth(ground_truth: str) -> dict[str, Any]:
     """The ground truth's `objects`, unchecked, with the `mask` and what else it has. Raises ValueError for no JSON."""
     try:
