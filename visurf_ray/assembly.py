@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from visurf_ray.checkpoints import Checkpoints, State
+from visurf_ray.checkpoints import Checkpoints, State, read_state
 from visurf_ray.checks import (
     check,
     check_cluster,

@@ -8,7 +8,7 @@ from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.boxes import Target, check_targets, dump_truth, parse_targets, render
 from visurf_ray.tasks.mask_rows import mask_rows
 from visurf_ray.tasks.metrics import answered_boxes, score_boxes
-from visurf_ray.tasks.rle import parse_masks
+from visurf_ray.tasks.rle import Rle, parse_masks
 from visurf_ray.tasks.rows import DataError, Row, load_table, rows_of
 from visurf_ray.tasks.task import Box, Task
 

@@ -135,6 +135,7 @@ def rows_of(table: Any, source: str, image_root: str | None = None, columns: Col
     check_columns(table, source, missing)
     table = table.select_columns(list(dict.fromkeys(column for column in held.values() if column)))
     image = held["image"]
+    assert image is not None, "it is required"
     table = table.cast_column(image, _undecoded(table.features[image]))
     root = root_of(source, image_root)
     return [_row(record, held, source, number, root) for number, record in enumerate(records(table, image))]
