@@ -96,6 +96,7 @@ class Prediction:
     ground_truth: str
     size: tuple[int, int]
     response: str
+    mask: dict[str, Any] | None = None  # what the answer segments of the stored image, as COCO RLE
 
     @staticmethod
     def of(example: Example, response: str) -> "Prediction":

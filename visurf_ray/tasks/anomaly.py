@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+from pycocotools import mask as rle
 from shapely import union_all
 from shapely.geometry import box as polygon
 from sklearn.metrics import roc_auc_score
@@ -66,10 +67,10 @@ class AnomalyTask(MaskTask):
         return rows
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """roc_auc: area under the ROC curve of the share of the image that the answer covers, over pictures with a
-        defect against those without. roc_auc_binarised: of whether it covers anything, which is (TPR + TNR) / 2 and
-        what VisionReasoner's calculate_acc_auc.py reports. Both are left out where all pictures are of one kind. Beside
-        them stand the metrics of score_boxes.
+        """roc_auc: area under the ROC curve of covered_share, over pictures with a defect against those without.
+        roc_auc_binarised: of whether it is above 0, which is (TPR + TNR) / 2 and what VisionReasoner's
+        calculate_acc_auc.py reports. Both are left out where all pictures are of one kind. Beside them stand the
+        metrics of score_boxes.
 
         An answer that cannot be parsed covers nothing, as there; see format_rate for how many there are.
         """
@@ -83,7 +84,13 @@ class AnomalyTask(MaskTask):
 
 
 def covered_share(prediction: Prediction) -> float:
-    """The share of the image that the answered boxes cover, between 0 and 1; what reaches outside does not count."""
+    """The share of the image that the prediction's mask covers, between 0 and 1; without a mask, the answered boxes.
+
+    Boxes that overlap count once, and what reaches outside the image does not count.
+    """
+    if prediction.mask is not None:
+        height, width = prediction.mask["size"]
+        return float(rle.area(prediction.mask)) / (height * width)
     width, height = prediction.size
     boxes = union_all([polygon(*box) for box in answered_boxes(prediction.response) or []])
     return float(boxes.intersection(polygon(0, 0, width, height)).area / (width * height))
