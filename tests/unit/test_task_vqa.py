@@ -162,7 +162,7 @@ def test_the_best_of_the_right_answers_counts_wherever_the_answer_stands(open_ta
 def test_scores_are_means_and_no_examples_have_none(open_task):
     task = open_task("vqa", "a.jsonl")
     predictions = [prediction('["100"]', "104"), prediction('["kitten"]', "kittens")]
-    assert task.metrics(predictions) == pytest.approx({"relaxed_accuracy": 0.5, "anls": (0 + 6 / 7) / 2})
+    assert task.metrics(predictions) == pytest.approx({"relaxed_accuracy": 0.5, "anls": (2 / 3 + 6 / 7) / 2})
     assert task.metrics([]) == {}
 
 
