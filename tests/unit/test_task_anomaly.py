@@ -2,14 +2,17 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as rle
 from scipy.stats import mannwhitneyu
 
 from tests.unit.conftest import picture, prediction
 from visurf_ray.rewards import load_reward
+from visurf_ray.tasks.anomaly import covered_share
 from visurf_ray.tasks.rows import DataError
 
 
@@ -162,6 +165,16 @@ def test_overlaps_count_once_and_what_reaches_outside_not_at_all(score):
     twice, outside = answer((0, 0, 10, 20), (0, 0, 10, 20)), answer((90, 0, 500, 20))
     alike = score([prediction(DEFECT, twice), prediction("[]", outside)])
     assert alike["roc_auc"] == 0.5  # both cover 10×20
+
+
+def test_a_mask_counts_in_the_place_of_the_boxes():
+    drawn = np.zeros((60, 100), dtype=np.uint8, order="F")
+    drawn[10:30, 20:30] = 1
+    encoded = rle.encode(drawn)
+    encoded["counts"] = encoded["counts"].decode()
+    masked = replace(prediction(DEFECT, answer((0, 0, 10, 10))), mask=encoded)
+    assert covered_share(masked) == pytest.approx(200 / 6000)
+    assert covered_share(replace(masked, mask=None)) == pytest.approx(0.01)
 
 
 @pytest.mark.parametrize("truth", [DEFECT, "[]"])

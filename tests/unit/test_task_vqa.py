@@ -45,7 +45,7 @@ def test_chart_qas_own_json_with_its_folder_of_images(tmp_path, open_task, open_
     (tmp_path / "test" / "test_human.json").write_text(json.dumps(rows, indent=1))
     task = open_task("vqa", tmp_path / "test" / "test_human.json")
     (example,) = open_loader(task).held_out_examples(None)
-    assert (example.question, example.ground_truth, example.size) == ("Which is it?", '["Inspired"]', (56, 56))
+    assert (example.question, example.ground_truth, example.size) == ("Which is it?", '["Inspired"]', (28, 28))
 
 
 def test_doc_vqas_own_json_with_its_rows_under_data(tmp_path, open_task, open_loader):
@@ -162,7 +162,7 @@ def test_the_best_of_the_right_answers_counts_wherever_the_answer_stands(open_ta
 def test_scores_are_means_and_no_examples_have_none(open_task):
     task = open_task("vqa", "a.jsonl")
     predictions = [prediction('["100"]', "104"), prediction('["kitten"]', "kittens")]
-    assert task.metrics(predictions) == pytest.approx({"relaxed_accuracy": 0.5, "anls": (0 + 6 / 7) / 2})
+    assert task.metrics(predictions) == pytest.approx({"relaxed_accuracy": 0.5, "anls": (2 / 3 + 6 / 7) / 2})
     assert task.metrics([]) == {}
 
 
