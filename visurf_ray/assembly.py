@@ -11,7 +11,15 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from visurf_ray.checkpoints import Checkpoints, State
-from visurf_ray.checks import check, check_cluster, check_vllm, max_prompt_tokens, rollout_demand, versions
+from visurf_ray.checks import (
+    check,
+    check_cluster,
+    check_vllm,
+    max_prompt_tokens,
+    rollout_demand,
+    trained_weights,
+    versions,
+)
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected, wait_ready
 from visurf_ray.config import Config, ConfigError, ModelConfig
 from visurf_ray.driver import Driver
@@ -27,7 +35,8 @@ from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.feed import DataFeed
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.predictions import read_predictions, write_predictions
+from visurf_ray.tasks.task import Task
 
 
 def _start_monitor(config: Config, output: Path, state: State) -> Monitor:
@@ -87,7 +96,7 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
         banned=tuple(banned_token_ids(tokenizer)),
         zero_stage=learner.zero_stage,
         offload=learner.offload,
-        freeze_vision=learner.freeze_vision,
+        trained=trained_weights(config),
         learning_rate=learner.learning_rate,
         weight_decay=learner.weight_decay,
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
@@ -172,7 +181,7 @@ def train(config: Config) -> Path:
     return output
 
 
-def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callable[[int], Method]:
+def build_methods(config: Config, task: Task, tokenizer: Any) -> Callable[[int], Method]:
     """The method of each step, with labels as the task writes them, as token ids that end as a rollout ends."""
 
     def encode(text: str) -> list[int]:
@@ -209,20 +218,21 @@ def evaluate(config: Config, checkpoint: str) -> Metrics:
         wait_for(rollouts, config)
         examples = data.held_out(config.eval.examples)
         predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
-    scores = task.metrics(predictions)
     output.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps(
-            {
-                "id": p.example.id,
-                "question": p.example.question,
-                "ground_truth": p.example.ground_truth,
-                "response": p.response,
-            }
-        )
-        for p in predictions
-    ]
-    (output / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    write_predictions(predictions, output / "predictions.jsonl")
+    return _write_scores(task.metrics(predictions), output)
+
+
+def score_again(config: Config, predictions: str) -> Metrics:
+    """The scores of a predictions.jsonl, by the task's metrics as they are now; written to `output_dir`."""
+    found = read_predictions(Path(predictions).expanduser())
+    scores = load_task(config.task, config.seed).metrics(found)
+    output = Path(config.output_dir).expanduser().resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    return _write_scores(scores, output)
+
+
+def _write_scores(scores: Metrics, output: Path) -> Metrics:
     (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
     return scores
 
@@ -243,6 +253,6 @@ def _as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
     model: ModelConfig = OmegaConf.load(run).model  # type: ignore[assignment]
     output.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
-    export_checkpoint(path, resolve_model(model.path), Path(folder))
+    export_checkpoint(path, resolve_model(model.path), Trained(**read_state(path).trained), Path(folder))
     load_processor(model).save_pretrained(folder)
     return folder

@@ -1,24 +1,25 @@
 """What can be checked of a run before anything is started: by `assembly` before a run, by `dry_run` in its place."""
 
 import importlib.metadata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
 from visurf_ray.config import Config, ConfigError
+from visurf_ray.learner.trained import Trained
 from visurf_ray.models import check_model, load_processor
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Checked:
     """What a run starts from, once all is checked that needs neither cluster nor data. resume: a checkpoint, if any."""
 
-    task: GroundingTask
+    task: Task
     reward: RewardSpec
     processor: Any
     output: Path
@@ -78,20 +79,35 @@ def max_prompt_tokens(config: Config) -> int:
 
 
 def _initial_state(config: Config, resume: Path | None) -> State:
-    """Raises ConfigError when the learner's state is cut for other ranks or another ZeRO stage."""
-    ranks, stage = config.learner.ranks, config.learner.zero_stage
+    """Raises ConfigError when the learner's state is cut for other ranks, another ZeRO stage or other weights."""
+    ranks, stage, trained = config.learner.ranks, config.learner.zero_stage, asdict(trained_weights(config))
     if resume is None:
-        return State(ranks=ranks, zero_stage=stage)
+        return State(ranks=ranks, zero_stage=stage, trained=trained)
     state = read_state(resume)
     if (state.ranks, state.zero_stage) != (ranks, stage):
         raise ConfigError(
             f"{resume} was written with learner.ranks={state.ranks} learner.zero_stage={state.zero_stage}: "
             f"go on with these, not with {ranks} and {stage}"
         )
+    for name in (name for name, value in trained.items() if state.trained.get(name) != value):
+        key = f"learner.{name.replace('lora_', 'lora.')}"
+        raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: go on with it")
     return state
 
 
-_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
+def trained_weights(config: Config) -> Trained:
+    learner, lora = config.learner, config.learner.lora
+    return Trained(
+        freeze_vision=learner.freeze_vision,
+        freeze_projector=learner.freeze_projector,
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        lora_targets=None if lora.targets is None else list(lora.targets),
+    )
+
+
+_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "wandb")
 
 
 def versions() -> dict[str, str]:

@@ -57,11 +57,21 @@ class RolloutConfig:
 
 
 @dataclass
+class LoraConfig:
+    rank: int = MISSING
+    alpha: float = MISSING
+    dropout: float = MISSING
+    targets: list[str] | None = MISSING
+
+
+@dataclass
 class LearnerConfig:
     ranks: int = MISSING
     zero_stage: int = MISSING
     offload: bool = MISSING
     freeze_vision: bool = MISSING
+    freeze_projector: bool = MISSING
+    lora: LoraConfig = MISSING
     learning_rate: float = MISSING
     weight_decay: float = MISSING
     adam_betas: list[float] = MISSING
@@ -131,6 +141,7 @@ class TaskConfig:
     held_out: Any = MISSING
     absent_share: float | None = MISSING
     image_root: str | None = MISSING
+    prompt: str = MISSING
     box_distance: float = MISSING
     point_distance: float = MISSING
 
@@ -209,6 +220,13 @@ _AT_LEAST_ONE = (
     "reward.workers",
     "method.style_every",
 )
+_AT_LEAST_NOTHING = (
+    "rollout.oversample",
+    "pipeline.max_staleness",
+    "method.sft_steps",
+    "method.kl_coef",
+    "learner.lora.rank",
+)
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "rollout.dtype": ("float32", "bfloat16"),
     "learner.dtype": ("float32", "bfloat16"),
@@ -235,11 +253,18 @@ def check_values(config: DictConfig) -> None:
         if (value := OmegaConf.select(config, key)) not in values:
             names = [str(known) for known in values]
             raise ConfigError(f"{key}={value}: it must be one of {', '.join(names)}.{nearest(str(value), names)}")
-    for key in ("rollout.oversample", "pipeline.max_staleness", "method.sft_steps", "method.kl_coef"):
+    for key in _AT_LEAST_NOTHING:
         if (value := OmegaConf.select(config, key)) < 0:
             raise ConfigError(f"{key}={value:g} must be 0 at least")
     if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
         raise ConfigError("pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted")
+    lora = learner.lora
+    if not lora.alpha > 0:
+        raise ConfigError(f"learner.lora.alpha={lora.alpha:g} must be above 0")
+    if not 0 <= lora.dropout < 1:
+        raise ConfigError(f"learner.lora.dropout={lora.dropout:g} must be 0 at least and below 1")
+    if lora.targets is not None and not lora.targets:
+        raise ConfigError("learner.lora.targets is empty: name layers, or set it to null for all")
     method = config.method
     if method.dual_clip is not None and not method.dual_clip > 1:
         raise ConfigError(f"method.dual_clip={method.dual_clip:g} must be above 1, or null")

@@ -21,7 +21,7 @@ from visurf_ray.monitor.samples import Sample, SampleResponse
 from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks.feed import DataFeed
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.task import Task
 
 
 class Driver:
@@ -31,7 +31,7 @@ class Driver:
         self,
         config: Config,
         *,
-        task: GroundingTask,
+        task: Task,
         methods: Callable[[int], Method],
         data: DataFeed,
         rollouts: RolloutPool,
@@ -167,7 +167,7 @@ class Driver:
                     reward=response.reward,
                     parts=response.reward_parts,
                     advantage=response.advantage,
-                    boxes=self.task.boxes(response.text),  # type: ignore[arg-type]
+                    boxes=self.task.boxes(response.text, group.example.size),  # type: ignore[arg-type]
                 )
                 for response in chosen
             ]

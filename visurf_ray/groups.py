@@ -42,6 +42,7 @@ class Example:
     question: str
     ground_truth: str
     prompt: Prompt
+    size: tuple[int, int]  # width and height of the image as the model sees it, in pixels
     thinking: str | None = None
 
 
@@ -88,10 +89,17 @@ class Group:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A greedy answer to a held-out example."""
+    """A greedy answer to a held-out example: a line of predictions.jsonl, and all that metrics are computed from."""
 
-    example: Example
+    id: str
+    question: str
+    ground_truth: str
+    size: tuple[int, int]
     response: str
+
+    @staticmethod
+    def of(example: Example, response: str) -> "Prediction":
+        return Prediction(example.id, example.question, example.ground_truth, example.size, response)
 
 
 Metrics = dict[str, float]

@@ -5,7 +5,8 @@ import ray
 
 from tests.integration.test_learner import batches, make_learner  # noqa: F401  # fixtures
 from visurf_ray.config import load_config
-from visurf_ray.memory import measure, model_states
+from visurf_ray.learner.memory import measure, model_states
+from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -45,8 +46,18 @@ def seen(actor) -> list[int]:
     return actor.seen
 
 
-@pytest.mark.parametrize("offload", [False, True])
-@pytest.mark.parametrize(("stage", "dtype"), [(1, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")])
+GRID = [(1, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]
+DIAGONAL = [(1, "float32", False), (1, "bfloat16", True), (2, "bfloat16", False), (3, "bfloat16", True)]
+
+
+@pytest.mark.parametrize(
+    ("stage", "dtype", "offload"),
+    [
+        pytest.param(*cell, offload, marks=() if (*cell, offload) in DIAGONAL else pytest.mark.slow)
+        for cell in GRID
+        for offload in (False, True)
+    ],
+)
 def test_model_states_are_what_the_engine_holds(make_learner, batches, stage, dtype, offload):  # noqa: F811
     """At the fullest moment of the second step, when Adam's moments are there. Examples and gathered weights come on
     top; on a CPU device and host memory are one.
@@ -62,6 +73,6 @@ def test_model_states_are_what_the_engine_holds(make_learner, batches, stage, dt
         f"learner.dtype={dtype}",
         "learner.ranks=2",
     ]
-    device, host = model_states(measure("miniature"), load_config(settings).learner)
+    device, host = model_states(measure("miniature", Trained()), load_config(settings).learner)
     expected = sum(device.values()) + sum(host.values())
     assert 0.9 * expected < measured < 1.25 * expected

@@ -102,7 +102,7 @@ def make_task() -> Callable[..., Any]:
 
     def make(source: str, *overrides: str, seed: int = 0):
         files = [f"task.train='{source}'", f"task.held_out='{source}'"]
-        return load_task(composed("task=grounding", *files, *overrides).task, seed)
+        return load_task(composed("task=non_object", *files, *overrides).task, seed)
 
     return make
 

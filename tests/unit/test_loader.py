@@ -67,7 +67,7 @@ def test_one_image_placeholder_becomes_one_per_visual_token(write_parquet, make_
     whole = processor(text=[processor.tokenizer.decode(prompt.token_ids)], images=[prompt.image])
     assert prompt.expanded_ids == whole["input_ids"][0], "as the model's own processor expands it"
     text = processor.tokenizer.decode(prompt.token_ids)
-    assert "Find the small dog. " in text and text.endswith("<|im_start|>assistant\n")
+    assert '"the small dog"' in text and text.endswith("<|im_start|>assistant\n")
 
 
 def test_only_references_to_image_and_features_go_with_an_example(write_parquet, make_loader):
@@ -125,7 +125,7 @@ def test_a_question_that_holds_an_image_placeholder_is_refused(write_jsonl, make
 
 def test_a_task_without_data_names_the_key():
     with pytest.raises(UserError, match=r"task\.train"):
-        load_task(load_config(["task=grounding", "task.held_out=a.jsonl"]).task, seed=0).train_rows()
+        load_task(load_config(["task=non_object", "task.held_out=a.jsonl"]).task, seed=0).train_rows()
 
 
 # Epochs

@@ -10,8 +10,8 @@ from PIL import Image
 from tests.unit.conftest import TRUTH, encoded, picture
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Example, Prompt
-from visurf_ray.tasks.grounding import GroundingTask
 from visurf_ray.tasks.rows import DataError, read_rows
+from visurf_ray.tasks.task import Task
 
 
 def solution(box, point=(30, 25)) -> str:
@@ -37,7 +37,7 @@ def test_reasoning_is_read_where_it_is_given_and_comes_before_the_labels_answer(
     assert (first.thinking, second.thinking) == ("It barks.", None)
     task = make_task(source)
     prompt = Prompt([], [], None, None)
-    label = task.render(Example("a", "the dog", "[]", prompt, first.thinking), "spaced")
+    label = task.render(Example("a", "the dog", "[]", prompt, (84, 84), first.thinking), "spaced")
     assert label == "<think>It barks.</think><answer>[]</answer>"
 
 
@@ -129,7 +129,7 @@ def test_a_missing_column_is_named_beside_those_that_are_there(write_jsonl):
 # Bad rows
 
 
-def check_last(task: GroundingTask) -> None:
+def check_last(task: Task) -> None:
     *good, last = task.train_rows()
     for row in good:
         task.check(row)

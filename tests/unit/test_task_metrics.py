@@ -165,15 +165,15 @@ def task():
     from visurf_ray.config import load_config
     from visurf_ray.tasks import load_task
 
-    return load_task(load_config(["task=grounding", "task.train=a.jsonl", "task.held_out=b.jsonl"]).task, seed=0)
+    return load_task(load_config(["task=non_object", "task.train=a.jsonl", "task.held_out=b.jsonl"]).task, seed=0)
 
 
 def test_a_task_scores_predictions_and_shows_boxes(task):
     held_out = example(targets(LEFT))
-    assert task.metrics([Prediction(held_out, answer(LEFT)), Prediction(held_out, "")])["bbox_acc"] == 0.5
+    assert task.metrics([Prediction.of(held_out, answer(LEFT)), Prediction.of(held_out, "")])["bbox_acc"] == 0.5
     assert task.true_boxes(held_out) == [LEFT]
-    assert task.boxes(answer(LEFT, RIGHT)) == [LEFT, RIGHT]
-    assert task.boxes("garbage") == []
+    assert task.boxes(answer(LEFT, RIGHT), (84, 84)) == [LEFT, RIGHT]
+    assert task.boxes("garbage", (84, 84)) == []
     assert task.render(held_out, "compact") == f"<answer>{targets(LEFT).replace(' ', '')}</answer>"
 
 
@@ -182,6 +182,6 @@ def test_an_unknown_task_is_answered_with_the_nearest():
     from visurf_ray.errors import UserError
     from visurf_ray.tasks import load_task
 
-    config = load_config(["task.name=groundin"]).task
-    with pytest.raises(UserError, match=r"unknown task 'groundin'\. Did you mean 'grounding'\?"):
+    config = load_config(["task.name=non_objec"]).task
+    with pytest.raises(UserError, match=r"unknown task 'non_objec'\. Did you mean 'non_object'\?"):
         load_task(config, seed=0)

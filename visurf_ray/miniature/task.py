@@ -1,16 +1,20 @@
 """The embedded task: find digits in scenes, and say `[]` for digits that are not there."""
 
+from typing import ClassVar
+
 import numpy as np
 
 from visurf_ray.errors import UserError
 from visurf_ray.miniature.scenes import Split, absent_query, draw_scene, present_query
-from visurf_ray.tasks.boxes import Target, dump_targets
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.box_task import BoxTask
+from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
 from visurf_ray.tasks.rows import Row
 
 
-class MiniatureTask(GroundingTask):
+class MiniatureTask(BoxTask):
     """Grounding in generated scenes; `train` and `held_out` are numbers of scenes."""
+
+    prompts: ClassVar[dict[str, str]] = {"detailed": PROMPT, "plain": "{query}"}
 
     def train_rows(self) -> list[Row]:
         share = self.config.absent_share

@@ -32,7 +32,7 @@ class RolloutPool:
     def answer(self, examples: Sequence[Example], *, max_tokens: int) -> list[Prediction]:
         """One greedy answer to each example."""
         answers = dict(self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens)))
-        return [Prediction(example, answers[index][0].text) for index, example in enumerate(examples)]
+        return [Prediction.of(example, answers[index][0].text) for index, example in enumerate(examples)]
 
     def shut_down(self) -> None:
         """End the engines and their child processes; one that has died already is passed by."""

@@ -2,14 +2,14 @@
 
 from visurf_ray import names
 from visurf_ray.config import TaskConfig
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.task import Task
 
 TASKS = {
-    "grounding": "visurf_ray.tasks.grounding:GroundingTask",
+    "non_object": "visurf_ray.tasks.box_task:BoxTask",
     "miniature": "visurf_ray.miniature.task:MiniatureTask",
 }
 
 
-def load_task(config: TaskConfig, seed: int) -> GroundingTask:
+def load_task(config: TaskConfig, seed: int) -> Task:
     """The task that `config.name` names. Raises UserError for an unknown name, with the nearest known one."""
     return names.load("task", config.name, TASKS)(config, seed)

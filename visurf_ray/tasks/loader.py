@@ -11,8 +11,8 @@ from visurf_ray.config import ModelConfig, TaskConfig
 from visurf_ray.groups import Example, Prompt
 from visurf_ray.models import load_processor
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.grounding import GroundingTask
 from visurf_ray.tasks.rows import DataError, Row
+from visurf_ray.tasks.task import Task
 
 _IMAGE_TOKEN = "<|image_pad|>"
 
@@ -37,7 +37,7 @@ class ExampleLoader:
     """
 
     def __init__(
-        self, task: GroundingTask, processor: Any, *, seed: int, max_prompt_tokens: int, put: Callable[[Any], Any]
+        self, task: Task, processor: Any, *, seed: int, max_prompt_tokens: int, put: Callable[[Any], Any]
     ) -> None:
         self.task = task
         self.processor = processor
@@ -115,6 +115,7 @@ class ExampleLoader:
                 image=self.put(image),
                 features=self.put({name: features[name] for name in ("pixel_values", "image_grid_thw")}),
             ),
+            size=(width, height),
             thinking=row.thinking,
         )
 
