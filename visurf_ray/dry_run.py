@@ -6,11 +6,11 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.table import Table
 
-from visurf_ray import memory
-from visurf_ray.checks import check, check_cluster, max_prompt_tokens
+from visurf_ray.checks import check, check_cluster, max_prompt_tokens, trained_weights
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config import Config
-from visurf_ray.memory import ModelSize, Sizes
+from visurf_ray.learner import memory
+from visurf_ray.learner.memory import ModelSize, Sizes
 from visurf_ray.tasks.loader import ExampleLoader, open_loader
 
 
@@ -32,7 +32,7 @@ def dry_run(config: Config) -> None:
         train=True,
         put=lambda value: value,
     )
-    size = memory.measure(config.model.path)
+    size = memory.measure(config.model.path, trained_weights(config))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(_run_table(config, loader, size, nodes, start=checked.state.step))
     longest = max(loader.longest.values())
@@ -64,7 +64,9 @@ def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: li
         + (f", after {start} that are done" if start else ""),
     )
     table.add_row(
-        "model", f"{size.parameters:,} parameters, {size.vision_parameters:,} of them in the vision tower and projector"
+        "model",
+        f"{size.parameters:,} parameters, {size.vision_parameters:,} of them in the vision tower and projector; "
+        f"{size.trained:,} are trained",
     )
     ranks, rewards = config.learner.ranks, config.reward.workers
     table.add_row("actors", f"{rollout.workers} rollout worker(s), {ranks} learner rank(s), {rewards} for rewards")
@@ -84,7 +86,7 @@ def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt:
     tokens = max(group, learner.max_tokens_per_micro_batch)
     device, host = memory.model_states(size, learner)
     device |= memory.buffers(size, learner)
-    if method.kl_coef:
+    if method.kl_coef and not learner.lora.rank:  # below adapters lies the policy of the start
         device["KL reference"] = memory.reference_weights(size, learner.dtype)
     device |= memory.activations(size, learner, tokens=tokens, visual_tokens=prompt * max(1, tokens // group))
     sampler: Sizes = {"weights": memory.sampler_weights(size, rollout.dtype, rollout.gpus)}

@@ -41,10 +41,10 @@ _REFUSED = {
         ["task.held_out: there is no data file", "none.jsonl"],
     ),
     "no data set": (
-        lambda d: ["task=grounding", "task.train=owner/none", "task.held_out=owner/none"],
+        lambda d: ["task=non_object", "task.train=owner/none", "task.held_out=owner/none"],
         ["task.held_out: owner/none cannot be read"],
     ),
-    "data not given": (lambda d: ["task=grounding"], ["task.held_out is not set"]),
+    "data not given": (lambda d: ["task=non_object"], ["task.held_out is not set"]),
     "long prompt": (lambda d: ["task.train=8", "rollout.max_model_len=40"], ["scene train-0", "rollout.max_model_len"]),
     "too many workers": (lambda d: ["rollout.workers=4000"], ["rollout.workers=4000", "CPU", "Lower"]),
     "GPUs": (lambda d: ["rollout.gpus=1", "learner.gpus=1"], ["rollout.gpus=1"]),

@@ -5,7 +5,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLConfig
 
 from tests.unit.conftest import composed
-from visurf_ray.memory import (
+from visurf_ray.learner.memory import (
     activations,
     buffers,
     kv_bytes_per_token,
@@ -14,7 +14,9 @@ from visurf_ray.memory import (
     sampler_weights,
     size_of,
 )
+from visurf_ray.learner.trained import Trained
 
+ALL = Trained()
 GPUS = ["learner.gpus=1", "rollout.gpus=1", "learner.dtype=bfloat16"]
 
 
@@ -46,7 +48,7 @@ def qwen2_vl_2b() -> Qwen2VLConfig:
 
 @pytest.fixture(scope="module")
 def size():
-    return size_of(qwen2_5_vl_7b())
+    return size_of(qwen2_5_vl_7b(), ALL)
 
 
 def learner(*overrides: str):
@@ -59,7 +61,7 @@ def learner(*overrides: str):
     [(qwen2_5_vl_7b(), 16_584_333_312), (qwen2_vl_2b(), 4_417_971_200)],
 )
 def test_parameters_are_those_of_the_published_weights(config, total_bytes):
-    size = size_of(config)
+    size = size_of(config, ALL)
     assert 2 * size.parameters == total_bytes == sampler_weights(size, "bfloat16", gpus=1)
     assert size.text.count == 28 and size.vision.count == 32
 
@@ -72,7 +74,7 @@ def test_the_miniature_is_as_large_as_its_file():
     with safe_open(MINIATURE / "model.safetensors", "pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118  # no mapping
     count = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-    size = measure("miniature")
+    size = measure("miniature", ALL)
     assert size.parameters == sum(count.values())
     assert size.vision_parameters == sum(number for name, number in count.items() if "visual" in name)
 
@@ -107,12 +109,22 @@ def test_offload_leaves_weights_on_the_device_and_loses_nothing(size):
 
 
 def test_frozen_parameters_have_weights_and_nothing_else(size):
+    tower_alone = size_of(qwen2_5_vl_7b(), Trained(freeze_vision=True))
+    all_vision = size_of(qwen2_5_vl_7b(), Trained(freeze_vision=True, freeze_projector=True))
+    assert all_vision.trained == size.parameters - size.vision_parameters < tower_alone.trained < size.trained
     whole, _ = model_states(size, learner("learner.ranks=4"))
-    frozen, _ = model_states(size, learner("learner.ranks=4", "learner.freeze_vision=true"))
-    trained = size.parameters - size.vision_parameters
-    assert 0.65e9 < size.vision_parameters < 0.7e9
+    frozen, _ = model_states(all_vision, learner("learner.ranks=4"))
     assert frozen["weights"] == whole["weights"]
-    assert frozen["optimizer states"] == 8 * trained / 4 and frozen["gradients"] == 6 * trained
+    assert frozen["optimizer states"] == 8 * all_vision.trained / 4 and frozen["gradients"] == 6 * all_vision.trained
+    assert not tower_alone.tower_trained and size.tower_trained
+
+
+def test_adapters_are_all_that_is_trained(size):
+    """Two matrices of rank 8 beside q_proj (3584 → 3584) and v_proj (3584 → 512) of 28 layers."""
+    adapted = size_of(qwen2_5_vl_7b(), Trained(lora_rank=8, lora_alpha=16, lora_targets=["q_proj", "v_proj"]))
+    assert adapted.trained == 28 * 8 * (3584 + 3584 + 3584 + 512)
+    assert adapted.parameters == size.parameters + adapted.trained
+    assert not adapted.tower_trained and not adapted.head_trained
 
 
 def test_shards_sum_to_the_whole(size):
@@ -166,9 +178,9 @@ def test_activations_are_about_what_autograd_keeps(dtype, checkpointing):
         use_cache=False,
     )
     settings = learner(f"learner.dtype={dtype}", f"learner.gradient_checkpointing={checkpointing}")
-    found = activations(size_of(config), settings, tokens=tokens, visual_tokens=side * side // 4)["activations"]
+    found = activations(size_of(config, ALL), settings, tokens=tokens, visual_tokens=side * side // 4)["activations"]
     if checkpointing:  # the backward pass holds a layer more than what is kept up to it
-        size = size_of(config)
+        size = size_of(config, ALL)
         found -= 2.5 * max(size.text.outputs * tokens, size.vision.outputs * side * side) * model.dtype.itemsize
     assert 0.8 * kept < found < 1.5 * kept
 

@@ -12,6 +12,7 @@ from tests.unit.conftest import TRUTH, encoded, picture
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Example, Prompt
 from visurf_ray.tasks.rows import DataError, read_rows
+from visurf_ray.tasks.stored import StoredImage
 from visurf_ray.tasks.task import Task
 
 
@@ -136,7 +137,7 @@ def test_easyr1s_columns_in_parquet_with_a_list_of_embedded_images(tmp_path):
     datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "data.parquet"))
     (row,) = read_rows(str(tmp_path / "data.parquet"))
     assert (row.problem, row.solution) == ("Which?", "the left one")
-    assert isinstance(row.image, bytes) and row.load_image().tobytes() == picture().tobytes()
+    assert isinstance(row.image, StoredImage) and row.load_image().tobytes() == picture().tobytes()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,18 @@
-"""What memory a run takes, estimated from its configuration and from the model on PyTorch's meta device.
+"""What memory a rank takes, estimated from its configuration and from the model on PyTorch's meta device.
 
-Model states are those that DeepSpeed 0.19 holds with the settings of `learner.rank`, as counted in its engine
+Model states are those that DeepSpeed 0.19 holds with the settings of `rank`, as counted in its engine
 (tests/integration/test_memory.py). Activations are rough: see `activations`.
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from visurf_ray.config import LearnerConfig
+from visurf_ray.learner.trained import Trained
 from visurf_ray.models import resolve_model
 
 Sizes = dict[str, float]  # bytes, by what they hold
@@ -21,69 +27,71 @@ _KEPT = 2.5  # the same for each value between layers, where what is inside of t
 
 @dataclass(frozen=True)
 class Layers:
-    """A stack of layers: how many, the width between them, and the inputs and outputs of all linear layers in one."""
+    """A stack of layers: how many, the width between them, and the outputs of all linear layers inside of one."""
 
     count: int
     width: int
-    inputs: int
     outputs: int
 
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Numbers of parameters, vision tower and projector included in `parameters`; the layers; and the vocabulary.
+    """Numbers of parameters: all, those that are trained, those of the vision tower with its projector.
 
-    kv_width: values that the KV cache holds for a token. patches: image patches in a visual token.
+    kv_width: values that the KV cache holds for a token. patches: image patches in a visual token. tower_trained,
+    head_trained: whether anything in the vision tower's layers is, and the output head.
     """
 
     parameters: int
+    trained: int
     vision_parameters: int
     text: Layers
     vision: Layers
     vocabulary: int
     kv_width: int
     patches: int
+    tower_trained: bool
+    head_trained: bool
 
 
-def measure(path: str) -> ModelSize:
+def measure(path: str, trained: Trained) -> ModelSize:
     """The size of the model at `path` (see `models.resolve_model`), whose weights are not read."""
-    from transformers import AutoConfig
-
-    return size_of(AutoConfig.from_pretrained(resolve_model(path)))
+    return size_of(AutoConfig.from_pretrained(resolve_model(path)), trained)
 
 
-def size_of(config) -> ModelSize:
-    """The size of the vision-language model that a transformers configuration describes."""
-    import torch
-    from transformers import AutoModelForImageTextToText
+def size_of(config: Any, trained: Trained) -> ModelSize:
+    """The size of the vision-language model that a transformers configuration describes, adapters included.
 
+    Raises ConfigError for learner.lora.targets that the model does not have.
+    """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
+        trained.apply(model)
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    tower = [parameter for layer in _stack(model.model.visual) for parameter in layer.parameters()]
     return ModelSize(
-        parameters=_count(model),
-        vision_parameters=_count(model.model.visual),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),  # tied ones count once
+        trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        vision_parameters=sum(parameter.numel() for parameter in model.model.visual.parameters()),
         text=_layers(model.model.language_model),
         vision=_layers(model.model.visual),
         vocabulary=text.vocab_size,
         kv_width=2 * text.num_hidden_layers * text.num_key_value_heads * head,
         patches=config.vision_config.spatial_merge_size**2,
+        tower_trained=any(parameter.requires_grad for parameter in tower),
+        head_trained=model.lm_head.weight.requires_grad,
     )
 
 
-def _count(module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())  # tied ones once
+def _stack(module: torch.nn.Module) -> list[torch.nn.Module]:
+    return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
-def _layers(module) -> Layers:
-    import torch
-    from transformers.modeling_layers import GradientCheckpointingLayer
-
-    layers = [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+def _layers(module: torch.nn.Module) -> Layers:
+    layers = _stack(module)
     linear = [part for part in layers[0].modules() if isinstance(part, torch.nn.Linear)]
-    inputs, outputs = (sum(getattr(part, name) for part in linear) for name in ("in_features", "out_features"))
-    return Layers(len(layers), linear[0].in_features, inputs, outputs)
+    return Layers(len(layers), linear[0].in_features, sum(part.out_features for part in linear))
 
 
 def model_states(size: ModelSize, learner: LearnerConfig) -> tuple[Sizes, Sizes]:
@@ -93,12 +101,11 @@ def model_states(size: ModelSize, learner: LearnerConfig) -> tuple[Sizes, Sizes]
     weights and Adam's two moments kept, in float32.
     """
     width, ranks, stage = _BYTES[learner.dtype], learner.ranks, learner.zero_stage
-    trained = trained_parameters(size, learner)
-    share = trained / ranks
+    share = size.trained / ranks
     device = {"weights": size.parameters * width / (ranks if stage == 3 else 1)}
     states = {"master weights": 4 * share, "optimizer states": 8 * share}
     if stage == 1:  # every rank sums whole gradients; in bfloat16 DeepSpeed's optimizer is another without offload
-        device["gradients"] = trained * (4 + (width if width == 2 and not learner.offload else 0))
+        device["gradients"] = size.trained * (4 + (width if width == 2 and not learner.offload else 0))
     if not learner.offload:
         # ZeRO-3 makes a second float32 copy of the gradients that it updates with.
         sharded = {1: 0, 2: 4 * share, 3: 4 * share + 4 * min(share, _SUB_GROUP)}[stage]
@@ -107,18 +114,11 @@ def model_states(size: ModelSize, learner: LearnerConfig) -> tuple[Sizes, Sizes]
     return device, {"gradients": copies * share} | states
 
 
-def trained_parameters(size: ModelSize, learner: LearnerConfig) -> int:
-    """How many there are at most: LoRA's targets may be fewer, and a frozen projector, which is small, is counted."""
-    if learner.lora.rank:
-        return learner.lora.rank * size.text.count * (size.text.inputs + size.text.outputs)
-    return size.parameters - (size.vision_parameters if learner.freeze_vision else 0)
-
-
 def buffers(size: ModelSize, learner: LearnerConfig) -> Sizes:
     """What DeepSpeed allocates to communicate."""
     width = _BYTES[learner.dtype]
     # On a CPU the bucket's memory is there only where something is written to it.
-    bucket = _BUCKET if learner.gpus else min(_BUCKET, trained_parameters(size, learner))
+    bucket = _BUCKET if learner.gpus else min(_BUCKET, size.trained)
     found = {"reduce bucket": bucket * (4 if learner.zero_stage == 1 else width)}
     if learner.zero_stage == 3 and learner.ranks > 1:
         found["gathered weights"] = min(size.parameters, _LIVE) * width
@@ -130,12 +130,12 @@ def activations(size: ModelSize, learner: LearnerConfig, *, tokens: int, visual_
 
     Assumed: each linear layer's outputs are kept 2.5 times (with normalisation and what lies between), or with
     gradient checkpointing those of one layer at a time and what is between layers. A frozen vision tower keeps none.
-    Logits of a chunk of the vocabulary are in float32, three times (scaled, probabilities, gradient), for all tokens at
-    most; beside them lies the output head's gradient.
+    Logits of all tokens are there for a chunk of the vocabulary, in float32, three times (scaled, probabilities,
+    gradient), and the gradient of the output head where it is trained.
     """
     width = _BYTES[learner.dtype]
     rows = [(size.text, tokens)]
-    if not learner.freeze_vision and not learner.lora.rank:
+    if size.tower_trained:
         rows.append((size.vision, visual_tokens * size.patches))
     if learner.gradient_checkpointing:
         between = sum(_KEPT * layers.count * layers.width * length for layers, length in rows)
@@ -143,8 +143,8 @@ def activations(size: ModelSize, learner: LearnerConfig, *, tokens: int, visual_
     else:
         values = sum(_SAVED * layers.count * layers.outputs * length for layers, length in rows)
     logits = 3 * 4 * tokens * min(learner.logprob_chunk, size.vocabulary)
-    logits += 0 if learner.lora.rank else width * size.vocabulary * size.text.width
-    return {"activations": values * width, "logits": logits}
+    head = width * size.vocabulary * size.text.width if size.head_trained else 0
+    return {"activations": values * width, "logits": logits + head}
 
 
 def kv_bytes_per_token(size: ModelSize, dtype: str) -> int:
