@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from visurf_ray.checks import (
     trained_weights,
     versions,
 )
-from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected, wait_ready
+from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected, shared_gpus, wait_ready
 from visurf_ray.config import Config, ConfigError, ModelConfig
 from visurf_ray.driver import Driver
 from visurf_ray.groups import Metrics
@@ -68,8 +68,11 @@ def start_segmentation(config: Config) -> Segmentation | None:
     return Segmentation(config.task.segmenter, config.eval.segmenter_gpus) if config.task.segmenter else None
 
 
-def start_rollouts(config: Config) -> RolloutPool:
-    """vLLM engines; they start while the caller goes on, until `wait_for` says that they are ready."""
+def start_rollouts(config: Config, places: Sequence[Any] = ()) -> RolloutPool:
+    """vLLM engines; they start while the caller goes on, until `wait_for` says that they are ready.
+
+    places: see `shared_gpus`; without any, they have GPUs of their own.
+    """
     rollout = config.rollout
     engine = EngineConfig(
         model_path=resolve_model(config.model.path),
@@ -78,16 +81,19 @@ def start_rollouts(config: Config) -> RolloutPool:
         memory=rollout.memory,
         gpus=rollout.gpus,
         enforce_eager=rollout.enforce_eager,
+        sleeps=bool(config.pipeline.sleep_level),
         seed=config.seed,
     )
     actors = [
-        RolloutActor.options(num_gpus=rollout.gpus, num_cpus=rollout.cpus).remote(  # type: ignore[attr-defined]
+        RolloutActor.options(num_cpus=rollout.cpus, **place).remote(  # type: ignore[attr-defined]
             engine, worker, _shares(_cores(config)[0], rollout.workers)[worker]
         )
-        for worker in range(rollout.workers)
+        for worker, place in enumerate(places or [{"num_gpus": rollout.gpus}] * rollout.workers)
     ]
     sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens)
-    return RolloutPool(actors, sampling=sampling, max_in_flight=rollout.max_in_flight)
+    return RolloutPool(
+        actors, sampling=sampling, max_in_flight=rollout.max_in_flight, sleep_level=config.pipeline.sleep_level
+    )
 
 
 def wait_for(rollouts: RolloutPool, config: Config) -> None:
@@ -96,8 +102,8 @@ def wait_for(rollouts: RolloutPool, config: Config) -> None:
     wait_ready(references, "the rollout workers", config.cluster.start_timeout)
 
 
-def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
-    """DeepSpeed ranks with the policy loaded."""
+def start_learner(config: Config, tokenizer: Any, places: Sequence[Any] = ()) -> LearnerGroup:
+    """DeepSpeed ranks with the policy loaded. places: as in `start_rollouts`."""
     learner = config.learner
     rank = RankConfig(
         model_path=resolve_model(config.model.path),
@@ -121,9 +127,9 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     actors = [
         LearnerActor.options(  # type: ignore[attr-defined]
-            num_gpus=learner.gpus, num_cpus=learner.cpus, runtime_env={"env_vars": environment}
+            num_cpus=learner.cpus, runtime_env={"env_vars": environment}, **place
         ).remote()
-        for _ in range(learner.ranks)
+        for place in places or [{"num_gpus": learner.gpus}] * learner.ranks
     ]
     wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
     cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
@@ -159,12 +165,14 @@ def train(config: Config) -> Path:
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
-        rollouts = start_rollouts(config)
+        colocated = bool(config.pipeline.sleep_level)
+        places = shared_gpus(config.learner.ranks, config.rollout.cpus + config.learner.cpus) if colocated else []
+        rollouts = start_rollouts(config, places)
         stack.callback(rollouts.shut_down)
-        learner = start_learner(config, processor.tokenizer)
+        learner = start_learner(config, processor.tokenizer, places)
         segmentation = start_segmentation(config)
         wait_for(rollouts, config)
-        learner.connect(rollouts.actors, config.rollout.gpus * config.rollout.workers)
+        learner.connect(rollouts.actors, gpu_workers=config.rollout.gpus * config.rollout.workers, colocated=colocated)
         if checked.resume:
             learner.load(checked.resume.resolve())
         output.mkdir(parents=True, exist_ok=True)

@@ -59,8 +59,9 @@ def check_vllm(config: Config) -> None:
 
 def check_cluster(config: Config, nodes: list[Node]) -> None:
     """Raises ClusterError when these nodes do not hold the run."""
-    demands = [rollout_demand(config), learner_demand(config), reward_demand(config), segmenter_demand(config)]
-    check_demand(demands, nodes)
+    apart = [rollout_demand(config), learner_demand(config)]
+    demands = [colocated_demand(config)] if config.pipeline.sleep_level else apart
+    check_demand([*demands, reward_demand(config), segmenter_demand(config)], nodes)
     if not config.rollout.gpus:
         check_one_node("rollout.gpus=0: without GPUs weights travel through shared memory", nodes)
 
@@ -85,6 +86,11 @@ def trained_weights(config: Config) -> Trained:
         lora_dropout=lora.dropout,
         lora_targets=None if lora.targets is None else list(lora.targets),
     )
+
+
+def colocated_demand(config: Config) -> Demand:
+    cpus = config.rollout.cpus + config.learner.cpus
+    return Demand("learner ranks, each with a rollout worker,", "learner.ranks", config.learner.ranks, 1, cpus)
 
 
 def reward_demand(config: Config) -> Demand:

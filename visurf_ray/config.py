@@ -165,6 +165,7 @@ class RewardConfig:
 class PipelineConfig:
     max_staleness: int = MISSING
     importance_cap: float | None = MISSING
+    sleep_level: int = MISSING
 
 
 @dataclass
@@ -244,6 +245,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "method.advantage_from": ("group", "rollouts"),
     "method.aggregation": ("sequence", "token", "constant"),
     "reward.on_error": ("stop", "skip"),
+    "pipeline.sleep_level": (0, 1, 2),
     "monitor.wandb": ("auto", "online", "offline", "disabled"),
 }
 
@@ -263,6 +265,8 @@ def check_values(config: DictConfig) -> None:
             raise ConfigError(f"{key}={value:g} must be 0 at least")
     if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
         raise ConfigError("pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted")
+    if config.pipeline.sleep_level:
+        _check_colocation(config)
     lora = learner.lora
     if not lora.alpha > 0:
         raise ConfigError(f"learner.lora.alpha={lora.alpha:g} must be above 0")
@@ -295,6 +299,20 @@ def check_values(config: DictConfig) -> None:
             f"train.batch_size={train.batch_size} must be learner.ranks × learner.minibatches = "
             f"{learner.ranks * learner.minibatches} at least"
         )
+
+
+def _check_colocation(config: DictConfig) -> None:
+    """Raise ConfigError where rollout workers and learner ranks cannot share GPUs."""
+    rollout, learner, pipeline = config.rollout, config.learner, config.pipeline
+    if rollout.gpus != 1 or learner.gpus != 1 or rollout.workers != learner.ranks:
+        raise ConfigError(
+            f"pipeline.sleep_level={pipeline.sleep_level} puts one rollout worker beside each learner rank: it needs "
+            "rollout.gpus=1, learner.gpus=1 and as many rollout.workers as learner.ranks"
+        )
+    if pipeline.max_staleness:
+        raise ConfigError("pipeline.sleep_level needs pipeline.max_staleness=0: engines sleep while the learner works")
+    if pipeline.sleep_level == 2 and (learner.freeze_vision or learner.freeze_projector or learner.lora.rank):
+        raise ConfigError("pipeline.sleep_level=2 drops frozen weights too, and no sync brings them back: set it to 1")
 
 
 def _groups() -> dict[str, list[str]]:

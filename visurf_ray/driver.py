@@ -134,6 +134,7 @@ class Driver:
         instructive = method.instructive(groups, at_least=self.least_groups)[: self.config.train.batch_size]
         begin = time.monotonic()
         with self.monitor.phase("learn"):
+            self.rollouts.sleep()
             metrics |= self.learner.update(instructive, method.loss(number))
         learning = time.monotonic() - begin
         self.sync()
@@ -148,7 +149,7 @@ class Driver:
         with self.monitor.phase("wait"):
             self.engines.acquire()
         try:
-            with self.monitor.phase("sync"):
+            with self.monitor.phase("sync"), self.rollouts.taking_weights():
                 self.learner.send_weights()
         finally:
             self.engines.release()

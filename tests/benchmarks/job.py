@@ -80,5 +80,5 @@ def started(*overrides: str) -> Iterator[Job]:
         stack.callback(rollouts.shut_down)
         learner = start_learner(config, processor.tokenizer)
         wait_for(rollouts, config)
-        learner.connect(rollouts.actors, config.rollout.gpus * config.rollout.workers)
+        learner.connect(rollouts.actors, gpu_workers=config.rollout.gpus * config.rollout.workers, colocated=False)
         yield Job(data, rollouts, learner, processor, list(overrides), folder)

@@ -41,28 +41,42 @@ def test_the_learner_computes_on_a_gpu_what_it_computes_on_a_cpu(config, process
         assert on_gpu[name] == pytest.approx(on_cpu[name], rel=tolerance), name
 
 
+_SETTINGS = (
+    "cluster.address=local",
+    "train.steps=3",
+    "train.batch_size=8",
+    "rollout.n=4",
+    "task.train=32",
+    "task.held_out=12",
+    "rollout.gpus=1",
+    "rollout.dtype=bfloat16",
+    "rollout.memory=0.3",
+    "learner.gpus=1",
+    "learner.dtype=bfloat16",
+    "learner.learning_rate=1e-4",
+)
+
+
+def check_differences(folder) -> None:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    differences = [row["train/rollout_logprob_diff"] for row in rows if "train/loss" in row]
+    assert len(differences) == 3 and max(differences) < 0.05
+
+
 @pytest.mark.gpu
 @needs(2)
 @pytest.mark.parametrize("workers", [1, pytest.param(2, marks=needs(3))])
 def test_a_run_on_gpus_keeps_sampler_and_learner_together(tmp_path, workers):
-    done = run(
-        "train",
-        "cluster.address=local",
-        "train.steps=3",
-        "train.batch_size=8",
-        "rollout.n=4",
-        "task.train=32",
-        "task.held_out=12",
-        f"rollout.workers={workers}",
-        "rollout.gpus=1",
-        "rollout.dtype=bfloat16",
-        "rollout.memory=0.3",
-        "learner.gpus=1",
-        "learner.dtype=bfloat16",
-        "learner.learning_rate=1e-4",
-        f"output_dir={tmp_path}/run",
-    )
+    done = run("train", *_SETTINGS, f"rollout.workers={workers}", f"output_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    differences = [row["train/rollout_logprob_diff"] for row in rows if "train/loss" in row]
-    assert len(differences) == 3 and max(differences) < 0.05
+    check_differences(tmp_path / "run")
+
+
+@pytest.mark.gpu
+@needs(1)
+@pytest.mark.parametrize("level", [1, 2])
+def test_sampler_and_learner_share_a_gpu(tmp_path, level):
+    settings = ("pipeline=colocated", f"pipeline.sleep_level={level}")
+    done = run("train", *_SETTINGS, *settings, f"output_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_differences(tmp_path / "run")

@@ -32,6 +32,7 @@ def start_pool(config, workers: int, *, n: int = 4, temperature: float = 1.0) ->
         memory=0.25,
         gpus=0,
         enforce_eager=True,
+        sleeps=False,
         seed=0,
     )
     actors = [
@@ -132,7 +133,7 @@ def test_sampler_and_learner_agree_and_still_do_after_an_update(
 ):
     """A head tied to the embedding keeps a packed copy of old weights on a CPU unless the sync renews it."""
     learner = make_learner(learning_rate=5e-3)
-    learner.connect(pool.actors, gpu_workers=0)
+    learner.connect(pool.actors, gpu_workers=0, colocated=False)
     for _ in range(3):
         learner.send_weights()
         metrics = train_step(config, processor, sampled(pool, examples), learner)
@@ -213,7 +214,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
 ):
     """The same rollouts, replayed: the same losses and rewards, and the same answers of the samplers at the end."""
     learner = make_learner()
-    learner.connect(pool.actors, gpu_workers=0)
+    learner.connect(pool.actors, gpu_workers=0, colocated=False)
     recorded, expected = [], []
     for _ in range(3):
         learner.send_weights()
@@ -225,7 +226,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
     pair = start_pool(config, workers=2)
     try:
         ranks = make_learner(ranks=2, zero_stage=2, max_tokens_per_micro_batch=1)
-        ranks.connect(pair.actors, gpu_workers=0)
+        ranks.connect(pair.actors, gpu_workers=0, colocated=False)
         for groups, metrics in zip(recorded, expected, strict=True):
             ranks.send_weights()
             found = train_step(config, processor, groups, ranks)

@@ -49,9 +49,13 @@ def test_the_groups_are_what_they_should_be():
     assert {"visurf", "rlvr", "sft"} <= set(GROUPS["method"])
 
 
+COLOCATED = "pipeline=colocated rollout.gpus=1 learner.gpus=1"
+
+
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
 def test_every_option_composes_and_resolves(group, option):
-    config = load_config([f"{group}={option}", *DATA])
+    needed = COLOCATED.split()[1:] if option == "colocated" else []
+    config = load_config([f"{group}={option}", *needed, *DATA])
     assert OmegaConf.missing_keys(config) == set()
     plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     assert leaves(plain) == schema_keys()
@@ -232,6 +236,11 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("rollout.oversample=-1", "rollout.oversample=-1 must be 0 at least"),
         ("pipeline.max_staleness=-1", "pipeline.max_staleness=-1 must be 0 at least"),
         ("pipeline.max_staleness=1", "pipeline.max_staleness > 0 needs pipeline.importance_cap"),
+        ("pipeline=colocated", "pipeline.sleep_level=1 puts one rollout worker beside each learner rank: it needs"),
+        (f"{COLOCATED} rollout.workers=2", "as many rollout.workers as learner.ranks"),
+        (f"{COLOCATED} pipeline.max_staleness=1 pipeline.importance_cap=2", "needs pipeline.max_staleness=0"),
+        (f"{COLOCATED} pipeline.sleep_level=2 learner.lora.rank=4", "pipeline.sleep_level=2 drops frozen weights"),
+        (f"{COLOCATED} pipeline.sleep_level=3", "pipeline.sleep_level=3: it must be one of 0, 1, 2."),
         ("method.rollouts=false method.label=false", "there is nothing to learn from"),
     ],
 )

@@ -5,9 +5,12 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray._common.utils import get_system_memory
+from ray.util.placement_group import placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from visurf_ray.errors import UserError
 
@@ -91,6 +94,22 @@ def check_demand(demands: list[Demand], nodes: list[Node]) -> None:
                 raise ClusterError(_refusal(demands, nodes))
             node["GPU"] = node.get("GPU", 0) - demand.gpus
             node["CPU"] = node.get("CPU", 0) - demand.cpus
+
+
+def shared_gpus(count: int, cpus: float) -> list[dict[str, Any]]:
+    """Options for `count` pairs of actors, the two of a pair to be given the same ones: both then have the same GPU.
+
+    cpus: Ray CPUs of the two together.
+    """
+    group = placement_group([{"GPU": 1, "CPU": cpus}] * count)
+    ray.get(group.ready())
+    return [
+        {
+            "num_gpus": 0.5,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+        }
+        for index in range(count)
+    ]
 
 
 def check_one_node(reason: str, nodes: list[Node]) -> None:

@@ -31,10 +31,16 @@ class LearnerActor:
             torch.set_num_threads(len(cores))
         self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
 
-    def connect(self, engines: list[Any], gpu_workers: int, address: str, port: int) -> None:
+    def connect(self, engines: list[Any], gpu_workers: int, colocated: bool, address: str, port: int) -> None:
         """Open the weight transfer to the rollout workers."""
         self.sender = WeightSender(
-            self.rank.model, engines, rank=self.rank.rank, gpu_workers=gpu_workers, address=address, port=port
+            self.rank.model,
+            engines,
+            rank=self.rank.rank,
+            gpu_workers=gpu_workers,
+            colocated=colocated,
+            address=address,
+            port=port,
         )
 
     def send_weights(self) -> None:

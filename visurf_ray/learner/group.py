@@ -33,10 +33,10 @@ class LearnerGroup:
             ]
         )
 
-    def connect(self, engines: Sequence[Any], gpu_workers: int) -> None:
-        """Open the weight transfer to the rollout workers; `gpu_workers` as in `weights.WeightSender`."""
+    def connect(self, engines: Sequence[Any], *, gpu_workers: int, colocated: bool) -> None:
+        """Open the weight transfer to the rollout workers; `gpu_workers`, `colocated` as in `weights.WeightSender`."""
         address, port = ray.get(self.actors[0].address.remote())
-        self._call("connect", list(engines), gpu_workers, address, port)
+        self._call("connect", list(engines), gpu_workers, colocated, address, port)
 
     def send_weights(self) -> None:
         self._call("send_weights")

@@ -24,6 +24,7 @@ class EngineConfig:
     memory: float
     gpus: int
     enforce_eager: bool
+    sleeps: bool  # it shares its GPU with a learner rank
     seed: int
 
 
@@ -53,7 +54,7 @@ class RolloutActor:
         os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         self.first_process = worker * config.gpus  # GPU processes of the workers before this one
-        backend = "nccl"
+        backend = "ipc" if config.sleeps else "nccl"
         memory: dict[str, Any] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
         if not config.gpus:
             from visurf_ray.weights.shared_memory import BACKEND
@@ -80,6 +81,7 @@ class RolloutActor:
             logprobs_mode="processed_logprobs",  # after the temperature, as the learner computes them
             weight_transfer_config=WeightTransferConfig(backend=backend),
             enforce_eager=config.enforce_eager,
+            enable_sleep_mode=config.sleeps,
             enable_prefix_caching=True,
             disable_log_stats=True,
             seed=config.seed,
@@ -168,6 +170,14 @@ class RolloutActor:
 
     async def update_weight_version(self, version: str) -> None:
         await self.engine.update_weight_version(version)
+
+    async def sleep(self, level: int) -> None:
+        """Give the GPU's memory back; see `pipeline.sleep_level` and https://docs.vllm.ai/en/v0.32.0/features/sleep_mode."""
+        await self.engine.sleep(level)
+
+    async def wake_up(self, tag: str) -> None:
+        """Take the memory of the `weights`, or of the `kv_cache`, again."""
+        await self.engine.wake_up([tag])
 
     async def shut_down(self) -> None:
         """End the engine's child processes."""

@@ -1,7 +1,7 @@
 """The pool of rollout workers."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
 
@@ -18,9 +18,11 @@ class RolloutPool:
     So the calls are as few as the driver has time for.
     """
 
-    def __init__(self, actors: Sequence[Any], *, sampling: Sampling, max_in_flight: int) -> None:
-        """actors: `RolloutActor` handles. sampling: for training; evaluation is greedy."""
+    def __init__(self, actors: Sequence[Any], *, sampling: Sampling, max_in_flight: int, sleep_level: int = 0) -> None:
+        """actors: `RolloutActor` handles. sampling: for training; evaluation is greedy. sleep_level: 0 never sleeps."""
         self.actors = list(actors)
+        self.sleep_level = sleep_level
+        self.asleep = False
         self.sampling = sampling
         self.max_in_flight = max_in_flight
 
@@ -42,6 +44,22 @@ class RolloutPool:
         generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
         answers = {index: responses[0].text for finished in generated for index, responses, _ in finished}
         return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
+
+    def sleep(self) -> None:
+        """Give the GPUs to the learner, where it shares them, until new weights come."""
+        if self.sleep_level:
+            ray.get([actor.sleep.remote(self.sleep_level) for actor in self.actors])
+            self.asleep = True
+
+    @contextmanager
+    def taking_weights(self) -> Iterator[None]:
+        """Engines that sleep are awake inside for new weights, and afterwards for all."""
+        if self.asleep:
+            ray.get([actor.wake_up.remote("weights") for actor in self.actors])
+        yield
+        if self.asleep:
+            ray.get([actor.wake_up.remote("kv_cache") for actor in self.actors])
+            self.asleep = False
 
     def shut_down(self) -> None:
         """End the engines and their child processes; one that has died already is passed by."""
