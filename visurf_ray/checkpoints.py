@@ -4,8 +4,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Metrics
@@ -22,7 +23,8 @@ class CheckpointError(UserError):
 class State:
     """What a run needs beside the learner's own state to go on.
 
-    Steps done, W&B run, scores before, seconds trained; ranks and ZeRO stage, which the learner's state is cut for.
+    Steps done, W&B run, scores before, seconds trained; what the learner's state is cut for: ranks, ZeRO stage, and
+    which weights are trained (`learner.trained.Trained`).
     """
 
     step: int = 0
@@ -31,6 +33,7 @@ class State:
     train_seconds: float = 0.0
     ranks: int = 1
     zero_stage: int = 1
+    trained: dict[str, Any] = field(default_factory=dict)
 
 
 class Checkpoints:

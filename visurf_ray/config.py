@@ -19,6 +19,7 @@ from visurf_ray.errors import UserError
 from visurf_ray.names import nearest
 
 CONFIG_DIR = Path(__file__).resolve().parent.parent / "conf"
+EXPERIMENT = "experiment"  # the one group that no default names: +experiment=NAME
 
 
 @dataclass
@@ -29,6 +30,7 @@ class TrainConfig:
     checkpoint_every: int = MISSING
     keep_checkpoints: int = MISSING
     export: bool = MISSING
+    dry_run: bool = MISSING
 
 
 @dataclass
@@ -36,6 +38,7 @@ class EvalConfig:
     every: int = MISSING
     examples: int | None = MISSING
     max_tokens: int = MISSING
+    segmenter_gpus: float = MISSING
 
 
 @dataclass
@@ -55,11 +58,21 @@ class RolloutConfig:
 
 
 @dataclass
+class LoraConfig:
+    rank: int = MISSING
+    alpha: float = MISSING
+    dropout: float = MISSING
+    targets: list[str] | None = MISSING
+
+
+@dataclass
 class LearnerConfig:
     ranks: int = MISSING
     zero_stage: int = MISSING
     offload: bool = MISSING
     freeze_vision: bool = MISSING
+    freeze_projector: bool = MISSING
+    lora: LoraConfig = MISSING
     learning_rate: float = MISSING
     weight_decay: float = MISSING
     adam_betas: list[float] = MISSING
@@ -129,8 +142,10 @@ class TaskConfig:
     held_out: Any = MISSING
     absent_share: float | None = MISSING
     image_root: str | None = MISSING
-    box_distance: float = MISSING
-    point_distance: float = MISSING
+    prompt: str = MISSING
+    segmenter: str | None = MISSING
+    box_distance: float | None = MISSING
+    point_distance: float | None = MISSING
 
 
 @dataclass
@@ -141,6 +156,7 @@ class RewardConfig:
     function: str | None = MISSING
     function_weight: float = MISSING
     workers: int = MISSING
+    gpus: float = MISSING
     timeout: float = MISSING
     on_error: str = MISSING
 
@@ -207,6 +223,15 @@ _AT_LEAST_ONE = (
     "reward.workers",
     "method.style_every",
 )
+_AT_LEAST_NOTHING = (
+    "rollout.oversample",
+    "pipeline.max_staleness",
+    "method.sft_steps",
+    "method.kl_coef",
+    "learner.lora.rank",
+    "reward.gpus",
+    "eval.segmenter_gpus",
+)
 _ONE_OF: dict[str, tuple[Any, ...]] = {
     "rollout.dtype": ("float32", "bfloat16"),
     "learner.dtype": ("float32", "bfloat16"),
@@ -233,11 +258,18 @@ def check_values(config: DictConfig) -> None:
         if (value := OmegaConf.select(config, key)) not in values:
             names = [str(known) for known in values]
             raise ConfigError(f"{key}={value}: it must be one of {', '.join(names)}.{nearest(str(value), names)}")
-    for key in ("rollout.oversample", "pipeline.max_staleness", "method.sft_steps", "method.kl_coef"):
+    for key in _AT_LEAST_NOTHING:
         if (value := OmegaConf.select(config, key)) < 0:
             raise ConfigError(f"{key}={value:g} must be 0 at least")
     if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
         raise ConfigError("pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted")
+    lora = learner.lora
+    if not lora.alpha > 0:
+        raise ConfigError(f"learner.lora.alpha={lora.alpha:g} must be above 0")
+    if not 0 <= lora.dropout < 1:
+        raise ConfigError(f"learner.lora.dropout={lora.dropout:g} must be 0 at least and below 1")
+    if lora.targets is not None and not lora.targets:
+        raise ConfigError("learner.lora.targets is empty: name layers, or set it to null for all")
     method = config.method
     if method.dual_clip is not None and not method.dual_clip > 1:
         raise ConfigError(f"method.dual_clip={method.dual_clip:g} must be above 1, or null")
@@ -251,8 +283,6 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"rollout.n={rollout.n}: a group needs two responses at least to compare")
     if not config.method.rollouts and not config.method.label:
         raise ConfigError("method.rollouts and method.label are both off: there is nothing to learn from")
-    if config.reward.name is None and config.reward.function is None:
-        raise ConfigError("reward.name and reward.function are both null: there is nothing to score responses by")
     if not config.reward.timeout > 0:
         raise ConfigError(f"reward.timeout={config.reward.timeout:g} must be above 0")
     if not config.method.rollouts and config.method.label_term != "ce":
@@ -276,8 +306,11 @@ def _groups() -> dict[str, list[str]]:
 def _chosen(overrides: list[str]) -> DictConfig:
     """The configuration with the options that are chosen, and no value changed: it has every key that there is."""
     groups = _groups()
-    choices = [(override, *override.partition("=")[::2]) for override in overrides]
-    return compose("config", [override for override, key, value in choices if value in groups.get(key, [])])
+    choices = [override.lstrip("+").partition("=")[::2] for override in overrides]
+    plus = {EXPERIMENT: "+"}
+    return compose(
+        "config", [f"{plus.get(key, '')}{key}={value}" for key, value in choices if value in groups.get(key, [])]
+    )
 
 
 def _explain(error: Exception, overrides: list[str]) -> str:
@@ -294,7 +327,10 @@ def _explain(error: Exception, overrides: list[str]) -> str:
         key, _, value = override.lstrip("+~").partition("=")
         if key in groups:
             if value not in groups[key]:
-                return f"unknown {key} {value!r}.{nearest(value, groups[key])} Known: {', '.join(groups[key])}"
+                known = "see conf/experiment/" if key == EXPERIMENT else ", ".join(groups[key])
+                return f"unknown {key} {value!r}.{nearest(value, groups[key])} Known: {known}"
+            if key == EXPERIMENT and not override.startswith("+"):
+                return f"an experiment is added to the configuration: write +{override}"
         elif key not in keys and OmegaConf.select(valid, key, default=None) is None:
             return _unknown_key(key, keys)
     return message

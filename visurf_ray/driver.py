@@ -22,7 +22,8 @@ from visurf_ray.monitor.samples import Sample, SampleResponse
 from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks.feed import DataFeed
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.segmentation import Segmentation
+from visurf_ray.tasks.task import Task
 
 
 class Driver:
@@ -32,7 +33,7 @@ class Driver:
         self,
         config: Config,
         *,
-        task: GroundingTask,
+        task: Task,
         methods: Callable[[int], Method],
         data: DataFeed,
         rollouts: RolloutPool,
@@ -40,6 +41,7 @@ class Driver:
         learner: LearnerGroup,
         checkpoints: Checkpoints,
         monitor: Monitor,
+        segmentation: Segmentation | None = None,
     ) -> None:
         self.config = config
         self.task = task
@@ -50,6 +52,7 @@ class Driver:
         self.learner = learner
         self.checkpoints = checkpoints
         self.monitor = monitor
+        self.segmentation = segmentation
         self.least_groups = config.learner.ranks * config.learner.minibatches  # that an update needs
         self.engines = Lock()  # held while they sample, or take weights
         self.held_out: list[Example] = data.held_out(config.eval.examples)
@@ -152,8 +155,11 @@ class Driver:
 
     def evaluate(self, step: int) -> Metrics:
         """Greedy answers on the held-out split, scored by the task."""
-        with self.monitor.phase("evaluate"), self.engines:
-            predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens)
+        with self.monitor.phase("evaluate"):
+            with self.engines:
+                predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens)
+            if self.segmentation:
+                predictions = self.segmentation.segment(self.held_out, predictions)
             scores = self.task.metrics(predictions)
         self.monitor.log_eval(step, scores)
         return scores
@@ -171,7 +177,7 @@ class Driver:
                     reward=response.reward,
                     parts=response.reward_parts,
                     advantage=response.advantage,
-                    boxes=self.task.boxes(response.text),  # type: ignore[arg-type]
+                    boxes=self.task.boxes(response.text, group.example.size),  # type: ignore[arg-type]
                 )
                 for response in chosen
             ]

@@ -1,10 +1,13 @@
 """Evaluates: `python -m visurf_ray.evaluate checkpoint=outputs/…/export task=miniature …`.
 
 A checkpoint is a Hugging Face folder (a run's export/, or any model), or one of a run's checkpoints/step_….
-Writes metrics.json and predictions.jsonl into output_dir (default: beside the checkpoint).
+With task.segmenter=facebook/sam2-hiera-large the boxes and points of answers are made into masks.
+Writes metrics.json and predictions.jsonl into output_dir (default: beside the checkpoint). With predictions=FILE in the
+checkpoint's place nothing is answered anew: the metrics are computed from that predictions.jsonl.
 """
 
 import sys
+from pathlib import Path
 
 from omegaconf import OmegaConf
 
@@ -15,20 +18,26 @@ from visurf_ray.errors import UserError
 
 def main() -> int:
     arguments = parse(__doc__)
-    chosen = [item.removeprefix("checkpoint=") for item in arguments.overrides if item.startswith("checkpoint=")]
-    overrides = [item for item in arguments.overrides if not item.startswith("checkpoint=")]
+    given = [item.partition("=") for item in arguments.overrides]
+    chosen = [(key, value) for key, _, value in given if key in ("checkpoint", "predictions")]
+    overrides = [item for item in arguments.overrides if not item.startswith(("checkpoint=", "predictions="))]
     try:
         if len(chosen) != 1:
-            raise ConfigError("give one checkpoint=FOLDER to evaluate, or checkpoint=miniature for the base model")
+            raise ConfigError(
+                "give one checkpoint=FOLDER to evaluate, checkpoint=miniature for the base model, "
+                "or one predictions=FILE to score again"
+            )
+        ((what, path),) = chosen
         if not any(item.startswith("output_dir=") for item in overrides):
-            overrides.append(f"output_dir={chosen[0].rstrip('/')}-evaluation")
+            beside = f"{path.rstrip('/')}-evaluation" if what == "checkpoint" else str(Path(path).parent)
+            overrides.append(f"output_dir={beside}")
         config = load_config(overrides)
         if arguments.cfg:
             print(OmegaConf.to_yaml(config, resolve=arguments.resolve), end="")
             return 0
         from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
 
-        scores = assembly.evaluate(config, chosen[0])
+        scores = (assembly.evaluate if what == "checkpoint" else assembly.score_again)(config, path)
         for name, value in sorted(scores.items()):
             print(f"{name:>14} {value:.4f}")
         print(f"{'written to':>14} {config.output_dir}")

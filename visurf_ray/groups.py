@@ -42,7 +42,9 @@ class Example:
     question: str
     ground_truth: str
     prompt: Prompt
+    size: tuple[int, int]  # width and height of the image as the model sees it, in pixels
     thinking: str | None = None
+    stored: Any = None  # like `prompt.image`, the image at its stored size; where task.segmenter needs it
 
 
 @dataclass(eq=False)
@@ -97,10 +99,18 @@ class Group:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A greedy answer to a held-out example."""
+    """A greedy answer to a held-out example: a line of predictions.jsonl, and all that metrics are computed from."""
 
-    example: Example
+    id: str
+    question: str
+    ground_truth: str
+    size: tuple[int, int]
     response: str
+    mask: dict[str, Any] | None = None  # what the answer segments of the stored image, as COCO RLE
+
+    @staticmethod
+    def of(example: Example, response: str) -> "Prediction":
+        return Prediction(example.id, example.question, example.ground_truth, example.size, response)
 
 
 Metrics = dict[str, float]

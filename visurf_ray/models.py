@@ -1,5 +1,6 @@
 """Where a model's files are, and its processor: one code path for a hub id, a local folder and the miniature."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ MINIATURE = Path(__file__).parent / "miniature" / "base"
 
 
 def resolve_model(path: str) -> str:
-    """The folder or hub id to load from. Raises UserError for a folder that does not hold a whole model."""
+    """The folder or hub id to load from. Raises UserError for a folder that does not hold a whole model.
+
+    A path `a/b` that is no folder is taken for a hub id; whether there is one shows when it is loaded.
+    """
     if path == "miniature":
         return str(MINIATURE)
     folder = Path(path).expanduser()
@@ -32,6 +36,42 @@ def resolve_model(path: str) -> str:
     return str(folder)
 
 
+def check_model(path: str) -> None:
+    """Raise UserError unless every file of the model is here, its weights too, or can still be fetched from the hub."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    found = resolve_model(path)
+    if Path(found).is_dir():
+        if missing := _missing_weights(Path(found)):
+            raise UserError(f"model.path={path}: the folder has no {missing}")
+        return
+    try:
+        missing = _missing_weights(Path(snapshot_download(found, local_files_only=True)))
+    except LocalEntryNotFoundError:
+        missing = "file of it"
+    if missing and constants.HF_HUB_OFFLINE:
+        raise UserError(
+            f"model.path={path}: the cache {constants.HF_HUB_CACHE} has no {missing}, and HF_HUB_OFFLINE forbids to "
+            f"fetch it: run `hf download {path}` where the hub is reached, or name a local folder"
+        )
+
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+
+
+def _missing_weights(folder: Path) -> str:
+    """The first file of weights that is not there; empty when all are."""
+    for name in _WEIGHTS:
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+            return next((name for name in names if not (folder / name).is_file()), "")
+        if (folder / name).is_file():
+            return ""
+    return f"weights ({' or '.join(_WEIGHTS)}, or the index of several files)"
+
+
 # What a policy must never sample: a vision placeholder in a response breaks the learner ("image features and image
 # tokens do not match"). Sampler and learner take them out of the distribution alike.
 _VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
@@ -45,8 +85,18 @@ def banned_token_ids(tokenizer: Any) -> list[int]:
 
 
 def load_processor(config: ModelConfig) -> Any:
-    """The model's processor, its image size bounded by `config.max_pixels`."""
+    """The model's processor, its image size bounded by `config.max_pixels`. Raises UserError when it cannot be had."""
     from transformers import AutoProcessor
 
     bound = {} if config.max_pixels is None else {"max_pixels": config.max_pixels}
-    return AutoProcessor.from_pretrained(resolve_model(config.path), **bound)
+    path = resolve_model(config.path)
+    try:
+        return AutoProcessor.from_pretrained(path, **bound)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        if Path(path).is_dir():
+            raise UserError(f"model.path={config.path}: no processor ({reason})") from error
+        raise UserError(
+            f"model.path={config.path}: there is no such folder, and no such model on the Hugging Face hub can be had "
+            f"({reason})"
+        ) from error

@@ -16,6 +16,11 @@ def main() -> int:
         if arguments.cfg:
             print(OmegaConf.to_yaml(config, resolve=arguments.resolve), end="")
             return 0
+        if config.train.dry_run:
+            from visurf_ray.dry_run import dry_run
+
+            dry_run(config)
+            return 0
         from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
 
         assembly.train(config)

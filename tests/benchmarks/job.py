@@ -12,13 +12,13 @@ from omegaconf import OmegaConf
 
 from visurf_ray.assembly import (
     build_methods,
-    connected,
     start_data,
     start_learner,
     start_rollouts,
     wait_for,
 )
 from visurf_ray.checkpoints import Checkpoints
+from visurf_ray.cluster.resources import connected
 from visurf_ray.config import Config, load_config
 from visurf_ray.driver import Driver
 from visurf_ray.learner.group import LearnerGroup

@@ -67,7 +67,7 @@ def make_group(prompt: int, response: int, responses: int) -> Group:
         )
         for i in range(responses)
     ]
-    return Group(Example("benchmark", "", "[]", Prompt([], ids, None, features)), sampled)
+    return Group(Example("benchmark", "", "[]", Prompt([], ids, None, features), (84, 84)), sampled)
 
 
 def plain_rows(model, group: Group, device: str) -> torch.Tensor:

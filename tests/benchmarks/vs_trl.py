@@ -45,7 +45,7 @@ def write_pictures(folder: Path, count: int) -> list[str]:
         rows.append({"id": str(number), "problem": "the largest patch", "solution": truth, "image": name})
     data = folder / "pictures.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return ["task=grounding", f"task.train={data}", f"task.held_out={data}"]
+    return ["task=non_object", f"task.train={data}", f"task.held_out={data}"]
 
 
 class InTurns(TrainerCallback):

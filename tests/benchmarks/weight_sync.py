@@ -18,7 +18,8 @@ import ray
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
 from tests.benchmarks.job import started
 from tests.benchmarks.models import write_model
-from visurf_ray.assembly import connected, start_rollouts, wait_for
+from visurf_ray.assembly import start_rollouts, wait_for
+from visurf_ray.cluster.resources import connected
 from visurf_ray.config import load_config
 
 

@@ -1,10 +1,23 @@
-"""Small random models of every supported architecture, and groups made for them without images or tokenizer."""
+"""Small random models of every supported architecture: alone, with groups made for them without images or tokenizer,
+and as whole folders with the miniature's tokenizer.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+from transformers import (
+    AutoModelForImageTextToText,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
+)
 
 from visurf_ray.groups import Example, Group, Prompt, Response, Source
 
@@ -13,11 +26,11 @@ TEXT = {
     "hidden_size": 64,
     "intermediate_size": 96,
     "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
     "tie_word_embeddings": True,
 }
-MROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0}
+MROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
 IMAGE, VIDEO, VISION_START, VISION_END = 290, 291, 292, 293
 IDS = {
     "image_token_id": IMAGE,
@@ -28,10 +41,10 @@ IDS = {
 }
 
 
-def configuration(architecture: str) -> Any:
+def configuration(architecture: str, text: dict[str, Any] = TEXT, ids: dict[str, Any] = IDS) -> Any:
     if architecture == "qwen2_vl":
         vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
-        return Qwen2VLConfig(text_config=TEXT | {"rope_parameters": MROPE}, vision_config=vision, **IDS)
+        return Qwen2VLConfig(text_config=text | {"rope_parameters": MROPE}, vision_config=vision, **ids)
     if architecture == "qwen2_5_vl":
         vision = {
             "depth": 3,
@@ -43,7 +56,7 @@ def configuration(architecture: str) -> Any:
             "window_size": 56,  # 2×2 merged tokens: pictures below have several windows
             "fullatt_block_indexes": [1],
         }
-        return Qwen2_5_VLConfig(text_config=TEXT | {"rope_parameters": MROPE}, vision_config=vision, **IDS)
+        return Qwen2_5_VLConfig(text_config=text | {"rope_parameters": MROPE}, vision_config=vision, **ids)
     vision = {
         "depth": 3,
         "hidden_size": 32,
@@ -54,23 +67,51 @@ def configuration(architecture: str) -> Any:
         "num_position_embeddings": 64,
         "deepstack_visual_indexes": [0, 1],
     }
-    text = TEXT | {"head_dim": 16, "rope_parameters": MROPE | {"mrope_interleaved": True}}
-    return Qwen3VLConfig(text_config=text, vision_config=vision, **IDS)
+    text = text | {"head_dim": 32, "rope_parameters": MROPE | {"mrope_interleaved": True}}
+    return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
 
 
 ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 
 
-def make_model(architecture: str, folder) -> str:
+def make_model(architecture: str, folder, **changes: Any) -> str:
     """Write a model with weights three times the usual, so that pictures matter; returns its folder."""
     torch.manual_seed(0)
-    model = AutoModelForImageTextToText.from_config(configuration(architecture))
+    model = AutoModelForImageTextToText.from_config(configuration(architecture, **changes))
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
     model.save_pretrained(folder)
     return str(folder)
+
+
+_PROCESSORS = {
+    "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor, 14),
+    "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 14),
+    "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor, 16),
+}
+
+
+def make_whole_model(architecture: str, folder, miniature: Any) -> str:
+    """Write a model and its processor, as a run takes them; returns their folder.
+
+    miniature: its processor, whose tokenizer and chat template serve here.
+    """
+    processor, video_processor, patch = _PROCESSORS[architecture]
+    pixels = {"patch_size": patch, "min_pixels": (2 * patch) ** 2, "max_pixels": (2 * patch) ** 2 * 64}
+    processor(
+        image_processor=Qwen2VLImageProcessor(**pixels),
+        tokenizer=miniature.tokenizer,
+        video_processor=video_processor(**pixels),
+        chat_template=miniature.chat_template,
+    ).save_pretrained(folder)
+    tokenizer = miniature.tokenizer
+    text = TEXT | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "max_position_embeddings": 512}
+    tokens = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+    tokens |= {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
+    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
+    return make_model(architecture, folder, text=text, ids=IDS | ids)
 
 
 def make_groups(model: Any) -> list[Group]:
@@ -100,7 +141,7 @@ def make_groups(model: Any) -> list[Group]:
         ]
         if has_label:
             responses.append(Response(Source.LABEL, "", tokens(6), advantage=2.0 * number))
-        groups.append(Group(Example(f"group-{number}", "", "[]", Prompt([], ids, None, features)), responses))
+        groups.append(Group(Example(f"group-{number}", "", "[]", Prompt([], ids, None, features), (84, 84)), responses))
     return groups
 
 

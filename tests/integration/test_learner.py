@@ -13,10 +13,13 @@ from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.rank import RankConfig
+from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+LORA = Trained(lora_rank=4, lora_alpha=8.0)
 
 
 def rank_config(config, processor, **changes) -> RankConfig:
@@ -26,7 +29,7 @@ def rank_config(config, processor, **changes) -> RankConfig:
         "banned": tuple(banned_token_ids(processor.tokenizer)),
         "zero_stage": 1,
         "offload": False,
-        "freeze_vision": False,
+        "trained": Trained(),
         "learning_rate": 1e-3,
         "weight_decay": 0.01,
         "adam_betas": (0.9, 0.999),
@@ -143,9 +146,10 @@ def test_several_minibatches_have_ratios_and_clipping(make_learner, batches):
     assert metrics["train/clip_share/rollout"] > 0.0
 
 
+@pytest.mark.parametrize("trained", [Trained(), LORA])
 @pytest.mark.parametrize("stage", [1, 3])
-def test_the_divergence_from_the_policy_of_the_start_grows_from_nothing(make_learner, batches, stage):
-    learner = make_learner(zero_stage=stage, reference=True, learning_rate=1e-2)
+def test_the_divergence_from_the_policy_of_the_start_grows_from_nothing(make_learner, batches, stage, trained):
+    learner = make_learner(zero_stage=stage, reference=True, learning_rate=1e-2, trained=trained)
     first, second = (learner.update(batches[0], LossConfig(kl_coef=0.1))["train/kl/rollout"] for _ in range(2))
     assert first == pytest.approx(0.0, abs=1e-9) and second > 1e-4
 
@@ -156,14 +160,17 @@ def test_one_minibatch_is_on_policy(make_learner, batches):
     assert metrics["train/clip_share/rollout"] == metrics["train/clip_share/label"] == 0.0
 
 
-@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 3)])
-def test_a_checkpoint_continues_as_if_nothing_had_happened(make_learner, batches, tmp_path, ranks, stage):
-    learner = make_learner(ranks, zero_stage=stage)
+@pytest.mark.parametrize(
+    ("ranks", "stage", "trained"),
+    [(1, 1, Trained()), (2, 3, Trained()), (1, 1, LORA), (2, 2, Trained(freeze_vision=True)), (2, 3, LORA)],
+)
+def test_a_checkpoint_continues_as_if_nothing_had_happened(make_learner, batches, tmp_path, ranks, stage, trained):
+    learner = make_learner(ranks, zero_stage=stage, trained=trained)
     learner.update(batches[0], LossConfig())
     learner.save(tmp_path / "state")
     metrics = learner.update(batches[1], LossConfig())
     expected = exported(learner, tmp_path / "one")
-    continued = make_learner(ranks, zero_stage=stage)
+    continued = make_learner(ranks, zero_stage=stage, trained=trained)
     continued.load(tmp_path / "state")
     assert continued.update(batches[1], LossConfig()) == pytest.approx(metrics, rel=1e-6)
     # Adam makes steps of rounding where a gradient is zero, as a key's bias has it; lost moments would differ by 1e-2.
@@ -183,25 +190,29 @@ def test_the_configured_learning_rate_holds_after_a_resume(make_learner, batches
         assert torch.equal(weight, before[name]), name
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_half_precision_trains_and_its_micro_batches_add_up(make_learner, batches, stage):
+@pytest.mark.parametrize(("stage", "trained"), [(1, Trained()), (2, Trained()), (3, Trained()), (2, LORA), (3, LORA)])
+def test_half_precision_trains_and_its_micro_batches_add_up(make_learner, batches, stage, trained):
     """bfloat16 with float32 sums: how many micro-batches there are changes a gradient by rounding alone."""
     norms = []
     for budget in (10_000, 1):
-        learner = make_learner(zero_stage=stage, dtype="bfloat16", max_tokens_per_micro_batch=budget)
+        learner = make_learner(zero_stage=stage, trained=trained, dtype="bfloat16", max_tokens_per_micro_batch=budget)
         metrics = [learner.update(groups, LossConfig()) for groups in batches]
         norms.append([update["train/grad_norm"] for update in metrics])
     assert norms[1] == pytest.approx(norms[0], rel=0.02)
 
 
-def test_a_checkpoint_exports_to_the_weights_of_its_run(make_learner, batches, config, tmp_path):
+@pytest.mark.parametrize(
+    ("ranks", "stage", "trained"),
+    [(2, 2, Trained()), (1, 1, Trained(freeze_vision=True)), (2, 3, Trained(freeze_projector=True)), (2, 3, LORA)],
+)
+def test_a_checkpoint_exports_to_the_weights_of_its_run(make_learner, batches, config, tmp_path, ranks, stage, trained):
     from visurf_ray.learner.export import export_checkpoint
 
-    learner = make_learner(2, zero_stage=2)
+    learner = make_learner(ranks, zero_stage=stage, trained=trained)
     learner.update(batches[0], LossConfig())
     learner.save(tmp_path / "state")
     expected = exported(learner, tmp_path / "run")
-    export_checkpoint(tmp_path / "state", resolve_model(config.model.path), tmp_path / "offline")
+    export_checkpoint(tmp_path / "state", resolve_model(config.model.path), trained, tmp_path / "offline")
     found = loaded(tmp_path / "offline")
     assert found.keys() == expected.keys()
     for name, weight in expected.items():

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-_SMALL = [
+from visurf_ray.tasks import TASKS
+
+SMALL = [
     "cluster.address=local",
     "train.batch_size=4",
     "rollout.n=3",
@@ -35,7 +37,7 @@ def rows(folder: Path) -> list[dict]:
 def finished(tmp_path_factory) -> Path:
     """A ViSurf run of two steps with a checkpoint of each."""
     folder = tmp_path_factory.mktemp("run")
-    done = run("train", *_SMALL, "train.steps=2", "train.checkpoint_every=1", "eval.every=1", f"output_dir={folder}")
+    done = run("train", *SMALL, "train.steps=2", "train.checkpoint_every=1", "eval.every=1", f"output_dir={folder}")
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -81,7 +83,7 @@ def test_a_run_is_resumed_where_it_was(finished, tmp_path):
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "checkpoints" / "step_000002")
     done = run(
-        "train", *_SMALL, "train.steps=3", "train.checkpoint_every=1", "train.resume=auto", f"output_dir={folder}"
+        "train", *SMALL, "train.steps=3", "train.checkpoint_every=1", "train.resume=auto", f"output_dir={folder}"
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert [row["step"] for row in rows(folder) if "train/loss" in row] == [1, 2, 3]
@@ -98,7 +100,7 @@ def test_sampling_ahead_learns_from_older_weights_and_says_so(tmp_path):
     """The first batch is of the policy that learns from it, the later ones are one step older."""
     settings = ["pipeline=one_step_off", "rollout.oversample=2", "learner.learning_rate=1e-3", "train.steps=4"]
     settings += ["method.style=auto"]
-    done = run("train", *_SMALL, *settings, "eval.every=2", "train.checkpoint_every=0", f"output_dir={tmp_path}")
+    done = run("train", *SMALL, *settings, "eval.every=2", "train.checkpoint_every=0", f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [row for row in rows(tmp_path) if "train/loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
@@ -110,12 +112,12 @@ def test_sampling_ahead_learns_from_older_weights_and_says_so(tmp_path):
 
 
 def test_evaluation_of_a_checkpoint_gives_the_scores_of_its_run(finished, tmp_path):
-    done = run("evaluate", f"checkpoint={finished}/checkpoints/step_000002", *_SMALL, f"output_dir={tmp_path}")
+    done = run("evaluate", f"checkpoint={finished}/checkpoints/step_000002", *SMALL, f"output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr[-3000:]
     expected = json.loads((finished / "summary.json").read_text())["after"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(expected)
     predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert len(predictions) == 12 and predictions[0].keys() == {"id", "question", "ground_truth", "response"}
+    assert len(predictions) == 12 and predictions[0].keys() == {"id", "question", "ground_truth", "size", "response"}
 
 
 def test_sft_then_rlvr_is_one_run_of_two_stages(tmp_path):
@@ -127,12 +129,25 @@ def test_sft_then_rlvr_is_one_run_of_two_stages(tmp_path):
         "train.steps=2",
         "train.export=false",
     ]
-    done = run("train", *_SMALL, *settings, f"output_dir={tmp_path}/run")
+    done = run("train", *SMALL, *settings, f"output_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr[-3000:]
     steps = [row for row in rows(tmp_path / "run") if "train/loss" in row]
     for row, absent in zip(steps, ("rollout", "label"), strict=True):
         assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
     assert steps[1]["train/kl/rollout"] > 0.0 and steps[1]["train/rollout_logprob_diff_max"] < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", sorted(name for name in TASKS if name.startswith("miniature_")))
+def test_every_drawn_task_is_trained_and_scored(task, tmp_path):
+    """Its labels are right, and its metrics are those of the evaluation afterwards."""
+    settings = [f"task={task}", "rollout.max_tokens=128", "train.checkpoint_every=0"]
+    done = run("train", *SMALL, *settings, "train.steps=1", f"output_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["before"] and summary["before"].keys() == summary["after"].keys()
+    (step,) = (row for row in rows(tmp_path / "run") if "train/loss" in row)
+    assert step["reward/label/total"] >= 1.0 and step["train/grad_norm"] > 0.0
 
 
 def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> Path:
@@ -148,7 +163,7 @@ def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> P
 
 
 def grounding(path: Path) -> list[str]:
-    return ["task=grounding", f"task.train={path}", f"task.held_out={path}"]
+    return ["task=non_object", f"task.train={path}", f"task.held_out={path}"]
 
 
 _BAD_DATA = {

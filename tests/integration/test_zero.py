@@ -10,6 +10,7 @@ from tests.integration.groups import make_groups
 from tests.integration.test_learner import batches, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_policy import losses_of, packed_groups
 from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model
 
@@ -108,7 +109,7 @@ def test_gradient_and_ten_steps_are_those_of_a_plain_loop(
         zero_stage=stage,
         offload=offload,
         max_tokens_per_micro_batch=budget,
-        freeze_vision=frozen,
+        trained=Trained(freeze_vision=frozen, freeze_projector=frozen),
         learning_rate=LEARNING_RATE,
         max_grad_norm=0.0,
     )

@@ -97,12 +97,12 @@ def write_parquet(tmp_path) -> Callable[..., str]:
 
 @pytest.fixture
 def make_task() -> Callable[..., Any]:
-    """A grounding task on a file, for training and evaluation alike."""
+    """A task on a file, for training and evaluation alike."""
     from visurf_ray.tasks import load_task
 
-    def make(source: str, *overrides: str, seed: int = 0):
+    def make(source: str, *overrides: str, seed: int = 0, name: str = "non_object"):
         files = [f"task.train='{source}'", f"task.held_out='{source}'"]
-        return load_task(composed("task=grounding", *files, *overrides).task, seed)
+        return load_task(composed(f"task={name}", *files, *overrides).task, seed)
 
     return make
 
@@ -111,10 +111,9 @@ def make_task() -> Callable[..., Any]:
 def make_loader(make_task, processor) -> Callable[..., Any]:
     from visurf_ray.tasks.loader import ExampleLoader
 
-    def make(source: str, *overrides: str, seed: int = 0, limit: int = 500, put=lambda value: value):
-        loader = ExampleLoader(
-            make_task(source, *overrides, seed=seed), processor, seed=seed, max_prompt_tokens=limit, put=put
-        )
+    def make(source: str, *overrides: str, seed: int = 0, name: str = "non_object", limit=500, put=lambda value: value):
+        task = make_task(source, *overrides, seed=seed, name=name)
+        loader = ExampleLoader(task, processor, seed=seed, max_prompt_tokens=limit, put=put)
         loader.load_train()
         return loader
 
@@ -124,3 +123,56 @@ def make_loader(make_task, processor) -> Callable[..., Any]:
 @pytest.fixture
 def data_folder(tmp_path) -> Path:
     return tmp_path
+
+
+@pytest.fixture
+def write_visual_rft(tmp_path) -> Callable[..., str]:
+    """Writes (problem, solution) pairs to a file in Visual-RFT's layout: three columns, embedded images with alpha."""
+    import datasets
+
+    features = {"image": datasets.Image(), "problem": datasets.Value("string"), "solution": datasets.Value("string")}
+
+    def write(*rows: tuple[str, str]) -> str:
+        image = {"bytes": encoded(picture().convert("RGBA")), "path": None}
+        table = {
+            "image": [image] * len(rows),
+            "problem": [row[0] for row in rows],
+            "solution": [row[1] for row in rows],
+        }
+        path = tmp_path / "train-00000-of-00001.parquet"
+        datasets.Dataset.from_dict(table, features=datasets.Features(features)).to_parquet(str(path))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def open_task() -> Callable[..., Any]:
+    """The task of that name on a data set, for training and evaluation alike."""
+    from visurf_ray.tasks import load_task
+
+    def make(name: str, source: Any, *overrides: str):
+        files = [f"task.train='{source}'", f"task.held_out='{source}'"]
+        return load_task(load_config([f"task={name}", *files, *overrides]).task, seed=0)
+
+    return make
+
+
+@pytest.fixture
+def open_loader(processor) -> Callable[..., Any]:
+    """A task's examples, all rows checked: images in the model's size, and ground truths with them."""
+    from visurf_ray.tasks.loader import ExampleLoader
+
+    def make(task: Any, limit: int = 2000):
+        loader = ExampleLoader(task, processor, seed=0, max_prompt_tokens=limit, put=lambda value: value)
+        loader.load_train()
+        loader.check()
+        return loader
+
+    return make
+
+
+def prediction(ground_truth: str, response: str, size: tuple[int, int] = (100, 100)):
+    from visurf_ray.groups import Prediction
+
+    return Prediction("a", "a question", ground_truth, size, response)

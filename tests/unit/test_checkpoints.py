@@ -42,7 +42,10 @@ def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
     assert list(folder.iterdir()) == [path], "nothing is left beside it"
 
 
-@pytest.mark.parametrize("state", [State(), State(3), State(7, "x", {"a": 0.1, "b": -1e-9}, 1e6)])
+@pytest.mark.parametrize(
+    "state",
+    [State(), State(3), State(7, "x", {"a": 0.1, "b": -1e-9}, 1e6), State(9, trained={"lora": ["q"]})],
+)
 def test_states_are_read_as_they_were_written(folder, state):
     assert read_state(Checkpoints(folder, keep=1).save(state, saver())) == state
 

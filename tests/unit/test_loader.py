@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from visurf_ray.errors import UserError
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.loader import ExampleLoader
 from visurf_ray.tasks.rows import DataError
+from visurf_ray.tasks.stored import StoredImage
 
 
 def identities(loader, step: int, size: int) -> list[str]:
@@ -67,7 +69,7 @@ def test_one_image_placeholder_becomes_one_per_visual_token(write_parquet, make_
     whole = processor(text=[processor.tokenizer.decode(prompt.token_ids)], images=[prompt.image])
     assert prompt.expanded_ids == whole["input_ids"][0], "as the model's own processor expands it"
     text = processor.tokenizer.decode(prompt.token_ids)
-    assert "Find the small dog. " in text and text.endswith("<|im_start|>assistant\n")
+    assert '"the small dog"' in text and text.endswith("<|im_start|>assistant\n")
 
 
 def test_only_references_to_image_and_features_go_with_an_example(write_parquet, make_loader):
@@ -101,6 +103,26 @@ def test_the_check_names_the_first_bad_row_of_either_split(write_parquet, make_l
         make_loader(good, f"task.held_out='{source}'").check()
 
 
+@dataclass(frozen=True)
+class CountedImage(StoredImage):
+    reads: list[int] = field(default_factory=list)
+
+    def read(self) -> bytes:
+        self.reads.append(self.index)
+        return super().read()
+
+
+def test_an_image_is_opened_once_in_the_check_and_once_for_an_example(write_parquet, make_loader):
+    loader = make_loader(write_parquet({}))
+    (row,) = loader.rows["held_out"]
+    image = CountedImage(row.image.cells, row.image.index)
+    loader.rows = {"held_out": [replace(row, image=image)]}
+    loader.check()
+    assert image.reads == [0]
+    loader.held_out_examples(None)
+    assert image.reads == [0, 0]
+
+
 def test_a_truncated_image_is_named(write_parquet, make_loader):
     whole = encoded(picture(), "JPEG")
     source = write_parquet({"image": {"bytes": whole[: len(whole) // 2], "path": None}})
@@ -125,7 +147,7 @@ def test_a_question_that_holds_an_image_placeholder_is_refused(write_jsonl, make
 
 def test_a_task_without_data_names_the_key():
     with pytest.raises(UserError, match=r"task\.train"):
-        load_task(load_config(["task=grounding", "task.held_out=a.jsonl"]).task, seed=0).train_rows()
+        load_task(load_config(["task=non_object", "task.held_out=a.jsonl"]).task, seed=0).train_rows()
 
 
 # Epochs

@@ -20,7 +20,6 @@ from visurf_ray.miniature.scenes import (
     present_query,
     seen,
 )
-from visurf_ray.miniature.task import draw_rows
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.boxes import Target as BoxTarget
 from visurf_ray.tasks.boxes import answer_text, dump_targets, has_thinking, parse_items, parse_targets
@@ -191,15 +190,15 @@ def is_absent(row: Row) -> bool:
     return row.solution == "[]"
 
 
-@pytest.mark.parametrize(("count", "share", "absent"), [(40, 0.25, 10), (40, 0.0, 0), (40, 1.0, 40), (41, 0.5, 20)])
-def test_the_absent_share_is_exact(count, share, absent):
-    rows = draw_rows("train", count, share, seed=0)
-    assert len(rows) == count and sum(map(is_absent, rows)) == absent
-
-
 @pytest.fixture
 def make_miniature():
     return lambda seed, *overrides: load_task(load_config([*overrides]).task, seed)
+
+
+@pytest.mark.parametrize(("count", "share", "absent"), [(40, 0.25, 10), (40, 0.0, 0), (40, 1.0, 40), (41, 0.5, 20)])
+def test_the_absent_share_is_exact(make_miniature, count, share, absent):
+    rows = make_miniature(0, f"task.train={count}", f"task.absent_share={share}").train_rows()
+    assert len(rows) == count and sum(map(is_absent, rows)) == absent
 
 
 def test_training_rows_follow_seed_and_absent_share(make_miniature):

@@ -1,11 +1,16 @@
 """Registries by name, and where a model's files are: what is not there is named, with what is."""
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from visurf_ray.config import ModelConfig, load_config
 from visurf_ray.errors import UserError
-from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.models import banned_token_ids, check_model, load_processor, resolve_model
 from visurf_ray.names import load, nearest
 
 REGISTRY = {"pairs": "itertools:pairwise", "path": "pathlib:Path"}
@@ -56,6 +61,15 @@ def test_a_hub_id_is_left_to_the_hub():
     assert resolve_model("Qwen/Qwen2.5-VL-7B-Instruct") == "Qwen/Qwen2.5-VL-7B-Instruct"
 
 
+def test_what_is_neither_a_folder_nor_on_the_hub_is_named():
+    """A misspelt folder `a/b` looks like a hub id."""
+    config = load_config(["model.path=outputs/exprot"]).model
+    with pytest.raises(
+        UserError, match=r"model\.path=outputs/exprot: there is no such folder, and no such model on the"
+    ):
+        load_processor(config)
+
+
 @pytest.mark.parametrize("path", ["/nowhere/model", "./nowhere", "~/nowhere/at/all", "nowhere", "a/b/c"])
 def test_a_missing_folder_is_named(path):
     with pytest.raises(UserError, match=r"model\.path=.*no such folder") as error:
@@ -78,6 +92,45 @@ def test_a_folder_that_is_no_whole_model_is_named_with_what_it_lacks(model_folde
     with pytest.raises(UserError) as error:
         resolve_model(str(folder))
     assert f"model.path={folder}: " in str(error.value) and complaint in str(error.value)
+
+
+WHOLE = ("config.json", "preprocessor_config.json", "tokenizer.json")
+
+
+@pytest.mark.parametrize("weights", ["model.safetensors", "pytorch_model.bin"])
+def test_a_model_needs_its_weights(model_folder, weights):
+    folder = model_folder(*WHOLE)
+    with pytest.raises(UserError, match=r"model\.path=.*: the folder has no weights \(model\.safetensors or"):
+        check_model(str(folder))
+    model_folder(weights)
+    check_model(str(folder))
+
+
+def test_every_file_of_the_weights_index_must_be_there(model_folder):
+    folder = model_folder(*WHOLE, "model-1.safetensors")
+    names = {"a": "model-1.safetensors", "b": "model-2.safetensors", "c": "model-1.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(UserError, match=r"the folder has no model-2\.safetensors"):
+        check_model(str(folder))
+    model_folder("model-2.safetensors")
+    check_model(str(folder))
+
+
+def test_a_model_that_is_neither_here_nor_to_be_fetched_is_named(tmp_path):
+    """In a process of its own: the hub's client reads its environment once."""
+    code = "from visurf_ray.models import check_model; check_model('owner/no-such-model')"
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
+    message = done.stderr.splitlines()[-1]
+    assert "UserError: model.path=owner/no-such-model: the cache" in message and str(tmp_path) in message
+    assert "HF_HUB_OFFLINE" in message and "hf download owner/no-such-model" in message
+
+
+def test_a_processor_that_cannot_be_read_is_named_in_one_line(model_folder):
+    folder = model_folder(*WHOLE)
+    with pytest.raises(UserError, match=r"model\.path=.*: no processor \(") as error:
+        load_processor(ModelConfig(path=str(folder), max_pixels=None))
+    assert "\n" not in str(error.value)
 
 
 def test_vision_placeholders_are_banned_and_the_end_of_turn_is_not(processor):

@@ -3,6 +3,7 @@
 import json
 import re
 import zlib
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -10,8 +11,8 @@ from PIL import Image
 from tests.unit.conftest import TRUTH, encoded, picture
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Example, Prompt
-from visurf_ray.tasks.grounding import GroundingTask
 from visurf_ray.tasks.rows import DataError, read_rows
+from visurf_ray.tasks.task import Task
 
 
 def solution(box, point=(30, 25)) -> str:
@@ -37,7 +38,7 @@ def test_reasoning_is_read_where_it_is_given_and_comes_before_the_labels_answer(
     assert (first.thinking, second.thinking) == ("It barks.", None)
     task = make_task(source)
     prompt = Prompt([], [], None, None)
-    label = task.render(Example("a", "the dog", "[]", prompt, first.thinking), "spaced")
+    label = task.render(Example("a", "the dog", "[]", prompt, (84, 84), first.thinking), "spaced")
     assert label == "<think>It barks.</think><answer>[]</answer>"
 
 
@@ -71,6 +72,126 @@ def test_a_file_that_changes_is_read_anew(write_jsonl):
     assert read_rows(write_jsonl({"problem": "after"}))[0].problem == "after"
 
 
+@pytest.fixture
+def folder(write_parquet, data_folder):
+    """As data sets are laid out on the hub: two files of one split, one of another."""
+    (data_folder / "set" / "data").mkdir(parents=True)
+    for name in ("train-00000-of-00002", "train-00001-of-00002", "test-00000-of-00001"):
+        write_parquet({"id": name}, name=f"set/data/{name}.parquet")
+    return str(data_folder / "set")
+
+
+def test_a_folder_of_files_is_one_data_set(folder):
+    assert [row.id for row in read_rows(folder)] == ["train-00000-of-00002", "train-00001-of-00002"]
+    (row,) = read_rows(f"{folder}:test")
+    assert row.where == f"{folder}:test, row 0 (id test-00000-of-00001)"
+    assert row.load_image().tobytes() == picture().tobytes()
+
+
+def test_a_folder_below_the_home_or_the_present_one(folder, monkeypatch):
+    monkeypatch.setenv("HOME", str(Path(folder).parent))
+    monkeypatch.chdir(Path(folder).parent)
+    assert len(read_rows("~/set")) == len(read_rows("set")) == len(read_rows("./set/data")) == 2
+
+
+def test_a_folder_of_images_beside_their_rows(data_folder):
+    for name in ("a.png", "b.png"):
+        picture(30, 20).save(data_folder / name)
+    lines = [json.dumps({"file_name": name, "problem": name, "solution": "[]"}) for name in ("a.png", "b.png")]
+    (data_folder / "metadata.jsonl").write_text("\n".join(lines))
+    rows = read_rows(str(data_folder))
+    assert [(row.problem, row.load_image().size) for row in rows] == [("a.png", (30, 20)), ("b.png", (30, 20))]
+
+
+def test_relative_paths_in_a_folder_start_from_it(write_jsonl, data_folder):
+    (data_folder / "rows").mkdir()
+    write_jsonl({"image": "../picture.png"}, name="rows/train.jsonl")
+    assert read_rows(str(data_folder / "rows"))[0].load_image().size == (100, 60)
+
+
+# General schemas, known by their columns
+
+
+def test_easyr1s_columns_in_json_lines_and_the_images_place_in_the_problem_is_removed(tmp_path):
+    picture(28, 28).save(tmp_path / "small.png")
+    path = tmp_path / "train.jsonl"
+    record = {"images": ["small.png"], "problem": "<image>How many dogs?", "answer": "2"}
+    path.write_text(json.dumps(record) + "\n" + json.dumps(record | {"answer": "3"}) + "\n")
+    first, second = read_rows(str(path))
+    assert (first.problem, first.solution, second.solution) == ("How many dogs?", "2", "3")
+    assert first.load_image().size == (28, 28)
+
+
+def test_easyr1s_columns_in_parquet_with_a_list_of_embedded_images(tmp_path):
+    import datasets
+
+    features = datasets.Features(
+        {
+            "images": datasets.List(datasets.Image()),
+            "problem": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+        }
+    )
+    table = {"images": [[picture()]], "problem": ["<image> Which? <image>"], "answer": ["the left one"]}
+    datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "data.parquet"))
+    (row,) = read_rows(str(tmp_path / "data.parquet"))
+    assert (row.problem, row.solution) == ("Which?", "the left one")
+    assert isinstance(row.image, bytes) and row.load_image().tobytes() == picture().tobytes()
+
+
+@pytest.mark.parametrize(
+    ("prompt", "problem"),
+    [
+        ([{"role": "user", "content": "How many?"}], "How many?"),
+        ([{"role": "system", "content": "Think."}, {"role": "user", "content": "How many?"}], "How many?"),
+        ([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many?"}]}], "How many?"),
+        ("How many?", "How many?"),
+    ],
+)
+@pytest.mark.parametrize("image", [{"image": "picture.png"}, {"image": None, "images": ["picture.png"]}])
+@pytest.mark.parametrize("solution", [{"solution": "2"}, {"solution": None, "answer": "2"}])
+def test_trls_columns(write_jsonl, prompt, problem, image, solution):
+    (row,) = read_rows(write_jsonl({"problem": None, "prompt": prompt, **image, **solution}))
+    assert (row.problem, row.solution) == (problem, "2") and row.load_image().size == (100, 60)
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"image": None, "images": ["picture.png"] * 2}, "it has 2 images, but a row must have one"),
+        ({"image": None, "images": []}, "it has 0 images, but a row must have one"),
+        ({"problem": None, "prompt": [{"role": "assistant", "content": "2"}]}, r"no answer, it has \['assistant"),
+        ({"problem": None, "prompt": [{"role": "user", "content": "a"}] * 2}, r"it has \['user', 'user'\]"),
+        ({"problem": None, "prompt": []}, r"it has \[\]"),
+        ({"problem": None, "prompt": ["How many?"]}, 'the prompt is no conversation: ."How many'),
+    ],
+)
+def test_what_no_schema_allows_is_named_by_row(write_jsonl, row, complaint):
+    source = write_jsonl(row | {"id": "bad"})
+    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 0 \(id bad\): .*{complaint}"):
+        read_rows(source)
+
+
+def test_a_solution_that_is_no_text_is_kept_as_json(write_jsonl):
+    source = write_jsonl({"solution": [{"bbox_2d": [1, 2, 3, 4], "point_2d": [2, 3]}]})
+    assert json.loads(read_rows(source)[0].solution) == [{"bbox_2d": [1, 2, 3, 4], "point_2d": [2, 3]}]
+
+
+def test_a_tasks_own_columns_and_what_it_reads_beside_them(write_jsonl):
+    columns = {"problem": ("question", "problem"), "solution": ("solution",), "image": ("image",), "unit": ("unit",)}
+    first = read_rows(write_jsonl({"question": "How long?", "unit": "cm"}), columns=columns)[0]
+    assert (first.id, first.problem, first.extra) == ("0", "How long?", {"unit": "cm"})
+    assert read_rows(write_jsonl({}), columns=columns)[0].extra == {"unit": None}
+
+
+def test_a_folder_of_a_data_sets_splits_is_read_by_split(write_parquet, data_folder):
+    (data_folder / "data").mkdir()
+    for split in ("train", "test"):
+        write_parquet({"problem": split}, name=f"data/{split}-00000-of-00001.parquet")
+    folder = str(data_folder / "data")
+    assert [read_rows(folder + wanted)[0].problem for wanted in ("", ":train", ":test")] == ["train", "train", "test"]
+
+
 def test_good_rows_pass_the_check(write_parquet, make_task):
     task = make_task(write_parquet({}, {"solution": "[]"}, {"solution": solution((0, 0, 100, 60), (100, 0))}))
     for row in task.train_rows() + task.held_out_rows():
@@ -84,6 +205,22 @@ def test_good_rows_pass_the_check(write_parquet, make_task):
 def test_a_missing_file_is_named(data_folder, name):
     with pytest.raises(UserError, match=re.escape(str(data_folder / name))):
         read_rows(str(data_folder / name))
+
+
+@pytest.mark.parametrize("key", ["train", "held_out"])
+@pytest.mark.parametrize("source", ["a/b", "nowhere", "nowhere/at/all", "a/b:test"])
+def test_what_is_neither_a_folder_nor_on_the_hub_is_named_with_its_key(make_task, key, source):
+    """A misspelt folder `a/b` looks like a data set's id."""
+    task = make_task(source)
+    with pytest.raises(DataError, match=rf"task\.{key}: {source} .*no such folder.*no such Hugging Face data set"):
+        (task.train_rows if key == "train" else task.held_out_rows)()
+
+
+def test_a_folder_without_data_and_a_split_that_is_not_there_are_named(folder, data_folder):
+    (data_folder / "empty").mkdir()
+    for source in (str(data_folder / "empty"), f"{folder}:validation"):
+        with pytest.raises(DataError, match=rf"^{re.escape(source)} cannot be read: (?!there is no such folder)"):
+            read_rows(source)
 
 
 def test_a_file_of_another_kind_is_named(data_folder):
@@ -121,15 +258,15 @@ def test_a_file_that_is_not_what_its_name_says_is_named(data_folder, name):
 
 
 def test_a_missing_column_is_named_beside_those_that_are_there(write_jsonl):
-    source = write_jsonl({"solution": None, "answer": "[]"})
-    with pytest.raises(DataError, match=rf"{re.escape(source)} has no column solution; it has .*answer"):
+    source = write_jsonl({"solution": None, "reply": "[]"})
+    with pytest.raises(DataError, match=rf"{re.escape(source)} has no column solution or answer; it has .*reply"):
         read_rows(source)
 
 
 # Bad rows
 
 
-def check_last(task: GroundingTask) -> None:
+def check_last(task: Task) -> None:
     *good, last = task.train_rows()
     for row in good:
         task.check(row)
@@ -175,7 +312,7 @@ def test_embedded_bytes_that_are_no_image_are_named(write_parquet, make_task):
 @pytest.mark.parametrize("column", ["problem", "solution", "image"])
 def test_an_empty_cell_is_named_by_row_and_column(write_parquet, make_task, column):
     source = write_parquet({}, {column: None})
-    with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1 \(id row-1\): .*{column}"):
+    with pytest.raises(DataError, match=rf"^task\.train: {re.escape(source)}, row 1 \(id row-1\): .*{column}"):
         check_last(make_task(source))
 
 

@@ -8,6 +8,7 @@ import pytest
 from tests.unit.groups import example
 from visurf_ray.groups import Prediction
 from visurf_ray.tasks.metrics import answered_boxes, iou, score_boxes, union_iou, well_formed
+from visurf_ray.tasks.rle import encode
 
 LEFT, RIGHT, HALF = (0, 0, 10, 10), (20, 0, 30, 10), (0, 0, 10, 5)
 BELOW = (0, 20, 10, 30)
@@ -19,6 +20,11 @@ def targets(*boxes) -> str:
 
 def answer(*boxes, think: str = "<think>a</think>") -> str:
     return f"{think}<answer>{targets(*boxes)}</answer>"
+
+
+def score_pairs(pairs) -> dict[str, float]:
+    """Of (response, ground truth)."""
+    return score_boxes([Prediction("a", "the 7", truth, (84, 84), response) for response, truth in pairs])
 
 
 def test_iou_by_hand():
@@ -66,7 +72,7 @@ def test_unions_agree_with_a_raster(seed):
     ],
 )
 def test_boxes_that_are_meant(given, true, giou, bbox_acc):
-    scores = score_boxes([(answer(*given), targets(*true))])
+    scores = score_pairs([(answer(*given), targets(*true))])
     assert scores["giou"] == pytest.approx(giou) and scores["bbox_acc"] == pytest.approx(bbox_acc)
     assert scores["empty_rate"] == (given == [])
     assert "n_acc" not in scores
@@ -75,7 +81,7 @@ def test_boxes_that_are_meant(given, true, giou, bbox_acc):
 def test_each_box_is_matched_once_and_as_well_as_can_be():
     """The first answer hits both targets, the second one target: both must count."""
     true = [(0, 0, 100, 100), (0, 0, 100, 150)]
-    scores = score_boxes([(answer((0, 0, 100, 120), (0, 0, 100, 60)), targets(*true))])
+    scores = score_pairs([(answer((0, 0, 100, 120), (0, 0, 100, 60)), targets(*true))])
     assert scores["bbox_acc"] == 1.0
 
 
@@ -99,13 +105,13 @@ def test_each_box_is_matched_once_and_as_well_as_can_be():
     ],
 )
 def test_where_nothing_is_meant_the_empty_list_alone_is_right(response, right):
-    scores = score_boxes([(response, "[]")])
+    scores = score_pairs([(response, "[]")])
     assert scores["n_acc"] == scores["giou"] == right
     assert "bbox_acc" not in scores and "empty_rate" not in scores
 
 
 def test_a_box_without_an_area_is_not_the_empty_answer():
-    assert score_boxes([(answer((5, 5, 5, 5)), targets(LEFT))])["empty_rate"] == 0.0
+    assert score_pairs([(answer((5, 5, 5, 5)), targets(LEFT))])["empty_rate"] == 0.0
 
 
 def test_malformed_boxes_are_left_out_of_the_others():
@@ -129,11 +135,11 @@ def test_malformed_boxes_are_left_out_of_the_others():
 )
 def test_well_formed_answers(response, formatted):
     assert well_formed(response) is formatted
-    assert score_boxes([(response, "[]")])["format_rate"] == formatted
+    assert score_pairs([(response, "[]")])["format_rate"] == formatted
 
 
 def test_scores_are_means_over_the_examples_that_they_are_about():
-    scores = score_boxes(
+    scores = score_pairs(
         [
             (answer(LEFT), targets(LEFT)),
             (answer(LEFT, think=""), targets(LEFT, RIGHT)),
@@ -147,6 +153,7 @@ def test_scores_are_means_over_the_examples_that_they_are_about():
     assert scores == pytest.approx(
         {
             "giou": 2.5 / 7,
+            "ciou": 200 / 600,  # the last but one example's box is a union without an intersection
             "bbox_acc": 1.5 / 4,
             "empty_rate": 1 / 4,
             "n_acc": 1 / 3,
@@ -156,8 +163,70 @@ def test_scores_are_means_over_the_examples_that_they_are_about():
     )
 
 
+# Areas that are masks
+
+FULL = np.ones((4, 4), bool)
+CORNER, STRIPE, NOTHING = np.zeros((3, 4, 4), bool)
+CORNER[:2, :2] = True
+STRIPE[:, :2] = True
+BOX = {"bbox_2d": [0, 0, 80, 80], "point_2d": [9, 9]}
+
+
+def masked(given, true, ignore=None, response: str = answer(LEFT)) -> Prediction:
+    """The boxes are all wrong, so that what is right must come from the masks."""
+    truth = {"objects": [BOX] if true.any() else [], "mask": encode(true)}
+    truth |= {} if ignore is None else {"ignore": encode(ignore)}
+    return Prediction("a", "the 7", json.dumps(truth), (84, 84), response, encode(given))
+
+
+def test_masks_by_hand():
+    scores = score_boxes(
+        [
+            masked(CORNER, STRIPE),  # 4 of 8
+            masked(FULL, FULL),  # 16 of 16
+            masked(NOTHING, STRIPE, response="no answer"),  # 0 of 8
+            masked(NOTHING, NOTHING, response=answer()),  # right, and 0 of 0
+            masked(STRIPE, NOTHING),  # 0 of 8
+            masked(NOTHING, NOTHING, response="no answer"),  # not the empty answer
+        ]
+    )
+    assert scores["giou"] == pytest.approx((0.5 + 1 + 0 + 1 + 0 + 0) / 6)
+    assert scores["ciou"] == pytest.approx(20 / 40)
+    assert scores["n_acc"] == pytest.approx(1 / 3)
+
+
+def test_the_originals_own_example():
+    """calculate_iou_with_bbox_nonobj.py on 5 of 10, a true negative, a false alarm: gIoU 0.5, cIoU 5/18, N-Acc 0.5."""
+    ten, five, eight = np.zeros((3, 4, 4), bool)
+    ten.flat[:10] = five.flat[:5] = eight.flat[:8] = True
+    scores = score_boxes([masked(five, ten), masked(NOTHING, NOTHING, response=answer()), masked(eight, NOTHING)])
+    assert (scores["giou"], scores["ciou"], scores["n_acc"]) == pytest.approx((0.5, 5 / 18, 0.5))
+
+
+def test_ignored_pixels_count_neither_for_nor_against():
+    scores = score_boxes([masked(FULL, CORNER, ignore=STRIPE & ~CORNER)])
+    assert scores["giou"] == scores["ciou"] == pytest.approx(4 / 12)
+
+
+def test_random_masks_against_numpy():
+    rng = np.random.default_rng(0)
+    pairs = [(rng.random((9, 7)) < 0.5, rng.random((9, 7)) < 0.3) for _ in range(20)]
+    inter = np.array([(a & b).sum() for a, b in pairs])
+    union = np.array([(a | b).sum() for a, b in pairs])
+    scores = score_boxes([masked(a, b) for a, b in pairs])
+    assert scores["giou"] == pytest.approx((inter / union).mean())
+    assert scores["ciou"] == pytest.approx(inter.sum() / union.sum())
+
+
+def test_without_a_mask_on_either_side_areas_are_boxes():
+    truth = json.dumps({"objects": [{"bbox_2d": LEFT, "point_2d": [1, 1]}], "mask": encode(FULL)})
+    assert score_pairs([(answer(HALF), truth)])["giou"] == 0.5
+    prediction = Prediction("a", "the 7", targets(LEFT), (84, 84), answer(HALF), encode(FULL))
+    assert score_boxes([prediction])["ciou"] == 0.5
+
+
 def test_no_examples_no_scores():
-    assert score_boxes([]) == {}
+    assert score_pairs([]) == {}
 
 
 @pytest.fixture
@@ -165,15 +234,15 @@ def task():
     from visurf_ray.config import load_config
     from visurf_ray.tasks import load_task
 
-    return load_task(load_config(["task=grounding", "task.train=a.jsonl", "task.held_out=b.jsonl"]).task, seed=0)
+    return load_task(load_config(["task=non_object", "task.train=a.jsonl", "task.held_out=b.jsonl"]).task, seed=0)
 
 
 def test_a_task_scores_predictions_and_shows_boxes(task):
     held_out = example(targets(LEFT))
-    assert task.metrics([Prediction(held_out, answer(LEFT)), Prediction(held_out, "")])["bbox_acc"] == 0.5
+    assert task.metrics([Prediction.of(held_out, answer(LEFT)), Prediction.of(held_out, "")])["bbox_acc"] == 0.5
     assert task.true_boxes(held_out) == [LEFT]
-    assert task.boxes(answer(LEFT, RIGHT)) == [LEFT, RIGHT]
-    assert task.boxes("garbage") == []
+    assert task.boxes(answer(LEFT, RIGHT), (84, 84)) == [LEFT, RIGHT]
+    assert task.boxes("garbage", (84, 84)) == []
     assert task.render(held_out, "compact") == f"<answer>{targets(LEFT).replace(' ', '')}</answer>"
 
 
@@ -182,6 +251,6 @@ def test_an_unknown_task_is_answered_with_the_nearest():
     from visurf_ray.errors import UserError
     from visurf_ray.tasks import load_task
 
-    config = load_config(["task.name=groundin"]).task
-    with pytest.raises(UserError, match=r"unknown task 'groundin'\. Did you mean 'grounding'\?"):
+    config = load_config(["task.name=non_objec"]).task
+    with pytest.raises(UserError, match=r"unknown task 'non_objec'\. Did you mean 'non_object'\?"):
         load_task(config, seed=0)

@@ -1,15 +1,35 @@
 """Ask Ray what is there before asking for it, and refuse in words what does not fit."""
 
+import platform
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import ray
+from ray._common.utils import get_system_memory
 
 from visurf_ray.errors import UserError
 
 
 class ClusterError(UserError):
     """The cluster cannot hold the run; the message says what was asked for and what there is."""
+
+
+@contextmanager
+def connected(address: str) -> Iterator[None]:
+    """A connection to the Ray cluster, closed at the end. Raises ClusterError when there is none."""
+    try:
+        ray.init(address=address, log_to_driver=False, configure_logging=False)
+    except ConnectionError as error:
+        raise ClusterError(
+            f"no Ray cluster at cluster.address={address}: start one with `bash launch/local.sh`, "
+            "or set cluster.address=local to run in this process"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @dataclass(frozen=True)
@@ -23,40 +43,75 @@ class Demand:
     cpus: float
 
 
-def check_demand(demands: list[Demand]) -> None:
-    """Raise ClusterError unless the cluster's free resources hold all demands, each actor on one node.
+@dataclass(frozen=True)
+class Node:
+    """A machine: what Ray has of it, and how much of that is free, by Ray's names ("CPU", "GPU", "memory" in bytes)."""
 
-    Nodes are filled greedily, the largest actors first; Ray would otherwise wait for ever.
+    name: str
+    total: dict[str, float]
+    free: dict[str, float]
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the cluster that this process is connected to."""
+    free = ray._private.state.available_resources_per_node()
+    return [
+        Node(node["NodeManagerHostname"], node["Resources"], dict(free.get(node["NodeID"], {})))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
+
+
+def this_machine() -> Node:
+    """What a Ray that is started here would have."""
+    import torch
+
+    total = {
+        "CPU": float(ray._private.utils.get_num_cpus()),
+        "GPU": float(torch.cuda.device_count()),
+        "memory": float(get_system_memory()),
+    }
+    return Node(platform.node(), total, total)
+
+
+def check_demand(demands: list[Demand], nodes: list[Node]) -> None:
+    """Raise ClusterError unless the nodes' free resources hold all demands, each actor on one node.
+
+    Nodes are filled greedily, the largest actors first; Ray would otherwise wait for ever. A demand for nothing is not
+    mentioned.
     """
-    free = [dict(resources) for resources in ray._private.state.available_resources_per_node().values()]
+    demands = [demand for demand in demands if demand.count and (demand.gpus or demand.cpus)]
+    free = [dict(node.free) for node in nodes]
     for demand in sorted(demands, key=lambda demand: (-demand.gpus, -demand.cpus)):
         for _ in range(demand.count):
             node = next(
                 (n for n in free if n.get("GPU", 0) >= demand.gpus and n.get("CPU", 0) >= demand.cpus - 1e-9), None
             )
             if node is None:
-                raise ClusterError(_refusal(demands))
+                raise ClusterError(_refusal(demands, nodes))
             node["GPU"] = node.get("GPU", 0) - demand.gpus
             node["CPU"] = node.get("CPU", 0) - demand.cpus
 
 
-def check_one_node(reason: str) -> None:
-    """Raise ClusterError when the cluster has more than one machine that actors may be placed on."""
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    if len(nodes) > 1:
-        names = ", ".join(node["NodeManagerHostname"] for node in nodes)
-        raise ClusterError(f"{reason}, so the cluster must be one machine, but it has {len(nodes)}: {names}")
+def check_one_node(reason: str, nodes: list[Node]) -> None:
+    """Raise ClusterError when there is more than one machine that actors may be placed on."""
+    names = [node.name for node in nodes if node.total.get("CPU")]
+    if len(names) > 1:
+        raise ClusterError(f"{reason}, so the cluster must be one machine, but it has {len(names)}: {', '.join(names)}")
 
 
-def _refusal(demands: list[Demand]) -> str:
+def _refusal(demands: list[Demand], nodes: list[Node]) -> str:
     asked = " and ".join(
         f"{d.count} {d.name} ({d.key}={d.count}) with {d.gpus:g} GPU, {d.cpus:g} CPU each" for d in demands
     )
-    cluster, free = ray.cluster_resources(), ray.available_resources()
-    parts = [f"{cluster.get(kind, 0):g} {kind} ({free.get(kind, 0):g} free)" for kind in ("GPU", "CPU")]
+    parts = [
+        f"{sum(node.total.get(kind, 0) for node in nodes):g} {kind} "
+        f"({sum(node.free.get(kind, 0) for node in nodes):g} free)"
+        for kind in ("GPU", "CPU")
+    ]
     return (
         f"the run does not fit the cluster: it asks for {asked}; the cluster has {' and '.join(parts)} on "
-        f"{len(ray.nodes())} node(s). Lower {' or '.join(d.key for d in demands)}, or free or add resources"
+        f"{len(nodes)} node(s). Lower {' or '.join(d.key for d in demands)}, or free or add resources"
     )
 
 

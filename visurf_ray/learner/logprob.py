@@ -1,10 +1,11 @@
 """Log-probabilities and entropies of tokens from hidden states and the output head, without the logits.
 
-The logits of a chunk of tokens live only while that chunk is computed: memory is O(chunk · V) and not O(T · V), for
-2,048 tokens of Qwen's 151,936 words 0.15 GB and not several GB.
+The logits of all tokens for a chunk of the vocabulary live only while it is computed: memory is O(T · chunk) and not
+O(T · V), and the chunk stays in the cache. The normaliser is built up chunk by chunk, as in online softmax (Milakov and
+Gimelshein, arXiv 1805.02867).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,53 +26,54 @@ class _ChunkedLogprob(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, banned: list[int], temperature: float, chunk: int
     ):
-        logprob, entropy, normaliser = (hidden.new_empty(len(hidden), dtype=_accumulate(hidden)) for _ in range(3))
-        for part in _chunks(len(hidden), chunk):
-            z = _scaled_logits(hidden[part], weight, banned, temperature)
-            normaliser[part] = z.logsumexp(-1)
-            logprob[part] = z.gather(-1, target[part, None])[:, 0] - normaliser[part]
-            z -= normaliser[part, None]
-            entropy[part] = -(z.exp().mul_(z)).sum(-1)
-            del z  # else it lives on beside the next chunk's
+        chosen, peak, mass, moment = (hidden.new_zeros(len(hidden), dtype=_accumulate(hidden)) for _ in range(4))
+        peak -= torch.inf  # largest z so far; mass = Σ exp(z - peak), moment = Σ exp(z - peak) (z - peak)
+        for begin, end, z in _scaled_logits(hidden, weight, banned, temperature, chunk):
+            inside = ((target >= begin) & (target < end)).nonzero()[:, 0]
+            chosen[inside] = z[inside, target[inside] - begin]
+            highest = torch.maximum(peak, z.amax(-1))
+            shift = (peak - highest).clamp_min_(torch.finfo(z.dtype).min)  # -inf at first, where mass and moment are 0
+            p = z.sub_(highest[:, None]).exp()
+            moment = (moment + mass * shift) * shift.exp() + torch.linalg.vecdot(p, z)
+            mass = mass * shift.exp() + p.sum(-1)
+            peak = highest
+        normaliser = peak + mass.log()
+        entropy = mass.log() - moment / mass
         ctx.save_for_backward(hidden, weight, target, normaliser, entropy)
         ctx.banned, ctx.temperature, ctx.chunk = banned, temperature, chunk
-        return logprob, entropy
+        return chosen - normaliser, entropy
 
     @staticmethod
     def backward(ctx: Any, grad_logprob: Tensor, grad_entropy: Tensor):  # type: ignore[override]
         hidden, weight, target, normaliser, entropy = ctx.saved_tensors
-        with_entropy = bool(grad_entropy.any())
-        grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        for part in _chunks(len(hidden), ctx.chunk):
-            z = _scaled_logits(hidden[part], weight, ctx.banned, ctx.temperature).sub_(normaliser[part, None])
-            p = z.exp()
-            if with_entropy:
-                z.add_(entropy[part, None]).mul_(grad_entropy[part, None]).add_(grad_logprob[part, None])
-                grad = p.mul_(z).neg_()
-            else:
-                grad = p.mul_(-grad_logprob[part, None])
-            grad.scatter_add_(-1, target[part, None], grad_logprob[part, None])
+        grad_hidden = torch.zeros_like(hidden, dtype=_accumulate(hidden))
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        constant = -(grad_logprob + grad_entropy * entropy)[:, None]
+        for begin, end, z in _scaled_logits(hidden, weight, ctx.banned, ctx.temperature, ctx.chunk):
+            p = z.sub_(normaliser[:, None]).exp()
+            grad = p.mul_(z.mul_(-grad_entropy[:, None]).add_(constant))
+            inside = ((target >= begin) & (target < end)).nonzero()[:, 0]
+            grad[inside, target[inside] - begin] += grad_logprob[inside]
             grad = grad.div_(ctx.temperature).to(weight.dtype)
-            torch.matmul(grad, weight, out=grad_hidden[part])
+            grad_hidden += grad @ weight[begin:end]
             if grad_weight is not None:
-                grad_weight.addmm_(grad.T, hidden[part])
-            del z, p, grad
-        return grad_hidden, grad_weight, None, None, None, None
+                torch.matmul(grad.T, hidden, out=grad_weight[begin:end])
+        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None
 
 
 def _accumulate(hidden: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
 
 
-def _chunks(total: int, size: int) -> list[slice]:
-    return [slice(begin, min(begin + size, total)) for begin in range(0, total, size)]
-
-
-def _scaled_logits(hidden: Tensor, weight: Tensor, banned: list[int], temperature: float) -> Tensor:
-    z = (hidden @ weight.T).to(_accumulate(hidden))
-    z[:, banned] += BANNED_BIAS
-    return z.div_(temperature)
+def _scaled_logits(
+    hidden: Tensor, weight: Tensor, banned: list[int], temperature: float, chunk: int
+) -> Iterator[tuple[int, int, Tensor]]:
+    """First word, end and logits (T, words) of each chunk of the vocabulary."""
+    for begin in range(0, len(weight), chunk):
+        end = min(begin + chunk, len(weight))
+        z = (hidden @ weight[begin:end].T).to(_accumulate(hidden))
+        z[:, [word - begin for word in banned if begin <= word < end]] += BANNED_BIAS
+        yield begin, end, z if temperature == 1.0 else z.div_(temperature)
 
 
 class LogprobHead(nn.Linear):
@@ -104,11 +106,11 @@ def logprob_and_entropy(
     *,
     banned: Sequence[int] = (),
     temperature: float = 1.0,
-    chunk: int = 128,
+    chunk: int = 256,
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
     """Log-probability of each target, and the entropy (nats) of what it is drawn from; at least float32.
 
-    Both are differentiable in `hidden` and `weight`. banned: token ids that are never sampled. chunk: tokens whose
-    logits are held at once; memory, never the result.
+    Both are differentiable in `hidden` and `weight`. banned: token ids that are never sampled. chunk: words of the
+    vocabulary whose logits are held at once; memory and speed, never the result.
     """
     return _ChunkedLogprob.apply(hidden, weight, target, list(banned), temperature, chunk)

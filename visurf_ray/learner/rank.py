@@ -10,13 +10,16 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from peft.helpers import rescale_adapter_scale
 from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.balance import cost, fill
 from visurf_ray.learner.packing import PackedGroups, Packing, pack, restore_tokens
 from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
+from visurf_ray.weights.source import named_weights
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class RankConfig:
     banned: tuple[int, ...]  # token ids that are never sampled
     zero_stage: int
     offload: bool
-    freeze_vision: bool
+    trained: Trained
     learning_rate: float
     weight_decay: float
     adam_betas: tuple[float, float]
@@ -60,7 +63,8 @@ class Rank:
         }
         torch.manual_seed(seed)
         deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
-        self.reference = self._load_reference() if config.reference else None  # whole, so before ZeRO-3 has its way
+        # Whole, so before ZeRO-3 has its way. Below adapters lies the policy of the start as it is.
+        self.reference = self._load_reference() if config.reference and not config.trained.lora_rank else None
         settings = self._deepspeed_settings()
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
         model = load_model(
@@ -69,7 +73,7 @@ class Rank:
             packing=config.packing,
             gradient_checkpointing=config.gradient_checkpointing,
         )
-        model.model.visual.requires_grad_(not config.freeze_vision)
+        self.adapters = config.trained.apply(model)
         policy = Policy(model, config.temperature, config.banned, config.logprob_chunk)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in policy.parameters() if parameter.requires_grad],
@@ -166,16 +170,30 @@ class Rank:
 
     @torch.no_grad()
     def _logprobs(self, packed: PackedGroups) -> torch.Tensor:
-        return self.engine(packed)[0]
+        """Those of the policy as the sampler has it: without dropout."""
+        self.engine.eval()
+        try:
+            return self.engine(packed)[0]
+        finally:
+            self.engine.train()
+
+    @torch.no_grad()
+    def _reference_logprobs(self, packed: PackedGroups) -> torch.Tensor:
+        """Those of the policy of the start."""
+        if self.reference:
+            return self.reference(packed)[0]
+        # Scaled to nothing and not switched off: ZeRO-3 foresees the layers of a pass, and they stay the same.
+        with rescale_adapter_scale(self.model, 0.0):
+            return self._logprobs(packed)
 
     def _step(self, parts: Sequence[PackedGroups], old: Sequence[torch.Tensor] | None, loss: LossConfig) -> Metrics:
         sums: Metrics = {"loss": 0.0}
         for index, packed in enumerate(parts):
+            sampled = bool((~packed.is_label_T).any())
+            compares = self.config.reference and loss.kl_coef and sampled
+            reference = self._reference_logprobs(packed) if compares else None
             logprobs, entropy = self.engine(packed)
             old_logprobs = old[index] if old else logprobs.detach()
-            sampled = bool((~packed.is_label_T).any())
-            with torch.no_grad():
-                reference = self.reference(packed)[0] if self.reference and loss.kl_coef and sampled else None
             losses = token_losses(
                 logprobs,
                 old_logprobs,
@@ -205,12 +223,13 @@ class Rank:
         return sums
 
     def save(self, folder: Path) -> None:
-        """Write the training state (parameters and optimizer) as a DeepSpeed checkpoint."""
-        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        """Write the training state (trained parameters and optimizer) as a DeepSpeed checkpoint."""
+        self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
         """Read what `save` wrote, with the same number of ranks and ZeRO stage; the configured rates stay."""
-        loaded, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG)
+        # Frozen parameters are not in it, hence not strict.
+        loaded, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
         for group in self.engine.optimizer.param_groups:  # DeepSpeed restores those of the run that wrote it
@@ -219,17 +238,23 @@ class Rank:
             group["weight_decay"] = self.config.weight_decay
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face model, weights in the training dtype; every rank gathers, rank 0 writes."""
+        """Write a Hugging Face model, weights in the training dtype; every rank gathers, rank 0 writes.
+
+        Adapters are merged into it, and also written by themselves, to `adapter/`.
+        """
         parameters = list(self.model.parameters())
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3):
             if self.rank == 0:
-                state = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+                state = {name: weight.value().cpu() for name, weight in named_weights(self.model).items()}
                 self.model.save_pretrained(folder, state_dict=state)
+                if self.adapters:
+                    self.adapters.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
         torch.distributed.barrier()
 
 
 DIFF_MAX = "rollout_logprob_diff_max"
 CHECKPOINT_TAG = "state"
+ADAPTER_FOLDER = "adapter"
 
 
 def _token_sums(packed: PackedGroups, logprobs, old_logprobs, entropy, loss: LossConfig) -> Metrics:

@@ -15,6 +15,7 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -99,17 +100,36 @@ def draw_scene(
     if values is None:
         values = [int(value) for value in rng.choice(10, size=digits, replace=False)]
     cells = rng.choice(GRID * GRID, size=digits, replace=False)
-    canvas = rng.uniform(0.25, 0.35) + _LIGHT
+    canvas = lit_canvas(rng.uniform(0.25, 0.35))
     placed: dict[int, Digit] = {}
     for cell, value in zip(cells, values, strict=True):
         box = _place(rng, int(cell), jitter, sizes, [digit.box for digit in placed.values()])
-        scans = _scans_by_value(split)[value]
-        ink = _enlarge(scans[rng.integers(len(scans))], box[2] - box[0], rng.uniform(-max_rotation, max_rotation))
-        region = canvas[box[1] : box[3], box[0] : box[2]]
-        region += (rng.uniform(0.7, 1.0) - region) * ink[:, :, None]
+        ink = scan_ink(rng, split, value, box[2] - box[0], max_rotation)
+        paint_ink(rng, canvas, box, ink)
         placed[int(cell)] = Digit(value, box)
-    pixels = np.clip(canvas * 255, 0, 255).astype(np.uint8)
-    return Scene(pixels, tuple(placed[cell] for cell in sorted(placed)))
+    return Scene(to_pixels(canvas), tuple(placed[cell] for cell in sorted(placed)))
+
+
+def lit_canvas(shade: ArrayLike) -> np.ndarray:
+    """An empty lit canvas (CANVAS, CANVAS, 3), float32 in about [0, 1], of a grey shade or an RGB colour."""
+    return np.asarray(shade, np.float32) + _LIGHT
+
+
+def scan_ink(rng: np.random.Generator, split: Split, value: int, size: int, max_rotation: float = 0.0) -> np.ndarray:
+    """The ink of a random scan of a digit, (size, size) float32 in [0, 1]."""
+    scans = _scans_by_value(split)[value]
+    return _enlarge(scans[rng.integers(len(scans))], size, rng.uniform(-max_rotation, max_rotation))
+
+
+def paint_ink(rng: np.random.Generator, canvas: np.ndarray, box: Box, ink: np.ndarray) -> None:
+    """Draw ink of the box's size into the canvas, in a random bright shade."""
+    region = canvas[box[1] : box[3], box[0] : box[2]]
+    region += (rng.uniform(0.7, 1.0) - region) * ink[:, :, None]
+
+
+def to_pixels(canvas: np.ndarray) -> np.ndarray:
+    """A canvas as uint8."""
+    return np.clip(canvas * 255, 0, 255).astype(np.uint8)
 
 
 def _place(rng: np.random.Generator, cell: int, jitter: int, sizes: tuple[int, int], taken: list[Box]) -> Box:

@@ -12,6 +12,7 @@ __all__ = ["REWARDS", "Reward", "RewardFunction", "load_reward"]
 REWARDS = {
     "math": "visurf_ray.rewards.math:MathReward",
     "point_in_box": "visurf_ray.rewards.point_in_box:PointInBoxReward",
+    "segmentation_mask": "visurf_ray.rewards.segmentation_mask:SegmentationMaskReward",
     "vision_reasoner": "visurf_ray.rewards.vision_reasoner:VisionReasonerReward",
     "visual_rft_classification": "visurf_ray.rewards.visual_rft_classification:VisualRftClassificationReward",
     "visual_rft_detection": "visurf_ray.rewards.visual_rft_detection:VisualRftDetectionReward",

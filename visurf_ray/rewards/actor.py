@@ -1,6 +1,7 @@
 """The Ray actor that scores responses."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ray
 
@@ -17,7 +18,8 @@ class RewardActor:
     def ready(self) -> None:
         """Returns when the reward is loaded."""
 
-    def score(self, groups: Sequence[tuple[list[str], str]]) -> Iterator[list[dict[str, float]]]:
-        """The parts of the rewards of each group: of its responses, given their ground truth."""
-        for responses, ground_truth in groups:
-            yield [self.reward(response, ground_truth).parts for response in responses]
+    def score(self, groups: Sequence[tuple[list[str], str, Any]]) -> Iterator[list[dict[str, float]]]:
+        """The parts of the rewards of each group: of its responses, given their ground truth and image, if any."""
+        for responses, ground_truth, reference in groups:
+            image = ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference
+            yield [self.reward(response, ground_truth, image).parts for response in responses]

@@ -1,5 +1,6 @@
 """A user's own reward: a Python function of a response and a ground truth, named in the configuration."""
 
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -13,7 +14,7 @@ from typing import Any
 
 from visurf_ray.errors import UserError
 from visurf_ray.names import nearest
-from visurf_ray.rewards.reward import Reward, RewardFunction
+from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image
 
 
 def absolute(name: str) -> str:
@@ -25,8 +26,9 @@ def absolute(name: str) -> str:
 def load_function(name: str) -> RewardFunction:
     """The function that `name` names as `module:function` or `path/to/file.py:function`.
 
+    One whose attribute `needs_image` is true is called with `image=` besides, the PIL image as the model sees it.
     It returns a number, which becomes the part of the function's name, or a dict of named parts; anything else is
-    refused when it is called. Raises UserError for what cannot be found, imported or called with two arguments.
+    refused when it is called. Raises UserError for what cannot be found, imported or called with these arguments.
     """
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
@@ -37,11 +39,18 @@ def load_function(name: str) -> RewardFunction:
         raise UserError(f"reward.function={name}: {place} has no {attribute!r}.{nearest(attribute, vars(module))}")
     if not callable(function):
         raise UserError(f"reward.function={name}: {attribute!r} is no function but a {type(function).__name__}")
+    image = {"image": None} if needs_image(function) else {}
     try:
-        inspect.signature(function).bind("response", "ground truth")
+        inspect.signature(function).bind("response", "ground truth", **image)
     except (TypeError, ValueError) as error:
-        raise UserError(f"reward.function={name} must take (response, ground_truth), but {error}") from error
-    return lambda response, ground_truth: Reward(_parts(name, attribute, function(response, ground_truth)))
+        arguments = ", ".join(["response", "ground_truth", *image])
+        raise UserError(f"reward.function={name} must take ({arguments}), but {error}") from error
+
+    @functools.wraps(function)  # with its attributes
+    def score(*arguments: Any, **image: Any) -> Reward:
+        return Reward(_parts(name, attribute, function(*arguments, **image)))
+
+    return score
 
 
 def _load_file(name: str, path: Path) -> ModuleType:

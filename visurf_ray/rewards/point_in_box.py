@@ -10,25 +10,21 @@ that what a shower of points gains in accuracy is lost here. Where the original 
 - A response without thinking loses thinking_format alone.
 """
 
-import json
 from typing import Any
 
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items
-
-Point = tuple[float, float]
+from visurf_ray.tasks.boxes import answered_points, has_thinking, numbers, parse_items, parse_truth
 
 
 class PointInBoxReward:
-    """The ground truth is `[x1, y1, x2, y2]`, or a list of one item with that as its `bbox_2d`; in pixels."""
+    """The ground truth is `[x1, y1, x2, y2]` in pixels, or a grounding task's (see boxes.py) of one object."""
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is not one box."""
         x1, y1, x2, y2 = _parse_box(ground_truth)
         given = parse_items(response) or []
         items = [item for item in given if isinstance(item, dict)]
-        points = [point for item in items if (point := numbers(item.get("point_2d"), 2))]
-        points = points or [_centre(box) for item in items if (box := numbers(item.get("bbox_2d"), 4))]
+        points = answered_points(items)
         return Reward(
             {
                 "accuracy": float(any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in points)),
@@ -38,10 +34,6 @@ class PointInBoxReward:
         )
 
 
-def _centre(box: tuple[float, ...]) -> Point:
-    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-
-
 def _well_formed(item: dict[str, Any]) -> bool:
     """A box or a point or both, and what there is of them is well-formed."""
     sizes = {key: size for key, size in {"bbox_2d": 4, "point_2d": 2}.items() if key in item}
@@ -49,10 +41,7 @@ def _well_formed(item: dict[str, Any]) -> bool:
 
 
 def _parse_box(ground_truth: str) -> tuple[float, ...]:
-    try:
-        value = json.loads(ground_truth)
-    except ValueError as error:
-        raise ValueError(f"is not JSON ({error}): {ground_truth[:80]!r}") from error
+    value = parse_truth(ground_truth)["objects"]
     if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict):
         value = value[0].get("bbox_2d")
     box = numbers(value, 4)

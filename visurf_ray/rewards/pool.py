@@ -37,6 +37,7 @@ class RewardPool:
 
     def __init__(self, config: RewardConfig, spec: RewardSpec) -> None:
         self.spec = spec
+        self.gpus = config.gpus
         self.timeout = config.timeout
         self.skip = config.on_error == "skip"
         self.actors = [self._start() for _ in range(config.workers)]
@@ -65,7 +66,7 @@ class RewardPool:
         return skipped
 
     def _start(self) -> Any:
-        return RewardActor.remote(self.spec)  # type: ignore[attr-defined]
+        return RewardActor.options(num_gpus=self.gpus).remote(self.spec)  # type: ignore[attr-defined]
 
     def _advance(self, *, block: bool) -> bool:
         """Give waiting groups to idle actors, take a result, and look at the deadlines; whether there was a result."""
@@ -90,9 +91,12 @@ class RewardPool:
         """Have an actor score its share of half of what waits: the other half is for those that are done first."""
         count = 1 if self.one_by_one else -(-len(self.waiting) // (2 * len(self.actors)))
         groups = deque(self.waiting.popleft() for _ in range(count))
-        texts = [([response.text for response in group.responses], group.example.ground_truth) for group in groups]
-        stream = actor.score.remote(texts)
+        stream = actor.score.remote([self._inputs(group) for group in groups])
         self.running[stream] = _Call(actor, groups, self._deadline(groups[0]))
+
+    def _inputs(self, group: Group) -> tuple[list[str], str, Any]:
+        image = group.example.prompt.image if self.spec.needs_image else None
+        return [response.text for response in group.responses], group.example.ground_truth, image
 
     def _deadline(self, group: Group) -> float:
         """Of a group whose turn comes now."""

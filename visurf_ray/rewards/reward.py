@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,5 +16,10 @@ class Reward:
         return sum(self.parts.values())
 
 
-# Of a response and a ground truth, both text.
-RewardFunction = Callable[[str, str], Reward]
+# Of a response and a ground truth, both text. One whose attribute `needs_image` is true takes `image=` as well, the PIL
+# image as the model sees it.
+RewardFunction = Callable[..., Reward]
+
+
+def needs_image(reward: Callable[..., Any]) -> bool:
+    return getattr(reward, "needs_image", False)

@@ -1,15 +1,15 @@
 """What a run scores responses by: a reward by name, a user's own function, or both, each with its weight."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from visurf_ray.config import RewardConfig
+from visurf_ray.config import ConfigError, RewardConfig
 from visurf_ray.errors import UserError
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.function import absolute, load_function
-from visurf_ray.rewards.reward import Reward, RewardFunction
+from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,22 @@ class RewardSpec:
     weight: float = 1.0
     function: str | None = None
     function_weight: float = 1.0
+    needs_image: bool = False  # whether the reward is to be called with `image=`
 
     @staticmethod
     def of(config: RewardConfig) -> "RewardSpec":
+        """What is not there is told now, and not by an actor. Raises UserError like `load`, and ConfigError where there
+        is neither reward nor function: a task may come without a reward, and be evaluated alone.
+        """
+        if config.name is None and config.function is None:
+            raise ConfigError(
+                "reward.name and reward.function are both null: there is nothing to score responses by. "
+                "Choose `reward=…`, or set reward.function=module:function"
+            )
         options: dict[str, Any] = OmegaConf.to_container(config.options, resolve=True)  # type: ignore[assignment]
         function = None if config.function is None else absolute(config.function)
-        return RewardSpec(config.name, options, config.weight, function, config.function_weight)
+        spec = RewardSpec(config.name, options, config.weight, function, config.function_weight)
+        return replace(spec, needs_image=any(needs_image(reward) for reward, _ in spec._terms()))
 
     def load(self) -> RewardFunction:
         """The reward; its parts are those of both, each times its weight.
@@ -34,16 +44,13 @@ class RewardSpec:
         Raises UserError for a name, an option or a function that is not there; the reward raises it where both have a
         part of one name.
         """
-        terms = []
-        if self.name is not None:
-            terms.append((load_reward(self.name, **self.options), self.weight))
-        if self.function is not None:
-            terms.append((load_function(self.function), self.function_weight))
+        terms = self._terms()
 
-        def score(response: str, ground_truth: str) -> Reward:
+        def score(response: str, ground_truth: str, image: Any = None) -> Reward:
             parts: dict[str, float] = {}
             for reward, weight in terms:
-                for part, value in reward(response, ground_truth).parts.items():
+                seen = {"image": image} if needs_image(reward) else {}
+                for part, value in reward(response, ground_truth, **seen).parts.items():
                     if part in parts:
                         raise UserError(
                             f"reward.function={self.function} has a part {part!r}, as reward.name={self.name} has: "
@@ -53,3 +60,11 @@ class RewardSpec:
             return Reward(parts)
 
         return score
+
+    def _terms(self) -> list[tuple[RewardFunction, float]]:
+        terms = []
+        if self.name is not None:
+            terms.append((load_reward(self.name, **self.options), self.weight))
+        if self.function is not None:
+            terms.append((load_function(self.function), self.function_weight))
+        return terms

@@ -46,7 +46,7 @@ class VisionReasonerReward:
         return Reward(
             {
                 "thinking_format": float(has_thinking(response)),
-                "answer_format": 2.0 if empty else _answer_format(items),
+                "answer_format": 2.0 if empty else answer_format(items),
                 "accuracy": 3.0 if empty else self._accuracy(items, truth),
                 "non_repeat": _non_repeat(response),
             }
@@ -85,7 +85,7 @@ def pixel_iou(a: Sequence[float], b: Sequence[float]) -> float:
     return intersection / union if union > 0 else 0.0
 
 
-def _answer_format(items: list[Any] | None) -> float:
+def answer_format(items: list[Any] | None) -> float:
     """Mean over the items of 1 for a box of four numbers and 1 for a point of two."""
     if not items:
         return 0.0

@@ -10,11 +10,9 @@ white space and underscores do not matter. Where the original has bugs, this doe
 - White space around the response does not cost the format.
 """
 
-import re
-
-from visurf_ray.rewards.answers import answer_or_rest
 from visurf_ray.rewards.reward import Reward
 from visurf_ray.tasks.boxes import has_thinking
+from visurf_ray.tasks.visual_rft import answer_or_rest, parse_true_name, plain_name
 
 
 class VisualRftClassificationReward:
@@ -22,12 +20,6 @@ class VisualRftClassificationReward:
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is empty."""
-        given, truth = _plain(answer_or_rest(response)), _plain(answer_or_rest(ground_truth))
-        if not truth:
-            raise ValueError("is empty: it must be the name of a class")
+        given, truth = plain_name(answer_or_rest(response)), parse_true_name(ground_truth)
         right = bool(given) and (given in truth or truth in given)
         return Reward({"accuracy": float(right), "format": float(has_thinking(response))})
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s_]+", "", name).lower()

@@ -16,16 +16,12 @@ does the right thing:
 - White space around the response does not cost the format.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from visurf_ray.rewards.answers import answer_or_rest
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import answer_text, has_thinking, numbers
-
-Box = tuple[float, ...]
-Detection = tuple[Box, float]  # and its confidence
+from visurf_ray.tasks.boxes import has_thinking
+from visurf_ray.tasks.visual_rft import Box, Detection, answered_detections, box_iou, parse_truth
 
 
 @dataclass(frozen=True)
@@ -38,39 +34,13 @@ class VisualRftDetectionReward:
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is no list of boxes and not "No Objects"."""
         truth = parse_truth(ground_truth)
-        given = parse_detections(_answer(response))
+        given = answered_detections(response)
         if self.credit_empty and given == [] and not truth:
             iou = confidence = 1.0
         else:
             hits = match(given or [], truth, self.iou_threshold)
             iou, confidence = iou_reward(hits, len(truth)), confidence_reward(hits)
         return Reward({"iou": iou, "confidence": confidence, "format": float(has_thinking(response))})
-
-
-def parse_detections(text: str) -> list[Detection] | None:
-    """The boxes of an answer, each once, or None when it is no list of boxes with confidences."""
-    items = _parse_list(text)
-    if items is None:
-        return None
-    found: dict[Box, float] = {}
-    for item in items:
-        box = numbers(item.get("Position"), 4) if isinstance(item, dict) else None
-        confidence = numbers([item.get("Confidence")], 1) if isinstance(item, dict) else None
-        if box is None or confidence is None:
-            return None
-        found.setdefault(box, confidence[0])
-    return list(found.items())
-
-
-def parse_truth(ground_truth: str) -> list[Box]:
-    """The ground truth's boxes, with or without `<answer>` tags. Raises ValueError that says what is wrong."""
-    items = _parse_list(answer_or_rest(ground_truth))
-    if items is None:
-        raise ValueError(f"must be a list of boxes or 'No Objects', not {ground_truth[:80]!r}")
-    boxes = [numbers(item.get("Position"), 4) if isinstance(item, dict) else None for item in items]
-    if None in boxes:
-        raise ValueError(f"item {boxes.index(None)} needs Position with 4 numbers: {ground_truth[:80]!r}")
-    return boxes  # type: ignore[return-value]
 
 
 def match(given: Sequence[Detection], truth: Sequence[Box], threshold: float = 0.5) -> list[tuple[float, float]]:
@@ -98,35 +68,3 @@ def confidence_reward(hits: Sequence[tuple[float, float]]) -> float:
     """Mean over the given boxes: c for a hit, 1 - c for a miss; nothing for what is no confidence."""
     earned = [confidence if iou else 1 - confidence for iou, confidence in hits if 0 <= confidence <= 1]
     return sum(earned) / max(len(hits), 1)
-
-
-def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """IoU of two boxes (x1, y1, x2, y2) on a continuous plane; a box whose corners are swapped covers nothing."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
-
-
-def _answer(response: str) -> str:
-    """The answer; of one that was cut, what there is; without tags the whole response, as in the original."""
-    answer = answer_text(response)
-    if answer is None:
-        _, tag, cut = response.rpartition("</think>")[2].rpartition("<answer>")
-        answer = cut if tag else response
-    return answer.strip()
-
-
-def _parse_list(text: str) -> list | None:
-    """A list in JSON or with single quotes, in one pair of brackets or two; None when there is none."""
-    if text.lower() == "no objects":
-        return []
-    if text.startswith("[") and not text.endswith("]"):
-        text = text[: text.rfind("}") + 1] + "]"  # up to the last complete item
-    text = text.replace("'", '"').replace("[[", "[").replace("]]", "]")
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError):  # the latter for "[[[[…"
-        return None
-    return items if isinstance(items, list) else None

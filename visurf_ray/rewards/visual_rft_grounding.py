@@ -11,16 +11,9 @@ thing:
 - White space around the response does not cost the format.
 """
 
-import re
-
-from visurf_ray.rewards.answers import answer_or_rest
 from visurf_ray.rewards.reward import Reward
 from visurf_ray.tasks.boxes import has_thinking
-
-_CORNER = r"\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\)"
-_BOX = re.compile(rf"{_CORNER}\s*,\s*{_CORNER}")
-
-Corners = tuple[int, int, int, int]
+from visurf_ray.tasks.visual_rft import answer_or_rest, parse_box, parse_true_box
 
 
 class VisualRftGroundingReward:
@@ -28,21 +21,10 @@ class VisualRftGroundingReward:
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is not one box."""
-        truth = parse_box(answer_or_rest(ground_truth))
-        if truth is None:
-            raise ValueError(f"must be one box (x1,y1),(x2,y2) of integers, not {ground_truth[:80]!r}")
+        truth = parse_true_box(ground_truth)
         given = parse_box(answer_or_rest(response))
         score = 0.0 if given is None else giou(given, truth) + 1
         return Reward({"giou": score, "format": float(has_thinking(response))})
-
-
-def parse_box(text: str) -> Corners | None:
-    """The one box (x1, y1, x2, y2) in a text, or None when there is none, are several, or its corners are swapped."""
-    boxes = _BOX.findall(text)
-    if len(boxes) != 1 or len(re.findall(_CORNER, text)) != 2:
-        return None
-    x1, y1, x2, y2 = (int(number) for number in boxes[0])
-    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 def giou(a: tuple[float, ...], b: tuple[float, ...]) -> float:

@@ -86,7 +86,8 @@ class RolloutActor:
             **memory,
         )
         self.engine = AsyncLLM.from_engine_args(arguments)
-        self.banned = dict.fromkeys(banned_token_ids(self.engine.get_tokenizer()), BANNED_BIAS)
+        self.tokenizer = self.engine.get_tokenizer()
+        self.banned = dict.fromkeys(banned_token_ids(self.tokenizer), BANNED_BIAS)
         self.running: set[asyncio.Task[Sampled]] = set()
 
     async def sample(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
@@ -120,6 +121,8 @@ class RolloutActor:
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
             logprobs=0,  # the sampled token's alone
+            flat_logprobs=True,  # in lists, not in an object for each token
+            detokenize=False,  # token by token it costs more than all at once, below
             logit_bias=self.banned,
             output_kind=RequestOutputKind.FINAL_ONLY,  # all n at the end; else an output holds only what is new
         )
@@ -133,10 +136,11 @@ class RolloutActor:
                 f"example {example.id!r}: vLLM expanded the prompt to {len(final.prompt_token_ids)} tokens, "
                 f"the processor to {len(example.prompt.expanded_ids)}"
             )
-        token_ids = [completion.token_ids for completion in final.outputs]
-        logprobs = [_sampled_logprobs(completion) for completion in final.outputs]
+        token_ids = [output.token_ids for output in final.outputs]
+        logprobs = [output.logprobs.logprobs for output in final.outputs]  # type: ignore[union-attr]
         tokens = np.concatenate(token_ids, dtype=np.int32), np.concatenate(logprobs, dtype=np.float32)
-        responses = [Response(Source.ROLLOUT, c.text, length=len(c.token_ids)) for c in final.outputs]
+        texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
+        responses = [Response(Source.ROLLOUT, t, length=len(ids)) for t, ids in zip(texts, token_ids, strict=True)]
         return Sampled(number, responses, ray.put(tokens))
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
@@ -180,8 +184,3 @@ def own_ranks(request: Any, first_process: int) -> Any:
     return replace(
         request, init_info=request.init_info | {"rank_offset": request.init_info["rank_offset"] + first_process}
     )
-
-
-def _sampled_logprobs(completion: Any) -> list[float]:
-    """The log-probability of each sampled token (length T)."""
-    return [entry[token].logprob for token, entry in zip(completion.token_ids, completion.logprobs, strict=True)]

@@ -41,7 +41,7 @@ class RolloutPool:
         """One greedy answer to each example."""
         generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
         answers = {index: responses[0].text for finished in generated for index, responses, _ in finished}
-        return [Prediction(example, answers[index]) for index, example in enumerate(examples)]
+        return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
 
     def shut_down(self) -> None:
         """End the engines and their child processes; one that has died already is passed by."""

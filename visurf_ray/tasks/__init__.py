@@ -2,14 +2,31 @@
 
 from visurf_ray import names
 from visurf_ray.config import TaskConfig
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.tasks.task import Task
 
 TASKS = {
+    "non_object": "visurf_ray.tasks.box_task:BoxTask",
+    "gui_grounding": "visurf_ray.tasks.gui_grounding:GuiGroundingTask",
+    "anomaly": "visurf_ray.tasks.anomaly:AnomalyTask",
+    "lesion": "visurf_ray.tasks.lesion:LesionTask",
+    "math": "visurf_ray.tasks.math:MathTask",
+    "vqa": "visurf_ray.tasks.vqa:VqaTask",
+    "reasoning_segmentation": "visurf_ray.tasks.reasoning_segmentation:ReasoningSegmentationTask",
+    "detection": "visurf_ray.tasks.detection:DetectionTask",
+    "classification": "visurf_ray.tasks.classification:ClassificationTask",
     "grounding": "visurf_ray.tasks.grounding:GroundingTask",
     "miniature": "visurf_ray.miniature.task:MiniatureTask",
+    "miniature_anomaly": "visurf_ray.miniature.anomaly:MiniatureAnomaly",
+    "miniature_classification": "visurf_ray.miniature.classification:MiniatureClassification",
+    "miniature_detection": "visurf_ray.miniature.detection:MiniatureDetection",
+    "miniature_grounding": "visurf_ray.miniature.grounding:MiniatureGrounding",
+    "miniature_gui": "visurf_ray.miniature.gui:MiniatureGui",
+    "miniature_lesion": "visurf_ray.miniature.lesion:MiniatureLesion",
+    "miniature_math": "visurf_ray.miniature.math:MiniatureMath",
+    "miniature_vqa": "visurf_ray.miniature.vqa:MiniatureVqa",
 }
 
 
-def load_task(config: TaskConfig, seed: int) -> GroundingTask:
+def load_task(config: TaskConfig, seed: int) -> Task:
     """The task that `config.name` names. Raises UserError for an unknown name, with the nearest known one."""
     return names.load("task", config.name, TASKS)(config, seed)

@@ -4,9 +4,7 @@ import ray
 
 from visurf_ray.config import ModelConfig, TaskConfig
 from visurf_ray.groups import Example
-from visurf_ray.models import load_processor
-from visurf_ray.tasks import load_task
-from visurf_ray.tasks.loader import ExampleLoader
+from visurf_ray.tasks.loader import open_loader
 
 
 @ray.remote(num_cpus=0)
@@ -15,16 +13,7 @@ class DataActor:
 
     def open(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool) -> None:
         """Read and check everything. Not the constructor: what that raises reaches nobody but as a dead actor."""
-        self.loader = ExampleLoader(
-            load_task(task, seed),
-            load_processor(model),
-            seed=seed,
-            max_prompt_tokens=max_prompt_tokens,
-            put=ray.put,
-        )
-        if train:
-            self.loader.load_train()
-        self.loader.check()
+        self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
 
     def train_batch(self, step: int, size: int) -> list[Example]:
         return self.loader.train_batch(step, size)

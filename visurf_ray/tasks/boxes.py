@@ -1,7 +1,8 @@
 """Answers that are lists of boxes and points: prompt, rendering and parsing.
 
 The paper's form: reasoning in `<think>`, then `<answer>` with a JSON list of `{"bbox_2d": [x1, y1, x2, y2],
-"point_2d": [x, y]}`; the empty list says that nothing in the image is meant.
+"point_2d": [x, y]}`; the empty list says that nothing in the image is meant. A ground truth is such a list or, where
+the data have masks, `{"objects": [the list], "mask": RLE, "ignore": RLE}`; see rle.py.
 """
 
 import json
@@ -34,8 +35,17 @@ class Target:
 
 
 def dump_targets(targets: Sequence[Target], style: str = "spaced") -> str:
-    items = [{"bbox_2d": list(target.bbox_2d), "point_2d": list(target.point_2d)} for target in targets]
-    return json.dumps(items, separators=STYLES[style])
+    return json.dumps(_items(targets), separators=STYLES[style])
+
+
+def dump_truth(targets: Sequence[Target], **masks: Any) -> str:
+    """The ground truth of these objects; `masks` are `mask` and `ignore`, COCO RLEs, or None."""
+    given = {name: rle for name, rle in masks.items() if rle is not None}
+    return json.dumps({"objects": _items(targets)} | given) if given else dump_targets(targets)
+
+
+def _items(targets: Sequence[Target]) -> list[dict[str, Any]]:
+    return [{"bbox_2d": list(target.bbox_2d), "point_2d": list(target.point_2d)} for target in targets]
 
 
 def render(targets: Sequence[Target], style: str = "spaced", thinking: str | None = None) -> str:
@@ -76,12 +86,29 @@ def numbers(value: Any, count: int) -> tuple[float, ...] | None:
     return tuple(value)
 
 
-def parse_targets(ground_truth: str) -> list[Target]:
-    """The ground truth's objects. Raises ValueError that says what is wrong with the text."""
+def answered_points(items: Sequence[Any]) -> list[tuple[float, ...]]:
+    """The points of the answer's items; where no item has one, the centres of the boxes. Malformed ones are left out.
+
+    An item that lacks its point does not cost the points of the others.
+    """
+    given = [item for item in items if isinstance(item, dict)]
+    points = [point for item in given if (point := numbers(item.get("point_2d"), 2))]
+    boxes = [box for item in given if (box := numbers(item.get("bbox_2d"), 4))]
+    return points or [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
+
+
+def parse_truth(ground_truth: str) -> dict[str, Any]:
+    """The ground truth's `objects`, unchecked, with the `mask` and what else it has. Raises ValueError for no JSON."""
     try:
-        items = json.loads(ground_truth)
+        value = json.loads(ground_truth)
     except ValueError as error:
         raise ValueError(f"is not JSON ({error}): {ground_truth[:80]!r}") from error
+    return value if isinstance(value, dict) and "objects" in value else {"objects": value}
+
+
+def parse_targets(ground_truth: str) -> list[Target]:
+    """The ground truth's objects. Raises ValueError that says what is wrong with the text."""
+    items = parse_truth(ground_truth)["objects"]
     if not isinstance(items, list):
         raise ValueError(f"must be a JSON list of objects with bbox_2d and point_2d, not {ground_truth[:80]!r}")
     targets = []

@@ -1,77 +1,73 @@
-"""Grounding: find what a text refers to, as a list of boxes and points; the empty list when nothing is meant."""
+"""Reasoning grounding as in Visual-RFT (arXiv 2503.01785), on LISA's images: one box for an instruction."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import ClassVar
 
-from omegaconf import OmegaConf
+import numpy as np
 
-from visurf_ray.config import TaskConfig
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.boxes import PROMPT, STYLES, Target, check_targets, dump_targets, parse_targets, render
-from visurf_ray.tasks.metrics import answered_boxes, score_boxes
-from visurf_ray.tasks.rows import DataError, Row, read_rows
+from visurf_ray.tasks.boxes import STYLES, answer_text, has_thinking
+from visurf_ray.tasks.rows import DataError, Row
+from visurf_ray.tasks.task import Box, Task
+from visurf_ray.tasks.visual_rft import (
+    answer_or_rest,
+    box_iou,
+    check_inside,
+    in_pixels,
+    parse_box,
+    parse_true_box,
+    respond,
+)
 
 
-class GroundingTask:
-    """Data in the columns problem, solution and image; boxes in pixels of the stored image."""
+class GroundingTask(Task):
+    """The solution is `<answer>(x1,y1),(x2,y2)</answer>`: integers, in thousandths of the image's sides.
 
-    styles = tuple(STYLES)
+    The tags may be missing.
+    """
 
-    def __init__(self, config: TaskConfig, seed: int) -> None:
-        self.config = config
-        self.seed = seed
-
-    def train_rows(self) -> list[Row]:
-        """Raises DataError for data that cannot be read."""
-        return self._read("train")
-
-    def held_out_rows(self) -> list[Row]:
-        """Raises DataError for data that cannot be read."""
-        return self._read("held_out")
-
-    def _read(self, key: str) -> list[Row]:
-        if OmegaConf.is_missing(self.config, key):
-            raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
-        return read_rows(getattr(self.config, key), self.config.image_root)
-
-    def question(self, row: Row) -> str:
-        return PROMPT.format(query=row.problem)
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": (
+            "{query}\nReason first, between <think> and </think>: work out which one object is meant. Then answer "
+            "between <answer> and </answer> with the upper left and the lower right corner of its box, such as "
+            "(112, 40), (396, 980), in whole thousandths of the image's width and height, from 0 to 1000."
+        ),
+        "plain": "{query}",
+    }
 
     def check(self, row: Row) -> None:
-        """Raise DataError that names the row when its image or ground truth is unusable."""
-        width, height = row.open_image().size
         try:
-            check_targets(parse_targets(row.solution), width, height)
+            check_inside(parse_true_box(row.solution))
         except ValueError as error:
             raise DataError(f"{row.where}: the solution {error}") from error
 
-    def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
-        """The row's solution in pixels of the resized image that the model sees."""
-        return dump_targets([_scale(target, scale_x, scale_y) for target in parse_targets(row.solution)])
-
     def render(self, example: Example, style: str) -> str:
-        """The ground truth as a response in a named style, with the reasoning that the data carry, if any."""
-        return render(parse_targets(example.ground_truth), style, example.thinking)
+        x1, y1, x2, y2 = parse_true_box(example.ground_truth)
+        separator, _ = STYLES[style]
+        return respond(f"({x1}{separator}{y1}){separator}({x2}{separator}{y2})", example.thinking)
 
-    def boxes(self, text: str) -> list[tuple[float, ...]]:
-        """The boxes that a response gives, to be drawn."""
-        return answered_boxes(text) or []
+    def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
+        box = parse_box(answer_or_rest(text))
+        return [] if box is None else [in_pixels(box, size)]
 
-    def true_boxes(self, example: Example) -> list[tuple[float, ...]]:
-        return [target.bbox_2d for target in parse_targets(example.ground_truth)]
+    def true_boxes(self, example: Example) -> list[Box]:
+        return [in_pixels(parse_true_box(example.ground_truth), example.size)]
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        return score_boxes([(prediction.response, prediction.example.ground_truth) for prediction in predictions])
+        return score_single_boxes(predictions)
 
 
-def _scale(target: Target, x: float, y: float) -> Target:
-    """Rounded half up, as VisionReasoner's data preparation does."""
-    if x == y == 1.0:
-        return target
-    x1, y1, x2, y2 = target.bbox_2d
-    px, py = target.point_2d
-    return replace(
-        target,
-        bbox_2d=(int(x1 * x + 0.5), int(y1 * y + 0.5), int(x2 * x + 0.5), int(y2 * y + 0.5)),
-        point_2d=(int(px * x + 0.5), int(py * y + 0.5)),
-    )
+def score_single_boxes(predictions: Sequence[Prediction]) -> Metrics:
+    """iou: mean IoU; an answer that is not one box has 0. acc50: share of the answers with an IoU above 0.5.
+
+    An answer needs no tags, as in the reward visual_rft_grounding. format_rate: one box in `<answer>` tags.
+    thinking_rate: responses with reasoning before the answer. Without predictions there are no metrics.
+    """
+    rows = []
+    for prediction in predictions:
+        true, given = parse_true_box(prediction.ground_truth), parse_box(answer_or_rest(prediction.response))
+        iou = 0.0 if given is None else box_iou(given, true)
+        formatted = given is not None and answer_text(prediction.response) is not None
+        rows.append((iou, iou > 0.5, formatted, has_thinking(prediction.response)))
+    names = ("iou", "acc50", "format_rate", "thinking_rate")
+    return {name: float(np.mean(values)) for name, values in zip(names, zip(*rows, strict=True), strict=False)}

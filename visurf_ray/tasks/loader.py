@@ -7,11 +7,26 @@ from typing import Any
 import numpy as np
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from visurf_ray.config import ModelConfig, TaskConfig
 from visurf_ray.groups import Example, Prompt
-from visurf_ray.tasks.grounding import GroundingTask
+from visurf_ray.models import load_processor
+from visurf_ray.tasks import load_task
 from visurf_ray.tasks.rows import DataError, Row
+from visurf_ray.tasks.task import Task
 
 _IMAGE_TOKEN = "<|image_pad|>"
+
+
+def open_loader(
+    task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool, put: Callable[[Any], Any]
+) -> "ExampleLoader":
+    """A loader whose every row has been read and checked, the training split's if `train`. Raises DataError."""
+    processor = load_processor(model)
+    loader = ExampleLoader(load_task(task, seed), processor, seed=seed, max_prompt_tokens=max_prompt_tokens, put=put)
+    if train:
+        loader.load_train()
+    loader.check()
+    return loader
 
 
 class ExampleLoader:
@@ -22,7 +37,7 @@ class ExampleLoader:
     """
 
     def __init__(
-        self, task: GroundingTask, processor: Any, *, seed: int, max_prompt_tokens: int, put: Callable[[Any], Any]
+        self, task: Task, processor: Any, *, seed: int, max_prompt_tokens: int, put: Callable[[Any], Any]
     ) -> None:
         self.task = task
         self.processor = processor
@@ -38,17 +53,20 @@ class ExampleLoader:
         return len(self.rows["train"])
 
     def check(self) -> None:
-        """Check every row that was read, its image decoded. Raises DataError that names the first bad one."""
+        """Check every row that was read, its image decoded. Raises DataError that names the first bad one.
+
+        `longest` then has the tokens of each split's longest prompt.
+        """
         for key, rows in self.rows.items():
             if not rows:
                 raise DataError(f"task.{key} has no examples")
         with ThreadPoolExecutor() as threads:  # decoding leaves Python's lock
-            for _ in threads.map(self._check, [row for rows in self.rows.values() for row in rows]):
-                pass
+            self.longest = {key: max(threads.map(self._check, rows)) for key, rows in self.rows.items()}
 
-    def _check(self, row: Row) -> None:
+    def _check(self, row: Row) -> int:
+        """The prompt's length in tokens, visual ones included."""
+        row = row.decoded()
         self.task.check(row)
-        row.load_image()
         width, height = self._size(row)
         token_ids = self._token_ids(row)
         if token_ids.count(self.image_token_id) != 1:
@@ -59,6 +77,7 @@ class ExampleLoader:
                 f"{row.where}: the prompt has {length} tokens, but rollout.max_model_len less one is "
                 f"{self.max_prompt_tokens}: shorten the question, or lower model.max_pixels, or raise max_model_len"
             )
+        return length
 
     def train_batch(self, step: int, size: int) -> list[Example]:
         """The step's mini-batch (steps count from 0): epochs are shuffled by seed, and a batch may span two."""
@@ -70,18 +89,19 @@ class ExampleLoader:
         ]
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
-        return [self.example(row) for row in self.rows["held_out"][:limit]]
+        stored = self.task.config.segmenter is not None
+        return [self.example(row, stored=stored) for row in self.rows["held_out"][:limit]]
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows["train"]))
 
-    def example(self, row: Row) -> Example:
-        """Raises DataError when the image is damaged."""
-        image = row.load_image()
+    def example(self, row: Row, *, stored: bool = False) -> Example:
+        """stored: with the image at its stored size as well. Raises DataError when the image is damaged."""
+        row = row.decoded()
+        original = row.image
         width, height = self._size(row)
-        scale = (width / image.width, height / image.height)
-        if image.size != (width, height):
-            image = image.resize((width, height))
+        scale = (width / original.width, height / original.height)
+        image = original if original.size == (width, height) else original.resize((width, height))
         token_ids = self._token_ids(row)
         position = token_ids.index(self.image_token_id)
         visual = [self.image_token_id] * self._visual_tokens(width, height)
@@ -96,7 +116,9 @@ class ExampleLoader:
                 image=self.put(image),
                 features=self.put({name: features[name] for name in ("pixel_values", "image_grid_thw")}),
             ),
+            size=(width, height),
             thinking=row.thinking,
+            stored=self.put(original) if stored else None,
         )
 
     def _token_ids(self, row: Row) -> list[int]:

@@ -1,4 +1,4 @@
-"""Metrics of answers that are lists of boxes, as VisionReasoner's evaluation defines them, over boxes."""
+"""Metrics of answers that are lists of boxes, as VisionReasoner's evaluation defines them."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,9 @@ from scipy.optimize import linear_sum_assignment
 from shapely import union_all
 from shapely.geometry import box as polygon
 
-from visurf_ray.groups import Metrics
-from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items, parse_targets
+from visurf_ray.groups import Metrics, Prediction
+from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items, parse_targets, parse_truth
+from visurf_ray.tasks.rle import overlap
 
 Box = tuple[float, ...]
 
@@ -20,9 +21,19 @@ def iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 def union_iou(given: Sequence[Box], true: Sequence[Box]) -> float:
     """Intersection over union of the areas that two sets of boxes cover; 0 where nothing is covered."""
+    intersection, union = covered(given, true)
+    return intersection / union if union > 0 else 0.0
+
+
+def covered(given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:
+    """Intersection and union of the areas that two sets of boxes cover."""
     first, second = (union_all([polygon(*b) for b in boxes]) for boxes in (given, true))
-    union = first.union(second).area
-    return float(first.intersection(second).area / union) if union > 0 else 0.0
+    return float(first.intersection(second).area), float(first.union(second).area)
+
+
+def union_area(boxes: Sequence[Box]) -> float:
+    """The area that boxes cover, in square pixels."""
+    return float(union_all([polygon(*b) for b in boxes]).area)
 
 
 def answered_boxes(response: str) -> list[Box] | None:
@@ -45,24 +56,30 @@ def well_formed(response: str) -> bool:
     )
 
 
-def score_boxes(answers: Sequence[tuple[str, str]]) -> Metrics:
-    """Metrics of (response, ground truth) pairs.
+def score_boxes(predictions: Sequence[Prediction]) -> Metrics:
+    """Metrics of answers that are lists of boxes.
 
-    giou: mean over examples of the IoU of the covered areas; 1 where nothing is meant and `[]` is answered, 0 where
-    only one of the two is empty (gRefCOCO's gIoU; not box-GIoU). bbox_acc: over examples that mean something, pairs
-    matched at IoU > 0.5 over answered or true boxes, whichever are more. n_acc: share of examples that mean nothing
-    and are answered `[]`; an answer that cannot be parsed is not `[]`. format_rate: well-formed answers. thinking_rate:
-    responses with reasoning before the answer. empty_rate: `[]` for examples that do mean something. A metric without
-    examples is left out.
+    An answer and its truth are areas: the masks, in pixels of the stored image, where both have one; else what their
+    boxes cover, in pixels of the image that the model sees. I and U are an example's intersection and union.
+
+    giou: mean over examples of I/U; 1 where nothing is meant and `[]` is answered, and 0 where U = 0 otherwise
+    (gRefCOCO's gIoU, arXiv 2306.00968; not box-GIoU). ciou: sum of I over sum of U. bbox_acc: over examples that mean
+    something, pairs matched at IoU > 0.5 over answered or true boxes, whichever are more. n_acc: share of examples that
+    mean nothing and are answered `[]`; an answer that cannot be parsed is not `[]` (in the original it is, and earns
+    both n_acc and giou). format_rate: well-formed answers. thinking_rate: responses with reasoning before the answer.
+    empty_rate: `[]` for examples that do mean something. A metric without examples is left out.
     """
     values: dict[str, list[float]] = {}
-    for response, ground_truth in answers:
-        true = [target.bbox_2d for target in parse_targets(ground_truth)]
-        given = answered_boxes(response)
+    intersections, unions = 0.0, 0.0
+    for prediction in predictions:
+        response = prediction.response
+        true = [target.bbox_2d for target in parse_targets(prediction.ground_truth)]
+        given = answered_boxes(response) or []
         empty = parse_items(response) == []
+        intersection, union = _areas(prediction, given, true)
+        score = intersection / union if union else 0.0
         if true:
-            score = union_iou(given, true) if given else 0.0
-            values.setdefault("bbox_acc", []).append(_matched_share(given or [], true))
+            values.setdefault("bbox_acc", []).append(_matched_share(given, true))
             values.setdefault("empty_rate", []).append(empty)
         else:
             score = float(empty)
@@ -70,7 +87,17 @@ def score_boxes(answers: Sequence[tuple[str, str]]) -> Metrics:
         values.setdefault("giou", []).append(score)
         values.setdefault("format_rate", []).append(well_formed(response))
         values.setdefault("thinking_rate", []).append(has_thinking(response))
-    return {name: float(np.mean(scores)) for name, scores in values.items()}
+        intersections, unions = intersections + intersection, unions + union
+    scores = {name: float(np.mean(each)) for name, each in values.items()}
+    return scores | {"ciou": intersections / unions} if unions else scores
+
+
+def _areas(prediction: Prediction, given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:
+    """Intersection and union of an answer and its truth: of masks, or of the areas that boxes cover."""
+    truth = parse_truth(prediction.ground_truth)
+    if prediction.mask and "mask" in truth:
+        return overlap(prediction.mask, truth["mask"], truth.get("ignore"))
+    return covered(given, true)
 
 
 def _matched_share(given: Sequence[Box], true: Sequence[Box]) -> float:

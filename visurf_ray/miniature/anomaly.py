@@ -1,0 +1,42 @@
+"""Blemished digits to spot: in some scenes one digit has a blot or a scratch."""
+
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from visurf_ray.miniature.drawn import Drawing, DrawnTask
+from visurf_ray.miniature.scenes import Box, Split, draw_scene
+from visurf_ray.tasks.anomaly import AnomalyTask
+from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
+
+_QUESTION = "the blemished digit"
+_GREEN, _BLACK = (30, 230, 30), (0, 0, 0)  # of blots and of scratches; neither the light nor the ink is so
+
+
+class MiniatureAnomaly(DrawnTask, AnomalyTask):
+    """The box of the blemished digit; `[]` where no digit has a blemish."""
+
+    prompts: ClassVar[dict[str, str]] = {"detailed": PROMPT, "plain": "{query}"}
+
+    def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:
+        scene = draw_scene(rng, split, digits=int(rng.integers(1, 5)))
+        image = scene.image
+        if absent:
+            return Drawing(image, _QUESTION, dump_targets([]))
+        box = scene.digits[rng.integers(len(scene.digits))].box
+        (_blot if rng.random() < 0.5 else _scratch)(rng, image, box)
+        return Drawing(image, _QUESTION, dump_targets([Target.around(box)]))
+
+
+def _blot(rng: np.random.Generator, image: Image.Image, box: Box) -> None:
+    """A filled ellipse inside the box, 7 to 11 pixels wide and high."""
+    width, height = (int(side) for side in rng.integers(7, 12, size=2))
+    x, y = (int(rng.integers(low, high)) for low, high in ((box[0], box[2] - width), (box[1], box[3] - height)))
+    ImageDraw.Draw(image).ellipse((x, y, x + width - 1, y + height - 1), fill=_GREEN)
+
+
+def _scratch(rng: np.random.Generator, image: Image.Image, box: Box) -> None:
+    """A line from the box's left edge to its right one, 3 pixels wide."""
+    y1, y2 = (int(y) for y in rng.integers(box[1] + 4, box[3] - 4, size=2))
+    ImageDraw.Draw(image).line((box[0] + 2, y1, box[2] - 3, y2), fill=_BLACK, width=3)

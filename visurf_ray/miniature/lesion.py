@@ -1,0 +1,50 @@
+"""A lesion to find: one dark blob with an irregular border, on ground of the colour of skin."""
+
+from typing import ClassVar
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from visurf_ray.miniature.drawn import Drawing, DrawnTask
+from visurf_ray.miniature.scenes import CANVAS, Split, lit_canvas, to_pixels
+from visurf_ray.tasks.boxes import PROMPT, dump_truth
+from visurf_ray.tasks.lesion import LesionTask
+from visurf_ray.tasks.masks import bounding_box
+from visurf_ray.tasks.rle import encode, objects_in
+
+_SKIN = (0.70, 0.55, 0.45)
+_LESION = (0.30, 0.18, 0.14)
+_WAVES = 4  # of the border, once to four times around
+
+
+class MiniatureLesion(DrawnTask, LesionTask):
+    """The blob's box. No digits here: a blob is drawn from the seed alone, in each split from another one."""
+
+    prompts: ClassVar[dict[str, str]] = {"detailed": PROMPT, "plain": "{query}"}
+
+    def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:
+        image, mask = draw_lesion(rng)
+        return Drawing(image, "the lesion", dump_truth(objects_in(mask, bounding_box(mask)), mask=encode(mask)))
+
+
+def draw_lesion(rng: np.random.Generator) -> tuple[Image.Image, np.ndarray]:
+    """The picture, and the lesion's mask, (CANVAS, CANVAS) bool."""
+    mask = _blob(rng)
+    skin = lit_canvas(np.array(_SKIN) * rng.uniform(0.85, 1.15))
+    lesion = np.array(_LESION) * rng.uniform(0.7, 1.3)
+    cover = gaussian_filter(mask.astype(float), 0.7)[:, :, None]
+    grain = rng.normal(0, 0.02, (CANVAS, CANVAS, 1))
+    return Image.fromarray(to_pixels(skin * (1 - cover) + lesion * cover + grain)), mask
+
+
+def _blob(rng: np.random.Generator) -> np.ndarray:
+    """A region around a centre, whose distance to the border is a sum of waves; all of it on the canvas."""
+    radius = rng.uniform(9, 18)
+    x, y = rng.uniform(1.5 * radius, CANVAS - 1.5 * radius, size=2)
+    waves = np.arange(1, _WAVES + 1)
+    heights, phases = rng.uniform(0, 0.2, _WAVES) / np.sqrt(waves), rng.uniform(0, 2 * np.pi, _WAVES)
+    rows, columns = np.mgrid[:CANVAS, :CANVAS] + 0.5
+    angle = np.arctan2(rows - y, columns - x)[:, :, None]
+    border = radius * (1 + (heights * np.sin(waves * angle + phases)).sum(axis=-1))
+    return np.hypot(rows - y, columns - x) < border

@@ -1,0 +1,69 @@
+"""Reward for masks: what SAM2 makes of the answer's boxes and points, against the true mask.
+
+Three parts of 1 each. mask_iou: intersection over union of the two masks, pixels of the truth's `ignore` not counted; 0
+where the union is empty. answer_format: mean over the items of one half for a box of four numbers and one half for a
+point of two. thinking_format: reasoning, then the answer. Where nothing is meant, `[]` earns full mask_iou and
+answer_format (`credit_empty`), and everything else no mask_iou.
+"""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from visurf_ray.rewards.reward import Reward
+from visurf_ray.rewards.vision_reasoner import answer_format
+from visurf_ray.tasks.boxes import has_thinking, parse_items, parse_targets, parse_truth
+from visurf_ray.tasks.rle import encode, overlap, parse_masks
+from visurf_ray.tasks.segmenter import Segmenter, check_segmenter, prompts_of
+
+
+class SegmentationMaskReward:
+    """model: SAM2's hub id or folder, loaded when the first response is scored.
+
+    The ground truth is `{"objects": [boxes and points], "mask": RLE, "ignore": RLE}` (see boxes.py), or `[]` where
+    nothing is meant. Raises UserError for a folder that holds no model.
+    """
+
+    needs_image = True
+
+    def __init__(self, model: str = "facebook/sam2-hiera-large", credit_empty: bool = True) -> None:
+        check_segmenter(model, "reward.options.model")
+        self.model = model
+        self.credit_empty = credit_empty
+
+    @cached_property
+    def segmenter(self) -> Segmenter:
+        return Segmenter(self.model, "reward.options.model")
+
+    def __call__(self, response: str, ground_truth: str, image: Image.Image | None = None) -> Reward:
+        """Score one response, whose coordinates are pixels of `image`.
+
+        Without an image that of the path is taken which the ground truth has as `image`. Raises ValueError when there
+        is none, or when the ground truth means something but has no mask.
+        """
+        items = parse_items(response)
+        truth = parse_truth(ground_truth)
+        if not parse_targets(ground_truth):
+            right = float(self.credit_empty and items == [])
+            parts = {"mask_iou": right, "answer_format": right or answer_format(items) / 2}
+        else:
+            parts = {
+                "mask_iou": self._iou(response, parse_masks(ground_truth), image, truth.get("image")),
+                "answer_format": answer_format(items) / 2,
+            }
+        return Reward(parts | {"thinking_format": float(has_thinking(response))})
+
+    def _iou(self, response: str, masks: dict[str, Any], image: Image.Image | None, path: str | None) -> float:
+        if "mask" not in masks:
+            raise ValueError("has objects but no mask: reward=segmentation_mask needs data with masks")
+        if image is None and path is None:
+            raise ValueError("needs an image: pass image=, or name one in the ground truth, {'image': path, …}")
+        prompts = prompts_of(response)
+        if not prompts:
+            return 0.0
+        seen = image or Image.open(Path(path or "").expanduser()).convert("RGB")
+        given = encode(self.segmenter.segment(seen, prompts, masks["mask"]["size"]))
+        intersection, union = overlap(given, masks["mask"], masks.get("ignore"))
+        return intersection / union if union else 0.0

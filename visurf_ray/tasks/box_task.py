@@ -1,0 +1,90 @@
+"""Tasks that are answered with a list of boxes and points; the empty list when nothing is meant."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.tasks.boxes import Target, check_targets, dump_truth, parse_targets, render
+from visurf_ray.tasks.mask_rows import mask_rows
+from visurf_ray.tasks.metrics import answered_boxes, score_boxes
+from visurf_ray.tasks.rle import Rle, parse_masks
+from visurf_ray.tasks.rows import DataError, Row, load_table, rows_of
+from visurf_ray.tasks.task import Box, Task
+
+# How the answer is to be written, for prompts that are formatted: braces are doubled.
+AS_LIST = (
+    "Then answer between <answer> and </answer> with a JSON list of each object's box and a point on it, in pixels, "
+    'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
+    '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}].'
+)
+
+
+class BoxTask(Task):
+    """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, pixels of the stored image.
+
+    Where there are masks it is `{"objects": [the list], "mask": RLE, "ignore": RLE}`, the masks of the stored image's
+    size; `ignore`, which may be missing, is of no account. Masks are not scaled with the objects.
+    """
+
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": (
+            'Locate every object that "{query}" refers to. Reason first, between <think> and </think>: look for '
+            f"candidates, tell them apart, keep those that fit best. {AS_LIST} Answer [] if the image shows no such "
+            "object."
+        ),
+        "plain": "{query}",
+    }
+
+    def read(self, source: str) -> list[Row]:
+        """VisionReasoner's training and evaluation data alike: see `read_rows` and mask_rows.py."""
+        table = load_table(source)
+        read = mask_rows if "mask" in table.column_names and "solution" not in table.column_names else rows_of
+        return read(table, source, self.config.image_root)
+
+    def check(self, row: Row) -> None:
+        width, height = row.open_image().size
+        try:
+            check_targets(self.targets(row), width, height)
+            for name, value in self.masks(row).items():
+                if value["size"] != [height, width]:
+                    raise ValueError(f"has a {name} of [H, W] = {value['size']}, but the image is {width}×{height}")
+        except ValueError as error:
+            raise DataError(f"{row.where}: the solution {error}") from error
+
+    def targets(self, row: Row) -> list[Target]:
+        """The row's objects, in pixels of the stored image. Raises ValueError that says what is wrong with them."""
+        return parse_targets(row.solution)
+
+    def masks(self, row: Row) -> dict[str, Rle]:
+        """Their `mask`, and the `ignore`, of the stored image, where the data have them. Raises ValueError like it."""
+        return parse_masks(row.solution)
+
+    def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
+        targets = [_scale(target, scale_x, scale_y) for target in self.targets(row)]
+        return dump_truth(targets, **self.masks(row))
+
+    def render(self, example: Example, style: str) -> str:
+        return render(parse_targets(example.ground_truth), style, example.thinking)
+
+    def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
+        return answered_boxes(text) or []
+
+    def true_boxes(self, example: Example) -> list[Box]:
+        return [target.bbox_2d for target in parse_targets(example.ground_truth)]
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        return score_boxes(predictions)
+
+
+def _scale(target: Target, x: float, y: float) -> Target:
+    """Rounded half up, as VisionReasoner's data preparation does."""
+    if x == y == 1.0:
+        return target
+    x1, y1, x2, y2 = target.bbox_2d
+    px, py = target.point_2d
+    return replace(
+        target,
+        bbox_2d=(int(x1 * x + 0.5), int(y1 * y + 0.5), int(x2 * x + 0.5), int(y2 * y + 0.5)),
+        point_2d=(int(px * x + 0.5), int(py * y + 0.5)),
+    )

@@ -1,0 +1,57 @@
+"""Classification as in Visual-RFT (arXiv 2503.01785): the name of what the image shows."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import numpy as np
+
+from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.tasks.boxes import answer_text, has_thinking
+from visurf_ray.tasks.rows import DataError, Row
+from visurf_ray.tasks.task import Task
+from visurf_ray.tasks.visual_rft import answer_or_rest, parse_true_name, plain_name, respond
+
+
+class ClassificationTask(Task):
+    """The solution is `<answer>name of the class</answer>`; the tags may be missing."""
+
+    styles = ("spaced",)  # a name is written in one way
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": (
+            "{query}\nReason first, between <think> and </think>: look for what tells the candidates apart. Then "
+            "answer between <answer> and </answer> with the name of the class and nothing else."
+        ),
+        "plain": "{query}",
+    }
+
+    def check(self, row: Row) -> None:
+        try:
+            parse_true_name(row.solution)
+        except ValueError as error:
+            raise DataError(f"{row.where}: the solution {error}") from error
+
+    def render(self, example: Example, style: str) -> str:
+        return respond(answer_or_rest(example.ground_truth), example.thinking)
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        return score_names(predictions)
+
+
+def score_names(predictions: Sequence[Prediction]) -> Metrics:
+    """accuracy: the answer is the class's name; case, white space and underscores do not matter.
+
+    The whole name must be given, other than in the reward visual_rft_classification, to which a part of it is enough.
+    What that mends is mended here too: an empty answer is wrong, names are compared as names, and the last answer after
+    the thinking counts, never the thinking. format_rate: a name in `<answer>` tags. thinking_rate: responses with
+    reasoning before the answer. Without predictions there are no metrics.
+    """
+    rows = [
+        (
+            plain_name(answer_or_rest(prediction.response)) == parse_true_name(prediction.ground_truth),
+            bool(answer_text(prediction.response)),
+            has_thinking(prediction.response),
+        )
+        for prediction in predictions
+    ]
+    names = ("accuracy", "format_rate", "thinking_rate")
+    return {name: float(np.mean(shares)) for name, shares in zip(names, zip(*rows, strict=True), strict=False)}

@@ -1,0 +1,152 @@
+"""Pointing at the element of a screen that an instruction is about: OmniACT (Kapoor et al. 2024, arXiv 2402.17553).
+
+The layout of the data set `Writer/omniact`: `train.json`, `val.json` and `test.json` name files for each example, by
+paths that start from the folder they lie in,
+
+    {"2849": {"task": "data/tasks/desktop/ibooks/task_1.30.txt", "image": "data/data/desktop/ibooks/screen_1.png",
+              "box": "data/metadata/desktop/boxes/ibooks/screen_1.json", …}}
+
+The task file holds an instruction and a script, `Task: …`, `Output Script:`, `pyautogui.click(1881.5,1116.0)`. The box
+file holds the screen's elements, `{"name": {"top_left": [x, y], "bottom_right": [x, y], "label": …}}`. Everything is in
+pixels. Web screens lie on the disk as `screen1.png` and `screen1_boxes.json`, whatever the index says.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from visurf_ray.groups import Metrics, Prediction
+from visurf_ray.tasks.box_task import BoxTask
+from visurf_ray.tasks.boxes import Target, answered_points, dump_targets, has_thinking, parse_items, parse_targets
+from visurf_ray.tasks.metrics import well_formed
+from visurf_ray.tasks.rows import DataError, Row, open_image
+
+_POINTING = re.compile(r"pyautogui\.(?:click|doubleClick|rightClick|moveTo)\(\s*([\d.]+)\s*,\s*([\d.]+)", re.IGNORECASE)
+_INSTRUCTION = re.compile(r"Task:(.*?)\n\s*Output Script:(.*)", re.DOTALL)
+
+
+class GuiGroundingTask(BoxTask):
+    """The solution is one element: its box, and the point that the script clicks."""
+
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": (
+            'This is a screen. Find the one element to point at for "{query}". Reason first, between <think> and '
+            "</think>: look for elements that might be meant, tell them apart, keep the one that fits best. Then "
+            "answer between <answer> and </answer> with a JSON list of its box and a point on it, in pixels, such as "
+            '[{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}].'
+        ),
+        "plain": "{query}",
+    }
+
+    def read(self, source: str) -> list[Row]:
+        """An OmniACT index, or any table that read_rows knows. Raises DataError.
+
+        The element is the smallest box that holds the script's point. Examples whose script points at no element, or
+        at several places, ask for something else than grounding, and are left out.
+        """
+        path = Path(source).expanduser()
+        index = _read_index(path)
+        if index is None:
+            return super().read(source)
+        root = Path(self.config.image_root).expanduser() if self.config.image_root else path.parent
+        elements = cache(_elements)
+        rows = [_row(key, files, root, source, elements) for key, files in index.items()]
+        kept = [row for row in rows if row is not None]
+        left_out = f"{len(rows) - len(kept)} of {len(rows)} examples point at no element or at several places"
+        if not kept:
+            raise DataError(f"{source}: {left_out}")
+        print(f"{source}: {left_out}, and are left out", file=sys.stderr, flush=True)
+        return kept
+
+    def check(self, row: Row) -> None:
+        super().check(row)
+        if len(parse_targets(row.solution)) != 1:
+            raise DataError(f"{row.where}: the solution must be one element, not {row.solution[:80]}")
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        """accuracy: a point lies in the true box, edges included; the boxes' centres count where no item has a point
+        (VisionReasoner's evaluation_gui.py, but that an item without a point does not cost the others').
+
+        Any of the answer's points may be the one, so that a shower of points gains: accuracy_one counts answers of one
+        item alone. format_rate: well-formed answers. thinking_rate: responses with reasoning before the answer.
+        """
+        if not predictions:
+            return {}
+        values = np.array([_score(prediction) for prediction in predictions], dtype=float).mean(axis=0)
+        names = ("accuracy", "accuracy_one", "format_rate", "thinking_rate")
+        return dict(zip(names, values.tolist(), strict=True))
+
+
+def _score(prediction: Prediction) -> tuple[bool, bool, bool, bool]:
+    (target,) = parse_targets(prediction.ground_truth)
+    x1, y1, x2, y2 = target.bbox_2d
+    items = parse_items(prediction.response) or []
+    hit = any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in answered_points(items))
+    return hit, hit and len(items) == 1, well_formed(prediction.response), has_thinking(prediction.response)
+
+
+def _read_index(path: Path) -> dict[str, dict[str, str]] | None:
+    """The index, or None for a file that is none."""
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    try:
+        index = json.loads(path.read_text())
+    except ValueError:  # JSON lines, or no JSON: whoever reads tables knows better
+        return None
+    values = list(index.values()) if isinstance(index, dict) else []
+    named = [isinstance(value, dict) and {"task", "image", "box"} <= value.keys() for value in values]
+    return index if named and all(named) else None
+
+
+def _row(key: str, files: dict[str, str], root: Path, source: str, elements: Any) -> Row | None:
+    where = f"{source}, row {key}"
+    task = _read(root / files["task"])
+    parts = _INSTRUCTION.match(task.strip())
+    if parts is None:
+        raise DataError(f"{where}: {files['task']} must hold `Task: …` and `Output Script:`, it begins {task[:60]!r}")
+    points = _POINTING.findall(parts[2])
+    if len(points) != 1:
+        return None
+    x, y = (float(number) for number in points[0])
+    image = _on_disk(root / files["image"])
+    boxes = elements(image, _on_disk(root / files["box"], "_boxes"))
+    around = [box for box in boxes if box[0] <= x <= box[2] and box[1] <= y <= box[3]]
+    if not around:
+        return None
+    box = min(around, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
+    target = Target(tuple(_round(side) for side in box), (_round(x), _round(y)))  # type: ignore[arg-type]
+    return Row(key, parts[1].strip(), dump_targets([target]), image, where)
+
+
+def _elements(image: Path, path: Path) -> list[tuple[float, ...]]:
+    """The boxes of a screen's elements, cut off at its edges."""
+    width, height = open_image(image, str(path)).size
+    try:
+        corners = [(*e["top_left"], *e["bottom_right"]) for e in json.loads(_read(path)).values()]
+        boxes = [(max(0, x1), max(0, y1), min(width, x2), min(height, y2)) for x1, y1, x2, y2 in corners]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path} must hold elements with top_left and bottom_right") from error
+    return [box for box in boxes if _round(box[0]) < _round(box[2]) and _round(box[1]) < _round(box[3])]
+
+
+def _on_disk(path: Path, ending: str = "") -> Path:
+    """The path, or for a web screen the name that it has there."""
+    other = path.with_name(f"{path.stem.replace('screen_', 'screen')}{ending}{path.suffix}")
+    return other if not path.exists() and other.exists() else path
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read ({error})") from error
+
+
+def _round(number: float) -> int:
+    return int(number + 0.5)

@@ -1,0 +1,81 @@
+"""Finding the lesion on a picture of skin: ISIC 2018, task 1 (Codella et al. 2019, arXiv 1902.03368).
+
+The layout of the data set: two folders for each split, one of images and one of their masks,
+
+    ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg
+    ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from visurf_ray.groups import Metrics, Prediction
+from visurf_ray.tasks.box_task import AS_LIST
+from visurf_ray.tasks.boxes import parse_items, parse_targets
+from visurf_ray.tasks.masks import MaskTask
+from visurf_ray.tasks.metrics import Box, answered_boxes, iou, score_boxes
+from visurf_ray.tasks.rows import DataError, Row
+
+_QUERY = "Find the lesion on this picture of skin."
+
+
+class LesionTask(MaskTask):
+    """The solution is one lesion; its box is that of the whole mask."""
+
+    one_object = True
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": (
+            "{query} Reason first, between <think> and </think>: look at colours and borders, and tell the lesion from "
+            f"hairs, bubbles and marks. {AS_LIST}"
+        ),
+        "plain": "{query}",
+    }
+
+    def read(self, source: str) -> list[Row]:
+        """A folder of images; or any table that read_rows knows. Raises DataError.
+
+        The masks lie in the folder beside it that ISIC names so, or else in the folder itself.
+        """
+        images = Path(source).expanduser()
+        pictures = sorted(images.glob("ISIC_*.jpg")) if images.is_dir() else []
+        if not pictures:
+            return super().read(source)
+        beside = images.with_name(images.name.replace("_Task1-2_", "_Task1_").replace("_Input", "_GroundTruth"))
+        masks = beside if beside.is_dir() else images
+        return [_row(image, masks / f"{image.stem}_segmentation.png", source) for image in pictures]
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        """bbox_acc_any: any answered box, or the box around all of them, has an IoU above 0.5 with the true box; where
+        nothing is meant, `[]` is answered (VisionReasoner's bbox_AP, but that an answer which cannot be parsed is not
+        `[]`, and that boxes are not rounded).
+
+        Any box may be the one, so that a shower of boxes gains: see bbox_acc, of score_boxes, whose metrics stand
+        beside it.
+        """
+        scores = score_boxes(predictions)
+        if predictions:
+            scores["bbox_acc_any"] = float(np.mean([_any_hits(prediction) for prediction in predictions]))
+        return scores
+
+
+def _any_hits(prediction: Prediction) -> bool:
+    true = [target.bbox_2d for target in parse_targets(prediction.ground_truth)]
+    given = answered_boxes(prediction.response)
+    if not given or not true:
+        return not true and parse_items(prediction.response) == []
+    return any(iou(box, _around(true)) > 0.5 for box in [*given, _around(given)])
+
+
+def _around(boxes: Sequence[Box]) -> Box:
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return min(x1), min(y1), max(x2), max(y2)
+
+
+def _row(image: Path, mask: Path, source: str) -> Row:
+    where = f"{source}, {image.name}"
+    if not mask.is_file():
+        raise DataError(f"{where}: there is no mask {mask}")
+    return Row(image.stem, _QUERY, "[]", image, where, mask=mask)

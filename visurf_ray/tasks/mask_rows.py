@@ -1,0 +1,81 @@
+"""VisionReasoner's evaluation sets: an image, a text, and the mask of what the text means.
+
+Columns (`Ricky06662/ReasonSeg_test`, `Ricky06662/grefcoco_val_all`; JIA-Lab-research/VisionReasoner,
+evaluation_segmentation.py):
+
+- `image`: an encoded image, or a path.
+- `text`: the question.
+- `mask`: of the image's size, as nested booleans (H, W); as an image, encoded or by its path, whose pixels are not 0
+  where something is meant; or as a COCO RLE.
+- `bbox`, optional: `[x1, y1, x2, y2]` of the one object that is meant.
+- `id`, or `image_id` and `ann_id`, optional: names the row in messages.
+
+Boxes and points, which training and box metrics need, are made from the masks.
+"""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from visurf_ray.tasks.boxes import dump_truth, numbers
+from visurf_ray.tasks.rle import check_rle, decode, encode, objects_in
+from visurf_ray.tasks.rows import Columns, DataError, Row, check_columns, root_of, rows_of
+
+COLUMNS: Columns = {
+    "id": ("id",),
+    "problem": ("text",),
+    "solution": ("text",),  # until it is made from the mask
+    "image": ("image",),
+    "image_id": ("image_id",),
+    "ann_id": ("ann_id",),
+    "bbox": ("bbox",),
+}
+
+
+def mask_rows(table: Any, source: str, image_root: str | None) -> list[Row]:
+    """Rows of a `datasets.Dataset`. Raises DataError for missing columns, and for a mask that is none, by its row."""
+    check_columns(table, source, ("image", "text", "mask"))
+    root = root_of(source, image_root)
+    cells = table.data.column("mask")  # Arrow's: booleans by the million are slow as Python objects
+
+    def read(entry: tuple[int, Row]) -> Row:
+        number, row = entry
+        keys = [str(row.extra[key]) for key in ("image_id", "ann_id") if row.extra[key] is not None]
+        if keys and row.id == str(number):
+            row = replace(row, id="-".join(keys), where=f"{row.where} (id {'-'.join(keys)})")
+        mask = _mask(cells[number], root, row.where)
+        box = row.extra["bbox"]
+        if box is not None and numbers(box, 4) is None:
+            raise DataError(f"{row.where}: the bbox must be [x1, y1, x2, y2], not {box}")
+        return replace(row, solution=dump_truth(objects_in(mask, box), mask=encode(mask)), extra={})
+
+    with ThreadPoolExecutor() as threads:  # decoding and measuring leave Python's lock
+        return list(threads.map(read, enumerate(rows_of(table, source, image_root, COLUMNS))))
+
+
+def _mask(cell: Any, root: Path, where: str) -> NDArray[np.bool_]:
+    """The mask (H, W) of an Arrow scalar."""
+    import pyarrow
+
+    try:
+        if isinstance(cell, pyarrow.ListScalar | pyarrow.LargeListScalar) and cell.values is not None:
+            lines = cell.values
+            return np.asarray(lines.flatten()).reshape(len(lines), -1) != 0
+        value = cell.as_py()
+        if isinstance(value, str):
+            value = json.loads(value) if value.lstrip().startswith("{") else {"path": value}
+        if isinstance(value, dict) and "counts" in value:
+            return decode(check_rle(value))
+        stored = value if isinstance(value, bytes) else value.get("bytes")
+        return np.asarray(Image.open(BytesIO(stored) if stored else root / value["path"]).convert("L")) != 0
+    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        raise DataError(
+            f"{where}: the mask must be nested booleans of one length, an image, or a COCO RLE ({error})"
+        ) from error

@@ -1,0 +1,99 @@
+"""Mathematical questions about images, with choices or without: MathVista (Lu et al. 2024, arXiv 2310.02255).
+
+The layout of the data set `AI4Math/MathVista`, split testmini, and of its JSON, in which `image` is a path: columns
+pid, question, image, decoded_image, choices (a list, or null for a free answer), unit, precision (decimal places of a
+number, or null), answer (of a choice its text), question_type, answer_type. The last two follow from the others.
+EasyR1's geometry sets and the like are read by the same columns, and the general schemas of read_rows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import numpy as np
+
+from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.tasks.formulas import Truth, find_answer, thinks_first
+from visurf_ray.tasks.rows import DataError, Row, read_rows
+from visurf_ray.tasks.task import Task
+
+COLUMNS = {
+    "id": ("pid", "id"),
+    "problem": ("question", "problem", "prompt"),
+    "solution": ("answer", "solution"),
+    "image": ("decoded_image", "image", "images"),
+    "thinking": ("thinking",),
+    "choices": ("choices",),
+    "unit": ("unit",),
+    "precision": ("precision",),
+}
+
+
+class MathTask(Task):
+    """The answer stands in `\\boxed{}`: a formula, a number, a word, or the letter of a choice."""
+
+    styles = ("spaced",)  # there is no white space to choose
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": (
+            "{query}\n\nReason first, between <think> and </think>. Then give the answer alone in \\boxed{{}}: where "
+            "there are choices, the letter of the right one."
+        ),
+        "plain": "{query}",
+    }
+
+    def read(self, source: str) -> list[Row]:
+        return [_with_truth(row) for row in read_rows(source, self.config.image_root, COLUMNS)]
+
+    def check(self, row: Row) -> None:
+        row.open_image()
+        try:
+            truth = Truth.parse(row.solution)
+        except ValueError as error:
+            raise DataError(f"{row.where}: the answer {error}") from error
+        given, _ = find_answer(_boxed(truth))
+        if given is None or not truth.matches(given):
+            raise DataError(f"{row.where}: the answer cannot be written in \\boxed{{}}: {truth.answer[:80]!r}")
+
+    def render(self, example: Example, style: str) -> str:
+        thought = "" if example.thinking is None else f"<think>{example.thinking}</think>"
+        return thought + _boxed(Truth.parse(example.ground_truth))
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        """accuracy: right answers, as the reward `math` finds them: of choices the letter or the text counts, and
+        numbers that are equal when both are rounded to the question's precision. format_rate: responses with an answer
+        in `\\boxed{}` or `<answer>`. thinking_rate: responses with reasoning before it.
+
+        Where MathVista's calculate_score.py has bugs, this does the right thing: 3.7 is not 3 (it cuts integers off),
+        and what is no choice is wrong (it takes the one of the most similar spelling).
+        """
+        if not predictions:
+            return {}
+        values = np.array([_score(prediction) for prediction in predictions], dtype=float).mean(axis=0)
+        return dict(zip(("accuracy", "format_rate", "thinking_rate"), values.tolist(), strict=True))
+
+
+def _score(prediction: Prediction) -> tuple[bool, bool, bool]:
+    given, _ = find_answer(prediction.response)
+    right = given is not None and Truth.parse(prediction.ground_truth).matches(given)
+    return right, given is not None, thinks_first(prediction.response)
+
+
+def _boxed(truth: Truth) -> str:
+    return f"\\boxed{{{truth.letter or truth.answer}}}"
+
+
+def _with_truth(row: Row) -> Row:
+    """The question with its unit, precision and choices, and the answer with choices and precision beside it."""
+    answer = (find_answer(row.solution)[0] or row.solution).strip()
+    choices = tuple(str(choice) for choice in row.extra["choices"] or ())
+    precision = None if choices or row.extra["precision"] is None else int(row.extra["precision"])
+    letters = [chr(ord("A") + place) for place in range(len(choices))]
+    if choices and answer not in choices:
+        if answer not in letters:
+            raise DataError(f"{row.where}: the answer {answer[:80]!r} is no choice, and no letter of one: {choices}")
+        answer = choices[letters.index(answer)]
+    unit = f" (Unit: {row.extra['unit']})" if row.extra["unit"] else ""
+    rounding = "" if precision is None else f" (Decimal places: {precision})"
+    lines = [row.problem + unit + rounding]
+    lines += [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
+    return replace(row, problem="\n".join(lines), solution=Truth(answer, choices, precision).dump())

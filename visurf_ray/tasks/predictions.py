@@ -1,0 +1,35 @@
+"""Predictions as JSON lines: what every metric can be computed from again."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+
+from visurf_ray.groups import Prediction
+from visurf_ray.tasks.rows import DataError
+
+
+def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
+    """Fields that are None are left out."""
+    lines = [{key: value for key, value in asdict(each).items() if value is not None} for each in predictions]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Raises DataError that names the file and the line for what is no prediction."""
+    try:
+        lines = path.read_text().splitlines()
+    except OSError as error:
+        raise DataError(f"predictions={path} cannot be read: {error.strerror}") from error
+    if not lines:
+        raise DataError(f"predictions={path} is empty")
+    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _parse(line: str, where: str) -> Prediction:
+    names = [field.name for field in fields(Prediction)]
+    try:
+        values = json.loads(line)
+        return Prediction(**values | {"size": tuple(values["size"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{where} is no prediction, an object with {', '.join(names)}: {line[:80]!r}") from error

@@ -1,0 +1,129 @@
+"""Reasoning segmentation: a question that takes thought, and the mask of what answers it.
+
+ReasonSeg's layout (dvlab-research/LISA, utils/data_processing.py): a folder with NAME.jpg and NAME.json for each image.
+The JSON has `text`, a list of wordings of one question; `is_sentence`, whether these are sentences or mere phrases; and
+`shapes`, polygons with a `label` and `points` [[x, y], …] in pixels. Labels: `target`, what is meant; `ignore`, of no
+account; `flag`, not to be read. Polygons are painted from the largest to the smallest, over one another.
+"""
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from visurf_ray.tasks.box_task import BoxTask
+from visurf_ray.tasks.boxes import dump_truth
+from visurf_ray.tasks.rle import encode, objects_in
+from visurf_ray.tasks.rows import DataError, Row
+
+_TARGET, _IGNORE = 1, 255
+
+
+class ReasoningSegmentationTask(BoxTask):
+    """`train` and `held_out` are ReasonSeg folders, or tables as BoxTask reads them."""
+
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": (
+            'A question or description: "{query}" Work out which objects in the image it is about. Reason first, '
+            "between <think> and </think>: what is asked for, what the image shows, which objects fit. Then answer "
+            "between <answer> and </answer> with a JSON list of each such object's box and a point on it, in pixels, "
+            'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
+            '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}]. Answer [] if no object fits.'
+        ),
+        "plain": "{query}",
+    }
+
+    def train_rows(self) -> list[Row]:
+        """Of a folder, every wording of each question."""
+        return self._rows("train", every_text=True)
+
+    def held_out_rows(self) -> list[Row]:
+        """Of a folder, the first wording alone, as in LISA's evaluation."""
+        return self._rows("held_out", every_text=False)
+
+    def _rows(self, key: str, every_text: bool) -> list[Row]:
+        folder = Path(self.source(key)).expanduser()
+        return read_reasonseg(folder, every_text=every_text) if folder.is_dir() else self._read(key)
+
+
+def read_reasonseg(folder: Path, *, every_text: bool) -> list[Row]:
+    """Rows of a folder in ReasonSeg's layout, in the order of the names: the first text of each image, or each text.
+
+    Raises DataError for a folder without images, and for an annotation that is missing or no such JSON, by its name.
+    """
+    images = sorted(folder.glob("*.jpg"))
+    if not images:
+        raise DataError(f"{folder} has no .jpg: a ReasonSeg folder holds NAME.jpg and NAME.json for each image")
+    with ThreadPoolExecutor() as threads:  # painting and measuring leave Python's lock
+        found = list(threads.map(_read, images))
+    return [row for rows in found for row in rows[: None if every_text else 1]]
+
+
+def _read(image: Path) -> list[Row]:
+    path = image.with_suffix(".json")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{image}: its annotation {path.name} cannot be read: {error.strerror}") from error
+    try:
+        annotation = json.loads(_text(data))
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error})") from error
+    try:
+        with Image.open(image) as opened:
+            width, height = opened.size
+    except OSError as error:
+        raise DataError(f"{image} cannot be read as an image ({error})") from error
+    try:
+        texts = annotation["text"]
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError("text must be a list of one question or more")
+        painted = paint(annotation["shapes"], width, height)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else error
+        raise DataError(f"{path} is no ReasonSeg annotation with text and shapes: {reason}") from error
+    meant, ignored = painted == _TARGET, painted == _IGNORE
+    solution = dump_truth(objects_in(meant), mask=encode(meant), ignore=encode(ignored) if ignored.any() else None)
+    return [
+        Row(f"{image.stem}-{number}" if number else image.stem, text, solution, str(image), str(path))
+        for number, text in enumerate(texts)
+    ]
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("cp1252")  # some of the original's files
+
+
+def paint(shapes: Sequence[dict[str, Any]], width: int, height: int) -> NDArray[np.uint8]:
+    """The polygons as pixels (H, W): 1 target, 255 ignore, 0 neither, as LISA's evaluation paints them.
+
+    Raises KeyError, TypeError or ValueError for what are no shapes.
+    """
+    drawn = []
+    for shape in shapes:
+        label = shape["label"].lower()
+        if label != "flag":
+            value = _IGNORE if "ignore" in label else _TARGET
+            corners = np.array(shape["points"], np.float64).astype(np.int32)  # cut off, as the original does
+            if corners.ndim != 2 or corners.shape[1] != 2:
+                raise ValueError(f"points must be [[x, y], …], not {shape['points']!s:.80}")
+            drawn.append((corners, value, int(_draw(np.zeros((height, width), np.uint8), corners, 1).sum())))
+    canvas = np.zeros((height, width), np.uint8)
+    for corners, value, _ in sorted(drawn, key=lambda polygon: -polygon[2]):
+        _draw(canvas, corners, value)
+    return canvas
+
+
+def _draw(canvas: NDArray[np.uint8], corners: NDArray[np.int32], value: int) -> NDArray[np.uint8]:
+    cv2.polylines(canvas, [corners], True, value, 1)
+    cv2.fillPoly(canvas, [corners], value)
+    return canvas

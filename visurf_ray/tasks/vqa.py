@@ -1,0 +1,126 @@
+"""Questions about charts and documents with short answers: ChartQA and DocVQA, to see what training has made forgotten.
+
+Layouts, each told by its columns:
+
+- ChartQA (Masry et al. 2022, arXiv 2203.10244). `HuggingFaceM4/ChartQA`: image, query, label (a list of one). The
+  authors' test_human.json and test_augmented.json: imgname, query, label, the images in the folder png beside them.
+- DocVQA (Mathew et al. 2021, arXiv 2007.00398). `lmms-lab/DocVQA/DocVQA:validation`: questionId, question, image,
+  answers (a list). The authors' val_v1.0_withQT.json: the same rows under `data`, image a path from the file's folder.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from rapidfuzz.distance import Levenshtein
+
+from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.tasks.formulas import find_answer
+from visurf_ray.tasks.rows import DataError, Row, read_rows
+from visurf_ray.tasks.task import Task
+
+COLUMNS = {
+    "id": ("questionId", "id"),
+    "problem": ("query", "question", "problem", "prompt"),
+    "solution": ("label", "answers", "answer", "solution"),
+    "image": ("image", "imgname", "images"),
+    "thinking": ("thinking",),
+}
+
+
+class VqaTask(Task):
+    """The solution is a list of answers, any of which is right; the first is the label."""
+
+    styles = ("spaced",)  # there is no white space to choose
+    prompts: ClassVar[dict[str, str]] = {
+        "detailed": "{query}\nAnswer with a number or a few words, as they stand in the image, and nothing else.",
+        "plain": "{query}",
+    }
+
+    def read(self, source: str) -> list[Row]:
+        path = Path(source).expanduser()
+        pictures = path.parent / "png"
+        root = self.config.image_root or (str(pictures) if path.suffix == ".json" and pictures.is_dir() else None)
+        return read_rows(source, root, COLUMNS, rows_in="data" if _has_data(path) else None)
+
+    def check(self, row: Row) -> None:
+        row.open_image()
+        if not all(_answers(row.solution)) or not _answers(row.solution):
+            raise DataError(f"{row.where}: an answer is empty: {row.solution[:80]}")
+
+    def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
+        return json.dumps(_answers(row.solution), ensure_ascii=False)
+
+    def render(self, example: Example, style: str) -> str:
+        thought = "" if example.thinking is None else f"<think>{example.thinking}</think>"
+        return f"{thought}<answer>{_answers(example.ground_truth)[0]}</answer>"
+
+    def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
+        """relaxed_accuracy, ChartQA's, and anls, DocVQA's, both over all predictions. The answer is what stands in
+        `<answer>` or `\\boxed{}`, or else all that stands after the thinking.
+        """
+        if not predictions:
+            return {}
+        scores = []
+        for prediction in predictions:
+            given, right = _answer(prediction.response), _answers(prediction.ground_truth)
+            scores.append([max(measure(given, true) for true in right) for measure in (relaxed_equal, similarity)])
+        relaxed_accuracy, anls = np.mean(scores, axis=0).tolist()
+        return {"relaxed_accuracy": relaxed_accuracy, "anls": anls}
+
+
+def relaxed_equal(given: str, true: str, tolerance: float = 0.05) -> bool:
+    """Relaxed correctness (Methani et al. 2020, as ChartQA and pix2struct's metrics.py compute it).
+
+    Numbers may be off by `tolerance` of the true one, "5%" being 0.05; anything else must be the same, upper case or
+    not. Other than there, a true 0 is a number too, so that 0.0 equals it.
+    """
+    given, true = given.strip().lower(), true.strip().lower()
+    number, wanted = _number(given), _number(true)
+    if given == true or number is None or wanted is None:
+        return given == true
+    return abs(number - wanted) / abs(wanted) <= tolerance if wanted else number == wanted
+
+
+def similarity(given: str, true: str, threshold: float = 0.5) -> float:
+    """Normalized Levenshtein similarity of DocVQA's ANLS (Biten et al. 2019, eq. 1), between 0 and 1.
+
+    1 minus the edit distance over the longer one's length; 0 where that distance is `threshold` or more. Upper case and
+    runs of white space do not count.
+    """
+    distance = Levenshtein.normalized_distance(*(" ".join(text.lower().split()) for text in (given, true)))
+    return 1.0 - distance if distance < threshold else 0.0
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        return None
+
+
+def _answer(response: str) -> str:
+    answer, _ = find_answer(response)
+    return response.rpartition("</think>")[2].strip() if answer is None else answer.strip()
+
+
+def _answers(text: str) -> list[str]:
+    """A JSON list's items as texts; a text that is none is the one answer."""
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = None
+    return [str(item).strip() for item in value] if isinstance(value, list) else [text.strip()]
+
+
+def _has_data(path: Path) -> bool:
+    """Whether a .json file holds its rows under `data`."""
+    if path.suffix != ".json" or not path.is_file():
+        return False
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:  # JSON lines, or no JSON: read_rows knows
+        return False
+    return isinstance(content, dict) and isinstance(content.get("data"), list)
