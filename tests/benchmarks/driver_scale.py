@@ -7,8 +7,8 @@ way: data, labels, rewards, advantages, balancing and transport are the job's ow
 made ahead, as in a job. Workers answer at once all that they are given, so rewards and rollouts come in large portions;
 the texts are short.
 seconds_per_step is what the driver's process computes at the largest size, all its threads together; exponent is the
-slope of log seconds over log prompts; rss_slope is how many MiB the process grows by with each further step, pages of
-Ray's object store that it has looked at included.
+slope of log seconds over log prompts; rss_slope is how many MiB the process grows by with each further step, own_slope
+the same without the pages of Ray's object store that it has looked at.
 """
 
 import tempfile
@@ -74,9 +74,10 @@ class RandomLearner:
         return [{"grad_norm": 1.0, "loss": 0.0} for _ in shards]
 
 
-def resident() -> float:
-    """MiB of this process."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+def resident() -> tuple[int, float]:
+    """MiB of this process: all, and without what it shares with others."""
+    _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
+    return resident * 4096 / 2**20, (resident - shared) * 4096 / 2**20
 
 
 def measure(job: Job, prompts: int, steps: int) -> dict[str, float]:
@@ -92,8 +93,8 @@ def measure(job: Job, prompts: int, steps: int) -> dict[str, float]:
         wall.append(time.perf_counter() - begin)
         memory.append(resident())
     late = np.arange(steps // 2, steps)
-    slope = float(np.polyfit(late, np.array(memory)[late], 1)[0])
-    return {"driver": min(cpu[1:]), "wall": min(wall[1:]), "rss": memory[-1], "rss_slope": slope}
+    slopes = dict(zip(("rss_slope", "own_slope"), np.polyfit(late, np.array(memory)[late], 1)[0].tolist(), strict=True))
+    return {"driver": min(cpu[1:]), "wall": min(wall[1:]), "rss": memory[-1][0]} | slopes
 
 
 def main() -> None:
@@ -115,7 +116,7 @@ def main() -> None:
         job = Job(data, rollouts, learner, load_processor(config.model), overrides, Path(folder))
         results = {prompts: measure(job, prompts, steps) for prompts in sizes}
     table(
-        ["prompts", "driver s", "wall s", "RSS MiB", "MiB a step"],
+        ["prompts", "driver s", "wall s", "RSS MiB", "MiB a step", "of its own"],
         [[prompts, *result.values()] for prompts, result in results.items()],
     )
     slope = np.polyfit(np.log(sizes), np.log([result["driver"] for result in results.values()]), 1)[0]
@@ -124,6 +125,7 @@ def main() -> None:
             "seconds_per_step": results[max(sizes)]["driver"],
             "exponent": float(slope),
             "rss_slope": results[max(sizes)]["rss_slope"],
+            "own_slope": results[max(sizes)]["own_slope"],
         }
     )
 

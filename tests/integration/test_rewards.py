@@ -70,6 +70,18 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
     assert not os.path.exists(f"/proc/{process}")
 
 
+def test_rewards_that_nobody_looked_at_in_time_are_not_late(settings):
+    from omegaconf import OmegaConf
+
+    pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0}), SPEC)
+    ray.get([actor.ready.remote() for actor in pool.actors])
+    groups = [make_group(str(number), _TRUTH, _RIGHT) for number in range(8)]
+    pool.submit(groups)
+    time.sleep(2)  # as the driver does that waits for rollouts
+    assert pool.wait() == []
+    assert [group.responses[0].reward for group in groups] == [7.0] * 8
+
+
 def test_groups_without_responses_are_passed_by(settings):
     score(RewardPool(settings, SPEC), [make_group("empty", _TRUTH)])
 

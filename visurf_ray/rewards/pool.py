@@ -80,7 +80,7 @@ class RewardPool:
         for stream in done:
             self._take(stream)
         for stream, call in list(self.running.items()):
-            if time.monotonic() > call.deadline:
+            if time.monotonic() > call.deadline and not stream.next_ready():  # nobody looked at what is ready
                 ray.kill(call.actor)
                 limit = f"took longer than reward.timeout={self.timeout:g} s for each of its"
                 self._give_up(stream, f"{limit} {len(call.groups[0].responses)} responses")
