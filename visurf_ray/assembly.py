@@ -201,7 +201,7 @@ def train(config: Config) -> Path:
     check_vllm(config)
     if bool(config.learner.gpus) != bool(config.rollout.gpus):
         raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
-    resolve_model(config.model.path)
+    _trained(config).check(resolve_model(config.model.path))
     reward = RewardSpec.of(config.reward)
     reward.load()  # what is not there is told now, and not by an actor
     task = load_task(config.task, config.seed)
