@@ -9,7 +9,7 @@ from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
 from visurf_ray.config import Config, ConfigError
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import check_model, load_processor
+from visurf_ray.models import check_model, load_processor, resolve_model
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.segmenter import check_segmenter
@@ -34,6 +34,7 @@ def check(config: Config) -> Checked:
     if bool(config.learner.gpus) != bool(config.rollout.gpus):
         raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
     check_model(config.model.path)
+    trained_weights(config).check(resolve_model(config.model.path))
     reward = RewardSpec.of(config.reward)
     check_segmenter(config.task.segmenter, "task.segmenter")
     task = load_task(config.task, config.seed)

@@ -205,6 +205,10 @@ _BAD_INPUT = {
     "too many workers": (lambda d: ["rollout.workers=4000"], ["rollout.workers=4000", "Lower"]),
     "resume path": (lambda d: [f"train.resume={d}"], ["train.resume", "no checkpoint"]),
     "model": (lambda d: [f"model.path={d}"], ["model.path", "no config.json"]),
+    "adapters": (
+        lambda d: ["learner.lora.rank=2", "learner.lora.targets=[q_proj,kproj]"],
+        ["learner.lora.targets", "'kproj'", "'k_proj'"],
+    ),
     "method": (lambda d: ["method=visrf"], ["unknown method 'visrf'", "'visurf'"]),
     "task": (lambda d: ["task.name=miniture"], ["unknown task 'miniture'", "'miniature'"]),
     "reward": (lambda d: ["reward.name=vision_reasonr"], ["unknown reward", "'vision_reasoner'"]),

@@ -4,8 +4,10 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from visurf_ray.config import ConfigError
 from visurf_ray.names import nearest
@@ -36,6 +38,11 @@ class Trained:
             if hasattr(visual, name):
                 getattr(visual, name).requires_grad_(not self.freeze_projector)
         return None
+
+    def check(self, path: str) -> None:
+        """Raise ConfigError, as `apply` does, for what the model at a path cannot have; no weights are loaded."""
+        with torch.device("meta"):
+            self.apply(AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path)))
 
     def _add_adapters(self, model: Any) -> PeftModel:
         layers = model.model.language_model.named_modules()
