@@ -96,6 +96,11 @@ def start_rollouts(config: Config, places: Sequence[Any] = ()) -> RolloutPool:
     )
 
 
+def _shared_gpus(config: Config) -> list[dict[str, Any]]:
+    cpus = config.rollout.cpus + config.learner.cpus
+    return shared_gpus(config.learner.ranks, cpus, timeout=config.cluster.start_timeout)
+
+
 def wait_for(rollouts: RolloutPool, config: Config) -> None:
     """Returns when every engine is up. Raises ClusterError after cluster.start_timeout seconds."""
     references = [actor.ready.remote() for actor in rollouts.actors]
@@ -121,6 +126,7 @@ def start_learner(config: Config, tokenizer: Any, places: Sequence[Any] = ()) ->
         logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
+        shares_gpu=bool(config.pipeline.sleep_level),
         reference=bool(config.method.kl_coef),
     )
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
@@ -166,9 +172,12 @@ def train(config: Config) -> Path:
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
         colocated = bool(config.pipeline.sleep_level)
-        places = shared_gpus(config.learner.ranks, config.rollout.cpus + config.learner.cpus) if colocated else []
+        places = _shared_gpus(config) if colocated else []
         rollouts = start_rollouts(config, places)
         stack.callback(rollouts.shut_down)
+        if colocated:  # an engine measures what is free of its GPU, and must be alone with it
+            wait_for(rollouts, config)
+            rollouts.sleep()
         learner = start_learner(config, processor.tokenizer, places)
         segmentation = start_segmentation(config)
         wait_for(rollouts, config)

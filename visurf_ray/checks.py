@@ -34,6 +34,7 @@ def check(config: Config) -> Checked:
     if bool(config.learner.gpus) != bool(config.rollout.gpus):
         raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
     check_model(config.model.path)
+    processor = load_processor(config.model)
     trained_weights(config).check(resolve_model(config.model.path))
     reward = RewardSpec.of(config.reward)
     check_segmenter(config.task.segmenter, "task.segmenter")
@@ -43,7 +44,7 @@ def check(config: Config) -> Checked:
     if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
         raise ConfigError(f"output_dir={output} holds a run already: choose another, or set train.resume=auto")
     state = _initial_state(config, resume)
-    return Checked(task, reward, load_processor(config.model), output, resume, state)
+    return Checked(task, reward, processor, output, resume, state)
 
 
 def check_vllm(config: Config) -> None:
@@ -78,10 +79,11 @@ def learner_demand(config: Config) -> Demand:
 
 
 def trained_weights(config: Config) -> Trained:
+    """What has no effect is left out, so that runs which train the same can be told by it."""
     learner, lora = config.learner, config.learner.lora
+    if not lora.rank:
+        return Trained(freeze_vision=learner.freeze_vision, freeze_projector=learner.freeze_projector)
     return Trained(
-        freeze_vision=learner.freeze_vision,
-        freeze_projector=learner.freeze_projector,
         lora_rank=lora.rank,
         lora_alpha=lora.alpha,
         lora_dropout=lora.dropout,

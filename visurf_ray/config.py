@@ -215,6 +215,7 @@ _AT_LEAST_ONE = (
     "train.keep_checkpoints",
     "rollout.workers",
     "rollout.max_tokens",
+    "rollout.max_model_len",
     "eval.max_tokens",
     "rollout.max_in_flight",
     "learner.ranks",
@@ -225,6 +226,13 @@ _AT_LEAST_ONE = (
     "method.style_every",
 )
 _AT_LEAST_NOTHING = (
+    "train.steps",
+    "train.checkpoint_every",
+    "eval.every",
+    "rollout.gpus",
+    "learner.learning_rate",
+    "learner.weight_decay",
+    "learner.max_grad_norm",
     "rollout.oversample",
     "pipeline.max_staleness",
     "method.sft_steps",
@@ -281,6 +289,8 @@ def check_values(config: DictConfig) -> None:
         raise ConfigError(f"method.shaping={method.shaping:g} must be above 0")
     if method.label_decay is not None and method.label_decay < 1:
         raise ConfigError(f"method.label_decay={method.label_decay} must be 1 at least, or null")
+    if not rollout.memory > 0:
+        raise ConfigError(f"rollout.memory={rollout.memory:g} must be above 0")
     if not 0 < rollout.temperature <= 2:
         raise ConfigError(f"rollout.temperature={rollout.temperature:g} must be above 0 and not above 2, vLLM's limit")
     if config.method.rollouts and rollout.n < 2 - config.method.label:
@@ -309,6 +319,8 @@ def _check_colocation(config: DictConfig) -> None:
             f"pipeline.sleep_level={pipeline.sleep_level} puts one rollout worker beside each learner rank: it needs "
             "rollout.gpus=1, learner.gpus=1 and as many rollout.workers as learner.ranks"
         )
+    if rollout.memory >= 1:
+        raise ConfigError(f"rollout.memory={rollout.memory:g}: with pipeline.sleep_level it must be below 1, a share")
     if pipeline.max_staleness:
         raise ConfigError("pipeline.sleep_level needs pipeline.max_staleness=0: engines sleep while the learner works")
     if pipeline.sleep_level == 2 and (learner.freeze_vision or learner.freeze_projector or learner.lora.rank):

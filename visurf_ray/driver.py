@@ -107,7 +107,10 @@ class Driver:
         metrics: Metrics = {}
         if method.aligns(number):
             with phase("align"):
+                self.rollouts.sleep()
                 metrics = method.align(self.learner.mean_logprobs(method.in_each_style(examples[:size])))
+            if self.rollouts.asleep:
+                self.sync()
         finished: dict[int, Group] = {}
         with phase("sample"), self.engines:  # rewards are computed as rollouts finish
             wanted = len(examples) if method.chooses else size

@@ -121,6 +121,11 @@ def _comparisons(
     if config.learner.gpus:
         found: list[tuple[str, float, float | None]] = [("GPU of a learner rank", sum(device.values()), gpu_memory)]
         share = config.rollout.memory * gpu_memory if gpu_memory else None
+        if config.pipeline.sleep_level and share:  # while the engine is awake, the learner keeps its states
+            states = sum(size for what, size in device.items() if what not in ("activations", "logits"))
+            found.append(("GPU of a rank and its engine", states + share, gpu_memory))
+        if config.pipeline.sleep_level == 1:
+            host = host | {"weights of sleeping engines": sampler["weights"]}
         found.append(("rollout.memory of its GPU", sampler["weights"], share))
         return [*found, ("memory", ranks * sum(host.values()), there)] if host else found
     needed = ranks * (sum(device.values()) + sum(host.values())) + workers * sum(sampler.values())

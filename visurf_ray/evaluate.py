@@ -32,6 +32,8 @@ def main() -> int:
             beside = f"{path.rstrip('/')}-evaluation" if what == "checkpoint" else str(Path(path).parent)
             overrides.append(f"output_dir={beside}")
         config = load_config(overrides)
+        if config.train.dry_run:
+            raise ConfigError("train.dry_run=true is for training: an evaluation has no dry run")
         if arguments.cfg:
             print(OmegaConf.to_yaml(config, resolve=arguments.resolve), end="")
             return 0

@@ -22,7 +22,7 @@ def two_gpus():
 
 
 def test_the_two_of_a_pair_share_a_gpu_and_pairs_do_not(two_gpus):
-    places = shared_gpus(2, cpus=1.0)
+    places = shared_gpus(2, cpus=1.0, timeout=30)
     pairs = [[Probe.options(num_cpus=0.5, **place).remote() for place in places] for _ in range(2)]
     first, second = ([ray.get(probe.gpus.remote()) for probe in probes] for probes in pairs)
     assert first == second and sorted(first) == ["0", "1"]

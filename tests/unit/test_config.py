@@ -49,7 +49,7 @@ def test_the_groups_are_what_they_should_be():
     assert {"visurf", "rlvr", "sft"} <= set(GROUPS["method"])
 
 
-COLOCATED = "pipeline=colocated rollout.gpus=1 learner.gpus=1"
+COLOCATED = "pipeline=colocated rollout.gpus=1 learner.gpus=1 rollout.memory=0.4"
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
@@ -237,6 +237,10 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("pipeline.max_staleness=-1", "pipeline.max_staleness=-1 must be 0 at least"),
         ("pipeline.max_staleness=1", "pipeline.max_staleness > 0 needs pipeline.importance_cap"),
         ("pipeline=colocated", "pipeline.sleep_level=1 puts one rollout worker beside each learner rank: it needs"),
+        (f"{COLOCATED} rollout.memory=1.0", "rollout.memory=1: with pipeline.sleep_level it must be below 1"),
+        ("rollout.memory=0", "rollout.memory=0 must be above 0"),
+        ("rollout.gpus=-1", "rollout.gpus=-1 must be 0 at least"),
+        ("learner.learning_rate=-1", "learner.learning_rate=-1 must be 0 at least"),
         (f"{COLOCATED} rollout.workers=2", "as many rollout.workers as learner.ranks"),
         (f"{COLOCATED} pipeline.max_staleness=1 pipeline.importance_cap=2", "needs pipeline.max_staleness=0"),
         (f"{COLOCATED} pipeline.sleep_level=2 learner.lora.rank=4", "pipeline.sleep_level=2 drops frozen weights"),

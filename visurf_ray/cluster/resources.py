@@ -96,13 +96,13 @@ def check_demand(demands: list[Demand], nodes: list[Node]) -> None:
             node["CPU"] = node.get("CPU", 0) - demand.cpus
 
 
-def shared_gpus(count: int, cpus: float) -> list[dict[str, Any]]:
+def shared_gpus(count: int, cpus: float, *, timeout: float) -> list[dict[str, Any]]:
     """Options for `count` pairs of actors, the two of a pair to be given the same ones: both then have the same GPU.
 
-    cpus: Ray CPUs of the two together.
+    cpus: Ray CPUs of the two together. Raises ClusterError after `timeout` seconds.
     """
     group = placement_group([{"GPU": 1, "CPU": cpus}] * count)
-    ray.get(group.ready())
+    wait_ready([group.ready()], "the shared GPUs", timeout)
     return [
         {
             "num_gpus": 0.5,

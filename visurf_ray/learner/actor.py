@@ -45,12 +45,17 @@ class LearnerActor:
 
     def send_weights(self) -> None:
         self.sender.send()
+        self.rank.release()
 
     def update(self, minibatches: list[Shard], loss: LossConfig) -> list[Metrics]:
-        return self.rank.update(minibatches, loss, ray.get)
+        metrics = self.rank.update(minibatches, loss, ray.get)
+        self.rank.release()
+        return metrics
 
     def mean_logprobs(self, groups: list[Group]) -> list[list[float]]:
-        return self.rank.mean_logprobs(groups, ray.get)
+        logprobs = self.rank.mean_logprobs(groups, ray.get)
+        self.rank.release()
+        return logprobs
 
     def save(self, folder: Path) -> None:
         self.rank.save(folder)
@@ -60,6 +65,7 @@ class LearnerActor:
 
     def export(self, folder: Path) -> None:
         self.rank.export(folder)
+        self.rank.release()
 
 
 def _free_port() -> int:

@@ -18,7 +18,7 @@ class Policy(nn.Module):
     def __init__(self, model: Any, temperature: float, banned: Sequence[int], chunk: int) -> None:
         """temperature and banned token ids: as the sampler has them, so that both see one distribution.
 
-        chunk: response tokens whose logits are held at once. The model's output head is replaced.
+        chunk: words of the vocabulary whose logits are held at once. The model's output head is replaced.
         """
         super().__init__()
         self.model = model
@@ -27,7 +27,7 @@ class Policy(nn.Module):
     def forward(self, packed: PackedGroups) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
         """Log-probability of each response token, and the entropy (nats) of what it is drawn from.
 
-        Both of softmax(logits / temperature), in float32; logits exist for a chunk of response tokens at a time.
+        Both of softmax(logits / temperature), in float32; logits exist for a chunk of the vocabulary at a time.
         """
         hidden = self.model.model(
             input_ids=packed.input_ids,

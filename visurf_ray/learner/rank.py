@@ -41,6 +41,7 @@ class RankConfig:
     logprob_chunk: int
     gradient_checkpointing: bool
     dtype: str
+    shares_gpu: bool = False  # with an engine, which wants the memory back after each call
     reference: bool = False  # keep the policy of the start, for the KL term
 
 
@@ -221,6 +222,11 @@ class Rank:
                 "the gradient is not finite: lower learner.learning_rate, and look at the last steps in metrics.jsonl"
             )
         return sums
+
+    def release(self) -> None:
+        """Give memory that is not in use back to the GPU, where an engine shares it."""
+        if self.config.shares_gpu:
+            get_accelerator().empty_cache()
 
     def save(self, folder: Path) -> None:
         """Write the training state (trained parameters and optimizer) as a DeepSpeed checkpoint."""

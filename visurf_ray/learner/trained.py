@@ -41,8 +41,13 @@ class Trained:
 
     def check(self, path: str) -> None:
         """Raise ConfigError, as `apply` does, for what the model at a path cannot have; no weights are loaded."""
-        with torch.device("meta"):
-            self.apply(AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path)))
+        try:
+            with torch.device("meta"):
+                model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"model.path={path}: no vision-language model ({reason})") from error
+        self.apply(model)
 
     def _add_adapters(self, model: Any) -> PeftModel:
         layers = model.model.language_model.named_modules()

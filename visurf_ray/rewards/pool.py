@@ -41,6 +41,7 @@ class RewardPool:
         self.timeout = config.timeout
         self.skip = config.on_error == "skip"
         self.actors = [self._start() for _ in range(config.workers)]
+        _wait_ready(self.actors)
         self.idle = deque(self.actors)
         self.waiting: deque[Group] = deque()
         self.running: dict[ray.ObjectRefGenerator, _Call] = {}
@@ -62,6 +63,7 @@ class RewardPool:
         """
         while self.waiting or self.running:
             self._advance(block=True)
+        self.one_by_one = False
         skipped, self.skipped = self.skipped, []
         return skipped
 
@@ -111,8 +113,6 @@ class RewardPool:
             self._give_up(stream, f"raised: {error.cause!r}", error)
             self.idle.append(call.actor)
         except ray.exceptions.RayError as error:  # its process died
-            if getattr(error, "actor_init_failed", False):  # no example's fault: every other would fail as well
-                raise RewardError(f"a reward actor could not start: {error}") from error
             if len(call.groups) > 1:  # its last results may have died with it: whose fault was it?
                 self.one_by_one = True
                 self.waiting.extend(self.running.pop(stream).groups)
@@ -141,8 +141,16 @@ class RewardPool:
         self.skipped.append(group)
 
     def _replace(self, actor: Any) -> None:
-        """Start another actor for one that died. Waits for it: its start is not to count as the next group's time."""
+        """Start another actor for one that died."""
         new = self._start()
-        ray.get(new.ready.remote())
+        _wait_ready([new])
         self.actors[self.actors.index(actor)] = new
         self.idle.append(new)
+
+
+def _wait_ready(actors: list[Any]) -> None:
+    """Returns when the actors have started, so that their start does not count as a group's time."""
+    try:
+        ray.get([actor.ready.remote() for actor in actors])
+    except ray.exceptions.RayError as error:
+        raise RewardError(f"a reward actor could not start: {error}") from error

@@ -55,6 +55,8 @@ class RolloutActor:
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
         self.first_process = worker * config.gpus  # GPU processes of the workers before this one
         backend = "ipc" if config.sleeps else "nccl"
+        if config.sleeps:
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory reach the engine as pickles
         memory: dict[str, Any] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
         if not config.gpus:
             from visurf_ray.weights.shared_memory import BACKEND
@@ -104,11 +106,11 @@ class RolloutActor:
 
     async def abort(self) -> None:
         """Give up what is running; returns when the engine has heard of it."""
-        for task in self.running:
+        running, self.running = self.running, set()  # a late call may begin others while we wait
+        for task in running:
             task.cancel()
-        if self.running:
-            await asyncio.wait(self.running)
-        self.running.clear()
+        if running:
+            await asyncio.wait(running)
 
     async def _respond(self, number: int, example: Example, sampling: Sampling) -> Sampled:
         """Sample `sampling.n` responses to one example, from one prefill."""

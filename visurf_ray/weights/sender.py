@@ -1,5 +1,6 @@
 """The learner's end of the weight transfer, one on each rank."""
 
+import math
 from typing import Any
 
 from torch import nn
@@ -8,6 +9,7 @@ from vllm.distributed.weight_transfer.clients import RayVLLMWeightSyncClient
 from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from visurf_ray.weights.plugin import register
 from visurf_ray.weights.shared_memory import SharedMemoryTrainerInitInfo
@@ -34,9 +36,14 @@ class WeightSender:
         port: int,
     ) -> None:
         register()
+        source = ZeroSource(module)
         init_info: TrainerInitInfo
         if colocated:
-            init_info = IPCTrainerInitInfo(rank=rank, packed=True)  # in chunks: ZeRO-3 never gathers the whole model
+            # In chunks: ZeRO-3 never gathers the whole model. None may be smaller than a tensor.
+            largest = max(math.prod(meta.shape) * meta.dtype.itemsize for meta in source.metadata())
+            init_info = IPCTrainerInitInfo(
+                rank=rank, packed=True, packed_buffer_size_bytes=max(largest, DEFAULT_PACKED_BUFFER_SIZE_BYTES)
+            )
         elif gpu_workers:
             init_info = NCCLTrainerInitInfo(
                 rank=rank, master_address=address, master_port=port, world_size=1 + gpu_workers
@@ -44,7 +51,7 @@ class WeightSender:
         else:
             init_info = SharedMemoryTrainerInitInfo(rank=rank)
         self.engine = WeightTransferTrainerFactory.trainer_init(
-            init_info, client=RayVLLMWeightSyncClient(engines), source=ZeroSource(module)
+            init_info, client=RayVLLMWeightSyncClient(engines), source=source
         )
 
     def send(self) -> None:
