@@ -258,7 +258,10 @@ def evaluate(config: Config, checkpoint: str) -> Metrics:
 def score_again(config: Config, predictions: str) -> Metrics:
     """The scores of a predictions.jsonl, by the task's metrics as they are now; written to `output_dir`."""
     found = read_predictions(Path(predictions).expanduser())
-    scores = load_task(config.task, config.seed).metrics(found)
+    try:
+        scores = load_task(config.task, config.seed).metrics(found)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"predictions={predictions} are not of task={config.task.name}: {error}") from error
     output = Path(config.output_dir).expanduser().resolve()
     output.mkdir(parents=True, exist_ok=True)
     return _write_scores(scores, output)

@@ -34,7 +34,7 @@ class Sender:
         from visurf_ray.weights.sender import WeightSender
 
         self.model = load_model(path, dtype=torch.float32, packing="split", gradient_checkpointing=False)
-        self.sender = WeightSender(self.model, engines, rank=0, gpu_workers=0, address="", port=0)
+        self.sender = WeightSender(self.model, engines, rank=0, gpu_workers=0, colocated=False, address="", port=0)
         size = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         self.source, self.target = (torch.ones(size, dtype=torch.uint8) for _ in range(2))
 

@@ -2,7 +2,6 @@
 
 import os
 
-import pytest
 import ray
 
 from visurf_ray.cluster.resources import shared_gpus
@@ -14,14 +13,7 @@ class Probe:
         return os.environ["CUDA_VISIBLE_DEVICES"]
 
 
-@pytest.fixture
-def two_gpus():
-    ray.init(num_cpus=4, num_gpus=2, log_to_driver=False)
-    yield
-    ray.shutdown()
-
-
-def test_the_two_of_a_pair_share_a_gpu_and_pairs_do_not(two_gpus):
+def test_the_two_of_a_pair_share_a_gpu_and_pairs_do_not(ray_cluster):
     places = shared_gpus(2, cpus=1.0, timeout=30)
     pairs = [[Probe.options(num_cpus=0.5, **place).remote() for place in places] for _ in range(2)]
     first, second = ([ray.get(probe.gpus.remote()) for probe in probes] for probes in pairs)

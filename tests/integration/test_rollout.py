@@ -147,7 +147,7 @@ def unfinished(pool) -> int:
 
 
 def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(pool, examples, model):
-    sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, address="", port=0)
+    sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, address="", port=0)
     generated = pool._generate(examples, Sampling(4, temperature=2.0, max_tokens=400))  # hot samples hardly ever end
     next(generated)
     assert unfinished(pool)
@@ -162,7 +162,7 @@ def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(poo
 
 def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
     """Without a reset of the encoder cache a cached image would keep the old tower's features (vllm#44910)."""
-    sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, address="", port=0)
+    sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, address="", port=0)
 
     def greedy():
         answers = RolloutPool(pool.actors, sampling=Sampling(1, 0.0, 20), max_in_flight=8)

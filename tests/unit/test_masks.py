@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visurf_ray.tasks.masks import bounding_box, read_mask
+from visurf_ray.tasks.masks import read_mask
+from visurf_ray.tasks.rle import bounding_box
 from visurf_ray.tasks.rows import DataError
 
 

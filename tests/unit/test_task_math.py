@@ -173,3 +173,24 @@ def test_prompts_tell_the_form_or_not(math_vista, open_task):
     (row,) = open_task("math", source).train_rows()
     assert r"\boxed{}" in open_task("math", source).question(row)
     assert open_task("math", source, "task.prompt=plain").question(row) == row.problem
+
+
+@pytest.mark.parametrize(
+    ("right", "other"),
+    [("25 cm", "25 m"), ("Triangle ABC", "Triangle BCA"), ("3", "300%"), ("1,2", "2,1"), ("left side", "side left")],
+)
+def test_the_text_of_another_choice_is_wrong(right, other):
+    truth = Truth(right, (right, other))
+    assert truth.matches(right) and not truth.matches(other)
+    assert truth.matches("A") and not truth.matches("B")
+
+
+def test_words_are_compared_as_words():
+    assert Truth("house dog").matches("House  dog") and not Truth("house dog").matches("dog house")
+    assert Truth("x y").matches("y x"), "single letters are factors"
+
+
+def test_a_list_of_answers_is_no_answer():
+    with pytest.raises(ValueError, match="is a list of answers"):
+        Truth.parse('["12", "twelve"]')
+    assert Truth.parse("[1, 2]").answer == "[1, 2]", "an interval"

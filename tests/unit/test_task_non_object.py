@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.unit.conftest import encoded, picture
+from visurf_ray.groups import Prediction
 from visurf_ray.tasks.boxes import Target, parse_targets
+from visurf_ray.tasks.metrics import score_boxes
 from visurf_ray.tasks.rle import decode, encode, parse_masks
 from visurf_ray.tasks.rows import DataError
 
@@ -142,3 +144,14 @@ def test_a_malformed_box_is_named(write_masks, make_task):
     task = make_task(write_masks({"bbox": [1, 2, 3]}, bbox=datasets.List(datasets.Value("int64"))))
     with pytest.raises(DataError, match=r"row 0 \(id 0-7\): the bbox must be \[x1, y1, x2, y2\], not \[1, 2, 3\]"):
         task.held_out_rows()
+
+
+def test_ciou_counts_stored_pixels_alone_where_there_are_masks():
+    """A hit of 100 pixels, and 100 pixels where nothing is meant, in images that the model sees at a tenth."""
+    shown = np.zeros((100, 100), dtype=bool)
+    shown[:10, :10] = True
+    rle = encode(shown)
+    box = '[{"bbox_2d": [0, 0, 1, 1], "point_2d": [0, 0]}]'
+    truths = [json.dumps({"objects": json.loads(box), "mask": rle}), "[]"]
+    predictions = [Prediction("a", "q", truth, (10, 10), f"<answer>{box}</answer>", rle) for truth in truths]
+    assert score_boxes(predictions)["ciou"] == 0.5

@@ -38,12 +38,18 @@ class DrawnTask(Task):
         share = self.config.absent_share
         if share is not None and not 0 <= share <= 1:
             raise UserError(f"task.absent_share={share} must lie between 0 and 1")
-        return self._rows("train", int(self.config.train), share, self.seed)
+        return self._rows("train", self._count("train"), share, self.seed)
 
     def held_out_rows(self) -> list[Row]:
         """The same for every seed, to be compared; half of the questions for what is absent, if any are."""
         share = None if self.config.absent_share is None else _HELD_OUT_ABSENT
-        return self._rows("test", int(self.config.held_out), share, 0)
+        return self._rows("test", self._count("held_out"), share, 0)
+
+    def _count(self, key: str) -> int:
+        value = str(getattr(self.config, key))
+        if not value.isdecimal() or int(value) < 1:
+            raise UserError(f"task.{key}={value} must be a number of pictures to draw, 1 at least")
+        return int(value)
 
     def _rows(self, split: Split, count: int, absent_share: float | None, seed: int) -> list[Row]:
         """Exactly `absent_share` of the rows ask for what is absent."""

@@ -10,8 +10,7 @@ from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.scenes import CANVAS, Split, lit_canvas, to_pixels
 from visurf_ray.tasks.boxes import PROMPT, dump_truth
 from visurf_ray.tasks.lesion import LesionTask
-from visurf_ray.tasks.masks import bounding_box
-from visurf_ray.tasks.rle import encode, objects_in
+from visurf_ray.tasks.rle import bounding_box, encode, objects_in
 
 _SKIN = (0.70, 0.55, 0.45)
 _LESION = (0.30, 0.18, 0.14)

@@ -50,6 +50,7 @@ def load_function(name: str) -> RewardFunction:
     def score(*arguments: Any, **image: Any) -> Reward:
         return Reward(_parts(name, attribute, function(*arguments, **image)))
 
+    score.needs_image = needs_image(function)  # type: ignore[attr-defined]  # wraps leaves a class's attributes out
     return score
 
 

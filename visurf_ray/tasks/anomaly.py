@@ -55,6 +55,8 @@ class AnomalyTask(MaskTask):
         classes = {file: content for file in files if (content := _read_class(file)) is not None}
         if not classes:
             return super().read(source)
+        if others := [file.name for file in files if file not in classes]:
+            raise DataError(f"{source}: {others[0]} is no class of Real-IAD, or is damaged")
         if split not in _SPLITS:
             raise DataError(f"{source} holds two splits: write {source}:train or {source}:test")
         root = Path(self.config.image_root).expanduser() if self.config.image_root else None
@@ -104,7 +106,7 @@ def _read_class(path: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text())
     except ValueError:  # JSON lines, or no JSON: whoever reads tables knows better
         return None
-    found = isinstance(content, dict) and {"meta", *_SPLITS} <= content.keys() and "prefix" in content["meta"]
+    found = isinstance(content, dict) and {"meta", *_SPLITS} <= content.keys() and "prefix" in (content["meta"] or {})
     return content if found else None
 
 

@@ -27,6 +27,8 @@ class BoxTask(Task):
     size; `ignore`, which may be missing, is of no account. Masks are not scaled with the objects.
     """
 
+    segments = True
+    one_object = False  # the whole mask is one object, whatever it consists of
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'Locate every object that "{query}" refers to. Reason first, between <think> and </think>: look for '
@@ -39,8 +41,9 @@ class BoxTask(Task):
     def read(self, source: str) -> list[Row]:
         """VisionReasoner's training and evaluation data alike: see `read_rows` and mask_rows.py."""
         table = load_table(source)
-        read = mask_rows if "mask" in table.column_names and "solution" not in table.column_names else rows_of
-        return read(table, source, self.config.image_root)
+        if "mask" in table.column_names and "solution" not in table.column_names:
+            return mask_rows(table, source, self.config.image_root, one_object=self.one_object)
+        return rows_of(table, source, self.config.image_root)
 
     def check(self, row: Row) -> None:
         width, height = row.open_image().size
@@ -83,8 +86,17 @@ def _scale(target: Target, x: float, y: float) -> Target:
         return target
     x1, y1, x2, y2 = target.bbox_2d
     px, py = target.point_2d
+    (left, right), (top, bottom) = _side(x1 * x, x2 * x), _side(y1 * y, y2 * y)
     return replace(
         target,
-        bbox_2d=(int(x1 * x + 0.5), int(y1 * y + 0.5), int(x2 * x + 0.5), int(y2 * y + 0.5)),
+        bbox_2d=(left, top, right, bottom),
         point_2d=(int(px * x + 0.5), int(py * y + 0.5)),
     )
+
+
+def _side(low: float, high: float) -> tuple[int, int]:
+    """Both ends rounded, one pixel apart at least, and still within the image."""
+    first, last = int(low + 0.5), int(high + 0.5)
+    if first < last:
+        return first, last
+    return (first - 1, last) if first else (0, 1)

@@ -15,7 +15,7 @@ from visurf_ray.tasks.boxes import answer_text, has_thinking
 
 _BOXED = "\\boxed{"
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
-_WORD = re.compile(r"[^\W\d_]{2,}")
+_WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W\d_]+([ '-][^\W\d_]+)*")  # one of them at least of two letters
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # "３" to "3"
 _LONGEST = 500  # characters of a formula: parsing takes seconds from here on
 _SECONDS = 5  # for each of math-verify's calls: comparing with 9^{9^9} has no end
@@ -54,6 +54,8 @@ class Truth:
         if isinstance(value, dict) and "answer" in value:
             truth = Truth(str(value["answer"]), tuple(value.get("choices") or ()), value.get("precision"))
         else:
+            if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+                raise ValueError("is a list of answers, and must be one")
             answer, _ = find_answer(ground_truth)
             truth = Truth((ground_truth if answer is None else answer).strip())
         if not truth.answer:
@@ -70,6 +72,9 @@ class Truth:
             place = ord(letter[1].upper()) - ord("A") if letter else len(self.choices)
             if place < len(self.choices):
                 return self.choices[place] == self.answer
+            same = {choice for choice in self.choices if _plain(choice).lower() == _plain(given).lower()}
+            alike = same or {choice for choice in self.choices if equal(given, choice)}
+            return alike == {self.answer}  # what may be another choice as well is none
         rounded = self._rounded(self.answer)
         return equal(given, self.answer) or (rounded is not None and self._rounded(given) == rounded)
 
@@ -112,7 +117,7 @@ def equal(given: str, truth: str) -> bool:
     given, truth = _plain(given), _plain(truth)
     if given.lower() == truth.lower():
         return True
-    if not given or max(len(given), len(truth)) > _LONGEST or _WORD.fullmatch(truth):
+    if not given or max(len(given), len(truth)) > _LONGEST or _WORDS.fullmatch(truth):
         return False
     limit = _SECONDS if threading.current_thread() is threading.main_thread() else None
     left, right = (parse(f"${text}$", parsing_timeout=limit) for text in (truth, given))  # type: ignore[arg-type]

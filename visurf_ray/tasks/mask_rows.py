@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visurf_ray.tasks.boxes import dump_truth, numbers
-from visurf_ray.tasks.rle import check_rle, decode, encode, objects_in
+from visurf_ray.tasks.rle import bounding_box, check_rle, decode, encode, objects_in
 from visurf_ray.tasks.rows import Columns, DataError, Row, check_columns, root_of, rows_of
 
 COLUMNS: Columns = {
@@ -39,8 +39,10 @@ COLUMNS: Columns = {
 }
 
 
-def mask_rows(table: Any, source: str, image_root: str | None) -> list[Row]:
-    """Rows of a `datasets.Dataset`. Raises DataError for missing columns, and for a mask that is none, by its row."""
+def mask_rows(table: Any, source: str, image_root: str | None, *, one_object: bool) -> list[Row]:
+    """Rows of a `datasets.Dataset`; with `one_object` all of a mask is one, otherwise each connected part is.
+
+    Raises DataError for missing columns, and for a mask that is none, by its row."""
     check_columns(table, source, ("image", "text", "mask"))
     root = root_of(source, image_root)
     cells = table.data.column("mask")  # Arrow's: booleans by the million are slow as Python objects
@@ -54,6 +56,8 @@ def mask_rows(table: Any, source: str, image_root: str | None) -> list[Row]:
         box = row.extra["bbox"]
         if box is not None and numbers(box, 4) is None:
             raise DataError(f"{row.where}: the bbox must be [x1, y1, x2, y2], not {box}")
+        if box is None and one_object and mask.any():
+            box = bounding_box(mask)
         return replace(row, solution=dump_truth(objects_in(mask, box), mask=encode(mask)), extra={})
 
     with ThreadPoolExecutor() as threads:  # decoding and measuring leave Python's lock

@@ -7,14 +7,12 @@ from numpy.typing import NDArray
 
 from visurf_ray.tasks.box_task import BoxTask
 from visurf_ray.tasks.boxes import Target
-from visurf_ray.tasks.rle import Rle, encode, objects_in
+from visurf_ray.tasks.rle import Rle, bounding_box, encode, objects_in
 from visurf_ray.tasks.rows import DataError, Row, open_image
 
 
 class MaskTask(BoxTask):
     """A box task whose rows may give their solution as `Row.mask`."""
-
-    one_object = False  # the whole mask is one object, whatever it consists of
 
     def targets(self, row: Row) -> list[Target]:
         if row.mask is None:
@@ -34,9 +32,3 @@ def read_mask(path: Path, where: str) -> NDArray[np.bool_]:
         return np.asarray(open_image(path, where).convert("L")) > 0
     except OSError as error:
         raise DataError(f"{where}: the mask {path} is damaged ({error})") from error
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """The box (x1, y1, x2, y2) of a mask's pixels, x2 and y2 behind the last ones. Some pixel must be set."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -85,8 +85,11 @@ def _boxed(truth: Truth) -> str:
 def _with_truth(row: Row) -> Row:
     """The question with its unit, precision and choices, and the answer with choices and precision beside it."""
     answer = (find_answer(row.solution)[0] or row.solution).strip()
-    choices = tuple(str(choice) for choice in row.extra["choices"] or ())
-    precision = None if choices or row.extra["precision"] is None else int(row.extra["precision"])
+    given = row.extra["choices"]
+    if given is not None and not isinstance(given, list):
+        raise DataError(f"{row.where}: the choices must be a list, not {str(given)[:80]!r}")
+    choices = tuple(str(choice).strip() for choice in given or ())
+    precision = None if choices else _precision(row)
     letters = [chr(ord("A") + place) for place in range(len(choices))]
     if choices and answer not in choices:
         if answer not in letters:
@@ -97,3 +100,13 @@ def _with_truth(row: Row) -> Row:
     lines = [row.problem + unit + rounding]
     lines += [f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True)]
     return replace(row, problem="\n".join(lines), solution=Truth(answer, choices, precision).dump())
+
+
+def _precision(row: Row) -> int | None:
+    value = row.extra["precision"]
+    if value is None or value != value:  # NaN is how tables of numbers leave a cell empty
+        return None
+    try:
+        return int(value)
+    except ValueError as error:
+        raise DataError(f"{row.where}: the precision must be a number of decimal places, not {value!r}") from error

@@ -9,7 +9,7 @@ from shapely.geometry import box as polygon
 
 from visurf_ray.groups import Metrics, Prediction
 from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items, parse_targets, parse_truth
-from visurf_ray.tasks.rle import overlap
+from visurf_ray.tasks.rle import area, overlap
 
 Box = tuple[float, ...]
 
@@ -29,11 +29,6 @@ def covered(given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:
     """Intersection and union of the areas that two sets of boxes cover."""
     first, second = (union_all([polygon(*b) for b in boxes]) for boxes in (given, true))
     return float(first.intersection(second).area), float(first.union(second).area)
-
-
-def union_area(boxes: Sequence[Box]) -> float:
-    """The area that boxes cover, in square pixels."""
-    return float(union_all([polygon(*b) for b in boxes]).area)
 
 
 def answered_boxes(response: str) -> list[Box] | None:
@@ -59,8 +54,9 @@ def well_formed(response: str) -> bool:
 def score_boxes(predictions: Sequence[Prediction]) -> Metrics:
     """Metrics of answers that are lists of boxes.
 
-    An answer and its truth are areas: the masks, in pixels of the stored image, where both have one; else what their
-    boxes cover, in pixels of the image that the model sees. I and U are an example's intersection and union.
+    An answer and its truth are areas: masks, in pixels of the stored image, where the answer has one, and the truth has
+    one or means nothing; else what their boxes cover, in pixels of the image that the model sees. I and U are an
+    example's intersection and union.
 
     giou: mean over examples of I/U; 1 where nothing is meant and `[]` is answered, and 0 where U = 0 otherwise
     (gRefCOCO's gIoU, arXiv 2306.00968; not box-GIoU). ciou: sum of I over sum of U. bbox_acc: over examples that mean
@@ -97,6 +93,8 @@ def _areas(prediction: Prediction, given: Sequence[Box], true: Sequence[Box]) ->
     truth = parse_truth(prediction.ground_truth)
     if prediction.mask and "mask" in truth:
         return overlap(prediction.mask, truth["mask"], truth.get("ignore"))
+    if prediction.mask and not true:
+        return 0.0, area(prediction.mask)
     return covered(given, true)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visurf_ray.tasks.box_task import BoxTask
+from visurf_ray.tasks.box_task import AS_LIST, BoxTask
 from visurf_ray.tasks.boxes import dump_truth
 from visurf_ray.tasks.rle import encode, objects_in
 from visurf_ray.tasks.rows import DataError, Row
@@ -31,35 +31,29 @@ class ReasoningSegmentationTask(BoxTask):
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'A question or description: "{query}" Work out which objects in the image it is about. Reason first, '
-            "between <think> and </think>: what is asked for, what the image shows, which objects fit. Then answer "
-            "between <answer> and </answer> with a JSON list of each such object's box and a point on it, in pixels, "
-            'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
-            '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}]. Answer [] if no object fits.'
+            f"between <think> and </think>: what is asked for, what the image shows, which objects fit. {AS_LIST} "
+            "Answer [] if no object fits."
         ),
         "plain": "{query}",
     }
 
-    def train_rows(self) -> list[Row]:
-        """Of a folder, every wording of each question."""
-        return self._rows("train", every_text=True)
-
-    def held_out_rows(self) -> list[Row]:
-        """Of a folder, the first wording alone, as in LISA's evaluation."""
-        return self._rows("held_out", every_text=False)
-
-    def _rows(self, key: str, every_text: bool) -> list[Row]:
+    def _read(self, key: str) -> list[Row]:
+        """Of a ReasonSeg folder every wording of each question is trained, and the first evaluated, as LISA does."""
         folder = Path(self.source(key)).expanduser()
-        return read_reasonseg(folder, every_text=every_text) if folder.is_dir() else self._read(key)
+        if not any(image.with_suffix(".json").is_file() for image in folder.glob("*.jpg")):
+            return super()._read(key)
+        try:
+            return read_reasonseg(folder, every_text=key == "train")
+        except DataError as error:
+            raise DataError(f"task.{key}: {error}") from error
 
 
 def read_reasonseg(folder: Path, *, every_text: bool) -> list[Row]:
     """Rows of a folder in ReasonSeg's layout, in the order of the names: the first text of each image, or each text.
 
-    Raises DataError for a folder without images, and for an annotation that is missing or no such JSON, by its name.
+    Raises DataError for an annotation that is missing or no such JSON, by its name.
     """
     images = sorted(folder.glob("*.jpg"))
-    if not images:
-        raise DataError(f"{folder} has no .jpg: a ReasonSeg folder holds NAME.jpg and NAME.json for each image")
     with ThreadPoolExecutor() as threads:  # painting and measuring leave Python's lock
         found = list(threads.map(_read, images))
     return [row for rows in found for row in rows[: None if every_text else 1]]

@@ -36,9 +36,12 @@ def check_rle(value: Any) -> Rle:
         height, width = (int(side) for side in value["size"])
         counts = value["counts"]
         if isinstance(counts, list):
+            if min(counts, default=-1) < 0 or sum(counts) != height * width:
+                raise ValueError("the runs must cover the image")
             return encode(coco.decode(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)))
         rle = {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}
-        decode(rle)
+        if int(decode(rle).sum()) != area(rle):  # runs that end early leave the rest undefined
+            raise ValueError("the runs must cover the image")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ValueError(f"is no COCO RLE, {{'size': [H, W], 'counts': …}} ({error}): {str(value)[:80]}") from error
     return rle
@@ -77,6 +80,12 @@ def overlap(first: Rle, second: Rle, ignore: Rle | None = None) -> tuple[int, in
 
 def area(rle: Rle) -> int:
     return int(coco.area(rle))
+
+
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """The box (x1, y1, x2, y2) of a mask's pixels, x2 and y2 behind the last ones. Some pixel must be set."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def objects_in(mask: NDArray[np.bool_], box: Sequence[float] | None = None) -> list[Target]:

@@ -108,7 +108,7 @@ def load_table(source: str, rows_in: str | None = None) -> Any:
             chosen = {"path": str(folder) if folder.is_dir() else name}
     try:
         table = datasets.load_dataset(**chosen, split=split or "train")
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
         raise DataError(_unread(source, error)) from error
     if len(table) == 0:
         raise DataError(f"{source} has no rows")

@@ -19,6 +19,7 @@ class Task(ABC):
     """Tasks differ in how their data lie on the disk (`read`), what is asked, and what an answer is."""
 
     styles: Sequence[str] = tuple(STYLES)  # in which `render` can write
+    segments = False  # whether an answer can be made a mask
     prompts: ClassVar[dict[str, str]]  # by the names of task.prompt; {query} is the row's problem
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -29,6 +30,8 @@ class Task(ABC):
             names = ", ".join(self.prompts)
             hint = nearest(config.prompt, self.prompts)
             raise DataError(f"task.prompt={config.prompt}: {config.name} has {names}.{hint}")
+        if config.segmenter and not self.segments:
+            raise DataError(f"task.segmenter={config.segmenter}: {config.name} has no masks, set it to null")
 
     def train_rows(self) -> list[Row]:
         """Raises DataError for data that cannot be read."""
@@ -49,7 +52,10 @@ class Task(ABC):
         """What task.train or task.held_out names. Raises DataError where it is not set."""
         if OmegaConf.is_missing(self.config, key):
             raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
-        return getattr(self.config, key)
+        source = getattr(self.config, key)
+        if not isinstance(source, str) or not source:
+            raise DataError(f"task.{key}={source}: name a data file, a folder or a Hugging Face data set")
+        return source
 
     def read(self, source: str) -> list[Row]:
         """The rows of a data set in the task's layout. Raises DataError."""
