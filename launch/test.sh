@@ -25,6 +25,6 @@ step() {
 
 step "ruff check" ruff check
 step "ruff format" ruff format --check
-step mypy mypy visurf_ray
+step mypy mypy visurf_ray tests/benchmarks
 step "import contracts" lint-imports
 step pytest pytest -m "not slow" "$@"

@@ -74,7 +74,7 @@ class RandomLearner:
         return [{"grad_norm": 1.0, "loss": 0.0} for _ in shards]
 
 
-def resident() -> tuple[int, float]:
+def resident() -> tuple[float, float]:
     """MiB of this process: all, and without what it shares with others."""
     _, resident, shared, *_ = map(int, Path("/proc/self/statm").read_text().split())
     return resident * 4096 / 2**20, (resident - shared) * 4096 / 2**20

@@ -7,6 +7,7 @@ K (P + R) / (P + K R): what packing saves when every token costs the same.
 """
 
 import tempfile
+from functools import partial
 
 import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
@@ -73,9 +74,11 @@ def make_group(prompt: int, response: int, responses: int) -> Group:
 def plain_rows(model, group: Group, device: str) -> torch.Tensor:
     """All responses as rows of a batch, prompt and picture in each; logits at response positions alone."""
     prompt, count = group.example.prompt.expanded_ids, len(group.responses)
-    ids = torch.tensor([[*prompt, *response.token_ids] for response in group.responses], device=device)
+    prompts = torch.tensor(prompt).expand(count, -1)
+    answers = torch.stack([torch.as_tensor(response.token_ids) for response in group.responses])
+    ids = torch.cat([prompts, answers], dim=1).to(device)
     features = group.example.prompt.features
-    length = len(group.responses[0].token_ids)
+    length = answers.shape[1]
     logits = model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -91,11 +94,13 @@ def plain_rows(model, group: Group, device: str) -> torch.Tensor:
 def measure(folder: str, case: tuple[int, int, int], device: str, repeats: int) -> dict[str, float]:
     group = make_group(*case)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    packings: dict[str, Packing] = {"plain": "dense", "split": "split", "dense": "dense"}
     models = {
         name: load_model(folder, dtype=dtype, packing=packing, gradient_checkpointing=False).to(device)
-        for name, packing in (("plain", "dense"), ("split", "split"), ("dense", "dense"))
+        for name, packing in packings.items()
     }
-    policies = {name: Policy(models[name], 1.0, (), chunk=512) for name in ("split", "dense")}
+    packed_ones: tuple[Packing, ...] = ("split", "dense")
+    policies = {packing: Policy(models[packing], 1.0, (), chunk=512) for packing in packed_ones}
 
     def packed(packing: Packing) -> torch.Tensor:
         row = pack(
@@ -122,7 +127,7 @@ def measure(folder: str, case: tuple[int, int, int], device: str, repeats: int) 
         models[name].zero_grad()
         forward[name]().sum().backward()
 
-    seconds = interleaved({name: (lambda name=name: step(name)) for name in forward}, repeats)
+    seconds = interleaved({name: partial(step, name) for name in forward}, repeats)
     prompt, response, responses = case
     return {
         "speedup": seconds["plain"] / seconds["split"],

@@ -62,7 +62,7 @@ class InTurns(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         middle = time.perf_counter()
         number = len(self.seconds["ours"])
-        groups, _ = self.driver.collect(number)
+        groups = self.driver.collect(number)[0]
         self.driver.step(number, groups)
         self.seconds["trl"].append(middle - self.begin)
         self.seconds["ours"].append(time.perf_counter() - middle)
