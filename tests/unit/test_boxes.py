@@ -8,7 +8,6 @@ from visurf_ray.tasks.boxes import (
     PROMPT,
     STYLES,
     Target,
-    answer_text,
     check_targets,
     dump_targets,
     numbers,
@@ -16,6 +15,7 @@ from visurf_ray.tasks.boxes import (
     parse_targets,
     render,
 )
+from visurf_ray.tasks.responses import answer_text
 
 TWO = [Target((1, 2, 30, 40), (15, 21)), Target((0.5, 0, 7, 8), (3, 4))]
 

@@ -22,7 +22,8 @@ from visurf_ray.miniature.scenes import (
 )
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.boxes import Target as BoxTarget
-from visurf_ray.tasks.boxes import answer_text, dump_targets, has_thinking, parse_items, parse_targets
+from visurf_ray.tasks.boxes import dump_targets, parse_items, parse_targets
+from visurf_ray.tasks.responses import answer_text, has_thinking
 from visurf_ray.tasks.rows import Row
 
 GREEN = 1  # the canvas is lit from aside in red and blue alone

@@ -194,3 +194,9 @@ def test_a_list_of_answers_is_no_answer():
     with pytest.raises(ValueError, match="is a list of answers"):
         Truth.parse('["12", "twelve"]')
     assert Truth.parse("[1, 2]").answer == "[1, 2]", "an interval"
+
+
+@pytest.mark.parametrize("setting", ["task.absent_share=0.5", "task.segmenter=some/sam2"])
+def test_a_setting_that_means_nothing_to_the_task_is_refused(math_vista, open_task, setting):
+    with pytest.raises(DataError, match=rf"{setting}: math .* set it to null"):
+        open_task("math", math_vista(FREE), setting)

@@ -17,6 +17,7 @@ _GREEN, _BLACK = (30, 230, 30), (0, 0, 0)  # of blots and of scratches; neither 
 class MiniatureAnomaly(DrawnTask, AnomalyTask):
     """The box of the blemished digit; `[]` where no digit has a blemish."""
 
+    asks_for_absent = True
     prompts: ClassVar[dict[str, str]] = {"detailed": PROMPT, "plain": "{query}"}
 
     def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:

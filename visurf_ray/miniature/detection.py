@@ -13,6 +13,7 @@ from visurf_ray.tasks.detection import DetectionTask
 class MiniatureDetection(DrawnTask, DetectionTask):
     """One or two digits of the value, or none ("No Objects"), among one or two of other values."""
 
+    asks_for_absent = True
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "Find all {query}. Reason in <think>, then answer in <answer> with a list of "

@@ -8,8 +8,9 @@ import torch
 
 from visurf_ray.miniature.lessons import KINDS, Lesson, make_lesson
 from visurf_ray.miniature.scenes import Split, draw_scene
-from visurf_ray.tasks.boxes import answer_text, has_thinking, numbers, parse_items
+from visurf_ray.tasks.boxes import numbers, parse_items
 from visurf_ray.tasks.metrics import iou
+from visurf_ray.tasks.responses import answer_text, has_thinking
 
 _LISTED = re.compile(r"a (\d) \[(\d+), (\d+), (\d+), (\d+)\]")
 

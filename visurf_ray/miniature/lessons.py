@@ -14,6 +14,7 @@ import numpy as np
 from visurf_ray.miniature.base_model import TAGS
 from visurf_ray.miniature.scenes import Scene, parity_query, present_query, seen
 from visurf_ray.tasks.boxes import PROMPT, STYLES, Target, dump_targets, render
+from visurf_ray.tasks.responses import respond, rest
 
 
 @dataclass(frozen=True)
@@ -26,20 +27,16 @@ class Lesson:
     answer: str
 
 
-def _answer(text: str) -> str:
-    return f"<answer>{text}</answer>"
-
-
 def _read(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    return "Read the digits.", _answer("digits " + " ".join(str(digit.value) for digit in scene.digits))
+    return "Read the digits.", respond("digits " + " ".join(str(digit.value) for digit in scene.digits))
 
 
 def _list(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    return "List every digit with its box.", _answer(seen(scene))
+    return "List every digit with its box.", respond(seen(scene))
 
 
 def _count(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    return "How many digits are there?", f"<think>{seen(scene)}</think>{_answer(str(len(scene.digits)))}"
+    return "How many digits are there?", respond(str(len(scene.digits)), seen(scene))
 
 
 def _presence(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
@@ -49,7 +46,7 @@ def _presence(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
         values = set(range(10)) - values
     value = int(rng.choice(sorted(values)))
     found = [digit for digit in scene.digits if digit.value == value]
-    return f"Is there a {value}?", f"<think>{seen(scene, found)}</think>{_answer('yes' if found else 'no')}"
+    return f"Is there a {value}?", respond("yes" if found else "no", seen(scene, found))
 
 
 def _ground(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
@@ -63,7 +60,7 @@ def _select(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     query = parity_query(rng, scene)
     listed = seen(Scene(scene.pixels, query.targets)) or "[]"
     question = f"Find {query.text}. Reason in <think>, then list them in <answer>."
-    return question, f"<think>{seen(scene, query.targets)}</think>{_answer(listed)}"
+    return question, respond(listed, seen(scene, query.targets))
 
 
 KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
@@ -80,7 +77,7 @@ def make_lesson(rng: np.random.Generator, kind: str, scene: Scene, direct: float
     """direct: the share of grounding questions that are answered without thinking, as pretrained models do at times."""
     question, answer = KINDS[kind](rng, scene)
     if direct and kind == "ground" and rng.random() < direct:
-        answer = answer.rpartition("</think>")[2]
+        answer = rest(answer)
     return Lesson(kind, scene, question, answer)
 
 

@@ -2,7 +2,8 @@
 
 The digits are the 1,797 scans of 8×8 pixels that scikit-learn ships (Alpaydin and Kaynak, "Optical Recognition of
 Handwritten Digits"). Scans are split by image, so that no scan is in two splits. A scene is a dark canvas with one to
-four different digits, each near one cell of a 3×3 grid, at varying place, size and shade.
+four digits, of different values unless these are given, each near one cell of a 3×3 grid, at varying place, size and
+shade.
 
 The canvas is lit by red light from the right and blue light from below, so that place shows in colour. Qwen2.5-VL has
 no absolute positions: on a plain canvas a small model reads the digits long before it can tell where they are (M-RoPE

@@ -13,6 +13,7 @@ from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
 class MiniatureTask(DrawnTask, BoxTask):
     """Grounding in generated scenes."""
 
+    asks_for_absent = True
     prompts: ClassVar[dict[str, str]] = {"detailed": PROMPT, "plain": "{query}"}
 
     def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:

@@ -13,7 +13,8 @@ that what a shower of points gains in accuracy is lost here. Where the original 
 from typing import Any
 
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import answered_points, has_thinking, numbers, parse_items, parse_truth
+from visurf_ray.tasks.boxes import answered_points, numbers, parse_items, parse_truth
+from visurf_ray.tasks.responses import has_thinking
 
 
 class PointInBoxReward:

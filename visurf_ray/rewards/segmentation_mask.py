@@ -14,7 +14,8 @@ from PIL import Image
 
 from visurf_ray.rewards.reward import Reward
 from visurf_ray.rewards.vision_reasoner import answer_format
-from visurf_ray.tasks.boxes import has_thinking, parse_items, parse_targets, parse_truth
+from visurf_ray.tasks.boxes import parse_items, parse_targets, parse_truth
+from visurf_ray.tasks.responses import has_thinking
 from visurf_ray.tasks.rle import encode, overlap, parse_masks
 from visurf_ray.tasks.segmenter import Segmenter, check_segmenter, prompts_of
 

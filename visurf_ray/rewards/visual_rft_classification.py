@@ -11,8 +11,8 @@ white space and underscores do not matter. Where the original has bugs, this doe
 """
 
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import has_thinking
-from visurf_ray.tasks.visual_rft import answer_or_rest, parse_true_name, plain_name
+from visurf_ray.tasks.responses import answer_or_rest, has_thinking
+from visurf_ray.tasks.visual_rft import parse_true_name, plain_name
 
 
 class VisualRftClassificationReward:

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import has_thinking
-from visurf_ray.tasks.visual_rft import Box, Detection, answered_detections, box_iou, parse_truth
+from visurf_ray.tasks.responses import has_thinking
+from visurf_ray.tasks.visual_rft import Box, Detection, answered_detections, box_iou, parse_boxes
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class VisualRftDetectionReward:
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is no list of boxes and not "No Objects"."""
-        truth = parse_truth(ground_truth)
+        truth = parse_boxes(ground_truth)
         given = answered_detections(response)
         if self.credit_empty and given == [] and not truth:
             iou = confidence = 1.0

@@ -12,8 +12,8 @@ thing:
 """
 
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import has_thinking
-from visurf_ray.tasks.visual_rft import answer_or_rest, parse_box, parse_true_box
+from visurf_ray.tasks.responses import answer_or_rest, has_thinking
+from visurf_ray.tasks.visual_rft import parse_box, parse_true_box
 
 
 class VisualRftGroundingReward:

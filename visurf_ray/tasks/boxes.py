@@ -6,18 +6,16 @@ the data have masks, `{"objects": [the list], "mask": RLE, "ignore": RLE}`; see 
 """
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from visurf_ray.tasks.responses import answer_text, respond
 
 PROMPT = "Find {query}. Reason in <think>, then answer in <answer> with a JSON list of bbox_2d and point_2d."
 
 # How a ground truth is written, by name: the separators between items and after keys (ViSurf §4.2.4, "align").
 STYLES: dict[str, tuple[str, str]] = {"spaced": (", ", ": "), "compact": (",", ":")}
-
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_THINKING = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -50,19 +48,7 @@ def _items(targets: Sequence[Target]) -> list[dict[str, Any]]:
 
 def render(targets: Sequence[Target], style: str = "spaced", thinking: str | None = None) -> str:
     """The response that gives `targets`; without reasoning unless `thinking` is given."""
-    thought = "" if thinking is None else f"<think>{thinking}</think>"
-    return f"{thought}<answer>{dump_targets(targets, style)}</answer>"
-
-
-def answer_text(response: str) -> str | None:
-    """The text of the last `<answer>` after the thinking, or None when there is none."""
-    found = _ANSWER.findall(response.rpartition("</think>")[2])
-    return found[-1].strip() if found else None
-
-
-def has_thinking(response: str) -> bool:
-    """Whether the response is `<think>…</think><answer>…</answer>`, up to white space around and between."""
-    return _THINKING.fullmatch(response) is not None
+    return respond(dump_targets(targets, style), thinking)
 
 
 def parse_items(response: str) -> list[Any] | None:

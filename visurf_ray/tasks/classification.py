@@ -6,10 +6,10 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.boxes import answer_text, has_thinking
+from visurf_ray.tasks.responses import answer_or_rest, answer_text, has_thinking, respond
 from visurf_ray.tasks.rows import DataError, Row
 from visurf_ray.tasks.task import Task
-from visurf_ray.tasks.visual_rft import answer_or_rest, parse_true_name, plain_name, respond
+from visurf_ray.tasks.visual_rft import parse_true_name, plain_name
 
 
 class ClassificationTask(Task):

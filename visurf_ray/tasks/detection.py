@@ -10,10 +10,11 @@ import numpy as np
 
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.average_precision import average_precision
-from visurf_ray.tasks.boxes import STYLES, answer_text, has_thinking
+from visurf_ray.tasks.boxes import STYLES
+from visurf_ray.tasks.responses import answer_text, has_thinking, respond
 from visurf_ray.tasks.rows import DataError, Row
 from visurf_ray.tasks.task import Box, Task
-from visurf_ray.tasks.visual_rft import answered_detections, check_inside, in_pixels, parse_truth, respond
+from visurf_ray.tasks.visual_rft import answered_detections, check_inside, in_pixels, parse_boxes
 
 # An apostrophe within a word is no quotation mark.
 _QUOTED = re.compile(r"""(?<!\w)(['"])(.+?)\1(?!\w)""")
@@ -44,21 +45,21 @@ class DetectionTask(Task):
 
     def check(self, row: Row) -> None:
         try:
-            for number, box in enumerate(parse_truth(row.solution)):
+            for number, box in enumerate(parse_boxes(row.solution)):
                 check_inside(box, f"item {number}")
         except ValueError as error:
             raise DataError(f"{row.where}: the solution {error}") from error
 
     def render(self, example: Example, style: str) -> str:
         """With full confidence in every box."""
-        items = [{"Position": list(box), "Confidence": 1.0} for box in parse_truth(example.ground_truth)]
+        items = [{"Position": list(box), "Confidence": 1.0} for box in parse_boxes(example.ground_truth)]
         return respond(json.dumps(items, separators=STYLES[style]) if items else "No Objects", example.thinking)
 
     def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
         return [in_pixels(box, size) for box, _ in answered_detections(text) or []]
 
     def true_boxes(self, example: Example) -> list[Box]:
-        return [in_pixels(box, example.size) for box in parse_truth(example.ground_truth)]
+        return [in_pixels(box, example.size) for box in parse_boxes(example.ground_truth)]
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         return score_detections(predictions)
@@ -88,7 +89,7 @@ def score_detections(predictions: Sequence[Prediction]) -> Metrics:
     values: dict[str, list[float]] = defaultdict(list)
     images = []
     for prediction in predictions:
-        true, given = parse_truth(prediction.ground_truth), answered_detections(prediction.response)
+        true, given = parse_boxes(prediction.ground_truth), answered_detections(prediction.response)
         images.append((asked_category(prediction.question), given or [], true))
         values["empty_rate" if true else "n_acc"].append(given == [])
         values["format_rate"].append(given is not None and answer_text(prediction.response) is not None)

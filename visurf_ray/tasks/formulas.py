@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from math_verify import parse, verify
 
-from visurf_ray.tasks.boxes import answer_text, has_thinking
+from visurf_ray.tasks.responses import answer_text, has_thinking, rest
 
 _BOXED = "\\boxed{"
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
@@ -90,7 +90,7 @@ def find_answer(response: str) -> tuple[str | None, bool]:
 
     It is the last box after the thinking, or what stands in `<answer>`, or else a box in the thinking.
     """
-    boxed = last_boxed(response.rpartition("</think>")[2])
+    boxed = last_boxed(rest(response))
     if boxed is None:
         answer = answer_text(response)
         if answer is not None:
@@ -133,6 +133,6 @@ def _plain(text: str) -> str:
 
 def thinks_first(response: str) -> bool:
     """Whether the response is `<think>…</think>`, then the answer in `<answer>` or in a box."""
-    thought, end, rest = response.strip().rpartition("</think>")
-    in_box = "<answer>" not in rest and last_boxed(rest) is not None
+    thought, end, answer = response.strip().rpartition("</think>")
+    in_box = "<answer>" not in answer and last_boxed(answer) is not None
     return has_thinking(response) or (bool(end) and thought.startswith("<think>") and in_box)

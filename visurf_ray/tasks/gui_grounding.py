@@ -23,8 +23,9 @@ import numpy as np
 
 from visurf_ray.groups import Metrics, Prediction
 from visurf_ray.tasks.box_task import BoxTask
-from visurf_ray.tasks.boxes import Target, answered_points, dump_targets, has_thinking, parse_items, parse_targets
+from visurf_ray.tasks.boxes import Target, answered_points, dump_targets, parse_items, parse_targets
 from visurf_ray.tasks.metrics import well_formed
+from visurf_ray.tasks.responses import has_thinking
 from visurf_ray.tasks.rows import DataError, Row, open_image
 
 _POINTING = re.compile(r"pyautogui\.(?:click|doubleClick|rightClick|moveTo)\(\s*([\d.]+)\s*,\s*([\d.]+)", re.IGNORECASE)

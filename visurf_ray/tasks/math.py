@@ -14,6 +14,7 @@ import numpy as np
 
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.formulas import Truth, find_answer, thinks_first
+from visurf_ray.tasks.responses import thought
 from visurf_ray.tasks.rows import DataError, Row, read_rows
 from visurf_ray.tasks.task import Task
 
@@ -45,7 +46,6 @@ class MathTask(Task):
         return [_with_truth(row) for row in read_rows(source, self.config.image_root, COLUMNS)]
 
     def check(self, row: Row) -> None:
-        row.open_image()
         try:
             truth = Truth.parse(row.solution)
         except ValueError as error:
@@ -55,8 +55,7 @@ class MathTask(Task):
             raise DataError(f"{row.where}: the answer cannot be written in \\boxed{{}}: {truth.answer[:80]!r}")
 
     def render(self, example: Example, style: str) -> str:
-        thought = "" if example.thinking is None else f"<think>{example.thinking}</think>"
-        return thought + _boxed(Truth.parse(example.ground_truth))
+        return thought(example.thinking) + _boxed(Truth.parse(example.ground_truth))
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """accuracy: right answers, as the reward `math` finds them: of choices the letter or the text counts, and

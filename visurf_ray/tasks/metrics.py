@@ -8,7 +8,8 @@ from shapely import union_all
 from shapely.geometry import box as polygon
 
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.tasks.boxes import has_thinking, numbers, parse_items, parse_targets, parse_truth
+from visurf_ray.tasks.boxes import numbers, parse_items, parse_targets, parse_truth
+from visurf_ray.tasks.responses import has_thinking
 from visurf_ray.tasks.rle import area, overlap
 
 Box = tuple[float, ...]

@@ -20,6 +20,7 @@ class Task(ABC):
 
     styles: Sequence[str] = tuple(STYLES)  # in which `render` can write
     segments = False  # whether an answer can be made a mask
+    asks_for_absent = False  # whether task.absent_share says how many questions are for what is not there
     prompts: ClassVar[dict[str, str]]  # by the names of task.prompt; {query} is the row's problem
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -32,6 +33,8 @@ class Task(ABC):
             raise DataError(f"task.prompt={config.prompt}: {config.name} has {names}.{hint}")
         if config.segmenter and not self.segments:
             raise DataError(f"task.segmenter={config.segmenter}: {config.name} has no masks, set it to null")
+        if config.absent_share is not None and not self.asks_for_absent:
+            raise DataError(f"task.absent_share={config.absent_share}: {config.name} cannot choose, set it to null")
 
     def train_rows(self) -> list[Row]:
         """Raises DataError for data that cannot be read."""

@@ -9,7 +9,8 @@ import json
 import re
 from collections.abc import Sequence
 
-from visurf_ray.tasks.boxes import answer_text, numbers
+from visurf_ray.tasks.boxes import numbers
+from visurf_ray.tasks.responses import answer_or_rest, answer_text, rest
 
 Box = tuple[float, ...]
 Detection = tuple[Box, float]  # and its confidence
@@ -20,17 +21,6 @@ _CORNER = r"\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\)"
 _BOX = re.compile(rf"{_CORNER}\s*,\s*{_CORNER}")
 
 
-def answer_or_rest(text: str) -> str:
-    """The last `<answer>` after the thinking; without one, all that stands after the thinking."""
-    answer = answer_text(text)
-    return text.rpartition("</think>")[2].strip() if answer is None else answer
-
-
-def respond(answer: str, thinking: str | None) -> str:
-    """The response that gives `answer`; without reasoning unless `thinking` is given."""
-    return ("" if thinking is None else f"<think>{thinking}</think>") + f"<answer>{answer}</answer>"
-
-
 def answered_detections(response: str) -> list[Detection] | None:
     """The boxes of a response, each once, or None when it gives no list of boxes with confidences.
 
@@ -38,7 +28,7 @@ def answered_detections(response: str) -> list[Detection] | None:
     """
     answer = answer_text(response)
     if answer is None:
-        _, tag, cut = response.rpartition("</think>")[2].rpartition("<answer>")
+        _, tag, cut = rest(response).rpartition("<answer>")
         answer = cut if tag else response
     return parse_detections(answer.strip())
 
@@ -58,7 +48,7 @@ def parse_detections(text: str) -> list[Detection] | None:
     return list(found.items())
 
 
-def parse_truth(ground_truth: str) -> list[Box]:
+def parse_boxes(ground_truth: str) -> list[Box]:
     """The ground truth's boxes, with or without `<answer>` tags. Raises ValueError that says what is wrong."""
     items = _parse_list(answer_or_rest(ground_truth))
     if items is None:

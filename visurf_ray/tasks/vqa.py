@@ -18,6 +18,7 @@ from rapidfuzz.distance import Levenshtein
 
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.formulas import find_answer
+from visurf_ray.tasks.responses import respond, rest
 from visurf_ray.tasks.rows import DataError, Row, read_rows
 from visurf_ray.tasks.task import Task
 
@@ -46,7 +47,6 @@ class VqaTask(Task):
         return read_rows(source, root, COLUMNS, rows_in="data" if _has_data(path) else None)
 
     def check(self, row: Row) -> None:
-        row.open_image()
         if not all(_answers(row.solution)) or not _answers(row.solution):
             raise DataError(f"{row.where}: an answer is empty: {row.solution[:80]}")
 
@@ -54,8 +54,7 @@ class VqaTask(Task):
         return json.dumps(_answers(row.solution), ensure_ascii=False)
 
     def render(self, example: Example, style: str) -> str:
-        thought = "" if example.thinking is None else f"<think>{example.thinking}</think>"
-        return f"{thought}<answer>{_answers(example.ground_truth)[0]}</answer>"
+        return respond(_answers(example.ground_truth)[0], example.thinking)
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """relaxed_accuracy, ChartQA's, and anls, DocVQA's, both over all predictions. The answer is what stands in
@@ -103,7 +102,7 @@ def _number(text: str) -> float | None:
 
 def _answer(response: str) -> str:
     answer, _ = find_answer(response)
-    return response.rpartition("</think>")[2].strip() if answer is None else answer.strip()
+    return rest(response).strip() if answer is None else answer.strip()
 
 
 def _answers(text: str) -> list[str]:
