@@ -90,7 +90,8 @@ def start_rollouts(config: Config, places: Sequence[Any] = ()) -> RolloutPool:
         )
         for worker, place in enumerate(places or [{"num_gpus": rollout.gpus}] * rollout.workers)
     ]
-    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens)
+    every = rollout.logprobs_every if config.pipeline.importance_cap is None else 1
+    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
     return RolloutPool(
         actors, sampling=sampling, max_in_flight=rollout.max_in_flight, sleep_level=config.pipeline.sleep_level
     )

@@ -49,6 +49,7 @@ class RolloutConfig:
     max_tokens: int = MISSING
     max_model_len: int = MISSING
     max_in_flight: int = MISSING
+    logprobs_every: int = MISSING
     oversample: int = MISSING
     gpus: int = MISSING
     cpus: float = MISSING
@@ -218,6 +219,7 @@ _AT_LEAST_ONE = (
     "rollout.max_model_len",
     "eval.max_tokens",
     "rollout.max_in_flight",
+    "rollout.logprobs_every",
     "learner.ranks",
     "learner.minibatches",
     "learner.max_tokens_per_micro_batch",

@@ -52,8 +52,9 @@ class Response:
     """One response to an example, as the token ids that were sampled (or, for the label, encoded).
 
     `token_ids` (int32, length T) end with the end-of-turn token unless the response was cut at the length limit.
-    `sampler_logprobs` holds vLLM's log-probability of each token (float32, length T); None for a label. Both may be
-    given as lists. Both are None where the group's `tokens` hold them, and then `length` is to be given, which is T.
+    `sampler_logprobs` holds vLLM's log-probability of each token (float32, length T); None for a label, and where it
+    was not asked for (`Sampling.logprobs_every`). Both may be given as lists. Both are None where the group's `tokens`
+    hold them, and then `length` is to be given, which is T.
     `reward_parts` and `reward` are after reward control: `reward` is their sum, but for a label that was smoothed;
     `advantage` is one number for all tokens.
     """
@@ -80,8 +81,8 @@ class Group:
     """An example and its responses: G rollouts, then the label where the method uses one.
 
     `tokens` is a reference into Ray's object store: the `token_ids` of all rollouts, one after the other, and their
-    `sampler_logprobs`. They go from the sampler to the learner and never pass through the driver. None where the
-    responses hold their own.
+    `sampler_logprobs` or None. They go from the sampler to the learner and never pass through the driver. None where
+    the responses hold their own.
     """
 
     example: Example

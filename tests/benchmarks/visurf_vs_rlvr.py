@@ -3,7 +3,8 @@
     python -m tests.benchmarks.visurf_vs_rlvr [--quick]
 
 The default job on the miniature; steps of both methods in turns, on the same prompts with the same actors. Memory is
-the peak of the learner's process during the steps of each.
+the peak of the learner's process during the steps of each. The limit is the ratio of the learner's tokens: a label's
+must be learnt, however it is done.
 """
 
 import re
@@ -18,11 +19,14 @@ from tests.benchmarks.job import Job, started
 from visurf_ray.driver import Driver
 
 
-def take_step(driver: Driver, number: int) -> float:
-    """Seconds of one step."""
+def take_step(driver: Driver, number: int) -> tuple[float, int]:
+    """Seconds of one step, and the tokens that are learnt in it: prompts once, and all responses."""
     begin = time.perf_counter()
-    driver.step(number, driver.collect(number)[0])
-    return time.perf_counter() - begin
+    groups, _ = driver.collect(number)
+    driver.step(number, groups)
+    seconds = time.perf_counter() - begin
+    responses = [response for group in groups for response in group.responses]
+    return seconds, sum(len(g.example.prompt.expanded_ids) for g in groups) + sum(r.length for r in responses)
 
 
 def reset_peak(_: object) -> None:
@@ -42,15 +46,25 @@ def measure(job: Job, steps: int) -> list[dict[str, float | str]]:
     methods = ("rlvr", "visurf")
     drivers = {name: job.driver(f"method={name}") for name in methods}
     seconds: dict[str, list[float]] = {name: [] for name in methods}
+    tokens: dict[str, list[int]] = {name: [] for name in methods}
     memory: dict[str, float] = {}
     for number in range(steps + 1):  # the first warms up
         for name in methods if number % 2 else reversed(methods):
             ray.get(learner.__ray_call__.remote(reset_peak))
-            taken = take_step(drivers[name], number)
+            taken, learnt = take_step(drivers[name], number)
             if number:
                 seconds[name].append(taken)
+                tokens[name].append(learnt)
                 memory[name] = max(memory.get(name, 0.0), ray.get(learner.__ray_call__.remote(peak)))
-    return [{"method": name, "seconds": statistics.median(seconds[name]), "peak_mib": memory[name]} for name in methods]
+    return [
+        {
+            "method": name,
+            "seconds": statistics.median(seconds[name]),
+            "peak_mib": memory[name],
+            "tokens": statistics.mean(tokens[name]),
+        }
+        for name in methods
+    ]
 
 
 def main() -> None:
@@ -58,12 +72,13 @@ def main() -> None:
     start(options)
     with started("learner.learning_rate=1e-9") as job:  # the policy stays what it is
         rows = measure(job, 3 if options.quick else 20)
-    table(["method", "seconds", "peak MiB"], [list(row.values()) for row in rows])
+    table(["method", "seconds", "peak MiB", "tokens"], [list(row.values()) for row in rows])
     rlvr, visurf = rows
     finish(
         {
             "time_ratio": float(visurf["seconds"]) / float(rlvr["seconds"]),
             "memory_ratio": float(visurf["peak_mib"]) / float(rlvr["peak_mib"]),
+            "token_ratio": float(visurf["tokens"]) / float(rlvr["tokens"]),
         }
     )
 

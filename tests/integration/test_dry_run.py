@@ -74,7 +74,7 @@ def test_a_dry_run_asks_the_cluster_and_starts_no_actor(tmp_path):
     before = len(ray._private.state.actors())
     done = dry_run(tmp_path / "fits", address, *small)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "1 node(s), 0 GPU, 8 CPU" in done.stdout
+    assert "1 node(s), 2 GPU, 8 CPU" in done.stdout
     done = dry_run(tmp_path / "too-large", address, *small, "rollout.workers=5")
     assert done.returncode == 2 and "rollout.workers=5" in done.stderr and "8 CPU (8 free)" in done.stderr
     assert len(ray._private.state.actors()) == before

@@ -39,7 +39,7 @@ def start_pool(config, workers: int, *, n: int = 4, temperature: float = 1.0) ->
         RolloutActor.options(num_cpus=0.5).remote(engine, worker, cores[worker::workers]) for worker in range(workers)
     ]
     ray.get([actor.ready.remote() for actor in actors])
-    return RolloutPool(actors, sampling=Sampling(n, temperature, max_tokens=60), max_in_flight=8)
+    return RolloutPool(actors, sampling=Sampling(n, temperature, 60, logprobs_every=1), max_in_flight=8)
 
 
 def stop_pool(pool: RolloutPool) -> None:
@@ -124,6 +124,13 @@ def test_groups_come_back_in_order_with_sampled_tokens(pool, examples, processor
             assert response.text == processor.tokenizer.decode(response.token_ids, skip_special_tokens=True)
 
 
+def test_one_prompt_of_so_many_brings_log_probs(pool, examples):
+    some = RolloutPool(pool.actors, sampling=replace(pool.sampling, logprobs_every=2), max_in_flight=8)
+    groups = with_tokens(sampled(some, examples))
+    given = [{response.sampler_logprobs is not None for response in group.responses} for group in groups]
+    assert given == [{number % 2 == 0} for number in range(len(examples))]
+
+
 def test_sampler_and_learner_agree_and_still_do_after_an_update(
     config,
     processor,
@@ -165,7 +172,7 @@ def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
     sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, address="", port=0)
 
     def greedy():
-        answers = RolloutPool(pool.actors, sampling=Sampling(1, 0.0, 20), max_in_flight=8)
+        answers = RolloutPool(pool.actors, sampling=Sampling(1, 0.0, 20, logprobs_every=1), max_in_flight=8)
         responses = [group.responses[0] for group in with_tokens(sampled(answers, examples[:2]))]
         return [(list(response.token_ids), list(response.sampler_logprobs)) for response in responses]
 

@@ -95,14 +95,17 @@ def test_means_are_over_all_tokens_of_all_ranks_and_minibatches():
     )
 
 
-def test_the_samplers_difference_is_a_mean_and_a_maximum():
+def test_the_samplers_difference_is_a_mean_and_a_maximum_over_the_tokens_that_bring_it():
+    def compared(tokens, difference, most):
+        return {"tokens/compared": tokens, "rollout_logprob_diff": difference, DIFF_MAX: most}
+
     results = [
-        [sums("rollout", 10, 1.0, loss=0.0, grad_norm=1.0) | {"rollout_logprob_diff": 0.5, DIFF_MAX: 0.2}],
-        [sums("rollout", 30, 1.0, loss=0.0, grad_norm=1.0) | {"rollout_logprob_diff": 1.5, DIFF_MAX: 0.1}],
+        [sums("rollout", 10, 1.0, loss=0.0, grad_norm=1.0) | compared(4, 0.5, 0.2)],
+        [sums("rollout", 30, 1.0, loss=0.0, grad_norm=1.0) | compared(6, 1.5, 0.1)],
         [{"grad_norm": 1.0}],  # a rank that only kept step
     ]
     metrics = summarise(results)
-    assert metrics["train/rollout_logprob_diff"] == pytest.approx(2.0 / 40)
+    assert metrics["train/rollout_logprob_diff"] == pytest.approx(2.0 / 10)
     assert metrics["train/rollout_logprob_diff_max"] == 0.2
 
 

@@ -28,6 +28,6 @@ def summarise(results: Sequence[Sequence[Metrics]]) -> Metrics:
     if "kl/rollout" in totals:
         metrics["train/kl/rollout"] = totals["kl/rollout"] / totals["tokens/rollout"]
     if DIFF_MAX in totals:
-        metrics["train/rollout_logprob_diff"] = totals["rollout_logprob_diff"] / totals["tokens/rollout"]
+        metrics["train/rollout_logprob_diff"] = totals["rollout_logprob_diff"] / totals["tokens/compared"]
         metrics[f"train/{DIFF_MAX}"] = totals[DIFF_MAX]
     return metrics

@@ -52,7 +52,8 @@ def restore_tokens(group: Group, fetch: Callable[[Any], Any]) -> None:
         begin = 0
         for response in group.rollouts:
             of_response = slice(begin, begin + response.length)
-            response.token_ids, response.sampler_logprobs = token_ids[of_response], logprobs[of_response]
+            response.token_ids = token_ids[of_response]
+            response.sampler_logprobs = None if logprobs is None else logprobs[of_response]
             begin += response.length
         group.tokens = None
 

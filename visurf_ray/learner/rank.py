@@ -278,6 +278,7 @@ def _token_sums(packed: PackedGroups, logprobs, old_logprobs, entropy, loss: Los
     sampled = ~packed.sampler_logprob_T.isnan()
     if sampled.any():
         difference = (old_logprobs - packed.sampler_logprob_T)[sampled].abs()
+        sums["tokens/compared"] = float(sampled.sum())
         sums["rollout_logprob_diff"] = difference.sum().item()
         sums[DIFF_MAX] = difference.max().item()
     return sums
