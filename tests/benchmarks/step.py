@@ -78,7 +78,8 @@ def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]
         bare_sampling = ray.get(
             job.rollouts.actors[0].__ray_call__.remote(generate_in, examples, job.rollouts.sampling)
         )
-        job.data.train_batch(number - 1, size)  # the next batch is read ahead in the step, as always
+        job.data.train_batch(number - 1, size)
+        ray.wait([job.data.ahead])  # as always a step finds its batch read ahead, and has the next one read
         begin = time.perf_counter()
         groups, _ = driver.collect(number)
         driver.step(number, groups)

@@ -160,7 +160,6 @@ class RolloutActor:
         await self.engine.init_weight_transfer_engine(own_ranks(request, self.first_process))
 
     async def start_weight_update(self) -> None:
-        await self.engine.pause_generation(mode="keep", clear_cache=False)
         await self.engine.start_weight_update()
 
     async def update_weights(self, request: Any) -> None:
@@ -170,14 +169,14 @@ class RolloutActor:
         """Load the weights for good and forget all that the old ones computed.
 
         The encoder cache is keyed by the image alone: without its reset a cached image keeps the old vision tower's
-        features (vllm-project/vllm#44910).
+        features (vllm-project/vllm#44910). Between batches the engine is idle, and nothing has to be paused; the prefix
+        cache cannot be reset while a request is in the engine, and so an update during sampling raises.
         """
         await self.engine.finish_weight_update()
         if not await self.engine.reset_prefix_cache():
             raise RuntimeError("vLLM kept its prefix cache over a weight update: its samples would be of two policies")
         await self.engine.reset_mm_cache()
         await self.engine.reset_encoder_cache()
-        await self.engine.resume_generation()
 
     async def update_weight_version(self, version: str) -> None:
         await self.engine.update_weight_version(version)
