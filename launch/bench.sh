@@ -18,7 +18,7 @@ trap 'rm -f "$log"' EXIT
 {
     echo "# Benchmarks"
     echo
-    echo "\`bash launch/bench.sh $*\`, $(date -u +%Y-%m-%d), $(nproc) cores"
+    echo "\`bash launch/bench.sh${*:+ $*}\`, $(date -u +%Y-%m-%d), $(nproc) cores"
 } >"$page"
 
 status=0
@@ -26,7 +26,8 @@ for name in packing logprob step pipeline visurf_vs_rlvr weight_sync driver_scal
     echo "bench: $name" >&2
     printf '\n## %s\n\n' "$name" >>"$page"
     if HF_HUB_OFFLINE=1 "$python" -m "tests.benchmarks.$name" "$@" 2>"$log" >"$log.out"; then
-        sed '$d' "$log.out" >>"$page" # all but the JSON line, which comes in a block of its own
+        # Without DeepSpeed's log lines, and the JSON line, which comes in a block of its own.
+        sed -e '/^\[20/d' -e '$d' "$log.out" >>"$page"
         printf '\n```json\n%s\n```\n' "$(tail -n 1 "$log.out")" >>"$page"
         tail -n 1 "$log.out"
     else

@@ -28,7 +28,7 @@ def start(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(arguments.threads)
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else platform.processor() or platform.machine()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
-    print(f"{device}, {arguments.threads} threads, {packages}")
+    print(f"{device}, {arguments.threads} threads, {packages}\n")
 
 
 def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -69,7 +69,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print a Markdown table."""
     print(f"| {' | '.join(head)} |\n{'|---' * len(head)}|")
     for row in rows:
-        print(f"| {' | '.join(f'{cell:.3g}' if isinstance(cell, float) else str(cell) for cell in row)} |")
+        print(f"| {' | '.join(_text(cell) for cell in row)} |")
+
+
+def _text(cell: Any) -> str:
+    """Three digits of a number, or all of a thousand and more."""
+    return str(cell) if not isinstance(cell, float) else f"{cell:.0f}" if abs(cell) >= 1000 else f"{cell:.3g}"
 
 
 def finish(results: Any) -> None:
