@@ -161,6 +161,21 @@ def _shares(cores: list[int], parts: int) -> list[list[int]]:
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
 
+def start_policy(config: Config, tokenizer: Any, stack: ExitStack) -> tuple[RolloutPool, LearnerGroup]:
+    """Rollout workers and learner ranks, ready and connected; `stack` ends the workers' processes."""
+    colocated = bool(config.pipeline.sleep_level)
+    places = _shared_gpus(config) if colocated else []
+    rollouts = start_rollouts(config, places)
+    stack.callback(rollouts.shut_down)
+    if colocated:  # an engine measures what is free of its GPU, and must be alone with it
+        wait_for(rollouts, config)
+        rollouts.sleep()
+    learner = start_learner(config, tokenizer, places)
+    wait_for(rollouts, config)
+    learner.connect(rollouts.actors, gpu_workers=config.rollout.gpus * config.rollout.workers, colocated=colocated)
+    return rollouts, learner
+
+
 def train(config: Config) -> Path:
     """Run a training job; returns the output folder. Nothing is written before all is checked and started."""
     checked = check(config)
@@ -172,17 +187,8 @@ def train(config: Config) -> Path:
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
-        colocated = bool(config.pipeline.sleep_level)
-        places = _shared_gpus(config) if colocated else []
-        rollouts = start_rollouts(config, places)
-        stack.callback(rollouts.shut_down)
-        if colocated:  # an engine measures what is free of its GPU, and must be alone with it
-            wait_for(rollouts, config)
-            rollouts.sleep()
-        learner = start_learner(config, processor.tokenizer, places)
+        rollouts, learner = start_policy(config, processor.tokenizer, stack)
         segmentation = start_segmentation(config)
-        wait_for(rollouts, config)
-        learner.connect(rollouts.actors, gpu_workers=config.rollout.gpus * config.rollout.workers, colocated=colocated)
         if checked.resume:
             learner.load(checked.resume.resolve())
         output.mkdir(parents=True, exist_ok=True)

@@ -98,7 +98,7 @@ def measure(job: Job, prompts: int, steps: int) -> dict[str, float]:
 
 
 def main() -> None:
-    options = arguments(__doc__).parse_args()
+    options = arguments(__doc__, devices=["cpu"]).parse_args()
     start(options)
     sizes, steps = ((16, 64), 4) if options.quick else ((16, 64, 256, 1024), 16)
     overrides = [f"rollout.n={ROLLOUTS}", f"task.train={max(sizes)}", "eval.examples=1", "monitor.wandb=disabled"]

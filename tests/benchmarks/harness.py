@@ -15,11 +15,11 @@ from typing import Any
 import torch
 
 
-def arguments(description: str | None) -> argparse.ArgumentParser:
+def arguments(description: str | None, devices: Sequence[str] = ("cpu", "cuda")) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="smaller sizes and fewer repeats: does it run?")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads of PyTorch")
-    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cpu", choices=devices)
     return parser
 
 

@@ -13,9 +13,7 @@ from omegaconf import OmegaConf
 from visurf_ray.assembly import (
     build_methods,
     start_data,
-    start_learner,
-    start_rollouts,
-    wait_for,
+    start_policy,
 )
 from visurf_ray.checkpoints import Checkpoints
 from visurf_ray.cluster.resources import connected
@@ -67,18 +65,25 @@ class Job:
         )
 
 
+_ON_ONE_GPU = (
+    "pipeline=colocated",
+    "rollout.gpus=1",
+    "rollout.dtype=bfloat16",
+    "rollout.memory=0.3",
+    "learner.gpus=1",
+    "learner.dtype=bfloat16",
+)
+
+
 @contextmanager
-def started(*overrides: str) -> Iterator[Job]:
-    """The default job's actors with `overrides`, in a Ray cluster of their own."""
+def started(*overrides: str, device: str = "cpu") -> Iterator[Job]:
+    """The default job's actors with `overrides`, in a Ray cluster of their own; on "cuda" they share one GPU."""
+    overrides = (*_ON_ONE_GPU, *overrides) if device == "cuda" else overrides
     config = load_config(["eval.examples=1", "monitor.wandb=disabled", "monitor.samples_every=0", *overrides])
     processor = load_processor(config.model)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(connected("local"))
         data = start_data(config)
-        rollouts = start_rollouts(config)
-        stack.callback(rollouts.shut_down)
-        learner = start_learner(config, processor.tokenizer)
-        wait_for(rollouts, config)
-        learner.connect(rollouts.actors, gpu_workers=config.rollout.gpus * config.rollout.workers, colocated=False)
+        rollouts, learner = start_policy(config, processor.tokenizer, stack)
         yield Job(data, rollouts, learner, processor, list(overrides), folder)

@@ -1,10 +1,11 @@
-"""Qwen2.5-VL models with random weights, made on the spot, in the sizes that benchmarks ask for."""
+"""Models with random weights, and groups of random tokens, in the sizes that benchmarks ask for."""
 
 from pathlib import Path
 
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
+from visurf_ray.groups import Example, Group, Prompt, Response, Source
 from visurf_ray.miniature.base_model import BASE_MODEL
 
 
@@ -53,3 +54,31 @@ def write_model(
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return sum(weight.numel() for weight in model.parameters())
+
+
+def random_group(
+    prompt: int, side: int, response: int, responses: int, *, special: tuple[int, int, int], seed: int
+) -> Group:
+    """`responses` of `response` tokens to a prompt of `prompt`, side × side of them visual.
+
+    special: the tokens for an image, and before and after it; other tokens are below 1,600. Advantages add up to 0.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    image, begin, end = special
+    visual = side * side
+    text = torch.randint(0, 1600, (prompt - visual - 2,), generator=generator).tolist()
+    ids = [*text[:4], begin, *[image] * visual, end, *text[4:]]
+    features = {
+        "pixel_values": torch.randn(4 * visual, 3 * 2 * 14 * 14, generator=generator),
+        "image_grid_thw": torch.tensor([[1, 2 * side, 2 * side]]),
+    }
+    sampled = [
+        Response(
+            Source.ROLLOUT,
+            "",
+            torch.randint(0, 1600, (response,), generator=generator).tolist(),
+            advantage=number - (responses - 1) / 2,
+        )
+        for number in range(responses)
+    ]
+    return Group(Example("benchmark", "", "[]", Prompt([], ids, None, features), (28 * side, 28 * side)), sampled)

@@ -13,7 +13,8 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
-from visurf_ray.groups import Example, Group, Prompt, Response, Source
+from tests.benchmarks.models import random_group
+from visurf_ray.groups import Group
 from visurf_ray.learner.packing import Packing, pack
 from visurf_ray.learner.policy import Policy, load_model
 
@@ -52,23 +53,8 @@ def write_model(folder: str) -> None:
 
 def make_group(prompt: int, response: int, responses: int) -> Group:
     """A group whose picture takes about half of the prompt's tokens."""
-    generator = torch.Generator().manual_seed(0)
     side = max(2, int((prompt / 2) ** 0.5))
-    grid = torch.tensor([[1, 2 * side, 2 * side]])
-    visual = side * side
-    text = torch.randint(0, 2000, (prompt - visual - 2,), generator=generator).tolist()
-    ids = [*text[:4], START, *[IMAGE] * visual, END, *text[4:]]
-    features = {
-        "pixel_values": torch.randn(4 * visual, 3 * 2 * 14 * 14, generator=generator),
-        "image_grid_thw": grid,
-    }
-    sampled = [
-        Response(
-            Source.ROLLOUT, "", torch.randint(0, 2000, (response,), generator=generator).tolist(), advantage=i - 4.0
-        )
-        for i in range(responses)
-    ]
-    return Group(Example("benchmark", "", "[]", Prompt([], ids, None, features), (84, 84)), sampled)
+    return random_group(prompt, side, response, responses, special=(IMAGE, START, END), seed=0)
 
 
 def plain_rows(model, group: Group, device: str) -> torch.Tensor:

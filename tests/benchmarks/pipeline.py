@@ -37,7 +37,7 @@ def overlapped(driver: Driver, steps: int) -> float:
 
 
 def main() -> None:
-    options = arguments(__doc__).parse_args()
+    options = arguments(__doc__, devices=["cpu"]).parse_args()
     start(options)
     steps, rounds = (3, 1) if options.quick else (8, 3)
     with started(QUIET) as job:

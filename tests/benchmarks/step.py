@@ -99,7 +99,7 @@ def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]
 def main() -> None:
     options = arguments(__doc__).parse_args()
     start(options)
-    with started("learner.learning_rate=1e-9") as job:  # the policy stays what it is
+    with started("learner.learning_rate=1e-9", device=options.device) as job:  # the policy stays what it is
         whole, sampling, learning = measure(job, 3 if options.quick else 25)
     means = [statistics.mean(values) for values in (whole, sampling, learning)]
     table(["step s", "vLLM alone s", "model alone s"], [means])

@@ -70,7 +70,7 @@ def measure(job: Job, steps: int) -> list[dict[str, float | str]]:
 def main() -> None:
     options = arguments(__doc__).parse_args()
     start(options)
-    with started("learner.learning_rate=1e-9") as job:  # the policy stays what it is
+    with started("learner.learning_rate=1e-9", device=options.device) as job:  # the policy stays what it is
         rows = measure(job, 3 if options.quick else 20)
     table(["method", "seconds", "peak MiB", "tokens"], [list(row.values()) for row in rows])
     rlvr, visurf = rows

@@ -121,7 +121,7 @@ def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, ste
 
 
 def main() -> None:
-    options = arguments(__doc__).parse_args()
+    options = arguments(__doc__, devices=["cpu"]).parse_args()
     start(options)
     results = {}
     with tempfile.TemporaryDirectory() as name:

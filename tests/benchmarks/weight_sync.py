@@ -75,7 +75,7 @@ def measure_share(steps: int) -> float:
 
 
 def main() -> None:
-    options = arguments(__doc__).parse_args()
+    options = arguments(__doc__, devices=["cpu"]).parse_args()
     start(options)
     with tempfile.TemporaryDirectory() as folder:
         size = (
