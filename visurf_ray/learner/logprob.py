@@ -48,13 +48,16 @@ class _ChunkedLogprob(torch.autograd.Function):
         hidden, weight, target, normaliser, entropy = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden, dtype=_accumulate(hidden))
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        constant = -(grad_logprob + grad_entropy * entropy)[:, None]
+        # Gradients by z, the scaled logits, divided by the temperature are those by the logits.
+        of_entropy = -grad_entropy[:, None] / ctx.temperature
+        of_target = grad_logprob / ctx.temperature
+        constant = of_entropy * entropy[:, None] - of_target[:, None]
         for begin, end, z in _scaled_logits(hidden, weight, ctx.banned, ctx.temperature, ctx.chunk):
             p = z.sub_(normaliser[:, None]).exp()
-            grad = p.mul_(z.mul_(-grad_entropy[:, None]).add_(constant))
+            grad = p.mul_(torch.addcmul(constant, z, of_entropy))
             inside = ((target >= begin) & (target < end)).nonzero()[:, 0]
-            grad[inside, target[inside] - begin] += grad_logprob[inside]
-            grad = grad.div_(ctx.temperature).to(weight.dtype)
+            grad[inside, target[inside] - begin] += of_target[inside]
+            grad = grad.to(weight.dtype)
             grad_hidden += grad @ weight[begin:end]
             if grad_weight is not None:
                 torch.matmul(grad.T, hidden, out=grad_weight[begin:end])
