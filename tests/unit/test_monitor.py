@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -220,6 +221,14 @@ def test_the_report_is_one_page_with_everything(tmp_path: Path, sample: Sample) 
         assert title in page
     assert "Advantage</h3>" not in page and "Clip share" not in page
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+@pytest.mark.parametrize(
+    ("truth", "told"), [(None, None), ([], "truth: nothing is meant"), ([(0, 0, 9, 9)] * 2, "truth: 2 boxes")]
+)
+def test_a_sample_tells_the_boxes_meant_where_it_is_about_boxes(tmp_path: Path, sample: Sample, truth, told) -> None:
+    page = report(tmp_path / "report.html", samples=[(1, [replace(sample, truth=truth)])])
+    assert told in page if told else "truth:" not in page
 
 
 def test_the_report_of_sft_has_no_rollouts(tmp_path: Path) -> None:

@@ -178,13 +178,18 @@ def _sample_sections(samples: list[tuple[int | str, list[Sample]]]) -> list[str]
 
 def _sample(sample: Sample) -> str:
     responses = "".join(_response(sample, response) for response in sample.responses)
-    boxes = {0: "nothing is meant, the right answer is []", 1: "one box"}
-    truth = boxes.get(len(sample.truth), f"{len(sample.truth)} boxes")
+    legend = "" if sample.truth is None else _legend(len(sample.truth))
     return (
-        f'<div class="card sample"><h3>{escape(sample.question)}</h3><p class="quiet">'
-        f'<i class="swatch" style="background:var(--truth)"></i>truth: {truth} '
-        f'<i class="swatch" style="background:var(--answer);margin-left:12px"></i>answer</p>'
+        f'<div class="card sample"><h3>{escape(sample.question)}</h3>{legend}'
         f'<div class="responses">{responses}</div></div>'
+    )
+
+
+def _legend(boxes: int) -> str:
+    truth = {0: "nothing is meant", 1: "one box"}.get(boxes, f"{boxes} boxes")
+    return (
+        f'<p class="quiet"><i class="swatch" style="background:var(--truth)"></i>truth: {truth} '
+        f'<i class="swatch" style="background:var(--answer);margin-left:12px"></i>answer</p>'
     )
 
 

@@ -32,11 +32,11 @@ class SampleResponse:
 
 @dataclass(frozen=True)
 class Sample:
-    """One example and some of its responses. `truth` are the boxes meant, in pixels of `image`."""
+    """One example and some of its responses. `truth`: the boxes meant, in pixels of `image`, or None without boxes."""
 
     image: Image.Image
     question: str
-    truth: list[Box]
+    truth: list[Box] | None
     responses: list[SampleResponse]
 
 
@@ -54,7 +54,7 @@ def draw(sample: Sample, response: SampleResponse, side: int = 336) -> Image.Ima
     picture = sample.image.convert("RGB").resize((width, height), resampling)
     picture = ImageOps.expand(picture, border=LINE, fill=_FRAME_COLOUR)
     pen = ImageDraw.Draw(picture)
-    for boxes, colour, outset in ((sample.truth, TRUTH_COLOUR, LINE), (response.boxes, ANSWER_COLOUR, 0)):
+    for boxes, colour, outset in ((sample.truth or [], TRUTH_COLOUR, LINE), (response.boxes, ANSWER_COLOUR, 0)):
         for x1, y1, x2, y2 in boxes:
             left, right = _span(x1, x2, scale, width)
             top, bottom = _span(y1, y2, scale, height)

@@ -83,8 +83,9 @@ class Task(ABC):
         """The boxes that a response gives, to be drawn in an image of that width and height."""
         return []
 
-    def true_boxes(self, example: Example) -> list[Box]:
-        return []
+    def true_boxes(self, example: Example) -> list[Box] | None:
+        """None where no answer is about boxes."""
+        return None
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
