@@ -14,10 +14,9 @@ from tests.integration.test_learner import LORA, batches, distance, loaded, make
 from tests.integration.test_policy import losses_of, packed_groups, plain_rows
 from tests.integration.test_train import SMALL, rows, run
 from visurf_ray.config import ConfigError
-from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
-from visurf_ray.method import LossConfig, token_weights
+from visurf_ray.method import LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model
 from visurf_ray.weights.source import ZeroSource, named_weights
 
@@ -94,14 +93,7 @@ def test_merged_weights_compute_what_the_adapters_do(model):
     groups = architecture_groups(model)
 
     def logprobs(model):
-        packed = pack(
-            groups,
-            token_weights(groups, LossConfig()),
-            [group.example.prompt.features for group in groups],
-            model.model.get_rope_index,
-            image_token_id=model.config.image_token_id,
-            dtype=torch.float32,
-        )
+        packed = packed_groups(model, groups)
         with torch.no_grad():
             return Policy(model, temperature=1.0, banned=(), chunk=7)(packed)[0]
 
