@@ -1,10 +1,11 @@
-"""Trains the miniature with each paradigm and several seeds, and prints one table.
+"""Trains the miniature with each paradigm and several seeds, and prints a table for each task.
 
-    python -m tests.benchmarks.paradigms [--methods visurf rlvr sft] [--seeds 0 1 2] [--out FOLDER] [key=value …]
+    python -m tests.benchmarks.paradigms [--tasks miniature] [--methods visurf rlvr sft] [--seeds 0 1 2] [--out FOLDER]
+        [key=value …]
 
-Every run has the same number of steps and the same held-out examples. A run that is there already is not made again, so
-that an interrupted comparison goes on; a folder of other settings or of another base model is refused. The table gives
-the mean over seeds, and the smallest and largest value.
+Every run has the same number of steps, and those of a task the same held-out examples. A run that is there already is
+not made again, so that an interrupted comparison goes on; a folder of other settings or of another base model is
+refused. A table gives the mean over seeds, and the smallest and largest value.
 """
 
 import argparse
@@ -17,15 +18,15 @@ from statistics import mean
 
 from visurf_ray.miniature.base_model import BASE_MODEL
 
-_SCORES = ("n_acc", "bbox_acc", "giou", "format_rate", "thinking_rate", "empty_rate")
 
-
-def train(method: str, seed: int, folder: Path, overrides: list[str]) -> dict:
+def train(task: str, method: str, seed: int, out: Path, overrides: list[str]) -> dict:
     """The run's summary. Raises CalledProcessError when the run fails."""
+    folder = out / f"{task}-{method}-seed{seed}"
     summary = folder / "summary.json"
     if not summary.is_file():
-        command = [sys.executable, "-m", "visurf_ray.train", "cluster.address=local", f"method={method}"]
-        command += [f"seed={seed}", f"output_dir={folder}", "train.resume=auto", "train.export=false", *overrides]
+        command = [sys.executable, "-m", "visurf_ray.train", "cluster.address=local", f"task={task}"]
+        command += [f"method={method}", f"seed={seed}", f"output_dir={folder}"]
+        command += ["train.resume=auto", "train.export=false", *overrides]
         subprocess.run(command, check=True)
     return json.loads(summary.read_text())
 
@@ -37,11 +38,12 @@ def spread(values: list[float], digits: int = 2) -> str:
 
 def table(results: dict[str, list[dict]]) -> str:
     """Markdown: the base model, then each method after training."""
-    lines = [f"| | {' | '.join(_SCORES)} | seconds |", "|---" * (len(_SCORES) + 2) + "|"]
     before = [summary["before"] for summaries in results.values() for summary in summaries]
-    lines.append(f"| base model | {' | '.join(spread([b[name] for b in before]) for name in _SCORES)} | |")
+    names = list(before[0])
+    lines = [f"| | {' | '.join(names)} | seconds |", "|---" * (len(names) + 2) + "|"]
+    lines.append(f"| base model | {' | '.join(spread([b[name] for b in before]) for name in names)} | |")
     for method, summaries in results.items():
-        cells = [spread([summary["after"][name] for summary in summaries]) for name in _SCORES]
+        cells = [spread([summary["after"][name] for summary in summaries]) for name in names]
         seconds = spread([summary["train_seconds"] for summary in summaries], 0)
         lines.append(f"| {method} | {' | '.join(cells)} | {seconds} |")
     return "\n".join(lines)
@@ -60,20 +62,22 @@ def claim(out: Path, overrides: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=["miniature"])
     parser.add_argument("--methods", nargs="+", default=["visurf", "rlvr", "sft"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("outputs/paradigms"))
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the same for every run")
     arguments = parser.parse_intermixed_args()
     claim(arguments.out, arguments.overrides)
-    results = {
-        method: [
-            train(method, seed, arguments.out / f"{method}-seed{seed}", arguments.overrides) for seed in arguments.seeds
-        ]
-        for method in arguments.methods
-    }
-    print(table(results))
-    print(json.dumps({method: [summary["after"] for summary in found] for method, found in results.items()}))
+    scores = {}
+    for task in arguments.tasks:
+        runs = {
+            method: [train(task, method, seed, arguments.out, arguments.overrides) for seed in arguments.seeds]
+            for method in arguments.methods
+        }
+        print(f"\n{task}\n\n{table(runs)}\n")
+        scores[task] = {method: [summary["after"] for summary in summaries] for method, summaries in runs.items()}
+    print(json.dumps(scores))
 
 
 if __name__ == "__main__":
