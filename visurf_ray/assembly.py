@@ -286,7 +286,7 @@ def _as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
     """
     path = Path(checkpoint).expanduser()
     if not (path / "state.json").is_file():
-        return resolve_model(checkpoint)
+        return resolve_model(checkpoint, "checkpoint")
     from visurf_ray.learner.export import export_checkpoint
 
     run = path.resolve().parent.parent / "config.yaml"

@@ -10,28 +10,29 @@ from visurf_ray.errors import UserError
 MINIATURE = Path(__file__).parent / "miniature" / "base"
 
 
-def resolve_model(path: str) -> str:
+def resolve_model(path: str, key: str = "model.path") -> str:
     """The folder or hub id to load from. Raises UserError for a folder that does not hold a whole model.
 
     A path `a/b` that is no folder is taken for a hub id; whether there is one shows when it is loaded.
+    key: what the user set, for messages.
     """
     if path == "miniature":
         return str(MINIATURE)
     folder = Path(path).expanduser()
     if not folder.exists():
         if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise UserError(f"model.path={path}: there is no such folder, and it is no hub id (owner/name)")
+            raise UserError(f"{key}={path}: there is no such folder, and it is no hub id (owner/name)")
         return path
     if not (folder / "config.json").is_file():
-        raise UserError(f"model.path={path}: the folder has no config.json")
+        raise UserError(f"{key}={path}: the folder has no config.json")
     if not any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")):
         raise UserError(
-            f"model.path={path}: the folder has no processor (preprocessor_config.json, tokenizer files): "
+            f"{key}={path}: the folder has no processor (preprocessor_config.json, tokenizer files): "
             "copy them from the model that it was trained from"
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
         raise UserError(
-            f"model.path={path}: the folder has no tokenizer: copy it from the model that it was trained from"
+            f"{key}={path}: the folder has no tokenizer: copy it from the model that it was trained from"
         )
     return str(folder)
 

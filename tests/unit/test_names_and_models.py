@@ -90,8 +90,8 @@ def test_a_missing_folder_is_named(path):
 def test_a_folder_that_is_no_whole_model_is_named_with_what_it_lacks(model_folder, files, complaint):
     folder = model_folder(*files)
     with pytest.raises(UserError) as error:
-        resolve_model(str(folder))
-    assert f"model.path={folder}: " in str(error.value) and complaint in str(error.value)
+        resolve_model(str(folder), "checkpoint")
+    assert f"checkpoint={folder}: " in str(error.value) and complaint in str(error.value)
 
 
 WHOLE = ("config.json", "preprocessor_config.json", "tokenizer.json")
