@@ -111,6 +111,7 @@ class MethodConfig:
     smooth: bool = MISSING
     style: str = MISSING
     style_every: int = MISSING
+    label_thinking: str = MISSING
     label_gate: bool = MISSING
     advantage_from: str = MISSING
     advantage_std: bool = MISSING
@@ -239,6 +240,9 @@ _AT_LEAST_NOTHING = (
     "pipeline.max_staleness",
     "method.sft_steps",
     "method.kl_coef",
+    "method.label_coef",
+    "method.clip_high",
+    "method.advantage_eps",
     "learner.lora.rank",
     "reward.gpus",
     "eval.segmenter_gpus",
@@ -251,6 +255,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "learner.gpus": (0, 1),  # more GPUs are more learner.ranks
     "method.style": ("spaced", "compact", "auto"),
     "method.label_term": ("ppo", "shaped", "ce"),
+    "method.label_thinking": ("none", "empty"),
     "method.advantage_ddof": (0, 1),
     "method.advantage_from": ("group", "rollouts"),
     "method.aggregation": ("sequence", "token", "constant"),
@@ -287,6 +292,17 @@ def check_values(config: DictConfig) -> None:
     method = config.method
     if method.dual_clip is not None and not method.dual_clip > 1:
         raise ConfigError(f"method.dual_clip={method.dual_clip:g} must be above 1, or null")
+    if not 0 <= method.clip_low <= 1:
+        raise ConfigError(f"method.clip_low={method.clip_low:g} must lie between 0 and 1")
+    if method.sft_steps and not method.sft_steps < train.steps:
+        raise ConfigError(
+            f"method.sft_steps={method.sft_steps} leaves none to {method.name}: train.steps={train.steps} must be more"
+        )
+    if method.dynamic_sampling and method.label_term == "ce":
+        raise ConfigError(
+            "method.dynamic_sampling leaves out groups without an advantage, but with method.label_term=ce every label "
+            "teaches: choose one of them"
+        )
     if not method.shaping > 0:
         raise ConfigError(f"method.shaping={method.shaping:g} must be above 0")
     if method.label_decay is not None and method.label_decay < 1:

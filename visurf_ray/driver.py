@@ -133,7 +133,7 @@ class Driver:
     def step(self, number: int, groups: Sequence[Group]) -> Metrics:
         """One optimisation step (ViSurf, Algorithm 1)."""
         method = self.methods(number)
-        metrics = method.assign_advantages(groups)
+        metrics = method.assign_advantages(groups, number)
         instructive = method.instructive(groups, at_least=self.least_groups)[: self.config.train.batch_size]
         begin = time.monotonic()
         with self.monitor.phase("learn"):

@@ -31,9 +31,7 @@ def resolve_model(path: str, key: str = "model.path") -> str:
             "copy them from the model that it was trained from"
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "vocab.json")):
-        raise UserError(
-            f"{key}={path}: the folder has no tokenizer: copy it from the model that it was trained from"
-        )
+        raise UserError(f"{key}={path}: the folder has no tokenizer: copy it from the model that it was trained from")
     return str(folder)
 
 

@@ -1,5 +1,6 @@
 """Labels and the control of their reward: eliminate, smooth, and what is logged of them."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,6 +14,8 @@ from tests.unit.groups import example, group
 from visurf_ray.groups import Group, Response, Source
 from visurf_ray.method import LossConfig, Method, group_advantages
 from visurf_ray.rewards import load_reward
+from visurf_ray.rewards.spec import RewardSpec
+from visurf_ray.tasks import load_task
 
 TRUTH = '[{"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}]'
 
@@ -137,6 +140,25 @@ def test_eliminate_leaves_rollouts_alone_and_can_be_switched_off(make_method):
     assert [r.reward_parts["thinking_format"] for r in one.responses] == [1.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize(("eliminate", "worth"), [("true", 6.0), ("false", 7.0)])
+@pytest.mark.parametrize("task", ["non_object", "math"])
+def test_elimination_is_for_labels_with_an_empty_thinking(make_method, task, eliminate, worth):
+    """As the task renders them and its reward scores them: a bare answer earns nothing for thinking anyway."""
+    config = composed(f"task={task}", "task.train=a", "task.held_out=a")
+    truth = TRUTH if task == "non_object" else json.dumps({"answer": "5"})
+    method = make_method(f"method.eliminate={eliminate}", "method.label_thinking=empty")
+    method.render = load_task(config.task, 0).render
+    one = Group(example(truth), group([0.0, 0.5]).responses)
+    method.append_label(one)
+    assert one.label.text.startswith("<think></think>")
+    reward = RewardSpec.of(config.reward).load()(one.label.text, truth)
+    one.label.reward_parts, one.label.reward = dict(reward.parts), reward.total
+    method.assign_advantages([one])
+    assert one.label.reward == worth - (5.0 if task == "math" else 0.0)
+    example_with_thinking = replace(example(truth), thinking="It is here.")
+    assert "<think>It is here.</think>" in method._label(example_with_thinking, "spaced").text
+
+
 def test_a_label_whose_data_carry_reasoning_keeps_what_it_earns(make_method):
     one = group([1.0, 2.0], 7.0, thinking=1.0)
     one.example = replace(one.example, thinking="It is here.")
@@ -179,6 +201,22 @@ def test_rewards_can_be_compared_with_rollouts_alone(make_method):
     one = group([1.0, 2.0, 3.0], 6.0)
     make_method("method.advantage_from=rollouts").assign_advantages([one])
     assert advantages(one) == pytest.approx([-1.0, 0.0, 1.0, 4.0], abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "step"),
+    [(["method.label_term=ce"], 0), (["method.label_coef=0"], 0), (["method.label_decay=10"], 10)],
+)
+def test_a_label_without_a_part_in_the_objective_has_none_in_the_comparison(make_method, overrides, step):
+    """Rollouts are worth what they are under RLVR."""
+    for rewards in ([4.0] * 8, [4.0, 4.0, 4.0, 5.0]):
+        one, alone = group(rewards, 6.0), group(rewards)
+        make_method(*overrides).assign_advantages([one], step)
+        make_method("method=rlvr").assign_advantages([alone], step)
+        assert advantages(one) == [*advantages(alone), 0.0]
+    one = group([4.0] * 8, 6.0)
+    make_method("method.label_decay=10").assign_advantages([one], 9)
+    assert advantages(one)[0] == pytest.approx(-1 / 3, abs=1e-5)
 
 
 # Dynamic sampling

@@ -74,10 +74,14 @@ def test_a_row_is_its_method_task_and_settings(name):
 
 
 def test_the_ablations_switch_off_one_control_each():
-    controls = {"align": ("style", "compact"), "eliminate": ("eliminate", False), "smooth": ("smooth", False)}
+    controls = {
+        "align": {"style": "compact"},
+        "eliminate": {"eliminate": False, "label_thinking": "empty"},
+        "smooth": {"smooth": False},
+    }
     whole = experiment("paper_table1_visurf_non_object").method
-    for part, (key, value) in controls.items():
-        assert experiment(f"paper_table4_no_{part}_non_object").method == OmegaConf.merge(whole, {key: value})
+    for part, changed in controls.items():
+        assert experiment(f"paper_table4_no_{part}_non_object").method == OmegaConf.merge(whole, changed)
 
 
 def test_what_is_said_beside_an_experiment_wins():

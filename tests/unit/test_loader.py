@@ -185,7 +185,13 @@ def test_batches_depend_on_seed_and_step_alone(seven, make_loader):
 def test_held_out_examples_come_in_their_own_order(seven, make_loader):
     loader = make_loader(seven)
     assert [example.id for example in loader.held_out_examples(None)] == [str(n) for n in range(7)]
-    assert [example.id for example in loader.held_out_examples(3)] == ["0", "1", "2"]
+
+
+def test_some_held_out_examples_are_drawn_from_all_in_their_order_and_the_same_for_every_seed(seven, make_loader):
+    drawn = [example.id for example in make_loader(seven).held_out_examples(3)]
+    assert drawn == sorted(set(drawn)) and len(drawn) == 3 and set(drawn) != {"0", "1", "2"}
+    assert [example.id for example in make_loader(seven, seed=5).held_out_examples(3)] == drawn
+    assert len(make_loader(seven).held_out_examples(100)) == 7
 
 
 def test_the_miniature_loads_like_any_data(processor):

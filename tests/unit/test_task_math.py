@@ -94,6 +94,15 @@ def test_an_answer_may_be_a_letter_and_reasoning_may_come_with_it(math_vista, op
     assert task.render(example, "spaced") == r"<think>They are alike.</think>\boxed{C}"
 
 
+def test_the_authors_json_has_a_row_for_each_pid(math_vista, open_task, open_loader, tmp_path):
+    """MathVista's testmini.json; what rows hold beside is as ragged there."""
+    rows = {"1": FREE | {"metadata": {"split": "testmini"}}, "2": CHOICE | {"metadata": {"grade": 3}}}
+    (tmp_path / "testmini.json").write_text(json.dumps(rows))
+    lines = open_loader(open_task("math", math_vista(FREE, CHOICE))).held_out_examples(None)
+    found = open_loader(open_task("math", str(tmp_path / "testmini.json"))).held_out_examples(None)
+    assert [(e.id, e.question, e.ground_truth) for e in found] == [(e.id, e.question, e.ground_truth) for e in lines]
+
+
 @pytest.mark.parametrize("answer", ["2", r"\boxed{2}", "<think>a</think><answer>2</answer>"])
 def test_the_general_schemas_are_read_as_well(write_jsonl, open_task, open_loader, answer):
     rows = {"problem": "<image>1 + 1 = ?", "solution": None, "answer": answer, "image": None, "images": ["picture.png"]}

@@ -1,6 +1,7 @@
 """The mathematics of ViSurf and of the paradigms it is compared with: labels, reward control, advantages, objective."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -78,6 +79,8 @@ class Method:
             group.responses.append(self._label(group.example, self.style))
 
     def _label(self, example: Example, style: str) -> Response:
+        if self.config.label_thinking == "empty" and example.thinking is None:
+            example = replace(example, thinking="")
         text = self.render(example, style)
         return Response(Source.LABEL, text, self.encode(text))
 
@@ -117,8 +120,13 @@ class Method:
             (kept if any(response.advantage for response in group.responses) else others).append(group)
         return kept + others[: max(0, at_least - len(kept))]
 
-    def assign_advantages(self, groups: Sequence[Group]) -> Metrics:
-        """Control the labels' rewards, then set every response's advantage; returns what to log of it."""
+    def assign_advantages(self, groups: Sequence[Group], step: int = 0) -> Metrics:
+        """Control the labels' rewards, then set every response's advantage; returns what to log of it.
+
+        A label that is learnt by cross-entropy, or no more, is nothing that rollouts are compared with.
+        """
+        loss = self.loss(step)
+        apart = loss.label_term == "ce" or not loss.label_scale
         metrics = _reward_metrics(groups)
         for group in groups:
             if self.config.eliminate:
@@ -129,7 +137,8 @@ class Method:
             if self.config.label_gate:
                 gate(group)
             smoothed = self.config.smooth and smooth(group)
-            rewards = torch.tensor([response.reward for response in group.responses], dtype=torch.float64)
+            compared = (group.rollouts if apart else None) or group.responses
+            rewards = torch.tensor([response.reward for response in compared], dtype=torch.float64)
             advantages = group_advantages(
                 rewards,
                 compared_with=len(group.rollouts) or None if self.config.advantage_from == "rollouts" else None,
@@ -137,7 +146,7 @@ class Method:
                 ddof=self.config.advantage_ddof,
                 eps=self.config.advantage_eps,
             )
-            for response, advantage in zip(group.responses, advantages.tolist(), strict=True):
+            for response, advantage in zip(compared, advantages.tolist(), strict=True):
                 response.advantage = advantage
             if smoothed and group.label:
                 group.label.advantage = 0.0  # as the mean's it is; floats may be off by their last bit

@@ -128,7 +128,7 @@ def _plain(text: str) -> str:
     """Without what changes nothing: wide digits, wrappers of text, dollars, escaped percent signs, spaces."""
     text = _WRAPPER.sub(r"\1", text.translate(_WIDE))
     text = text.replace("$", "").replace("\\%", "%").replace("\\!", "").replace("\\,", "")
-    return " ".join(text.split()).strip(" .")
+    return " ".join(text.split()).rstrip(" .")
 
 
 def thinks_first(response: str) -> bool:

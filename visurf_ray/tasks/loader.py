@@ -89,8 +89,11 @@ class ExampleLoader:
         ]
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
+        """All of them, or `limit` at random: data sets are sorted, by class for instance. The same for every seed."""
         stored = self.task.config.segmenter is not None
-        return [self.example(row, stored=stored) for row in self.rows["held_out"][:limit]]
+        rows = self.rows["held_out"]
+        chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:limit])
+        return [self.example(rows[index], stored=stored) for index in chosen]
 
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows["train"]))

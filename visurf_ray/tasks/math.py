@@ -1,21 +1,24 @@
 """Mathematical questions about images, with choices or without: MathVista (Lu et al. 2024, arXiv 2310.02255).
 
-The layout of the data set `AI4Math/MathVista`, split testmini, and of its JSON, in which `image` is a path: columns
-pid, question, image, decoded_image, choices (a list, or null for a free answer), unit, precision (decimal places of a
-number, or null), answer (of a choice its text), question_type, answer_type. The last two follow from the others.
+The layout of the data set `AI4Math/MathVista`, split testmini, and of the authors' JSON, an object with a row for each
+pid, in which `image` is a path: columns pid, question, image, decoded_image, choices (a list, or null for a free
+answer), unit, precision (decimal places of a number, or null), answer (of a choice its text), question_type,
+answer_type. The last two follow from the others.
 EasyR1's geometry sets and the like are read by the same columns, and the general schemas of read_rows.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.formulas import Truth, find_answer, thinks_first
 from visurf_ray.tasks.responses import thought
-from visurf_ray.tasks.rows import DataError, Row, read_rows
+from visurf_ray.tasks.rows import DataError, Row, read_rows, rows_of
 from visurf_ray.tasks.task import Task
 
 COLUMNS = {
@@ -43,7 +46,14 @@ class MathTask(Task):
     }
 
     def read(self, source: str) -> list[Row]:
-        return [_with_truth(row) for row in read_rows(source, self.config.image_root, COLUMNS)]
+        records = _by_pid(Path(source).expanduser())
+        if records is None:
+            rows = read_rows(source, self.config.image_root, COLUMNS)
+        else:
+            import datasets  # slow to import, and only needed where data are read
+
+            rows = rows_of(datasets.Dataset.from_list(records), source, self.config.image_root, COLUMNS)
+        return [_with_truth(row) for row in rows]
 
     def check(self, row: Row) -> None:
         try:
@@ -69,6 +79,21 @@ class MathTask(Task):
             return {}
         values = np.array([_score(prediction) for prediction in predictions], dtype=float).mean(axis=0)
         return dict(zip(("accuracy", "format_rate", "thinking_rate"), values.tolist(), strict=True))
+
+
+def _by_pid(path: Path) -> list[dict[str, Any]] | None:
+    """The rows of MathVista's JSON, in the columns that are read; None for a file that is no such object."""
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:  # JSON lines, or no JSON: read_rows knows
+        return None
+    if not isinstance(content, dict) or not content or not all(isinstance(row, dict) for row in content.values()):
+        return None
+    known = {column for names in COLUMNS.values() for column in names}
+    held = known & {column for row in content.values() for column in row}
+    return [{"pid": pid} | {column: row.get(column) for column in held} for pid, row in content.items()]
 
 
 def _score(prediction: Prediction) -> tuple[bool, bool, bool]:
