@@ -142,6 +142,15 @@ def test_classification(response, truth, accuracy):
     assert parts == {"accuracy": accuracy, "format": parts["format"]}
 
 
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [("Boeing_737-200", True), ("737-200", False), ("o", False), ("a Boeing 737-200", False), ("", False)],
+)
+def test_a_part_of_the_name_may_be_too_little(response, right):
+    reward = load_reward("visual_rft_classification", whole_name=True)
+    assert reward(answer(response), "Boeing 737-200").parts == {"accuracy": float(right), "format": 1.0}
+
+
 @pytest.mark.parametrize("truth", ["", "<answer> </answer>", "_"])
 def test_a_class_needs_a_name(truth):
     with pytest.raises(ValueError, match="is empty"):
