@@ -143,18 +143,21 @@ def test_classification(response, truth, accuracy):
 
 
 @pytest.mark.parametrize(
-    ("response", "right"),
+    ("given", "right"),
     [("Boeing_737-200", True), ("737-200", False), ("o", False), ("a Boeing 737-200", False), ("", False)],
 )
-def test_a_part_of_the_name_may_be_too_little(response, right):
-    reward = load_reward("visual_rft_classification", whole_name=True)
-    assert reward(answer(response), "Boeing 737-200").parts == {"accuracy": float(right), "format": 1.0}
+def test_the_whole_name_can_be_wanted(given, right):
+    reward = load_reward("class_name")
+    for truth in ("Boeing 737-200", "<answer>boeing 737-200</answer>"):
+        assert reward(answer(given), truth).parts == {"accuracy": float(right), "format": 1.0}
+        assert reward(given, truth).parts == {"accuracy": float(right), "format": 0.0}
 
 
 @pytest.mark.parametrize("truth", ["", "<answer> </answer>", "_"])
-def test_a_class_needs_a_name(truth):
+@pytest.mark.parametrize("name", ["visual_rft_classification", "class_name"])
+def test_a_class_needs_a_name(name, truth):
     with pytest.raises(ValueError, match="is empty"):
-        load_reward("visual_rft_classification")(answer("rose"), truth)
+        load_reward(name)(answer("rose"), truth)
 
 
 # Grounding

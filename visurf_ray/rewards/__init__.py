@@ -10,6 +10,7 @@ from visurf_ray.rewards.reward import Reward, RewardFunction
 __all__ = ["REWARDS", "Reward", "RewardFunction", "load_reward"]
 
 REWARDS = {
+    "class_name": "visurf_ray.rewards.class_name:ClassNameReward",
     "math": "visurf_ray.rewards.math:MathReward",
     "point_in_box": "visurf_ray.rewards.point_in_box:PointInBoxReward",
     "segmentation_mask": "visurf_ray.rewards.segmentation_mask:SegmentationMaskReward",

@@ -16,16 +16,10 @@ from visurf_ray.tasks.visual_rft import parse_true_name, plain_name
 
 
 class VisualRftClassificationReward:
-    """The ground truth is the class's name, with or without `<answer>` tags.
-
-    whole_name: nothing but the name is right. Without, a policy can learn to answer with a letter that most names hold.
-    """
-
-    def __init__(self, whole_name: bool = False) -> None:
-        self.whole_name = whole_name
+    """The ground truth is the class's name, with or without `<answer>` tags."""
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is empty."""
         given, truth = plain_name(answer_or_rest(response)), parse_true_name(ground_truth)
-        right = given == truth if self.whole_name else bool(given) and (given in truth or truth in given)
+        right = bool(given) and (given in truth or truth in given)
         return Reward({"accuracy": float(right), "format": float(has_thinking(response))})
