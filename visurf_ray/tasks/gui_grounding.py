@@ -26,7 +26,7 @@ from visurf_ray.tasks.box_task import BoxTask
 from visurf_ray.tasks.boxes import Target, answered_points, dump_targets, parse_items, parse_targets
 from visurf_ray.tasks.metrics import well_formed
 from visurf_ray.tasks.responses import has_thinking
-from visurf_ray.tasks.rows import DataError, Row, open_image
+from visurf_ray.tasks.rows import DataError, Row, json_object, open_image
 
 _POINTING = re.compile(r"pyautogui\.(?:click|doubleClick|rightClick|moveTo)\(\s*([\d.]+)\s*,\s*([\d.]+)", re.IGNORECASE)
 _INSTRUCTION = re.compile(r"Task:(.*?)\n\s*Output Script:(.*)", re.DOTALL)
@@ -94,14 +94,8 @@ def _score(prediction: Prediction) -> tuple[bool, bool, bool, bool]:
 
 def _read_index(path: Path) -> dict[str, dict[str, str]] | None:
     """The index, or None for a file that is none."""
-    if path.suffix != ".json" or not path.is_file():
-        return None
-    try:
-        index = json.loads(path.read_text())
-    except ValueError:  # JSON lines, or no JSON: whoever reads tables knows better
-        return None
-    values = list(index.values()) if isinstance(index, dict) else []
-    named = [isinstance(value, dict) and {"task", "image", "box"} <= value.keys() for value in values]
+    index = json_object(path) or {}
+    named = [isinstance(value, dict) and {"task", "image", "box"} <= value.keys() for value in index.values()]
     return index if named and all(named) else None
 
 

@@ -7,7 +7,6 @@ answer_type. The last two follow from the others.
 EasyR1's geometry sets and the like are read by the same columns, and the general schemas of read_rows.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ import numpy as np
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.formulas import Truth, find_answer, thinks_first
 from visurf_ray.tasks.responses import thought
-from visurf_ray.tasks.rows import DataError, Row, read_rows, rows_of
+from visurf_ray.tasks.rows import DataError, Row, json_object, read_rows, rows_of
 from visurf_ray.tasks.task import Task
 
 COLUMNS = {
@@ -83,13 +82,8 @@ class MathTask(Task):
 
 def _by_pid(path: Path) -> list[dict[str, Any]] | None:
     """The rows of MathVista's JSON, in the columns that are read; None for a file that is no such object."""
-    if path.suffix != ".json" or not path.is_file():
-        return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:  # JSON lines, or no JSON: read_rows knows
-        return None
-    if not isinstance(content, dict) or not content or not all(isinstance(row, dict) for row in content.values()):
+    content = json_object(path)
+    if not content or not all(isinstance(row, dict) for row in content.values()):
         return None
     known = {column for names in COLUMNS.values() for column in names}
     held = known & {column for row in content.values() for column in row}

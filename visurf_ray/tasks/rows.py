@@ -141,6 +141,17 @@ def rows_of(table: Any, source: str, image_root: str | None = None, columns: Col
     return [_row(record, held, source, number, root) for number, record in enumerate(records(table, image))]
 
 
+def json_object(path: Path) -> dict[str, Any] | None:
+    """The object that a .json file holds; None for what is no such file, a table of JSON lines too."""
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return None
+    return content if isinstance(content, dict) else None
+
+
 def check_columns(table: Any, source: str, columns: Sequence[str]) -> None:
     """Raise DataError for the columns that a table lacks."""
     missing = [column for column in columns if column not in table.column_names]

@@ -19,7 +19,7 @@ from rapidfuzz.distance import Levenshtein
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.formulas import find_answer
 from visurf_ray.tasks.responses import respond, rest
-from visurf_ray.tasks.rows import DataError, Row, read_rows
+from visurf_ray.tasks.rows import DataError, Row, json_object, read_rows
 from visurf_ray.tasks.task import Task
 
 COLUMNS = {
@@ -44,7 +44,8 @@ class VqaTask(Task):
         path = Path(source).expanduser()
         pictures = path.parent / "png"
         root = self.config.image_root or (str(pictures) if path.suffix == ".json" and pictures.is_dir() else None)
-        return read_rows(source, root, COLUMNS, rows_in="data" if _has_data(path) else None)
+        held = isinstance((json_object(path) or {}).get("data"), list)  # DocVQA's rows; ChartQA's file is their list
+        return read_rows(source, root, COLUMNS, rows_in="data" if held else None)
 
     def check(self, row: Row) -> None:
         if not all(_answers(row.solution)) or not _answers(row.solution):
@@ -112,14 +113,3 @@ def _answers(text: str) -> list[str]:
     except ValueError:
         value = None
     return [str(item).strip() for item in value] if isinstance(value, list) else [text.strip()]
-
-
-def _has_data(path: Path) -> bool:
-    """Whether a .json file holds its rows under `data`."""
-    if path.suffix != ".json" or not path.is_file():
-        return False
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:  # JSON lines, or no JSON: read_rows knows
-        return False
-    return isinstance(content, dict) and isinstance(content.get("data"), list)
