@@ -39,6 +39,8 @@ def check(config: Config) -> Checked:
     reward = RewardSpec.of(config.reward)
     check_segmenter(config.task.segmenter, "task.segmenter")
     task = load_task(config.task, config.seed)
+    if config.method.style not in (styles := (*task.styles, "auto")):
+        raise ConfigError(f"method.style={config.method.style}: {config.task.name} has {', '.join(styles)}")
     output = Path(config.output_dir).expanduser().resolve()
     resume = find_resume(config.train.resume, output / "checkpoints")
     if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:

@@ -253,7 +253,7 @@ _ONE_OF: dict[str, tuple[Any, ...]] = {
     "learner.packing": ("split", "dense"),
     "learner.zero_stage": (1, 2, 3),
     "learner.gpus": (0, 1),  # more GPUs are more learner.ranks
-    "method.style": ("spaced", "compact", "auto"),
+    "method.style": ("spaced", "compact", "quoted", "auto"),
     "method.label_term": ("ppo", "shaped", "ce"),
     "method.label_thinking": ("none", "empty"),
     "method.advantage_ddof": (0, 1),

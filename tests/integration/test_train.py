@@ -211,6 +211,7 @@ _BAD_INPUT = {
     ),
     "method": (lambda d: ["method=visrf"], ["unknown method 'visrf'", "'visurf'"]),
     "task": (lambda d: ["task.name=miniture"], ["unknown task 'miniture'", "'miniature'"]),
+    "style": (lambda d: ["task=miniature_math", "method.style=compact"], ["method.style=compact", "spaced, auto"]),
     "reward": (lambda d: ["reward.name=vision_reasonr"], ["unknown reward", "'vision_reasoner'"]),
     "key": (lambda d: ["rollout.worker=2"], ["'rollout.worker'", "'rollout.workers'"]),
 }

@@ -211,7 +211,7 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("rollout.temperature=2.5", "rollout.temperature=2.5 must be above 0 and not above 2"),
         ("rollout.n=0", "rollout.n=0: a group needs two responses"),
         ("train.batch_size=1 learner.ranks=2", "train.batch_size=1 must be learner.ranks × learner.minibatches = 2"),
-        ("method.style=spacd", "method.style=spacd: it must be one of spaced, compact, auto. Did you mean 'spaced'?"),
+        ("method.style=spacd", "method.style=spacd: it must be one of spaced, compact, quoted, auto. Did you mean 'spaced'?"),
         ("method.aggregation=tokens", "Did you mean 'token'?"),
         ("method.advantage_from=x", "method.advantage_from=x: it must be one of group, rollouts."),
         ("method.advantage_ddof=2", "method.advantage_ddof=2: it must be one of 0, 1."),
@@ -259,12 +259,13 @@ def test_the_names_that_are_accepted_are_those_that_exist():
     from visurf_ray.method.objective import Aggregation, LabelTerm
     from visurf_ray.monitor.metrics import Mode
     from visurf_ray.tasks.boxes import STYLES
+    from visurf_ray.tasks.detection import DetectionTask
 
     assert _ONE_OF["learner.packing"] == get_args(Packing)
     assert _ONE_OF["method.aggregation"] == get_args(Aggregation)
     assert _ONE_OF["method.label_term"] == get_args(LabelTerm)
     assert _ONE_OF["monitor.wandb"] == ("auto", *get_args(Mode))
-    assert _ONE_OF["method.style"] == (*STYLES, "auto")
+    assert _ONE_OF["method.style"] == (*DetectionTask.styles, "auto") == (*STYLES, "quoted", "auto")
 
 
 def test_an_option_of_another_reward_is_refused():

@@ -77,7 +77,7 @@ def test_ground_truths_do_not_depend_on_the_images_size(write_visual_rft, make_l
     assert loader.task.boxes("garbage", (112, 56)) == loader.task.true_boxes(second) == []
 
 
-def test_labels_in_both_styles_earn_all_but_the_thinking(make):
+def test_labels_in_every_style_earn_all_but_the_thinking(make):
     task, reward = make((problem("umbrella"), TRUTH)), load_reward("visual_rft_detection")
     for truth in (TRUTH, NONE):
         for style in task.styles:
@@ -86,7 +86,11 @@ def test_labels_in_both_styles_earn_all_but_the_thinking(make):
     assert task.render(example(TRUTH), "compact") == (
         '<answer>[{"Position":[64,0,950,411],"Confidence":1.0},{"Position":[0,500,20,1000],"Confidence":1.0}]</answer>'
     )
-    assert task.render(example(NONE), "spaced") == "<answer>No Objects</answer>"
+    assert task.render(example(TRUTH), "quoted") == (
+        "<answer>[{'Position': [64, 0, 950, 411], 'Confidence': 1.0}, "
+        "{'Position': [0, 500, 20, 1000], 'Confidence': 1.0}]</answer>"
+    )
+    assert {task.render(example(NONE), style) for style in task.styles} == {"<answer>No Objects</answer>"}
 
 
 @pytest.mark.parametrize(

@@ -42,11 +42,11 @@ class Stage:
 
 _ALL = {"ground": 0.45, "list": 0.15, "presence": 0.2, "read": 0.1, "count": 0.1}
 _LAST = {"ground": 0.4, "list": 0.1, "presence": 0.2, "read": 0.05, "count": 0.05, "select": 0.2}
-_FORMS = {"ground": 0.2, "list": 0.05, "presence": 0.1, "read": 0.05, "count": 0.05, "select": 0.15} | {
+_FORMS = {"ground": 0.3, "list": 0.05, "presence": 0.1, "read": 0.05, "count": 0.05} | {
     "sum": 0.1,
     "name": 0.05,
-    "detect": 0.15,
-    "corners": 0.1,
+    "detect": 0.18,
+    "corners": 0.12,
 }
 CURRICULUM = (
     Stage(300, (1,), 1, (24, 28), {"read": 1.0}),
@@ -56,8 +56,7 @@ CURRICULUM = (
     Stage(900, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, final_rate=1e-5),
     Stage(200, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, learning_rate=3e-4, final_rate=1e-5, direct=0.25),
     Stage(300, (1, 2, 3, 4, 4), 4, (20, 28), _LAST, learning_rate=5e-4, final_rate=1e-5, direct=0.25),
-    Stage(300, (1, 2, 3, 4, 4), 4, (20, 28), _FORMS, learning_rate=5e-4, final_rate=1e-5, direct=0.25),
-    Stage(450, (1, 2, 3, 4, 4), 4, (20, 28), _FORMS, final_rate=1e-5, direct=0.25),
+    Stage(400, (1, 2, 3, 4, 4), 4, (20, 28), _FORMS, final_rate=1e-5, direct=0.25),
 )
 
 

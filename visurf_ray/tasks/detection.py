@@ -26,6 +26,7 @@ class DetectionTask(Task):
     The tags may be missing. Corners are in thousandths of the image's sides.
     """
 
+    styles = (*STYLES, "quoted")  # the last as Visual-RFT's prompts ask for: {'Position': …}
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'Find all objects of the category "{category}" in the image. Reason first, between <think> and </think>. '
@@ -53,7 +54,10 @@ class DetectionTask(Task):
     def render(self, example: Example, style: str) -> str:
         """With full confidence in every box."""
         items = [{"Position": list(box), "Confidence": 1.0} for box in parse_boxes(example.ground_truth)]
-        return respond(json.dumps(items, separators=STYLES[style]) if items else "No Objects", example.thinking)
+        text = json.dumps(items, separators=STYLES["spaced" if style == "quoted" else style])
+        if style == "quoted":
+            text = text.replace('"', "'")
+        return respond(text if items else "No Objects", example.thinking)
 
     def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
         return [in_pixels(box, size) for box, _ in answered_detections(text) or []]
