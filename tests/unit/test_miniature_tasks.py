@@ -15,6 +15,7 @@ from visurf_ray.groups import Prediction
 from visurf_ray.miniature.base_model import BASE_MODEL
 from visurf_ray.miniature.classification import NAMES
 from visurf_ray.miniature.scenes import CANVAS, draw_scene, load_scans
+from visurf_ray.monitor.charts import RATES, SCORES
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import TASKS, load_task
 from visurf_ray.tasks.boxes import parse_targets
@@ -159,6 +160,7 @@ def test_labels_earn_full_marks_and_those_of_other_questions_do_not(name, make, 
     def scores(responses: list[str]) -> dict[str, float]:
         return task.metrics([Prediction.of(*pair) for pair in zip(examples, responses, strict=True)])
 
+    assert scores(labels).keys() <= SCORES.keys() | RATES.keys() | {"empty_rate"}, "the report shows them"
     perfect, wrong = scores(labels), scores(labels[1:] + labels[:1])
     without = {"thinking_rate", "empty_rate"}
     assert {metric: value for metric, value in perfect.items() if metric not in without} == pytest.approx(

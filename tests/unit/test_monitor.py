@@ -231,6 +231,14 @@ def test_a_sample_tells_the_boxes_meant_where_it_is_about_boxes(tmp_path: Path, 
     assert told in page if told else "</i>truth" not in page
 
 
+def test_the_report_shows_what_the_task_measures(tmp_path: Path) -> None:
+    scores = {"before": {"accuracy": 0.125, "format_rate": 1.0}, "after": {"accuracy": 0.75, "format_rate": 1.0}}
+    rows = [{"step": step, "eval/accuracy": value} for step, value in ((0, 0.125), (2, 0.75))]
+    page = report(tmp_path / "report.html", summary=SUMMARY | scores, rows=rows)
+    assert "+0.625" in page and "<td>Accuracy<" in page and "gIoU" not in page
+    assert page.count("<svg") == 1
+
+
 def test_the_report_of_sft_has_no_rollouts(tmp_path: Path) -> None:
     page = report(tmp_path / "report.html", rows=[{"step": 1, "time": 0.0, "time/step": 1.0} | SFT_STEP])
     assert "Loss</h3>" in page and "1.25" in page

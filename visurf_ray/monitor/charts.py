@@ -14,13 +14,32 @@ _Line = tuple[str, str, str]  # label, metric, colour
 # One colour for each source everywhere, so that a reader learns it once.
 ROLLOUT, LABEL = "blue", "orange"
 _OTHERS = ("teal", "pink", "purple", "blue", "orange", "grey")
-_EVALUATION: list[_Line] = [
-    ("gIoU", "eval/giou", "blue"),
-    ("box accuracy", "eval/bbox_acc", "teal"),
-    ("N-Acc", "eval/n_acc", "orange"),
-    ("format", "eval/format_rate", "grey"),
-    ("thinking", "eval/thinking_rate", "purple"),
-]
+
+# What tasks measure, between 0 and 1 and the more the better: name and meaning. The foremost come first.
+SCORES = {
+    "giou": ("gIoU", "mean overlap of answer and truth"),
+    "accuracy": ("Accuracy", "right answers"),
+    "relaxed_accuracy": ("Relaxed accuracy", "right answers, numbers within 5 %"),
+    "map": ("mAP", "average precision at IoU 0.50 to 0.95"),
+    "iou": ("IoU", "mean overlap of the two boxes"),
+    "roc_auc": ("ROC AUC", "by how much of the image is answered"),
+    "bbox_acc": ("Box accuracy", "boxes found, of objects that are there"),
+    "map50": ("mAP 50", "average precision at IoU 0.50"),
+    "acc50": ("Box accuracy", "boxes with an IoU above 0.5"),
+    "anls": ("ANLS", "likeness of the answers' letters"),
+    "n_acc": ("N-Acc", "empty answers, where nothing is meant"),
+    "ciou": ("cIoU", "overlap of all areas together"),
+    "accuracy_one": ("Accuracy of one", "right answers of a single item"),
+    "ap50_agnostic": ("AP 50", "of all boxes as of one category"),
+    "roc_auc_binarised": ("ROC AUC, binarised", "by whether anything is answered"),
+    "bbox_acc_any": ("Any box", "any box, or all together, has an IoU above 0.5"),
+}
+RATES = {
+    "format_rate": ("Format rate", "answers that can be read"),
+    "thinking_rate": ("Thinking rate", "answers that reason first"),
+}
+_SCORE_COLOURS = ("blue", "teal", "orange", "pink")  # of as many scores, the foremost
+_RATE_COLOURS = ("grey", "purple")
 _PHASES = {
     "sample": "blue",
     "reward": "teal",
@@ -59,11 +78,18 @@ def _outcome(rows: list[Row]) -> list[Chart]:
     sampled = any("reward/rollout/total" in row for row in rows)
     loss: list[_Line] = [] if sampled else [("loss", "train/loss", "teal")]
     return [
-        Chart("Held-out evaluation", "greedy answers", _curves(rows, _EVALUATION), "points", low=0, high=1),
+        Chart("Held-out evaluation", "greedy answers", _curves(rows, _evaluation(rows)), "points", low=0, high=1),
         Chart("Loss", "mean over the batch", _curves(rows, loss)),
         Chart("Reward", "mean over the batch", _by_source(rows, "reward/{}/total")),
         Chart("Reward parts", "of rollouts", _curves(rows, _reward_parts(rows)), low=0),
     ]
+
+
+def _evaluation(rows: list[Row]) -> list[_Line]:
+    measured = set(_names(rows, "eval/"))
+    shown = [name for name in SCORES if name in measured]
+    lines = [*zip(shown, _SCORE_COLOURS, strict=False), *zip(RATES, _RATE_COLOURS, strict=True)]
+    return [((SCORES | RATES)[name][0], f"eval/{name}", colour) for name, colour in lines]
 
 
 def _guidance(rows: list[Row]) -> list[Chart]:

@@ -12,19 +12,12 @@ from typing import Any
 import numpy as np
 
 from visurf_ray.groups import Source
-from visurf_ray.monitor.charts import LABEL, ROLLOUT, Chart, Row, charts
+from visurf_ray.monitor.charts import LABEL, RATES, ROLLOUT, SCORES, Chart, Row, charts
 from visurf_ray.monitor.figures import Curve, figure, smooth
 from visurf_ray.monitor.files import write_text
 from visurf_ray.monitor.progress import clock, compact
 from visurf_ray.monitor.samples import Sample, SampleResponse, draw
 
-_EVALUATION = {
-    "giou": ("gIoU", "mean overlap of answer and truth"),
-    "bbox_acc": ("Box accuracy", "boxes found, of objects that are there"),
-    "n_acc": ("N-Acc", "empty answers, where nothing is meant"),
-    "format_rate": ("Format rate", "answers that can be read"),
-    "thinking_rate": ("Thinking rate", "answers that reason first"),
-}
 _PICTURE = 252  # pixels; three times a miniature scene, shown as large as it is drawn
 _SOURCE_COLOURS = {Source.ROLLOUT: ROLLOUT, Source.LABEL: LABEL}
 
@@ -88,7 +81,8 @@ def _lookup(config: dict[str, Any], section: str, key: str) -> str:
 
 def _before_after(summary: dict[str, Any]) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
-    lines = [_metric_line(*_EVALUATION[key], before.get(key), after.get(key)) for key in _EVALUATION if key in after]
+    names = SCORES | RATES
+    lines = [_metric_line(*names[key], before.get(key), after.get(key)) for key in names if key in after]
     head = (
         '<tr><th>Held-out evaluation</th><th class="way"></th><th class="number">before</th>'
         '<th class="number">after</th><th class="number">change</th></tr>'
