@@ -41,11 +41,12 @@ def test_chart_qas_columns_in_parquet(tmp_path, open_task, open_loader):
 def test_chart_qas_own_json_with_its_folder_of_images(tmp_path, open_task, open_loader):
     (tmp_path / "test" / "png").mkdir(parents=True)
     picture(28, 28).save(tmp_path / "test" / "png" / "41.png")
-    rows = [{"imgname": "41.png", "query": "Which is it?", "label": "Inspired"}]
+    rows = [{"imgname": "41.png", "query": "Which is it?", "label": label} for label in ("Inspired", "[12, 14]")]
     (tmp_path / "test" / "test_human.json").write_text(json.dumps(rows, indent=1))
     task = open_task("vqa", tmp_path / "test" / "test_human.json")
-    (example,) = open_loader(task).held_out_examples(None)
+    example, listed = open_loader(task).held_out_examples(None)
     assert (example.question, example.ground_truth, example.size) == ("Which is it?", '["Inspired"]', (28, 28))
+    assert json.loads(listed.ground_truth) == ["[12, 14]"], "one answer, no two to choose from"
 
 
 def test_doc_vqas_own_json_with_its_rows_under_data(tmp_path, open_task, open_loader):
