@@ -31,9 +31,7 @@ def main() -> int:
         if not any(item.startswith("output_dir=") for item in overrides):
             beside = f"{path.rstrip('/')}-evaluation" if what == "checkpoint" else str(Path(path).parent)
             overrides.append(f"output_dir={beside}")
-        if not any(item.startswith("eval.examples=") for item in overrides):
-            overrides.append("eval.examples=null")
-        config = load_config(overrides)
+        config = load_config(["eval.examples=null", *overrides])  # all, unless told otherwise
         if config.train.dry_run:
             raise ConfigError("train.dry_run=true is for training: an evaluation has no dry run")
         if arguments.cfg:

@@ -211,7 +211,10 @@ def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
         ("rollout.temperature=2.5", "rollout.temperature=2.5 must be above 0 and not above 2"),
         ("rollout.n=0", "rollout.n=0: a group needs two responses"),
         ("train.batch_size=1 learner.ranks=2", "train.batch_size=1 must be learner.ranks × learner.minibatches = 2"),
-        ("method.style=spacd", "method.style=spacd: it must be one of spaced, compact, quoted, auto. Did you mean"),
+        (
+            "method.style=spacd",
+            "method.style=spacd: it must be one of spaced, compact, quoted, auto. Did you mean 'spaced'?",
+        ),
         ("method.aggregation=tokens", "Did you mean 'token'?"),
         ("method.advantage_from=x", "method.advantage_from=x: it must be one of group, rollouts."),
         ("method.advantage_ddof=2", "method.advantage_ddof=2: it must be one of 0, 1."),
