@@ -1,5 +1,6 @@
 """The embedded default: real scans in one split each, scenes and questions and lessons that are right."""
 
+import json
 import re
 from collections import Counter
 
@@ -8,7 +9,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from visurf_ray.config import load_config
-from visurf_ray.miniature.lessons import KINDS, Lesson, make_lesson
+from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
 from visurf_ray.miniature.scenes import (
     CANVAS,
     CELL,
@@ -20,6 +21,7 @@ from visurf_ray.miniature.scenes import (
     present_query,
     seen,
 )
+from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.boxes import Target as BoxTarget
 from visurf_ray.tasks.boxes import dump_targets, parse_items, parse_targets
@@ -308,6 +310,67 @@ def test_reading_listing_and_counting_are_right(lessons):
         assert answer_text(lesson.answer) == seen(lesson.scene)
     for lesson in lessons["count"]:
         assert answer_text(lesson.answer) == str(len(lesson.scene.digits))
+
+
+# Other tasks' forms
+
+
+@pytest.fixture(scope="module")
+def forms() -> dict[str, list[Lesson]]:
+    rng = np.random.default_rng(0)
+
+    def draw() -> Scene:
+        return draw_scene(rng, "train", digits=int(rng.integers(1, 5)))
+
+    return {
+        kind: [make_lesson(rng, kind, suitable(kind, draw)) for _ in range(100)]
+        for kind in ("sum", "name", "detect", "corners")
+    }
+
+
+def test_only_easy_cases_of_other_tasks_are_taught(forms):
+    """What lies beyond is left for post-training: larger sums, three names, two of a kind or none, looking further."""
+    assert set(forms) == set(FORMS)
+    shown = {kind: [lesson.scene.values() for lesson in forms[kind]] for kind in forms}
+    assert {sum(values) for values in shown["sum"]} == set(range(10))
+    assert set.union(*shown["name"]) == set(range(7)) and {len(values) for values in shown["name"]} == {1}
+    assert {len(values) for values in shown["corners"]} == {1, 2}
+    assert {len(values) for values in shown["detect"]} == {1, 2, 3, 4}
+    assert not [lesson for lesson in forms["detect"] if "No Objects" in lesson.answer]
+
+
+@pytest.mark.parametrize(
+    ("kind", "task"),
+    [("sum", "math"), ("name", "classification"), ("detect", "detection"), ("corners", "grounding")],
+)
+def test_forms_are_asked_for_and_answered_as_their_tasks_do(kind, task, forms):
+    config = load_config([f"task=miniature_{task}"])
+    prompt = load_task(config.task, 0).prompts["detailed"]
+    reward = RewardSpec.of(config.reward).load()
+    best = {"sum": 2.0, "name": 2.0, "detect": 3.0, "corners": 3.0}[kind]  # with its thinking
+    for lesson in forms[kind]:
+        truths = dict(truths_by_question(kind, lesson.scene))
+        (query,) = (query for query in truths if lesson.question == prompt.format(query=query))
+        assert reward(lesson.answer, truths[query]).total == pytest.approx(best)
+        assert lesson.answer.startswith(f"<think>{seen(lesson.scene, meant_by(query, lesson.scene))}</think>")
+
+
+def truths_by_question(kind: str, scene: Scene):
+    if kind == "sum":
+        yield "Add all digits.", str(sum(digit.value for digit in scene.digits))
+    elif kind == "name":
+        yield "Which digit is it?", ["zero", "one", "two", "three", "four", "five", "six"][scene.digits[0].value]
+    else:
+        for digit in scene.digits:
+            x1, y1, x2, y2 = (round(edge * 1000 / CANVAS) for edge in digit.box)
+            box = json.dumps([{"Position": [x1, y1, x2, y2]}]) if kind == "detect" else f"({x1}, {y1}), ({x2}, {y2})"
+            yield f"{digit.value}s" if kind == "detect" else f"the {digit.value}", box
+
+
+def meant_by(query: str, scene: Scene) -> list[Digit] | None:
+    """None where a question is for no digit in particular, and thinking judges none."""
+    value = re.search(r"\d", query)
+    return [digit for digit in scene.digits if digit.value == int(value[0])] if value else None
 
 
 def test_the_tokenizer_can_write_every_answer_exactly(processor, lessons):

@@ -12,11 +12,12 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 class MiniatureClassification(DrawnTask, ClassificationTask):
-    """The class is a word: the base model knows the digits, but has never spelt them.
+    """The class is a word: the base model reads all digits, but has spelt those up to six alone.
 
     The data carry reasoning, in the base model's words: the reward values thinking as much as the right name.
     """
 
+    question_text = "Which digit is it?"
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "{query} Reason in <think>, then name it in <answer>.",
         "plain": "{query}",
@@ -24,4 +25,4 @@ class MiniatureClassification(DrawnTask, ClassificationTask):
 
     def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:
         scene = draw_scene(rng, split, digits=1)
-        return Drawing(scene.image, "Which digit is it?", NAMES[scene.digits[0].value], seen(scene))
+        return Drawing(scene.image, self.question_text, NAMES[scene.digits[0].value], seen(scene))

@@ -11,7 +11,10 @@ from visurf_ray.tasks.detection import DetectionTask
 
 
 class MiniatureDetection(DrawnTask, DetectionTask):
-    """One or two digits of the value, or none ("No Objects"), among one or two of other values."""
+    """One or two digits of the value, or none ("No Objects"), among one or two of other values.
+
+    The base model has seen the answer with one box, never with two, and never "No Objects".
+    """
 
     asks_for_absent = True
     prompts: ClassVar[dict[str, str]] = {

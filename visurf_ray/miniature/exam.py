@@ -1,17 +1,22 @@
 """Examines a base model on held-out scenes: free-running greedy answers, never teacher-forced scores."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from visurf_ray.miniature.lessons import KINDS, Lesson, make_lesson
-from visurf_ray.miniature.scenes import Split, draw_scene
+from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
+from visurf_ray.miniature.scenes import Scene, Split, draw_scene
 from visurf_ray.tasks.boxes import numbers, parse_items
 from visurf_ray.tasks.metrics import iou
-from visurf_ray.tasks.responses import answer_text, has_thinking
+from visurf_ray.tasks.responses import answer_or_rest, answer_text, has_thinking
+from visurf_ray.tasks.visual_rft import answered_detections, box_iou, parse_box
 
+_BOXES: dict[str, Callable[[str], list[Sequence[float]]]] = {
+    "detect": lambda response: [box for box, _ in answered_detections(response) or []],
+    "corners": lambda response: [box] if (box := parse_box(answer_or_rest(response))) else [],
+}
 _LISTED = re.compile(r"a (\d) \[(\d+), (\d+), (\d+), (\d+)\]")
 
 
@@ -20,26 +25,33 @@ def examine(
 ) -> dict[str, float]:
     """Ask every kind of question about `scenes` scenes each and score the greedy answers, as shares in [0, 1].
 
-    format: answers in the form that the question asks for. list: digits named and boxed (IoU > 0.5) when listing.
-    read, count, presence, select: right answers. bbox_acc: right boxes over answered and true boxes, whichever are
-    more, when grounding. empty: `[]` given to grounding questions, though the digits are there.
+    format: answers in the form that the question asks for, other tasks' forms apart. list: digits named and boxed
+    (IoU > 0.5) when listing. read, count, presence, select, sum, name: right answers. bbox_acc: right boxes over
+    answered and true boxes, whichever are more, when grounding. empty: `[]` given to grounding questions, though the
+    digits are there. detect, corners: boxes in thousandths with an IoU above 0.5.
     """
     rng = np.random.default_rng(seed)
     scores: dict[str, list[float]] = {"format": [], "list": [], "bbox_acc": [], "empty": []}
-    for kind in KINDS:
-        lessons = [
-            make_lesson(rng, kind, draw_scene(rng, split, digits=int(rng.choice(digits)))) for _ in range(scenes)
-        ]
+
+    def draw() -> Scene:
+        return draw_scene(rng, split, digits=int(rng.choice(digits)))
+
+    for kind in KINDS | FORMS:
+        lessons = [make_lesson(rng, kind, suitable(kind, draw)) for _ in range(scenes)]
         for lesson, response in zip(lessons, answer(model, processor, lessons), strict=True):
-            thinks = kind not in ("read", "list")
-            scores["format"].append(has_thinking(response) if thinks else answer_text(response) is not None)
+            if kind in KINDS:
+                thinks = kind not in ("read", "list")
+                scores["format"].append(has_thinking(response) if thinks else answer_text(response) is not None)
             if kind == "list":
                 scores["list"].extend(_listing_scores(lesson, response))
             elif kind == "ground":
                 scores["bbox_acc"].append(_grounding_score(lesson, response))
                 scores["empty"].append(parse_items(response) == [])
+            elif kind in _BOXES:
+                given, true = _BOXES[kind](response), _BOXES[kind](lesson.answer)
+                scores.setdefault(kind, []).append(len(given) == 1 and box_iou(given[0], true[0]) > 0.5)
             else:
-                scores.setdefault(kind, []).append(answer_text(response) == answer_text(lesson.answer))
+                scores.setdefault(kind, []).append(answer_or_rest(response) == answer_or_rest(lesson.answer))
     return {name: round(float(np.mean(values)), 4) for name, values in scores.items()}
 
 

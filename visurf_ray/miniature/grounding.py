@@ -11,7 +11,7 @@ from visurf_ray.tasks.grounding import GroundingTask
 
 
 class MiniatureGrounding(DrawnTask, GroundingTask):
-    """The base model boxes in pixels; thousandths are to be learnt."""
+    """One to four digits; the base model has boxed in thousandths where there were one or two."""
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "Find {query}. Reason in <think>, then answer in <answer> with (x1, y1), (x2, y2).",

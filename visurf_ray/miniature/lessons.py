@@ -3,8 +3,12 @@
 It learns to read, list, count, tell presence, select by parity, and ground digits that are there. It is never asked to
 ground a digit that is absent: that there the answer is `[]` is left for post-training. It knows `[]` as the answer to
 another question, as pretrained models do: a selection that holds nothing.
+
+Of other tasks it learns the form of an answer on easy cases: sums up to nine, the names of the digits up to six, a box
+in thousandths where there is one to give. The harder cases are left for post-training too.
 """
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +16,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from visurf_ray.miniature.base_model import TAGS
-from visurf_ray.miniature.scenes import Scene, parity_query, present_query, seen
+from visurf_ray.miniature.classification import NAMES, MiniatureClassification
+from visurf_ray.miniature.detection import MiniatureDetection, thousandths
+from visurf_ray.miniature.grounding import MiniatureGrounding
+from visurf_ray.miniature.math import MiniatureMath
+from visurf_ray.miniature.scenes import Digit, Scene, parity_query, present_query, seen
 from visurf_ray.tasks.boxes import PROMPT, STYLES, Target, dump_targets, render
-from visurf_ray.tasks.responses import respond, rest
+from visurf_ray.tasks.responses import respond, rest, thought
 
 
 @dataclass(frozen=True)
@@ -63,6 +71,33 @@ def _select(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     return question, respond(listed, seen(scene, query.targets))
 
 
+def _sum(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    question = MiniatureMath.prompts["detailed"].format(query=MiniatureMath.question_text)
+    return question, f"{thought(seen(scene))}\\boxed{{{sum(scene.values())}}}"
+
+
+def _name(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    question = MiniatureClassification.prompts["detailed"].format(query=MiniatureClassification.question_text)
+    return question, respond(NAMES[scene.digits[0].value], seen(scene))
+
+
+def _detect(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    digit = _one_of(rng, scene)
+    answer = json.dumps([{"Position": list(thousandths(digit.box)), "Confidence": 1.0}])
+    return MiniatureDetection.prompts["detailed"].format(query=f"{digit.value}s"), respond(answer, seen(scene, [digit]))
+
+
+def _corners(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
+    digit = _one_of(rng, scene)
+    x1, y1, x2, y2 = thousandths(digit.box)
+    question = MiniatureGrounding.prompts["detailed"].format(query=f"the {digit.value}")
+    return question, respond(f"({x1}, {y1}), ({x2}, {y2})", seen(scene, [digit]))
+
+
+def _one_of(rng: np.random.Generator, scene: Scene) -> Digit:
+    return scene.digits[rng.integers(len(scene.digits))]
+
+
 KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
     "read": _read,
     "list": _list,
@@ -71,12 +106,32 @@ KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
     "ground": _ground,
     "select": _select,
 }
+FORMS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
+    "sum": _sum,
+    "name": _name,
+    "detect": _detect,
+    "corners": _corners,
+}
+_EASY: dict[str, Callable[[Scene], bool]] = {
+    "sum": lambda scene: len(scene.digits) <= 2 and sum(scene.values()) <= 9,
+    "name": lambda scene: len(scene.digits) == 1 and max(scene.values()) <= 6,
+    "corners": lambda scene: len(scene.digits) <= 2,
+}
+_BOXES = ("ground", "detect", "corners")  # answered without thinking at times
+
+
+def suitable(kind: str, draw: Callable[[], Scene]) -> Scene:
+    """The first scene that is easy enough for that kind of lesson."""
+    easy = _EASY.get(kind, lambda scene: True)
+    while not easy(scene := draw()):
+        continue
+    return scene
 
 
 def make_lesson(rng: np.random.Generator, kind: str, scene: Scene, direct: float = 0.0) -> Lesson:
-    """direct: the share of grounding questions that are answered without thinking, as pretrained models do at times."""
-    question, answer = KINDS[kind](rng, scene)
-    if direct and kind == "ground" and rng.random() < direct:
+    """direct: the share of questions for boxes answered without thinking, as pretrained models do at times."""
+    question, answer = (KINDS | FORMS)[kind](rng, scene)
+    if direct and kind in _BOXES and rng.random() < direct:
         answer = rest(answer)
     return Lesson(kind, scene, question, answer)
 
@@ -84,7 +139,8 @@ def make_lesson(rng: np.random.Generator, kind: str, scene: Scene, direct: float
 def tokenizer_corpus(rng: np.random.Generator, scenes: list[Scene]) -> list[str]:
     """Text that gives every number of the canvas, every question and every answer form tokens of their own.
 
-    The tags, which are tokens of their own already, are left out: nothing is to be joined with them.
+    The tags, which are tokens of their own already, are left out: nothing is to be joined with them. Other tasks' forms
+    are too: no pretrained tokenizer has tokens of their own for them.
     """
     numbers = [str(number) for number in range(128) for _ in range(20)]
     forms = [dump_targets([], style) for style in STYLES] * 50

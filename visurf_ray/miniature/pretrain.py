@@ -19,15 +19,15 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from visurf_ray.miniature.base_model import BASE_MODEL, build_model, build_processor
 from visurf_ray.miniature.exam import examine
-from visurf_ray.miniature.lessons import Lesson, make_lesson, tokenizer_corpus
-from visurf_ray.miniature.scenes import draw_scene
+from visurf_ray.miniature.lessons import Lesson, make_lesson, suitable, tokenizer_corpus
+from visurf_ray.miniature.scenes import Scene, draw_scene
 
 
 @dataclass(frozen=True)
 class Stage:
     """A part of the curriculum. `mix`: share of each kind of lesson; `learning_rate` falls linearly to `final_rate`.
 
-    direct: the share of grounding questions that are answered without thinking.
+    direct: the share of questions for boxes that are answered without thinking.
     """
 
     batches: int
@@ -42,6 +42,12 @@ class Stage:
 
 _ALL = {"ground": 0.45, "list": 0.15, "presence": 0.2, "read": 0.1, "count": 0.1}
 _LAST = {"ground": 0.4, "list": 0.1, "presence": 0.2, "read": 0.05, "count": 0.05, "select": 0.2}
+_FORMS = {"ground": 0.26, "list": 0.05, "presence": 0.1, "read": 0.05, "count": 0.05, "select": 0.04} | {
+    "sum": 0.1,
+    "name": 0.05,
+    "detect": 0.18,
+    "corners": 0.12,
+}
 CURRICULUM = (
     Stage(300, (1,), 1, (24, 28), {"read": 1.0}),
     Stage(300, (1, 1, 2), 2, (22, 28), {"read": 0.6, "list": 0.4}),
@@ -50,27 +56,18 @@ CURRICULUM = (
     Stage(900, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, final_rate=1e-5),
     Stage(200, (1, 2, 3, 4, 4), 4, (20, 28), _ALL, learning_rate=3e-4, final_rate=1e-5, direct=0.25),
     Stage(300, (1, 2, 3, 4, 4), 4, (20, 28), _LAST, learning_rate=5e-4, final_rate=1e-5, direct=0.25),
+    Stage(400, (1, 2, 3, 4, 4), 4, (20, 28), _FORMS, final_rate=1e-5, direct=0.25),
 )
 
 
 def draw_lessons(rng: np.random.Generator, stage: Stage, count: int) -> list[Lesson]:
     kinds = rng.choice(list(stage.mix), size=count, p=list(stage.mix.values()))
-    return [
-        make_lesson(
-            rng,
-            str(kind),
-            draw_scene(
-                rng,
-                "train",
-                digits=int(rng.choice(stage.digits)),
-                jitter=stage.jitter,
-                sizes=stage.sizes,
-                max_rotation=12.0,
-            ),
-            stage.direct,
-        )
-        for kind in kinds
-    ]
+
+    def draw() -> Scene:
+        digits = int(rng.choice(stage.digits))
+        return draw_scene(rng, "train", digits=digits, jitter=stage.jitter, sizes=stage.sizes, max_rotation=12.0)
+
+    return [make_lesson(rng, str(kind), suitable(str(kind), draw), stage.direct) for kind in kinds]
 
 
 _PART = 48  # rows computed at once: twice as many take a quarter longer each, for they outgrow the caches
