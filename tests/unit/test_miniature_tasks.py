@@ -1,6 +1,7 @@
 """The drawn tasks: what is asked can be seen in the picture, solutions are right, and they can be learnt from."""
 
 import json
+import re
 from collections.abc import Callable
 from functools import cache
 
@@ -208,10 +209,12 @@ def test_blemishes_lie_in_the_box_and_nowhere_else(make):
     for row in make("miniature_anomaly").train_rows() + make("miniature_anomaly").held_out_rows():
         pixels = np.asarray(row.image)
         blemish = (pixels == (30, 230, 30)).all(-1) | (pixels == 0).all(-1)
+        judged = re.findall(r"yes (\[[^]]+])", row.thinking)
         if row.solution == "[]":
-            assert not blemish.any()
+            assert not blemish.any() and not judged
             continue
         x1, y1, x2, y2 = one_box(row.solution)
+        assert judged == [str([x1, y1, x2, y2])]
         assert blemish[y1:y2, x1:x2].sum() == blemish.sum() >= 30 and components(blemish)[1] == 1
         assert x2 - x1 == y2 - y1 and 20 <= x2 - x1 <= 28
         kinds[bool(pixels[blemish].any())] = True

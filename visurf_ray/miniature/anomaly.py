@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.scenes import Box, Split, draw_scene
+from visurf_ray.miniature.scenes import Box, Split, draw_scene, seen
 from visurf_ray.tasks.anomaly import AnomalyTask
 from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
 
@@ -15,7 +15,10 @@ _GREEN, _BLACK = (30, 230, 30), (0, 0, 0)  # of blots and of scratches; neither 
 
 
 class MiniatureAnomaly(DrawnTask, AnomalyTask):
-    """The box of the blemished digit; `[]` where no digit has a blemish."""
+    """The box of the blemished digit; `[]` where no digit has a blemish.
+
+    The data carry reasoning, in the base model's words: it judges each digit, which it has never done by blemishes.
+    """
 
     asks_for_absent = True
     prompts: ClassVar[dict[str, str]] = {"detailed": PROMPT, "plain": "{query}"}
@@ -24,10 +27,10 @@ class MiniatureAnomaly(DrawnTask, AnomalyTask):
         scene = draw_scene(rng, split, digits=int(rng.integers(1, 5)))
         image = scene.image
         if absent:
-            return Drawing(image, _QUESTION, dump_targets([]))
-        box = scene.digits[rng.integers(len(scene.digits))].box
-        (_blot if rng.random() < 0.5 else _scratch)(rng, image, box)
-        return Drawing(image, _QUESTION, dump_targets([Target.around(box)]))
+            return Drawing(image, _QUESTION, dump_targets([]), seen(scene, []))
+        digit = scene.digits[rng.integers(len(scene.digits))]
+        (_blot if rng.random() < 0.5 else _scratch)(rng, image, digit.box)
+        return Drawing(image, _QUESTION, dump_targets([Target.around(digit.box)]), seen(scene, [digit]))
 
 
 def _blot(rng: np.random.Generator, image: Image.Image, box: Box) -> None:
