@@ -6,14 +6,15 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.scenes import CANVAS, Box, Split, draw_scene
+from visurf_ray.miniature.scenes import CANVAS, Box, Split, draw_scene, seen
 from visurf_ray.tasks.detection import DetectionTask
 
 
 class MiniatureDetection(DrawnTask, DetectionTask):
     """One or two digits of the value, or none ("No Objects"), among one or two of other values.
 
-    The base model has seen the answer with one box, never with two, and never "No Objects".
+    The base model has seen the answer with one box, never with two, and never "No Objects". The data carry reasoning, in
+    its words: it judges each digit first.
     """
 
     asks_for_absent = True
@@ -29,8 +30,9 @@ class MiniatureDetection(DrawnTask, DetectionTask):
         wanted, *others = (int(value) for value in rng.permutation(10)[: 1 + rng.integers(1, 3)])
         values = others + [wanted] * (0 if absent else int(rng.integers(1, 3)))
         scene = draw_scene(rng, split, digits=len(values), values=values)
-        boxes = [thousandths(digit.box) for digit in scene.digits if digit.value == wanted]
-        return Drawing(scene.image, f"{wanted}s", json.dumps([{"Position": list(box)} for box in boxes]))
+        targets = [digit for digit in scene.digits if digit.value == wanted]
+        solution = json.dumps([{"Position": list(thousandths(digit.box))} for digit in targets])
+        return Drawing(scene.image, f"{wanted}s", solution, seen(scene, targets))
 
 
 def thousandths(box: Box) -> Box:
