@@ -13,8 +13,9 @@ from visurf_ray.tasks.detection import DetectionTask
 class MiniatureDetection(DrawnTask, DetectionTask):
     """One or two digits of the value, or none ("No Objects"), among one or two of other values.
 
-    The base model has seen the answer with one box, never with two, and never "No Objects". The data carry reasoning, in
-    its words: it judges each digit first.
+    The base model has seen the answer with one box, never with two, and never "No Objects".
+
+    The data carry reasoning, in the base model's words: it judges each digit first.
     """
 
     asks_for_absent = True
