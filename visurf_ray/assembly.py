@@ -24,6 +24,7 @@ from visurf_ray.checks import (
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected, shared_gpus, wait_ready
 from visurf_ray.config import Config, ConfigError, ModelConfig
 from visurf_ray.driver import Driver
+from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
@@ -35,11 +36,10 @@ from visurf_ray.monitor import Monitor
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.scoring.predictions import read_predictions, write_predictions
+from visurf_ray.scoring.segmentation import Segmentation
+from visurf_ray.scoring.segmenter import check_segmenter
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.feed import DataFeed
-from visurf_ray.tasks.predictions import read_predictions, write_predictions
-from visurf_ray.tasks.segmentation import Segmentation
-from visurf_ray.tasks.segmenter import check_segmenter
 from visurf_ray.tasks.task import Task
 
 

@@ -11,8 +11,8 @@ from visurf_ray.config import Config, ConfigError
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import check_model, load_processor, resolve_model
 from visurf_ray.rewards.spec import RewardSpec
+from visurf_ray.scoring.segmenter import check_segmenter
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.segmenter import check_segmenter
 from visurf_ray.tasks.task import Task
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.config import Config
+from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Example, Group, Metrics
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.method import Method
@@ -21,8 +22,7 @@ from visurf_ray.monitor import Monitor
 from visurf_ray.monitor.samples import Sample, SampleResponse
 from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool
-from visurf_ray.tasks.feed import DataFeed
-from visurf_ray.tasks.segmentation import Segmentation
+from visurf_ray.scoring.segmentation import Segmentation
 from visurf_ray.tasks.task import Task
 
 

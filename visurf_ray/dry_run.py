@@ -9,9 +9,9 @@ from rich.table import Table
 from visurf_ray.checks import check, check_cluster, max_prompt_tokens, trained_weights
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config import Config
+from visurf_ray.feed.loader import ExampleLoader, open_loader
 from visurf_ray.learner import memory
 from visurf_ray.learner.memory import ModelSize, Sizes
-from visurf_ray.tasks.loader import ExampleLoader, open_loader
 
 
 def dry_run(config: Config) -> None:

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Names the file, row, key or flag, and what to do. Anything else that is raised is a defect of ours."""
+
+
+class DataError(UserError):
+    """A data set that cannot be used; the message names the file, the row and what is wrong."""

@@ -19,6 +19,7 @@ from visurf_ray.checkpoints import Checkpoints
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config import Config, load_config
 from visurf_ray.driver import Driver
+from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.models import load_processor
 from visurf_ray.monitor import Monitor
@@ -26,7 +27,6 @@ from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.feed import DataFeed
 
 
 @dataclass(frozen=True)

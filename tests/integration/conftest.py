@@ -26,8 +26,8 @@ def processor(config):
 @pytest.fixture(scope="session")
 def loader(config, processor):
     """Examples whose images and features are held directly, outside a cluster."""
+    from visurf_ray.feed.loader import ExampleLoader
     from visurf_ray.tasks import load_task
-    from visurf_ray.tasks.loader import ExampleLoader
 
     loader = ExampleLoader(
         load_task(config.task, seed=0), processor, seed=0, max_prompt_tokens=500, put=lambda value: value

@@ -7,14 +7,14 @@ import pytest
 import ray
 
 from tests.integration.test_train import run
+from visurf_ray.answers.boxes import PROMPT, Target, dump_truth, render
+from visurf_ray.answers.rle import decode, encode, objects_in
 from visurf_ray.groups import Example, Group, Prediction, Prompt, Response, Source
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
-from visurf_ray.tasks.boxes import PROMPT, Target, dump_truth, render
-from visurf_ray.tasks.rle import decode, encode, objects_in
-from visurf_ray.tasks.segmentation import Segmentation
-from visurf_ray.tasks.segmenter import Segmenter, prompts_of
+from visurf_ray.scoring.segmentation import Segmentation
+from visurf_ray.scoring.segmenter import Segmenter, prompts_of
 
 ANSWER = render([Target((10, 10, 60, 50), (30, 20))], thinking="a")
 

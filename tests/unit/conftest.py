@@ -109,7 +109,7 @@ def make_task() -> Callable[..., Any]:
 
 @pytest.fixture
 def make_loader(make_task, processor) -> Callable[..., Any]:
-    from visurf_ray.tasks.loader import ExampleLoader
+    from visurf_ray.feed.loader import ExampleLoader
 
     def make(source: str, *overrides: str, seed: int = 0, name: str = "non_object", limit=500, put=lambda value: value):
         task = make_task(source, *overrides, seed=seed, name=name)
@@ -161,7 +161,7 @@ def open_task() -> Callable[..., Any]:
 @pytest.fixture
 def open_loader(processor) -> Callable[..., Any]:
     """A task's examples, all rows checked: images in the model's size, and ground truths with them."""
-    from visurf_ray.tasks.loader import ExampleLoader
+    from visurf_ray.feed.loader import ExampleLoader
 
     def make(task: Any, limit: int = 2000):
         loader = ExampleLoader(task, processor, seed=0, max_prompt_tokens=limit, put=lambda value: value)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from visurf_ray.tasks.average_precision import average_precision
-from visurf_ray.tasks.visual_rft import box_iou
+from visurf_ray.answers.visual_rft import box_iou
+from visurf_ray.scoring.average_precision import average_precision
 
 A, B, C = (0, 0, 100, 100), (200, 200, 300, 300), (500, 500, 600, 600)
 NOWHERE = (900, 900, 950, 950)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from visurf_ray.tasks.boxes import (
+from visurf_ray.answers.boxes import (
     PROMPT,
     STYLES,
     Target,
@@ -15,7 +15,7 @@ from visurf_ray.tasks.boxes import (
     parse_targets,
     render,
 )
-from visurf_ray.tasks.responses import answer_text
+from visurf_ray.answers.responses import answer_text
 
 TWO = [Target((1, 2, 30, 40), (15, 21)), Target((0.5, 0, 7, 8), (3, 4))]
 

@@ -258,10 +258,10 @@ def test_a_value_that_no_run_can_have_is_refused(override, message):
 
 
 def test_the_names_that_are_accepted_are_those_that_exist():
+    from visurf_ray.answers.boxes import STYLES
     from visurf_ray.learner.packing import Packing
     from visurf_ray.method.objective import Aggregation, LabelTerm
     from visurf_ray.monitor.metrics import Mode
-    from visurf_ray.tasks.boxes import STYLES
     from visurf_ray.tasks.detection import DetectionTask
 
     assert _ONE_OF["learner.packing"] == get_args(Packing)

@@ -9,11 +9,10 @@ import pytest
 
 from tests.unit.conftest import encoded, picture
 from visurf_ray.config import load_config
-from visurf_ray.errors import UserError
+from visurf_ray.data.stored import StoredImage
+from visurf_ray.errors import DataError, UserError
+from visurf_ray.feed.loader import ExampleLoader
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.loader import ExampleLoader
-from visurf_ray.tasks.rows import DataError
-from visurf_ray.tasks.stored import StoredImage
 
 
 def identities(loader, step: int, size: int) -> list[str]:

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visurf_ray.tasks.masks import read_mask
-from visurf_ray.tasks.rle import bounding_box
-from visurf_ray.tasks.rows import DataError
+from visurf_ray.answers.rle import bounding_box
+from visurf_ray.errors import DataError
+from visurf_ray.tasks.mask_task import read_mask
 
 
 def mask(*boxes, size=(60, 100)) -> np.ndarray:

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from visurf_ray.answers.formulas import equal
 from visurf_ray.rewards import load_reward
-from visurf_ray.tasks.formulas import equal
 
 THOUGHT = "<think>reason</think>"
 
@@ -97,5 +97,5 @@ def test_every_thread_scores_alike():
 
 
 def test_what_has_no_end_is_broken_off(monkeypatch):
-    monkeypatch.setattr("visurf_ray.tasks.formulas._SECONDS", 1)
+    monkeypatch.setattr("visurf_ray.answers.formulas._SECONDS", 1)
     assert load_reward("math")(r"\boxed{9^{9^{9}}}", "2").parts["accuracy"] == 0.1

@@ -8,7 +8,11 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
+from visurf_ray.answers.boxes import Target as BoxTarget
+from visurf_ray.answers.boxes import dump_targets, parse_items, parse_targets
+from visurf_ray.answers.responses import answer_text, has_thinking
 from visurf_ray.config import load_config
+from visurf_ray.data.rows import Row
 from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
 from visurf_ray.miniature.scenes import (
     CANVAS,
@@ -23,10 +27,6 @@ from visurf_ray.miniature.scenes import (
 )
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.boxes import Target as BoxTarget
-from visurf_ray.tasks.boxes import dump_targets, parse_items, parse_targets
-from visurf_ray.tasks.responses import answer_text, has_thinking
-from visurf_ray.tasks.rows import Row
 
 GREEN = 1  # the canvas is lit from aside in red and blue alone
 SPLITS = ("train", "validation", "test")

@@ -11,7 +11,9 @@ from PIL import Image
 from scipy.ndimage import label as components
 from transformers import AutoProcessor
 
+from visurf_ray.answers.boxes import parse_targets
 from visurf_ray.config import load_config
+from visurf_ray.feed.loader import ExampleLoader
 from visurf_ray.groups import Prediction
 from visurf_ray.miniature.base_model import BASE_MODEL
 from visurf_ray.miniature.classification import NAMES
@@ -19,8 +21,6 @@ from visurf_ray.miniature.scenes import CANVAS, draw_scene, load_scans
 from visurf_ray.monitor.charts import RATES, SCORES
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import TASKS, load_task
-from visurf_ray.tasks.boxes import parse_targets
-from visurf_ray.tasks.loader import ExampleLoader
 
 GREEN = 1  # the canvas is lit from aside in red and blue alone
 NAMES_OF_TASKS = sorted(name for name in TASKS if name.startswith("miniature_"))

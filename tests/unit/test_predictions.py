@@ -5,9 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Prediction
-from visurf_ray.tasks.predictions import read_predictions, write_predictions
-from visurf_ray.tasks.rows import DataError
+from visurf_ray.scoring.predictions import read_predictions, write_predictions
 
 PREDICTION = Prediction("a", "the 7", "[]", (84, 56), "<answer>[]</answer>\nsaid so, “twice”")
 

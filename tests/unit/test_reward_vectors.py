@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from visurf_ray.answers.formulas import equal
+from visurf_ray.answers.responses import answer_text
+from visurf_ray.answers.visual_rft import box_iou, parse_detections
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.visual_rft_detection import confidence_reward, iou_reward, match
 from visurf_ray.rewards.visual_rft_grounding import giou
-from visurf_ray.tasks.formulas import equal
-from visurf_ray.tasks.responses import answer_text
-from visurf_ray.tasks.visual_rft import box_iou, parse_detections
 
 ROWS = json.loads((Path(__file__).parent / "data" / "reward_vectors.json").read_text())
 A = "[{'Position': [1, 2, 3, 4], 'Confidence': 1}]"

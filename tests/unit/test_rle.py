@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from visurf_ray.tasks.boxes import Target, dump_truth, parse_targets, parse_truth
-from visurf_ray.tasks.rle import area, check_rle, decode, encode, objects_in, overlap, parse_masks
+from visurf_ray.answers.boxes import Target, dump_truth, parse_targets, parse_truth
+from visurf_ray.answers.rle import area, check_rle, decode, encode, objects_in, overlap, parse_masks
 
 
 def drawn(*boxes, size=(20, 30)) -> np.ndarray:

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from tests.unit.conftest import TRUTH, encoded, picture
-from visurf_ray.errors import UserError
+from visurf_ray.data.rows import read_rows
+from visurf_ray.data.stored import StoredImage
+from visurf_ray.errors import DataError, UserError
 from visurf_ray.groups import Example, Prompt
-from visurf_ray.tasks.rows import DataError, read_rows
-from visurf_ray.tasks.stored import StoredImage
 from visurf_ray.tasks.task import Task
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from tests.unit.conftest import picture
+from visurf_ray.answers.boxes import Target, dump_truth, render
+from visurf_ray.answers.rle import encode
 from visurf_ray.errors import UserError
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.reward import needs_image
 from visurf_ray.rewards.spec import RewardSpec
-from visurf_ray.tasks.boxes import Target, dump_truth, render
-from visurf_ray.tasks.rle import encode
-from visurf_ray.tasks.segmenter import Segmenter
+from visurf_ray.scoring.segmenter import Segmenter
 
 TARGET = Target((10, 10, 60, 50), (30, 20))
 OTHER = Target((50, 5, 98, 58), (70, 30))

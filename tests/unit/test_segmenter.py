@@ -7,7 +7,7 @@ import pytest
 
 from tests.unit.conftest import picture
 from visurf_ray.errors import UserError
-from visurf_ray.tasks.segmenter import Segmenter, prompts_of
+from visurf_ray.scoring.segmenter import Segmenter, prompts_of
 
 BOX, POINT = (10, 10, 60, 50), (30, 20)
 OTHER = (55, 5, 95, 55)

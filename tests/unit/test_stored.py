@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from tests.unit.conftest import encoded, picture
-from visurf_ray.tasks.rows import read_rows
-from visurf_ray.tasks.stored import StoredImage, records
+from visurf_ray.data.rows import read_rows
+from visurf_ray.data.stored import StoredImage, records
 
 ENCODED = encoded(picture(200, 200))  # 120 kB
 

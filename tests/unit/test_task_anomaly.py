@@ -11,9 +11,9 @@ from pycocotools import mask as rle
 from scipy.stats import mannwhitneyu
 
 from tests.unit.conftest import picture, prediction
+from visurf_ray.errors import DataError
 from visurf_ray.rewards import load_reward
 from visurf_ray.tasks.anomaly import covered_share
-from visurf_ray.tasks.rows import DataError
 
 
 @pytest.fixture

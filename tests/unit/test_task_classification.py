@@ -6,10 +6,10 @@ import pytest
 from sklearn.metrics import accuracy_score
 
 from tests.unit.groups import example
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Prediction
 from visurf_ray.rewards import load_reward
 from visurf_ray.tasks.classification import score_names
-from visurf_ray.tasks.rows import DataError
 
 PROBLEM = (
     "This is an image containing a plant. Please identify the species of the plant based on the image.\n"

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from tests.unit.groups import example
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Prediction
 from visurf_ray.rewards import load_reward
 from visurf_ray.tasks.detection import asked_category, score_detections
-from visurf_ray.tasks.rows import DataError
 
 
 def problem(category: str) -> str:

@@ -5,10 +5,10 @@ import re
 import pytest
 
 from tests.unit.groups import example
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Prediction
 from visurf_ray.rewards import load_reward
 from visurf_ray.tasks.grounding import score_single_boxes
-from visurf_ray.tasks.rows import DataError
 
 PROBLEM = (
     "Output the bounding box in the image corresponding to the instruction: the one that can fly. Output the thinking "

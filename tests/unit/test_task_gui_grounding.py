@@ -6,8 +6,8 @@ import re
 import pytest
 
 from tests.unit.conftest import picture, prediction
+from visurf_ray.errors import DataError
 from visurf_ray.rewards import load_reward
-from visurf_ray.tasks.rows import DataError
 
 ELEMENTS = {
     "window": {"top_left": [0, 0], "bottom_right": [120, 60], "label": "window"},

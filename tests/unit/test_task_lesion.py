@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.unit.conftest import picture, prediction
+from visurf_ray.errors import DataError
 from visurf_ray.rewards import load_reward
-from visurf_ray.tasks.rows import DataError
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ import re
 import pytest
 
 from tests.unit.conftest import encoded, picture, prediction
+from visurf_ray.answers.formulas import Truth
+from visurf_ray.errors import DataError
 from visurf_ray.rewards import load_reward
-from visurf_ray.tasks.formulas import Truth
-from visurf_ray.tasks.rows import DataError
 
 THOUGHT = "<think>reason</think>"
 FREE = {

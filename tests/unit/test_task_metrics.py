@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from tests.unit.groups import example
+from visurf_ray.answers.rle import encode
 from visurf_ray.groups import Prediction
-from visurf_ray.tasks.metrics import answered_boxes, iou, score_boxes, union_iou, well_formed
-from visurf_ray.tasks.rle import encode
+from visurf_ray.scoring.metrics import answered_boxes, iou, score_boxes, union_iou, well_formed
 
 LEFT, RIGHT, HALF = (0, 0, 10, 10), (20, 0, 30, 10), (0, 0, 10, 5)
 BELOW = (0, 20, 10, 30)

@@ -7,11 +7,11 @@ import pytest
 from PIL import Image
 
 from tests.unit.conftest import encoded, picture
+from visurf_ray.answers.boxes import Target, parse_targets
+from visurf_ray.answers.rle import decode, encode, parse_masks
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Prediction
-from visurf_ray.tasks.boxes import Target, parse_targets
-from visurf_ray.tasks.metrics import score_boxes
-from visurf_ray.tasks.rle import decode, encode, parse_masks
-from visurf_ray.tasks.rows import DataError
+from visurf_ray.scoring.metrics import score_boxes
 
 MASK = np.zeros((60, 100), bool)
 MASK[10:31, 20:41] = True

@@ -7,13 +7,13 @@ import pytest
 
 from tests.unit.conftest import composed, encoded, picture
 from tests.unit.groups import example
+from visurf_ray.answers.boxes import Target, parse_targets
+from visurf_ray.answers.rle import decode, encode, parse_masks
+from visurf_ray.errors import DataError
+from visurf_ray.feed.loader import ExampleLoader
 from visurf_ray.groups import Prediction
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.boxes import Target, parse_targets
-from visurf_ray.tasks.loader import ExampleLoader
 from visurf_ray.tasks.reasoning_segmentation import paint
-from visurf_ray.tasks.rle import decode, encode, parse_masks
-from visurf_ray.tasks.rows import DataError
 
 
 def rectangle(label: str, x1: float, y1: float, x2: float, y2: float) -> dict:

@@ -5,10 +5,10 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image, ImageDraw
 
+from visurf_ray.answers.boxes import PROMPT, Target, dump_targets
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.scenes import Box, Split, draw_scene, seen
 from visurf_ray.tasks.anomaly import AnomalyTask
-from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
 
 _QUESTION = "the blemished digit"
 _GREEN, _BLACK = (30, 230, 30), (0, 0, 0)  # of blots and of scratches; neither the light nor the ink is so

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from visurf_ray.data.rows import Row
 from visurf_ray.errors import UserError
 from visurf_ray.miniature.scenes import Split
-from visurf_ray.tasks.rows import Row
 from visurf_ray.tasks.task import Task
 
 _HELD_OUT_ABSENT = 0.5

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from visurf_ray.answers.boxes import numbers, parse_items
+from visurf_ray.answers.responses import answer_or_rest, answer_text, has_thinking
+from visurf_ray.answers.visual_rft import answered_detections, box_iou, parse_box
 from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
 from visurf_ray.miniature.scenes import Scene, Split, draw_scene
-from visurf_ray.tasks.boxes import numbers, parse_items
-from visurf_ray.tasks.metrics import iou
-from visurf_ray.tasks.responses import answer_or_rest, answer_text, has_thinking
-from visurf_ray.tasks.visual_rft import answered_detections, box_iou, parse_box
+from visurf_ray.scoring.metrics import iou
 
 _BOXES: dict[str, Callable[[str], list[Sequence[float]]]] = {
     "detect": lambda response: [box for box, _ in answered_detections(response) or []],

@@ -5,9 +5,9 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from visurf_ray.answers.boxes import Target, dump_targets
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.scenes import CELL, GRID, Box, Split, lit_canvas, paint_ink, scan_ink, to_pixels
-from visurf_ray.tasks.boxes import Target, dump_targets
 from visurf_ray.tasks.gui_grounding import GuiGroundingTask
 
 _MARGIN = 1  # pixels between a button and its cells' edges

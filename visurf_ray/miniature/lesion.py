@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from visurf_ray.answers.boxes import PROMPT, dump_truth
+from visurf_ray.answers.rle import bounding_box, encode, objects_in
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.scenes import CANVAS, Split, lit_canvas, to_pixels
-from visurf_ray.tasks.boxes import PROMPT, dump_truth
 from visurf_ray.tasks.lesion import LesionTask
-from visurf_ray.tasks.rle import bounding_box, encode, objects_in
 
 _SKIN = (0.70, 0.55, 0.45)
 _LESION = (0.30, 0.18, 0.14)

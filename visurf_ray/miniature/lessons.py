@@ -15,14 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from visurf_ray.answers.boxes import PROMPT, STYLES, Target, dump_targets, render
+from visurf_ray.answers.responses import respond, rest, thought
 from visurf_ray.miniature.base_model import TAGS
 from visurf_ray.miniature.classification import NAMES, MiniatureClassification
 from visurf_ray.miniature.detection import MiniatureDetection, thousandths
 from visurf_ray.miniature.grounding import MiniatureGrounding
 from visurf_ray.miniature.math import MiniatureMath
 from visurf_ray.miniature.scenes import Digit, Scene, parity_query, present_query, seen
-from visurf_ray.tasks.boxes import PROMPT, STYLES, Target, dump_targets, render
-from visurf_ray.tasks.responses import respond, rest, thought
 
 
 @dataclass(frozen=True)

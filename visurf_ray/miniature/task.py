@@ -4,10 +4,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from visurf_ray.answers.boxes import PROMPT, Target, dump_targets
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.scenes import Split, absent_query, draw_scene, present_query
 from visurf_ray.tasks.box_task import BoxTask
-from visurf_ray.tasks.boxes import PROMPT, Target, dump_targets
 
 
 class MiniatureTask(DrawnTask, BoxTask):

@@ -4,9 +4,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from visurf_ray.data.rows import Row
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
 from visurf_ray.miniature.scenes import Split, draw_scene
-from visurf_ray.tasks.rows import Row
 from visurf_ray.tasks.vqa import VqaTask
 
 _PARITIES = {"": (0, 1), "even ": (0,), "odd ": (1,)}

@@ -4,9 +4,9 @@ There a part of the name is enough. Where classes are single words, a policy can
 that most of them hold.
 """
 
+from visurf_ray.answers.responses import answer_or_rest, has_thinking
+from visurf_ray.answers.visual_rft import parse_true_name, plain_name
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.responses import answer_or_rest, has_thinking
-from visurf_ray.tasks.visual_rft import parse_true_name, plain_name
 
 
 class ClassNameReward:

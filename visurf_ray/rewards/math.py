@@ -8,13 +8,13 @@ Where the originals have bugs, this does the right thing:
 - It scores alike on every thread: math-verify's own time limit is a signal, and raises off the main thread. There it is
   off, and whoever calls sets the limit, as the pool of reward actors does.
 - White space around the response does not cost the format.
-- What is equal is decided by math-verify, not by mathruler; see tasks/formulas.py.
+- What is equal is decided by math-verify, not by mathruler; see answers/formulas.py.
 """
 
 from dataclasses import dataclass
 
+from visurf_ray.answers.formulas import Truth, find_answer, thinks_first
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.formulas import Truth, find_answer, thinks_first
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,13 @@ that what a shower of points gains in accuracy is lost here. Where the original 
 
 from typing import Any
 
+from visurf_ray.answers.boxes import answered_points, numbers, parse_items, parse_truth
+from visurf_ray.answers.responses import has_thinking
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import answered_points, numbers, parse_items, parse_truth
-from visurf_ray.tasks.responses import has_thinking
 
 
 class PointInBoxReward:
-    """The ground truth is `[x1, y1, x2, y2]` in pixels, or a grounding task's (see boxes.py) of one object."""
+    """The ground truth is `[x1, y1, x2, y2]` in pixels, or a grounding task's (see `answers.boxes`) of one object."""
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError when the ground truth is not one box."""

@@ -12,19 +12,19 @@ from typing import Any
 
 from PIL import Image
 
+from visurf_ray.answers.boxes import parse_items, parse_targets, parse_truth
+from visurf_ray.answers.responses import has_thinking
+from visurf_ray.answers.rle import encode, overlap, parse_masks
 from visurf_ray.rewards.reward import Reward
 from visurf_ray.rewards.vision_reasoner import answer_format
-from visurf_ray.tasks.boxes import parse_items, parse_targets, parse_truth
-from visurf_ray.tasks.responses import has_thinking
-from visurf_ray.tasks.rle import encode, overlap, parse_masks
-from visurf_ray.tasks.segmenter import Segmenter, check_segmenter, prompts_of
+from visurf_ray.scoring.segmenter import Segmenter, check_segmenter, prompts_of
 
 
 class SegmentationMaskReward:
     """model: SAM2's hub id or folder, loaded when the first response is scored.
 
-    The ground truth is `{"objects": [boxes and points], "mask": RLE, "ignore": RLE}` (see boxes.py), or `[]` where
-    nothing is meant. Raises UserError for a folder that holds no model.
+    The ground truth is `{"objects": [boxes and points], "mask": RLE, "ignore": RLE}` (see `answers.boxes`), or `[]`
+    where nothing is meant. Raises UserError for a folder that holds no model.
     """
 
     needs_image = True

@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from visurf_ray.answers.boxes import Target, numbers, parse_items, parse_targets
+from visurf_ray.answers.responses import has_thinking
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.boxes import Target, numbers, parse_items, parse_targets
-from visurf_ray.tasks.responses import has_thinking
 
 _SENTENCE_END = re.compile(r"\.(?!\d)|[。\n]")
 _ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)

@@ -10,9 +10,9 @@ white space and underscores do not matter. Where the original has bugs, this doe
 - White space around the response does not cost the format.
 """
 
+from visurf_ray.answers.responses import answer_or_rest, has_thinking
+from visurf_ray.answers.visual_rft import parse_true_name, plain_name
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.responses import answer_or_rest, has_thinking
-from visurf_ray.tasks.visual_rft import parse_true_name, plain_name
 
 
 class VisualRftClassificationReward:

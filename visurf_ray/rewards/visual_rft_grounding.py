@@ -11,9 +11,9 @@ thing:
 - White space around the response does not cost the format.
 """
 
+from visurf_ray.answers.responses import answer_or_rest, has_thinking
+from visurf_ray.answers.visual_rft import parse_box, parse_true_box
 from visurf_ray.rewards.reward import Reward
-from visurf_ray.tasks.responses import answer_or_rest, has_thinking
-from visurf_ray.tasks.visual_rft import parse_box, parse_true_box
 
 
 class VisualRftGroundingReward:

@@ -23,13 +23,14 @@ from shapely import union_all
 from shapely.geometry import box as polygon
 from sklearn.metrics import roc_auc_score
 
+from visurf_ray.answers.boxes import parse_targets
+from visurf_ray.answers.rle import area
+from visurf_ray.data.rows import Row
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
+from visurf_ray.scoring.metrics import answered_boxes, score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
-from visurf_ray.tasks.boxes import parse_targets
-from visurf_ray.tasks.masks import MaskTask
-from visurf_ray.tasks.metrics import answered_boxes, score_boxes
-from visurf_ray.tasks.rle import area
-from visurf_ray.tasks.rows import DataError, Row
+from visurf_ray.tasks.mask_task import MaskTask
 
 _SPLITS = ("train", "test")
 

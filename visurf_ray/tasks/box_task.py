@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+from visurf_ray.answers.boxes import Target, check_targets, dump_truth, parse_targets, render
+from visurf_ray.answers.rle import Rle, parse_masks
+from visurf_ray.data.mask_rows import mask_rows
+from visurf_ray.data.rows import Row, load_table, rows_of
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.boxes import Target, check_targets, dump_truth, parse_targets, render
-from visurf_ray.tasks.mask_rows import mask_rows
-from visurf_ray.tasks.metrics import answered_boxes, score_boxes
-from visurf_ray.tasks.rle import Rle, parse_masks
-from visurf_ray.tasks.rows import DataError, Row, load_table, rows_of
+from visurf_ray.scoring.metrics import answered_boxes, score_boxes
 from visurf_ray.tasks.task import Box, Task
 
 # How the answer is to be written, for prompts that are formatted: braces are doubled.
@@ -39,7 +40,7 @@ class BoxTask(Task):
     }
 
     def read(self, source: str) -> list[Row]:
-        """VisionReasoner's training and evaluation data alike: see `read_rows` and mask_rows.py."""
+        """VisionReasoner's training and evaluation data alike: see `read_rows` and `data.mask_rows`."""
         table = load_table(source)
         if "mask" in table.column_names and "solution" not in table.column_names:
             return mask_rows(table, source, self.config.image_root, one_object=self.one_object)

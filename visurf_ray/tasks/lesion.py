@@ -12,12 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 
+from visurf_ray.answers.boxes import parse_items, parse_targets
+from visurf_ray.data.rows import Row
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
+from visurf_ray.scoring.metrics import Box, answered_boxes, iou, score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
-from visurf_ray.tasks.boxes import parse_items, parse_targets
-from visurf_ray.tasks.masks import MaskTask
-from visurf_ray.tasks.metrics import Box, answered_boxes, iou, score_boxes
-from visurf_ray.tasks.rows import DataError, Row
+from visurf_ray.tasks.mask_task import MaskTask
 
 _QUERY = "Find the lesion on this picture of skin."
 

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from visurf_ray.answers.formulas import Truth, find_answer, thinks_first
+from visurf_ray.answers.responses import thought
+from visurf_ray.data.rows import Row, json_object, read_rows, rows_of
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.formulas import Truth, find_answer, thinks_first
-from visurf_ray.tasks.responses import thought
-from visurf_ray.tasks.rows import DataError, Row, json_object, read_rows, rows_of
 from visurf_ray.tasks.task import Task
 
 COLUMNS = {

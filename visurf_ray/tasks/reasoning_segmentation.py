@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from visurf_ray.answers.boxes import dump_truth
+from visurf_ray.answers.rle import encode, objects_in
+from visurf_ray.data.rows import Row
+from visurf_ray.errors import DataError
 from visurf_ray.tasks.box_task import AS_LIST, BoxTask
-from visurf_ray.tasks.boxes import dump_truth
-from visurf_ray.tasks.rle import encode, objects_in
-from visurf_ray.tasks.rows import DataError, Row
 
 _TARGET, _IGNORE = 1, 255
 

@@ -6,11 +6,12 @@ from typing import ClassVar
 
 from omegaconf import OmegaConf
 
+from visurf_ray.answers.boxes import STYLES
 from visurf_ray.config import TaskConfig
+from visurf_ray.data.rows import Row, read_rows
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.names import nearest
-from visurf_ray.tasks.boxes import STYLES
-from visurf_ray.tasks.rows import DataError, Row, read_rows
 
 Box = tuple[float, ...]
 

@@ -17,10 +17,11 @@ from typing import ClassVar
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from visurf_ray.answers.formulas import find_answer
+from visurf_ray.answers.responses import respond, rest
+from visurf_ray.data.rows import Row, json_object, read_rows
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.formulas import find_answer
-from visurf_ray.tasks.responses import respond, rest
-from visurf_ray.tasks.rows import DataError, Row, json_object, read_rows
 from visurf_ray.tasks.task import Task
 
 COLUMNS = {

@@ -24,9 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from visurf_ray.tasks.boxes import dump_truth, numbers
-from visurf_ray.tasks.rle import bounding_box, check_rle, decode, encode, objects_in
-from visurf_ray.tasks.rows import Columns, DataError, Row, check_columns, root_of, rows_of
+from visurf_ray.answers.boxes import dump_truth, numbers
+from visurf_ray.answers.rle import bounding_box, check_rle, decode, encode, objects_in
+from visurf_ray.data.rows import Columns, Row, check_columns, root_of, rows_of
+from visurf_ray.errors import DataError
 
 COLUMNS: Columns = {
     "id": ("id",),

@@ -2,7 +2,7 @@
 
 The paper's form: reasoning in `<think>`, then `<answer>` with a JSON list of `{"bbox_2d": [x1, y1, x2, y2],
 "point_2d": [x, y]}`; the empty list says that nothing in the image is meant. A ground truth is such a list or, where
-the data have masks, `{"objects": [the list], "mask": RLE, "ignore": RLE}`; see rle.py.
+the data have masks, `{"objects": [the list], "mask": RLE, "ignore": RLE}`; see `answers.rle`.
 """
 
 import json
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from visurf_ray.tasks.responses import answer_text, respond
+from visurf_ray.answers.responses import answer_text, respond
 
 PROMPT = "Find {query}. Reason in <think>, then answer in <answer> with a JSON list of bbox_2d and point_2d."
 

@@ -7,9 +7,9 @@ from typing import Any
 import ray
 from PIL import Image
 
+from visurf_ray.answers.rle import Rle, encode
 from visurf_ray.groups import Example, Prediction
-from visurf_ray.tasks.rle import Rle, encode
-from visurf_ray.tasks.segmenter import Segmenter, prompts_of
+from visurf_ray.scoring.segmenter import Segmenter, prompts_of
 
 
 @ray.remote(num_cpus=0)

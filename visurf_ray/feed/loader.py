@@ -8,10 +8,11 @@ import numpy as np
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from visurf_ray.config import ModelConfig, TaskConfig
+from visurf_ray.data.rows import Row
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Prompt
 from visurf_ray.models import load_processor
 from visurf_ray.tasks import load_task
-from visurf_ray.tasks.rows import DataError, Row
 from visurf_ray.tasks.task import Task
 
 _IMAGE_TOKEN = "<|image_pad|>"

@@ -6,8 +6,8 @@ import ray
 from PIL import Image
 
 from visurf_ray.config import ModelConfig, TaskConfig
+from visurf_ray.feed.actor import DataActor
 from visurf_ray.groups import Example
-from visurf_ray.tasks.actor import DataActor
 
 
 class DataFeed:

@@ -3,8 +3,8 @@
 import ray
 
 from visurf_ray.config import ModelConfig, TaskConfig
+from visurf_ray.feed.loader import open_loader
 from visurf_ray.groups import Example
-from visurf_ray.tasks.loader import open_loader
 
 
 @ray.remote(num_cpus=0)

@@ -9,8 +9,8 @@ from typing import Any
 
 from PIL import Image
 
-from visurf_ray.errors import UserError
-from visurf_ray.tasks.stored import StoredImage, records
+from visurf_ray.data.stored import StoredImage, records
+from visurf_ray.errors import DataError
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _REQUIRED = ("problem", "solution", "image")
@@ -26,10 +26,6 @@ COLUMNS: Columns = {
 }
 
 
-class DataError(UserError):
-    """A data set that cannot be used; the message names the file, the row and what is wrong."""
-
-
 @dataclass(frozen=True)
 class Row:
     """A question about an image, and its ground truth as JSON text. `where` names file and row in error messages."""
@@ -40,7 +36,7 @@ class Row:
     image: Any  # a path, a StoredImage, or a PIL image
     where: str
     thinking: str | None = None  # reasoning that leads to the solution, where the data have it
-    mask: Path | None = None  # an image whose objects are the solution, in the place of `solution`; see masks.py
+    mask: Path | None = None  # an image of the objects, in place of `solution`; see `tasks.mask_task`
     extra: dict[str, Any] = field(default_factory=dict)  # what else the task reads, None where the table lacks it
 
     def open_image(self) -> Image.Image:

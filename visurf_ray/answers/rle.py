@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 from scipy import ndimage
 
-from visurf_ray.tasks.boxes import Target, parse_truth
+from visurf_ray.answers.boxes import Target, parse_truth
 
 Rle = dict[str, Any]
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import Sam2Model, Sam2Processor
 
+from visurf_ray.answers.boxes import numbers, parse_items
 from visurf_ray.errors import UserError
-from visurf_ray.tasks.boxes import numbers, parse_items
 
 # (box, point): box (x1, y1, x2, y2), point (x, y) or None, in pixels of the image that is segmented.
 Prompt = tuple[tuple[float, ...], tuple[float, ...] | None]

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from visurf_ray.answers.boxes import Target
+from visurf_ray.answers.rle import Rle, bounding_box, encode, objects_in
+from visurf_ray.data.rows import Row, open_image
+from visurf_ray.errors import DataError
 from visurf_ray.tasks.box_task import BoxTask
-from visurf_ray.tasks.boxes import Target
-from visurf_ray.tasks.rle import Rle, bounding_box, encode, objects_in
-from visurf_ray.tasks.rows import DataError, Row, open_image
 
 
 class MaskTask(BoxTask):

@@ -9,8 +9,8 @@ import json
 import re
 from collections.abc import Sequence
 
-from visurf_ray.tasks.boxes import numbers
-from visurf_ray.tasks.responses import answer_or_rest, answer_text, rest
+from visurf_ray.answers.boxes import numbers
+from visurf_ray.answers.responses import answer_or_rest, answer_text, rest
 
 Box = tuple[float, ...]
 Detection = tuple[Box, float]  # and its confidence

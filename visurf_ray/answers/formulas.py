@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 
 from math_verify import parse, verify
 
-from visurf_ray.tasks.responses import answer_text, has_thinking, rest
+from visurf_ray.answers.responses import answer_text, has_thinking, rest
 
 _BOXED = "\\boxed{"
 _WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from visurf_ray.errors import DataError
 from visurf_ray.groups import Prediction
-from visurf_ray.tasks.rows import DataError
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:

@@ -7,10 +7,10 @@ from scipy.optimize import linear_sum_assignment
 from shapely import union_all
 from shapely.geometry import box as polygon
 
+from visurf_ray.answers.boxes import numbers, parse_items, parse_targets, parse_truth
+from visurf_ray.answers.responses import has_thinking
+from visurf_ray.answers.rle import area, overlap
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.tasks.boxes import numbers, parse_items, parse_targets, parse_truth
-from visurf_ray.tasks.responses import has_thinking
-from visurf_ray.tasks.rle import area, overlap
 
 Box = tuple[float, ...]
 

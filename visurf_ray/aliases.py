@@ -1,0 +1,12 @@
+"""Names for values that a library gives no type for. This is the one place in the package for most uses of `Any`."""
+
+from typing import Any
+
+ActorHandle = Any  # a handle of a Ray actor
+Reference = Any  # a reference into Ray's object store; outside a cluster, the object itself
+Json = Any  # what json.loads returns
+Table = Any  # a datasets.Dataset
+HFConfig = Any  # a transformers model configuration
+HFModel = Any  # a transformers model
+Processor = Any  # a transformers processor
+Tokenizer = Any  # a transformers tokenizer

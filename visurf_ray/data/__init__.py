@@ -1,0 +1,1 @@
+"""How data lie on the disk: tables, their rows, stored images."""

@@ -1,0 +1,1 @@
+"""Scores of predictions: metrics, average precision, stored predictions, and SAM2's masks."""
