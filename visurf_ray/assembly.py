@@ -5,8 +5,9 @@ import os
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -22,8 +23,9 @@ from visurf_ray.checks import (
     versions,
 )
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected, shared_gpus, wait_ready
-from visurf_ray.config import Config, ConfigError, ModelConfig
+from visurf_ray.config.schema import Config, EvaluateConfig, LabelTerm, MethodConfig, ModelConfig
 from visurf_ray.driver import Driver
+from visurf_ray.errors import ConfigError
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.actor import LearnerActor
@@ -44,10 +46,9 @@ from visurf_ray.tasks.task import Task
 
 
 def _start_monitor(config: Config, output: Path, state: State) -> Monitor:
-    plain: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     return Monitor(
         output,
-        config=plain,
+        config=asdict(config),
         project=config.monitor.project,
         wandb=config.monitor.wandb,
         total_steps=config.train.steps,
@@ -81,7 +82,7 @@ def start_rollouts(config: Config, places: Sequence[Any] = ()) -> RolloutPool:
         memory=rollout.memory,
         gpus=rollout.gpus,
         enforce_eager=rollout.enforce_eager,
-        sleeps=bool(config.pipeline.sleep_level),
+        sleeps=config.colocated,
         seed=config.seed,
     )
     actors = [
@@ -93,7 +94,10 @@ def start_rollouts(config: Config, places: Sequence[Any] = ()) -> RolloutPool:
     every = rollout.logprobs_every if config.pipeline.importance_cap is None else 1
     sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
     return RolloutPool(
-        actors, sampling=sampling, max_in_flight=rollout.max_in_flight, sleep_level=config.pipeline.sleep_level
+        actors,
+        sampling=sampling,
+        max_in_flight=rollout.max_in_flight,
+        sleep_level=rollout.sleep_level if config.colocated else None,
     )
 
 
@@ -123,11 +127,11 @@ def start_learner(config: Config, tokenizer: Any, places: Sequence[Any] = ()) ->
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
         max_grad_norm=learner.max_grad_norm,
         max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
-        packing=learner.packing,  # type: ignore[arg-type]  # check_values knows its names
+        packing=learner.packing,
         logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
-        shares_gpu=bool(config.pipeline.sleep_level),
+        shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
     )
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
@@ -163,16 +167,16 @@ _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "
 
 def start_policy(config: Config, tokenizer: Any, stack: ExitStack) -> tuple[RolloutPool, LearnerGroup]:
     """Rollout workers and learner ranks, ready and connected; `stack` ends the workers' processes."""
-    colocated = bool(config.pipeline.sleep_level)
-    places = _shared_gpus(config) if colocated else []
+    places = _shared_gpus(config) if config.colocated else []
     rollouts = start_rollouts(config, places)
     stack.callback(rollouts.shut_down)
-    if colocated:  # an engine measures what is free of its GPU, and must be alone with it
+    if config.colocated:  # an engine measures what is free of its GPU, and must be alone with it
         wait_for(rollouts, config)
         rollouts.sleep()
     learner = start_learner(config, tokenizer, places)
     wait_for(rollouts, config)
-    learner.connect(rollouts.actors, gpu_workers=config.rollout.gpus * config.rollout.workers, colocated=colocated)
+    gpu_workers = config.rollout.gpus * config.rollout.workers
+    learner.connect(rollouts.actors, gpu_workers=gpu_workers, colocated=config.colocated)
     return rollouts, learner
 
 
@@ -192,7 +196,7 @@ def train(config: Config) -> Path:
         if checked.resume:
             learner.load(checked.resume.resolve())
         output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(config, output / "config.yaml")
+        OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
         monitor = _start_monitor(config, output, checked.state)
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(
@@ -222,9 +226,9 @@ def build_methods(config: Config, task: Task, tokenizer: Any) -> Callable[[int],
     def encode(text: str) -> list[int]:
         return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
 
-    def build(changes: dict[str, Any]) -> Method:
+    def build(method: MethodConfig) -> Method:
         return Method(
-            OmegaConf.to_object(OmegaConf.merge(config.method, changes)),  # type: ignore[arg-type]  # a MethodConfig
+            method,
             render=task.render,
             encode=encode,
             styles=task.styles,
@@ -232,20 +236,25 @@ def build_methods(config: Config, task: Task, tokenizer: Any) -> Callable[[int],
             importance_cap=config.pipeline.importance_cap,
         )
 
-    last = build({})
-    sft = {"rollouts": False, "label": True, "label_term": "ce", "label_coef": 1.0, "label_decay": None}
+    last = build(config.method)
+    sft = replace(config.method, rollouts=False, label=True, label_term=LabelTerm.ce, label_coef=1.0, label_decay=None)
     first = build(sft)
     return lambda step: first if step < config.method.sft_steps else last
 
 
-def evaluate(config: Config, checkpoint: str) -> Metrics:
-    """Greedy answers of a checkpoint to the held-out split, and their scores; both are written to `output_dir`."""
+def evaluate(config: EvaluateConfig) -> Metrics:
+    """Score greedy answers of `checkpoint` to the held-out split, or the stored `predictions`.
+
+    Answers and scores are written to `output_dir`.
+    """
+    if config.checkpoint is None:
+        return _score_again(config)
     check_vllm(config)
     check_segmenter(config.task.segmenter, "task.segmenter")
     output = Path(config.output_dir).expanduser().resolve()
     task = load_task(config.task, config.seed)
     with ExitStack() as stack:
-        config.model.path = _as_model(checkpoint, output, stack)
+        config.model.path = _as_model(config.checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))
         check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
         data = start_data(config, train=False)
@@ -262,13 +271,13 @@ def evaluate(config: Config, checkpoint: str) -> Metrics:
     return _write_scores(task.metrics(predictions), output)
 
 
-def score_again(config: Config, predictions: str) -> Metrics:
-    """The scores of a predictions.jsonl, by the task's metrics as they are now; written to `output_dir`."""
-    found = read_predictions(Path(predictions).expanduser())
+def _score_again(config: EvaluateConfig) -> Metrics:
+    """Score a predictions.jsonl by the task's metrics as they are now, and write the scores to `output_dir`."""
+    found = read_predictions(Path(config.predictions or "").expanduser())
     try:
         scores = load_task(config.task, config.seed).metrics(found)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"predictions={predictions} are not of task={config.task.name}: {error}") from error
+        raise ConfigError(f"predictions={config.predictions} are not of task={config.task.name}: {error}") from error
     output = Path(config.output_dir).expanduser().resolve()
     output.mkdir(parents=True, exist_ok=True)
     return _write_scores(scores, output)
@@ -292,7 +301,8 @@ def _as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
     run = path.resolve().parent.parent / "config.yaml"
     if not run.is_file():
         raise ConfigError(f"checkpoint={checkpoint}: {run}, the configuration of its run, is missing")
-    model: ModelConfig = OmegaConf.load(run).model  # type: ignore[assignment]
+    saved = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(run).model)
+    model = cast(ModelConfig, OmegaConf.to_object(saved))
     output.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
     export_checkpoint(path, resolve_model(model.path), Trained(**read_state(path).trained), Path(folder))

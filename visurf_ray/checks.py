@@ -7,7 +7,8 @@ from typing import Any
 
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
-from visurf_ray.config import Config, ConfigError
+from visurf_ray.config.schema import Config
+from visurf_ray.errors import ConfigError
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import check_model, load_processor, resolve_model
 from visurf_ray.rewards.spec import RewardSpec
@@ -31,8 +32,6 @@ class Checked:
 def check(config: Config) -> Checked:
     """Raises UserError for a model, a reward, a task, an output folder or a checkpoint that no run can have."""
     check_vllm(config)
-    if bool(config.learner.gpus) != bool(config.rollout.gpus):
-        raise ConfigError("learner.gpus and rollout.gpus must both be 0 or both be set")
     check_model(config.model.path)
     processor = load_processor(config.model)
     trained_weights(config).check(resolve_model(config.model.path))
@@ -64,7 +63,7 @@ def check_vllm(config: Config) -> None:
 def check_cluster(config: Config, nodes: list[Node]) -> None:
     """Raises ClusterError when these nodes do not hold the run."""
     apart = [rollout_demand(config), learner_demand(config)]
-    demands = [colocated_demand(config)] if config.pipeline.sleep_level else apart
+    demands = [colocated_demand(config)] if config.colocated else apart
     check_demand([*demands, reward_demand(config), segmenter_demand(config)], nodes)
     if not config.rollout.gpus:
         check_one_node("rollout.gpus=0: without GPUs weights travel through shared memory", nodes)

@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any
 
 from visurf_ray.checkpoints import Checkpoints, State
-from visurf_ray.config import Config
+from visurf_ray.config.schema import Config
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Example, Group, Metrics
 from visurf_ray.learner.group import LearnerGroup

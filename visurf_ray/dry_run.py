@@ -8,7 +8,7 @@ from rich.table import Table
 
 from visurf_ray.checks import check, check_cluster, max_prompt_tokens, trained_weights
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
-from visurf_ray.config import Config
+from visurf_ray.config.schema import Config
 from visurf_ray.feed.loader import ExampleLoader, open_loader
 from visurf_ray.learner import memory
 from visurf_ray.learner.memory import ModelSize, Sizes
@@ -121,10 +121,10 @@ def _comparisons(
     if config.learner.gpus:
         found: list[tuple[str, float, float | None]] = [("GPU of a learner rank", sum(device.values()), gpu_memory)]
         share = config.rollout.memory * gpu_memory if gpu_memory else None
-        if config.pipeline.sleep_level and share:  # while the engine is awake, the learner keeps its states
+        if config.colocated and share:  # while the engine is awake, the learner keeps its states
             states = sum(size for what, size in device.items() if what not in ("activations", "logits"))
             found.append(("GPU of a rank and its engine", states + share, gpu_memory))
-        if config.pipeline.sleep_level == 1:
+        if config.colocated and config.rollout.sleep_level == 1:
             host = host | {"weights of sleeping engines": sampler["weights"]}
         found.append(("rollout.memory of its GPU", sampler["weights"], share))
         return [*found, ("memory", ranks * sum(host.values()), there)] if host else found

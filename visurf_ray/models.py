@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from visurf_ray.config import ModelConfig
+from visurf_ray.config.schema import ModelConfig
 from visurf_ray.errors import UserError
 
 MINIATURE = Path(__file__).parent / "miniature" / "base"

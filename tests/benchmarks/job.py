@@ -4,11 +4,9 @@ import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-from omegaconf import OmegaConf
 
 from visurf_ray.assembly import (
     build_methods,
@@ -17,7 +15,8 @@ from visurf_ray.assembly import (
 )
 from visurf_ray.checkpoints import Checkpoints
 from visurf_ray.cluster.resources import connected
-from visurf_ray.config import Config, load_config
+from visurf_ray.config.load import load_config
+from visurf_ray.config.schema import Config, WandbMode
 from visurf_ray.driver import Driver
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner.group import LearnerGroup
@@ -47,9 +46,9 @@ class Job:
         with redirect_stdout(io.StringIO()):  # no progress lines between the results
             monitor = Monitor(
                 Path(tempfile.mkdtemp(dir=self.folder)),
-                config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+                config=asdict(config),
                 project="benchmark",
-                wandb="disabled",
+                wandb=WandbMode.disabled,
                 total_steps=0,
             )
         return Driver(
@@ -66,7 +65,7 @@ class Job:
 
 
 _ON_ONE_GPU = (
-    "pipeline=colocated",
+    "cluster.layout=colocated",
     "rollout.gpus=1",
     "rollout.dtype=bfloat16",
     "rollout.memory=0.3",

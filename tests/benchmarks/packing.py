@@ -14,8 +14,9 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
 from tests.benchmarks.models import random_group
+from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group
-from visurf_ray.learner.packing import Packing, pack
+from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
 
 IMAGE, START, END = 2040, 2041, 2042
@@ -80,30 +81,29 @@ def plain_rows(model, group: Group, device: str) -> torch.Tensor:
 def measure(folder: str, case: tuple[int, int, int], device: str, repeats: int) -> dict[str, float]:
     group = make_group(*case)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    packings: dict[str, Packing] = {"plain": "dense", "split": "split", "dense": "dense"}
+    packings = {"plain": Packing.dense, "split": Packing.split, "dense": Packing.dense}
     models = {
         name: load_model(folder, dtype=dtype, packing=packing, gradient_checkpointing=False).to(device)
         for name, packing in packings.items()
     }
-    packed_ones: tuple[Packing, ...] = ("split", "dense")
-    policies = {packing: Policy(models[packing], 1.0, (), chunk=512) for packing in packed_ones}
+    policies = {packing.name: Policy(models[packing.name], 1.0, (), chunk=512) for packing in Packing}
 
     def packed(packing: Packing) -> torch.Tensor:
         row = pack(
             [group],
             [[1.0] * len(group.responses)],
             [group.example.prompt.features],
-            models[packing].model.get_rope_index,
+            models[packing.name].model.get_rope_index,
             image_token_id=IMAGE,
             dtype=dtype,
             packing=packing,
         )
-        return policies[packing](row.to(torch.device(device)))[0]
+        return policies[packing.name](row.to(torch.device(device)))[0]
 
     forward = {
         "plain": lambda: plain_rows(models["plain"], group, device),
-        "split": lambda: packed("split"),
-        "dense": lambda: packed("dense"),
+        "split": lambda: packed(Packing.split),
+        "dense": lambda: packed(Packing.dense),
     }
     with torch.no_grad():
         expected = forward["plain"]()

@@ -26,7 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.job import started
 from tests.benchmarks.models import write_model
-from visurf_ray.config import load_config
+from visurf_ray.config.load import load_config
 from visurf_ray.driver import Driver
 from visurf_ray.tasks import load_task
 

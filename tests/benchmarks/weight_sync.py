@@ -20,7 +20,8 @@ from tests.benchmarks.job import started
 from tests.benchmarks.models import write_model
 from visurf_ray.assembly import start_rollouts, wait_for
 from visurf_ray.cluster.resources import connected
-from visurf_ray.config import load_config
+from visurf_ray.config.load import load_config
+from visurf_ray.config.schema import Packing
 
 
 @ray.remote(num_cpus=0.5)
@@ -33,7 +34,7 @@ class Sender:
         from visurf_ray.learner.policy import load_model
         from visurf_ray.weights.sender import WeightSender
 
-        self.model = load_model(path, dtype=torch.float32, packing="split", gradient_checkpointing=False)
+        self.model = load_model(path, dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False)
         self.sender = WeightSender(self.model, engines, rank=0, gpu_workers=0, colocated=False, address="", port=0)
         size = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         self.source, self.target = (torch.ones(size, dtype=torch.uint8) for _ in range(2))

@@ -11,7 +11,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 @pytest.fixture(scope="session")
 def config():
-    from visurf_ray.config import load_config
+    from visurf_ray.config.load import load_config
 
     return load_config(["task.train=64", "task.held_out=16", "monitor.wandb=disabled"])
 

@@ -76,7 +76,7 @@ def test_a_run_on_gpus_keeps_sampler_and_learner_together(tmp_path, workers):
 @needs(1)
 @pytest.mark.parametrize("level", [1, 2])
 def test_sampler_and_learner_share_a_gpu(tmp_path, level):
-    settings = ("pipeline=colocated", f"pipeline.sleep_level={level}")
+    settings = ("cluster.layout=colocated", f"rollout.sleep_level={level}")
     done = run("train", *_SETTINGS, *settings, f"output_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr[-3000:]
     check_differences(tmp_path / "run")

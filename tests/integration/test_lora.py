@@ -13,7 +13,8 @@ from tests.integration.groups import make_groups
 from tests.integration.test_learner import LORA, batches, distance, loaded, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_policy import losses_of, packed_groups, plain_rows
 from tests.integration.test_train import SMALL, rows, run
-from visurf_ray.config import ConfigError
+from visurf_ray.config.schema import Packing
+from visurf_ray.errors import ConfigError
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
@@ -22,7 +23,7 @@ from visurf_ray.weights.source import ZeroSource, named_weights
 
 
 def load(path):
-    return load_model(path, dtype=torch.float32, packing="split", gradient_checkpointing=False)
+    return load_model(path, dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False)
 
 
 @pytest.fixture
@@ -134,7 +135,12 @@ def plain(config, processor, loader):
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("ranks", "stage", "checkpointing", "packing"),
-    [(1, 1, False, "split"), (2, 2, True, "split"), (2, 3, False, "dense"), (2, 3, True, "split")],
+    [
+        (1, 1, False, Packing.split),
+        (2, 2, True, Packing.split),
+        (2, 3, False, Packing.dense),
+        (2, 3, True, Packing.split),
+    ],
 )
 def test_adapters_learn_as_in_a_plain_loop_and_are_exported_both_ways(
     make_learner,  # noqa: F811

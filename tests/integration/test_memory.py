@@ -4,7 +4,7 @@ import pytest
 import ray
 
 from tests.integration.test_learner import batches, make_learner  # noqa: F401  # fixtures
-from visurf_ray.config import load_config
+from visurf_ray.config.load import load_config
 from visurf_ray.learner.memory import measure, model_states
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig

@@ -1,9 +1,12 @@
 """Packed groups against plain rows, on every supported architecture and with both back ends."""
 
+from itertools import product
+
 import pytest
 import torch
 
 from tests.integration.architectures import ARCHITECTURES, make_groups, make_model, plain_logprobs
+from visurf_ray.config.schema import Packing
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, token_weights
@@ -14,11 +17,11 @@ def path(request, tmp_path_factory) -> str:
     return make_model(request.param, tmp_path_factory.mktemp(request.param))
 
 
-def load(path, packing="split", checkpointing=False, dtype=torch.float32):
+def load(path, packing=Packing.split, checkpointing=False, dtype=torch.float32):
     return load_model(path, dtype=dtype, packing=packing, gradient_checkpointing=checkpointing)
 
 
-def packed_logprobs(model, groups, packing="split", dtype=torch.float32):
+def packed_logprobs(model, groups, packing=Packing.split, dtype=torch.float32):
     packed = pack(
         groups,
         token_weights(groups, LossConfig()),
@@ -51,9 +54,7 @@ def plain(path):
     return logprobs.detach(), gradients(model, logprobs)
 
 
-@pytest.mark.parametrize(
-    ("packing", "checkpointing"), [("split", False), ("split", True), ("dense", False), ("dense", True)]
-)
+@pytest.mark.parametrize(("packing", "checkpointing"), list(product(Packing, (False, True))))
 def test_packed_groups_equal_plain_rows(path, plain, packing, checkpointing):
     model = load(path, packing, checkpointing)
     logprobs = packed_logprobs(model, make_groups(model), packing)
@@ -61,7 +62,7 @@ def test_packed_groups_equal_plain_rows(path, plain, packing, checkpointing):
     assert relative_error(gradients(model, logprobs), plain[1]) < 1e-5
 
 
-@pytest.mark.parametrize("packing", ["split", "dense"])
+@pytest.mark.parametrize("packing", list(Packing))
 def test_one_group_at_a_time_gives_the_same_as_all_in_one_row(path, plain, packing):
     model = load(path, packing)
     groups = make_groups(model)

@@ -5,6 +5,7 @@ import torch
 
 from tests.integration.architectures import plain_logprobs
 from tests.integration.groups import make_groups
+from visurf_ray.config.schema import LabelTerm, Packing
 from visurf_ray.groups import Response, Source
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
@@ -14,7 +15,7 @@ from visurf_ray.models import banned_token_ids, resolve_model
 
 def load(config):
     return load_model(
-        resolve_model(config.model.path), dtype=torch.float32, packing="split", gradient_checkpointing=False
+        resolve_model(config.model.path), dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False
     )
 
 
@@ -129,7 +130,7 @@ def test_cross_entropy_on_labels_is_supervised_fine_tuning(model, policy, loader
     group.responses = [r for r in group.responses if r.source is Source.LABEL]
     packed = packed_groups(model, [group])
     logprobs, _ = policy(packed)
-    config = LossConfig(label_term="ce")
+    config = LossConfig(label_term=LabelTerm.ce)
     loss = losses_of(logprobs, packed, config).mean()
     prompt, answer = group.example.prompt.expanded_ids, group.responses[0].token_ids.tolist()
     ids = torch.tensor([prompt + answer])

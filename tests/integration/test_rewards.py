@@ -3,10 +3,12 @@
 import os
 import signal
 import time
+from dataclasses import replace
 
 import pytest
 import ray
 
+from visurf_ray.config.schema import OnError
 from visurf_ray.groups import Example, Group, Prompt, Response, Source
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardError, RewardPool
@@ -32,9 +34,7 @@ def score(pool: RewardPool, groups: list[Group]) -> list[Group]:
 
 @pytest.fixture(scope="module")
 def settings(config):
-    from omegaconf import OmegaConf
-
-    return OmegaConf.merge(config.reward, {"workers": 2})
+    return replace(config.reward, workers=2)
 
 
 def test_every_response_gets_its_own_reward(settings):
@@ -56,9 +56,7 @@ def test_a_reward_that_raises_names_the_example(settings):
 
 def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(settings):
     """SIGSTOP is what a process that hangs looks like from outside."""
-    from omegaconf import OmegaConf
-
-    pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0, "workers": 1}), SPEC)
+    pool = RewardPool(replace(settings, timeout=1.0, workers=1), SPEC)
     ray.get(pool.actors[0].ready.remote())
     process = ray.get(pool.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGSTOP)
@@ -71,9 +69,7 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
 
 
 def test_rewards_that_nobody_looked_at_in_time_are_not_late(settings):
-    from omegaconf import OmegaConf
-
-    pool = RewardPool(OmegaConf.merge(settings, {"timeout": 1.0}), SPEC)
+    pool = RewardPool(replace(settings, timeout=1.0), SPEC)
     ray.get([actor.ready.remote() for actor in pool.actors])
     groups = [make_group(str(number), _TRUTH, _RIGHT) for number in range(8)]
     pool.submit(groups)
@@ -115,9 +111,7 @@ def test_a_users_function_runs_in_the_actors(settings, own):
 
 @pytest.mark.parametrize("fault", ["raise", "exit", "hang"])
 def test_with_skip_the_group_is_dropped_and_the_run_goes_on(settings, own, fault):
-    from omegaconf import OmegaConf
-
-    pool = RewardPool(OmegaConf.merge(settings, {"on_error": "skip", "timeout": 2.0, "workers": 1}), own)
+    pool = RewardPool(replace(settings, on_error=OnError.skip, timeout=2.0, workers=1), own)
     score(pool, [make_group("warm", "", "x")])
     groups = [make_group(f"good {n}", "", "four") for n in range(12)]
     groups[2] = make_group("bad", "", "x", fault)  # the first call takes six of them
@@ -132,8 +126,6 @@ def test_a_process_that_dies_stops_the_run_by_default(settings, own):
 
 
 def test_a_function_that_the_actors_do_not_find_stops_the_run(settings):
-    from omegaconf import OmegaConf
-
     spec = RewardSpec(None, function="/nowhere/own.py:score")
     with pytest.raises(RewardError, match=r"(?s)could not start: .*there is no file /nowhere/own\.py"):
-        score(RewardPool(OmegaConf.merge(settings, {"on_error": "skip"}), spec), [make_group("a", "", "x")])
+        score(RewardPool(replace(settings, on_error=OnError.skip), spec), [make_group("a", "", "x")])

@@ -8,6 +8,7 @@ import ray
 import torch
 
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
+from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group, Source
 from visurf_ray.learner.packing import restore_tokens
 from visurf_ray.learner.policy import load_model
@@ -72,7 +73,7 @@ def examples(loader):
 @pytest.fixture(scope="module")
 def model(config):
     return load_model(
-        resolve_model(config.model.path), dtype=torch.float32, packing="split", gradient_checkpointing=False
+        resolve_model(config.model.path), dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False
     )
 
 

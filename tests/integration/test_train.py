@@ -186,7 +186,7 @@ _BAD_DATA = {
 @pytest.mark.parametrize("case", _BAD_DATA)
 def test_bad_data_is_refused_by_file_and_row(tmp_path, case):
     from visurf_ray.assembly import start_data
-    from visurf_ray.config import load_config
+    from visurf_ray.config.load import load_config
     from visurf_ray.errors import DataError
 
     changes, message = _BAD_DATA[case]

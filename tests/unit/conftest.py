@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from visurf_ray.config import load_config
+from visurf_ray.config.load import load_config
 
 TRUTH = json.dumps([{"bbox_2d": [10, 10, 50, 40], "point_2d": [30, 25]}])
 

@@ -10,7 +10,9 @@ from typing import Any, get_args, get_type_hints
 import pytest
 from omegaconf import OmegaConf
 
-from visurf_ray.config import _ONE_OF, CONFIG_DIR, Config, ConfigError, load_config
+from visurf_ray.config.load import CONFIG_DIR, load_config
+from visurf_ray.config.schema import _ONE_OF, Config
+from visurf_ray.errors import ConfigError
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))

@@ -11,6 +11,7 @@ import torch
 
 from tests.unit.conftest import composed
 from tests.unit.groups import example, group
+from visurf_ray.config.schema import LabelTerm
 from visurf_ray.groups import Group, Response, Source
 from visurf_ray.method import LossConfig, Method, group_advantages
 from visurf_ray.rewards import load_reward
@@ -113,7 +114,7 @@ def test_sft_trains_on_labels_alone_by_cross_entropy(make_method):
 @pytest.mark.parametrize("name", ["visurf", "rlvr"])
 def test_the_learner_is_told_the_clip_range_and_the_label_term(make_method, name):
     method = make_method(f"method={name}", "method.clip_low=0.1", "method.clip_high=0.3")
-    assert method.loss(0) == LossConfig(clip_low=0.1, clip_high=0.3, label_term="ppo")
+    assert method.loss(0) == LossConfig(clip_low=0.1, clip_high=0.3, label_term=LabelTerm.ppo)
 
 
 # Eliminate

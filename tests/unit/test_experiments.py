@@ -7,7 +7,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from tests.unit.conftest import composed
-from visurf_ray.config import CONFIG_DIR, ConfigError, load_config
+from visurf_ray.config.load import CONFIG_DIR, load_config
+from visurf_ray.errors import ConfigError
 from visurf_ray.rewards.spec import RewardSpec
 
 NAMES = sorted(file.stem for file in (CONFIG_DIR / "experiment").glob("*.yaml"))

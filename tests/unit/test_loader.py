@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from tests.unit.conftest import encoded, picture
-from visurf_ray.config import load_config
+from visurf_ray.config.load import load_config
 from visurf_ray.data.stored import StoredImage
 from visurf_ray.errors import DataError, UserError
 from visurf_ray.feed.loader import ExampleLoader

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from visurf_ray.answers.boxes import Target as BoxTarget
 from visurf_ray.answers.boxes import dump_targets, parse_items, parse_targets
 from visurf_ray.answers.responses import answer_text, has_thinking
-from visurf_ray.config import load_config
+from visurf_ray.config.load import load_config
 from visurf_ray.data.rows import Row
 from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
 from visurf_ray.miniature.scenes import (

@@ -12,7 +12,7 @@ from scipy.ndimage import label as components
 from transformers import AutoProcessor
 
 from visurf_ray.answers.boxes import parse_targets
-from visurf_ray.config import load_config
+from visurf_ray.config.load import load_config
 from visurf_ray.feed.loader import ExampleLoader
 from visurf_ray.groups import Prediction
 from visurf_ray.miniature.base_model import BASE_MODEL

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from visurf_ray.config import ModelConfig, load_config
+from visurf_ray.config.load import load_config
+from visurf_ray.config.schema import ModelConfig
 from visurf_ray.errors import UserError
 from visurf_ray.models import banned_token_ids, check_model, load_processor, resolve_model
 from visurf_ray.names import load, nearest

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from tests.unit.groups import group
+from visurf_ray.config.schema import Aggregation, LabelTerm
 from visurf_ray.groups import Group, Source
 from visurf_ray.method import LossConfig, divergences, group_advantages, is_clipped, token_losses, token_weights
 
 PPO = LossConfig(clip_low=0.1, clip_high=0.3)
-CE = LossConfig(clip_low=0.1, clip_high=0.3, label_term="ce")
+CE = LossConfig(clip_low=0.1, clip_high=0.3, label_term=LabelTerm.ce)
 VOCABULARY = 7
 
 
@@ -73,7 +74,7 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_by_a_plain_loop(tokens):
 def test_shaped_labels_have_the_gradient_of_luffy(tokens):
     """d/dlogp of -A p / (p + γ) is -A p γ / (p + γ)²; no clipping, and rollouts as ever."""
     logprobs, label = tokens["logprobs_T"].requires_grad_(), tokens["is_label_T"]
-    found = token_losses(**tokens, config=replace(PPO, label_term="shaped", shaping=0.2))
+    found = token_losses(**tokens, config=replace(PPO, label_term=LabelTerm.shaped, shaping=0.2))
     (gradient,) = torch.autograd.grad(found.sum(), logprobs)
     p, advantages = logprobs.detach().exp(), tokens["advantages_T"]
     torch.testing.assert_close(found[label], (-advantages * p / (p + 0.2))[label], rtol=1e-12, atol=1e-12)
@@ -113,7 +114,7 @@ def test_clipping_by_hand(ratio, advantage, loss):
 
 @pytest.mark.parametrize(
     "config",
-    [PPO, CE, replace(PPO, label_term="shaped"), replace(PPO, dual_clip=1.5)],
+    [PPO, CE, replace(PPO, label_term=LabelTerm.shaped), replace(PPO, dual_clip=1.5)],
     ids=["ppo", "ce", "shaped", "dual"],
 )
 def test_is_clipped_is_where_the_gradient_vanishes(tokens, config):
@@ -172,8 +173,8 @@ def test_weights_are_one_over_examples_responses_and_tokens():
     assert weights[1] == pytest.approx([1 / 20])
 
 
-@pytest.mark.parametrize("term", ["ppo", "ce"])
-@pytest.mark.parametrize("aggregation", ["sequence", "token", "constant"])
+@pytest.mark.parametrize("term", [LabelTerm.ppo, LabelTerm.ce])
+@pytest.mark.parametrize("aggregation", list(Aggregation))
 def test_aggregation_by_plain_loops(batch, aggregation, term):
     """Each loss's sums, spelled out; `ce` makes rollouts and labels two losses, and labels count half here."""
     config = LossConfig(aggregation=aggregation, longest=12, label_term=term, label_scale=0.5)

@@ -115,7 +115,7 @@ def test_only_rewards_that_need_the_image_get_it(reward, sam2, masks, tmp_path):
 
 
 def test_the_specification_knows_who_needs_the_image(sam2, tmp_path):
-    from visurf_ray.config import load_config
+    from visurf_ray.config.load import load_config
 
     def needs(*overrides: str) -> bool:
         return RewardSpec.of(load_config(list(overrides)).reward).needs_image

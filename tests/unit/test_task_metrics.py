@@ -231,7 +231,7 @@ def test_no_examples_no_scores():
 
 @pytest.fixture
 def task():
-    from visurf_ray.config import load_config
+    from visurf_ray.config.load import load_config
     from visurf_ray.tasks import load_task
 
     return load_task(load_config(["task=non_object", "task.train=a.jsonl", "task.held_out=b.jsonl"]).task, seed=0)
@@ -247,7 +247,7 @@ def test_a_task_scores_predictions_and_shows_boxes(task):
 
 
 def test_an_unknown_task_is_answered_with_the_nearest():
-    from visurf_ray.config import load_config
+    from visurf_ray.config.load import load_config
     from visurf_ray.errors import UserError
     from visurf_ray.tasks import load_task
 

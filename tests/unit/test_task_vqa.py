@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from tests.unit.conftest import encoded, picture, prediction
-from visurf_ray.config import ConfigError, load_config
-from visurf_ray.errors import DataError
+from visurf_ray.config.load import load_config
+from visurf_ray.errors import ConfigError, DataError
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks.vqa import relaxed_equal, similarity
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from visurf_ray.config import load_config
+from visurf_ray.config.load import load_config
 from visurf_ray.errors import UserError
 from visurf_ray.rewards import Reward
 from visurf_ray.rewards.function import absolute, load_function

@@ -2,7 +2,7 @@
 
 import ray
 
-from visurf_ray.config import ModelConfig, TaskConfig
+from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.feed.loader import open_loader
 from visurf_ray.groups import Example
 

@@ -5,7 +5,7 @@ from typing import Any
 import ray
 from PIL import Image
 
-from visurf_ray.config import ModelConfig, TaskConfig
+from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.feed.actor import DataActor
 from visurf_ray.groups import Example
 

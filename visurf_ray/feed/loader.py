@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from visurf_ray.config import ModelConfig, TaskConfig
+from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Prompt

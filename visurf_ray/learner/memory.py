@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from visurf_ray.config import LearnerConfig
+from visurf_ray.config.schema import LearnerConfig
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import resolve_model
 

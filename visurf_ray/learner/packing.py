@@ -6,16 +6,15 @@ response (see `attention`), and its positions start anew after the prompt.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group, Source
 from visurf_ray.learner.attention import GroupLength, SplitPlan, dense_mask, split_plan
-
-Packing = Literal["split", "dense"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def pack(
     *,
     image_token_id: int,
     dtype: torch.dtype,
-    packing: Packing = "split",
+    packing: Packing = Packing.split,
 ) -> PackedGroups:
     """Pack groups into one row.
 
@@ -114,7 +113,9 @@ def pack(
             begin += count
         lengths.append(GroupLength(len(prompt), tuple(response.length - 1 for response in group.responses)))
     attention: dict[str, Tensor | SplitPlan] = (
-        {"split": split_plan(lengths, dtype)} if packing == "split" else {"attention_mask": dense_mask(lengths, dtype)}
+        {"split": split_plan(lengths, dtype)}
+        if packing is Packing.split
+        else {"attention_mask": dense_mask(lengths, dtype)}
     )
     return PackedGroups(
         input_ids=torch.cat(input_ids)[None],

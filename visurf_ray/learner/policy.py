@@ -7,9 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from visurf_ray.config.schema import Packing
 from visurf_ray.learner.attention import SPLIT
 from visurf_ray.learner.logprob import LogprobHead
-from visurf_ray.learner.packing import PackedGroups, Packing
+from visurf_ray.learner.packing import PackedGroups
 
 
 class Policy(nn.Module):
@@ -44,7 +45,7 @@ def load_model(path: str, *, dtype: torch.dtype, packing: Packing, gradient_chec
     """Load the model for training. ZeRO-3 wants an `HfDeepSpeedConfig` alive before this is called."""
     from transformers import AutoModelForImageTextToText
 
-    attention = {"text_config": SPLIT if packing == "split" else "sdpa", "vision_config": "sdpa"}
+    attention = {"text_config": SPLIT if packing is Packing.split else "sdpa", "vision_config": "sdpa"}
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation=attention)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

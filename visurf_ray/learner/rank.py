@@ -13,9 +13,10 @@ from deepspeed.accelerator import get_accelerator
 from peft.helpers import rescale_adapter_scale
 from transformers.integrations import HfDeepSpeedConfig
 
+from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.balance import cost, fill
-from visurf_ray.learner.packing import PackedGroups, Packing, pack, restore_tokens
+from visurf_ray.learner.packing import PackedGroups, pack, restore_tokens
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses

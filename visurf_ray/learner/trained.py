@@ -9,7 +9,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from visurf_ray.config import ConfigError
+from visurf_ray.errors import ConfigError
 from visurf_ray.names import nearest
 
 

@@ -2,20 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
-from visurf_ray.config import MethodConfig
+from visurf_ray.config.schema import ComparedWith, LabelStyle, LabelTerm, LabelThinking, MethodConfig
 from visurf_ray.groups import Example, Group, Metrics, Response, Source
 from visurf_ray.method.advantages import group_advantages
 from visurf_ray.method.control import eliminate_thinking, gate, label_is_active, smooth
 from visurf_ray.method.objective import LossConfig, divergences, is_clipped, token_losses, token_weights
 
 __all__ = ["LossConfig", "Method", "divergences", "group_advantages", "is_clipped", "token_losses", "token_weights"]
-
-
-AUTO = "auto"
 
 
 class Method:
@@ -38,7 +34,7 @@ class Method:
         self.render = render
         self.encode = encode
         self.styles = list(styles)
-        self.style = None if config.style == AUTO else config.style
+        self.style: str | None = None if config.style is LabelStyle.auto else config.style
         self.longest = longest
         self.importance_cap = importance_cap
 
@@ -50,21 +46,19 @@ class Method:
     @property
     def chooses(self) -> bool:
         """Whether it learns from some of the groups alone; see `instructive`."""
-        return self.config.dynamic_sampling and self.config.label_term != "ce"
+        return self.config.dynamic_sampling and self.config.label_term is not LabelTerm.ce
 
     def loss(self, step: int) -> LossConfig:
         """What the learner needs to know at a step; steps count from 0."""
         config = self.config
-        aggregation: Any = config.aggregation  # check_values knows these names
-        label_term: Any = config.label_term
         decay = 1.0 if config.label_decay is None else max(0.0, 1.0 - step / config.label_decay)
         return LossConfig(
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip,
-            aggregation=aggregation,
+            aggregation=config.aggregation,
             longest=self.longest,
-            label_term=label_term,
+            label_term=config.label_term,
             label_scale=config.label_coef * decay,
             shaping=config.shaping,
             entropy_coef=config.entropy_coef,
@@ -79,7 +73,7 @@ class Method:
             group.responses.append(self._label(group.example, self.style))
 
     def _label(self, example: Example, style: str) -> Response:
-        if self.config.label_thinking == "empty" and example.thinking is None:
+        if self.config.label_thinking is LabelThinking.empty and example.thinking is None:
             example = replace(example, thinking="")
         text = self.render(example, style)
         return Response(Source.LABEL, text, self.encode(text))
@@ -87,7 +81,7 @@ class Method:
     def aligns(self, step: int) -> bool:
         """Whether the policy is to be asked for the labels' style at a step (§4.2.4, align)."""
         due = self.style is None or step % self.config.style_every == 0
-        return self.config.label and self.config.style == AUTO and due
+        return self.config.label and self.config.style is LabelStyle.auto and due
 
     def in_each_style(self, examples: Sequence[Example]) -> list[Group]:
         """Groups of each example's label in each style, for the learner to tell how likely they are."""
@@ -126,7 +120,7 @@ class Method:
         A label that is learnt by cross-entropy, or no more, is nothing that rollouts are compared with.
         """
         loss = self.loss(step)
-        apart = loss.label_term == "ce" or not loss.label_scale
+        apart = loss.label_term is LabelTerm.ce or not loss.label_scale
         metrics = _reward_metrics(groups)
         for group in groups:
             if self.config.eliminate:
@@ -141,7 +135,9 @@ class Method:
             rewards = torch.tensor([response.reward for response in compared], dtype=torch.float64)
             advantages = group_advantages(
                 rewards,
-                compared_with=len(group.rollouts) or None if self.config.advantage_from == "rollouts" else None,
+                compared_with=len(group.rollouts) or None
+                if self.config.advantage_from is ComparedWith.rollouts
+                else None,
                 divide_by_std=self.config.advantage_std,
                 ddof=self.config.advantage_ddof,
                 eps=self.config.advantage_eps,

@@ -8,16 +8,13 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from visurf_ray.config.schema import Aggregation, LabelTerm
 from visurf_ray.groups import Group, Response, Source
-
-LabelTerm = Literal["ppo", "shaped", "ce"]
-Aggregation = Literal["sequence", "token", "constant"]
 
 
 @dataclass(frozen=True)
@@ -43,9 +40,9 @@ class LossConfig:
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
-    aggregation: Aggregation = "sequence"
+    aggregation: Aggregation = Aggregation.sequence
     longest: int = 1
-    label_term: LabelTerm = "ppo"
+    label_term: LabelTerm = LabelTerm.ppo
     label_scale: float = 1.0
     shaping: float = 0.1
     entropy_coef: float = 0.0
@@ -58,7 +55,7 @@ def token_weights(groups: Sequence[Group], config: LossConfig) -> list[list[floa
 
     groups: all the groups of one optimiser step, over all ranks and micro-batches: denominators are global.
     """
-    two_losses = config.label_term == "ce"
+    two_losses = config.label_term is LabelTerm.ce
 
     def together(response: Response) -> Source | None:
         return response.source if two_losses else None
@@ -73,9 +70,9 @@ def token_weights(groups: Sequence[Group], config: LossConfig) -> list[list[floa
     def weight(responses_of: Counter[Source | None], response: Response) -> float:
         own = together(response)
         scale = config.label_scale if response.source is Source.LABEL else 1.0
-        if config.aggregation == "token":
+        if config.aggregation is Aggregation.token:
             return scale / tokens_of[own]
-        length = response.length if config.aggregation == "sequence" else config.longest
+        length = response.length if config.aggregation is Aggregation.sequence else config.longest
         return scale / (groups_of[own] * responses_of[own] * length)
 
     return [
@@ -104,9 +101,9 @@ def token_losses(
     if config.dual_clip is not None:
         bound = torch.where(advantages_T < 0, -config.dual_clip * advantages_T, torch.inf)
         losses = torch.minimum(losses, bound)
-    if config.label_term == "ce":
+    if config.label_term is LabelTerm.ce:
         losses = torch.where(is_label_T, -logprobs_T, losses)
-    elif config.label_term == "shaped":
+    elif config.label_term is LabelTerm.shaped:
         # p / (p + γ) as a sigmoid, so that a p that underflows still has its gradient.
         shaped = torch.sigmoid(logprobs_T - math.log(config.shaping))
         losses = torch.where(is_label_T, -advantages_T * shaped, losses)
@@ -151,4 +148,4 @@ def is_clipped(
     )
     if config.dual_clip is not None:
         beyond |= (advantages_T < 0) & (ratio > config.dual_clip)
-    return beyond if config.label_term == "ppo" else beyond & ~is_label_T
+    return beyond if config.label_term is LabelTerm.ppo else beyond & ~is_label_T

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from visurf_ray.config.schema import WandbMode
 from visurf_ray.groups import Metrics
 from visurf_ray.monitor.files import to_json, write_text
 from visurf_ray.monitor.metrics import MetricsLog
@@ -30,7 +31,7 @@ class Monitor:
         *,
         config: dict[str, Any],
         project: str,
-        wandb: str,
+        wandb: WandbMode,
         total_steps: int,
         run_id: str | None = None,
         start_step: int = 0,

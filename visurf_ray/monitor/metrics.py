@@ -4,16 +4,16 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import wandb
 from wandb.sdk.lib import wbauth
 
+from visurf_ray.config.schema import WandbMode
 from visurf_ray.groups import Metrics
 from visurf_ray.monitor.files import to_json, write_text
 from visurf_ray.monitor.samples import Sample, sample_table
 
-Mode = Literal["online", "offline", "disabled"]
 Row = dict[str, Any]
 
 
@@ -21,11 +21,11 @@ class MetricsLog:
     """Writes the metrics of one run to `output_dir/metrics.jsonl` and to W&B (its files: `output_dir/wandb`).
 
     `mode` is auto (online when there is an API key, offline otherwise), online, offline or disabled. `run_id` is
-    the W&B run to continue; None begins one. Raises ValueError for another mode, RuntimeError when W&B does not answer.
+    the W&B run to continue; None begins one. Raises RuntimeError when W&B does not answer.
     """
 
     def __init__(
-        self, output_dir: Path, *, config: dict[str, Any], project: str, mode: str, run_id: str | None, name: str
+        self, output_dir: Path, *, config: dict[str, Any], project: str, mode: WandbMode, run_id: str | None, name: str
     ) -> None:
         self.path = output_dir / "metrics.jsonl"
         self.mode = _resolve(mode)
@@ -37,7 +37,7 @@ class MetricsLog:
                 name=name,
                 id=run_id,
                 resume="allow",
-                mode=self.mode,
+                mode=_WANDB_MODES[self.mode],
                 dir=output_dir,
                 config=config,
                 settings=wandb.Settings(silent=True, console="off"),
@@ -57,7 +57,7 @@ class MetricsLog:
     @property
     def where(self) -> str:
         """Where W&B shows the run, or how to get it there."""
-        if self.mode == "offline":
+        if self.mode is WandbMode.offline:
             return f"offline; upload with: wandb sync {Path(self._run.dir).parent}"
         return self._run.url or self.mode
 
@@ -97,12 +97,17 @@ class MetricsLog:
         self._run.finish(exit_code=exit_code)
 
 
-def _resolve(mode: str) -> Mode:
-    if mode == "auto":
-        return "online" if _has_key() else "offline"
-    if mode in get_args(Mode):
-        return cast(Mode, mode)
-    raise ValueError(f"monitor.wandb={mode} is unknown; it is auto, online, offline or disabled")
+_WANDB_MODES: dict[WandbMode, Literal["online", "offline", "disabled"]] = {
+    WandbMode.online: "online",
+    WandbMode.offline: "offline",
+    WandbMode.disabled: "disabled",
+}
+
+
+def _resolve(mode: WandbMode) -> WandbMode:
+    if mode is WandbMode.auto:
+        return WandbMode.online if _has_key() else WandbMode.offline
+    return mode
 
 
 def _has_key() -> bool:

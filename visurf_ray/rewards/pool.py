@@ -9,7 +9,7 @@ from typing import Any
 
 import ray
 
-from visurf_ray.config import RewardConfig
+from visurf_ray.config.schema import OnError, RewardConfig
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Group
 from visurf_ray.rewards.actor import RewardActor
@@ -39,7 +39,7 @@ class RewardPool:
         self.spec = spec
         self.gpus = config.gpus
         self.timeout = config.timeout
-        self.skip = config.on_error == "skip"
+        self.skip = config.on_error is OnError.skip
         self.actors = [self._start() for _ in range(config.workers)]
         _wait_ready(self.actors)
         self.idle = deque(self.actors)

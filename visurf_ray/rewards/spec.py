@@ -3,10 +3,8 @@
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from visurf_ray.config import ConfigError, RewardConfig
-from visurf_ray.errors import UserError
+from visurf_ray.config.schema import RewardConfig
+from visurf_ray.errors import ConfigError, UserError
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.function import absolute, load_function
 from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image
@@ -33,9 +31,8 @@ class RewardSpec:
                 "reward.name and reward.function are both null: there is nothing to score responses by. "
                 "Choose `reward=…`, or set reward.function=module:function"
             )
-        options: dict[str, Any] = OmegaConf.to_container(config.options, resolve=True)  # type: ignore[assignment]
         function = None if config.function is None else absolute(config.function)
-        spec = RewardSpec(config.name, options, config.weight, function, config.function_weight)
+        spec = RewardSpec(config.name, config.options, config.weight, function, config.function_weight)
         return replace(spec, needs_image=any(needs_image(reward) for reward, _ in spec._terms()))
 
     def load(self) -> RewardFunction:

@@ -182,7 +182,7 @@ class RolloutActor:
         await self.engine.update_weight_version(version)
 
     async def sleep(self, level: int) -> None:
-        """Give the GPU's memory back; see `pipeline.sleep_level` and https://docs.vllm.ai/en/v0.32.0/features/sleep_mode."""
+        """Give the GPU's memory back; see `rollout.sleep_level` and https://docs.vllm.ai/en/v0.32.0/features/sleep_mode."""
         await self.engine.sleep(level)
 
     async def wake_up(self, tag: str) -> None:

@@ -18,8 +18,17 @@ class RolloutPool:
     So the calls are as few as the driver has time for.
     """
 
-    def __init__(self, actors: Sequence[Any], *, sampling: Sampling, max_in_flight: int, sleep_level: int = 0) -> None:
-        """actors: `RolloutActor` handles. sampling: for training; evaluation is greedy. sleep_level: 0 never sleeps."""
+    def __init__(
+        self, actors: Sequence[Any], *, sampling: Sampling, max_in_flight: int, sleep_level: int | None = None
+    ) -> None:
+        """Takes engines that are up, or coming up.
+
+        Args:
+            actors: `RolloutActor` handles.
+            sampling: of training; evaluation is greedy.
+            max_in_flight: prompts that an engine holds at once.
+            sleep_level: how deep engines sleep that share GPUs with the learner; None where they share none.
+        """
         self.actors = list(actors)
         self.sleep_level = sleep_level
         self.asleep = False
@@ -47,7 +56,7 @@ class RolloutPool:
 
     def sleep(self) -> None:
         """Give the GPUs to the learner, where it shares them, until new weights come."""
-        if self.sleep_level:
+        if self.sleep_level is not None:
             ray.get([actor.sleep.remote(self.sleep_level) for actor in self.actors])
             self.asleep = True
 

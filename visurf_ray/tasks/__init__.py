@@ -1,7 +1,7 @@
 """What is learnt, by name: reading a data set, the prompt, the ground truth as a response, the metrics."""
 
 from visurf_ray import names
-from visurf_ray.config import TaskConfig
+from visurf_ray.config.schema import TaskConfig
 from visurf_ray.tasks.task import Task
 
 TASKS = {

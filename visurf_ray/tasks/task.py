@@ -4,10 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from omegaconf import OmegaConf
-
 from visurf_ray.answers.boxes import STYLES
-from visurf_ray.config import TaskConfig
+from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
@@ -54,9 +52,9 @@ class Task(ABC):
 
     def source(self, key: str) -> str:
         """What task.train or task.held_out names. Raises DataError where it is not set."""
-        if OmegaConf.is_missing(self.config, key):
-            raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
         source = getattr(self.config, key)
+        if source is None:
+            raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
         if not isinstance(source, str) or not source:
             raise DataError(f"task.{key}={source}: name a data file, a folder or a Hugging Face data set")
         return source

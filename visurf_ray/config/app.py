@@ -1,0 +1,82 @@
+"""Runs an entry point as a Hydra application: sweeps, --config-dir, --help and the like, with our own messages."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra._internal.utils import get_args_parser  # Hydra's own parser of its flags, which no public name offers
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from visurf_ray.config.explain import CommandLine, explain
+from visurf_ray.config.load import COMPOSING_ERRORS, CONFIG_DIR, C, register_schema, searching, typed
+from visurf_ray.errors import ConfigError, UserError
+
+
+def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int:
+    """Compose the configuration that the command line asks for and call `task` with it, once for each run of a sweep.
+
+    A sweep (`-m`) runs one run after the other, each with an output_dir of its own: a folder that is named after the
+    values that are swept, below the given output_dir or Hydra's sweep folder. A run that fails does not end the sweep.
+
+    Returns:
+        The exit status. An error that is the user's to mend is printed in one line; any other is raised.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
+    register_schema()
+    arguments = get_args_parser().parse_args()
+    own = [Path(arguments.config_dir).resolve()] if arguments.config_dir else []
+    line = CommandLine(arguments.config_name or config_name, arguments.overrides, [CONFIG_DIR, *own])
+
+    def run(composed: DictConfig) -> None:
+        job = HydraConfig.get()
+        of_job = CommandLine(line.config_name, list(job.overrides.task), line.folders)
+        if job.mode is not RunMode.MULTIRUN:
+            task(typed(composed, schema, of_job))
+            return
+        name = _run_name(line, of_job)
+        print(f"run {name}", flush=True)
+        try:
+            config = typed(composed, schema, of_job)
+            given = any(override.startswith("output_dir=") for override in of_job.overrides)
+            config.output_dir = str(Path(config.output_dir if given else job.sweep.dir) / name)
+            task(config)
+        except UserError as error:
+            print(f"run {name} failed: {message(error)}", file=sys.stderr, flush=True)
+            raise
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(run)()
+    except COMPOSING_ERRORS as error:
+        with searching(line):
+            return fail(ConfigError(explain(error, line)))
+    except (UserError, KeyboardInterrupt) as error:
+        return fail(error)
+    return 0
+
+
+def _run_name(sweep: CommandLine, run: CommandLine) -> str:
+    """What tells a run of a sweep from the others: `method=rlvr,seed=1`, or its number where a sweeper chose values."""
+    parsed = OverridesParser.create().parse_overrides(list(sweep.overrides))
+    swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
+    values = [override for override in run.overrides if override.partition("=")[0] in swept]
+    return ",".join(values).replace("/", "_") or str(HydraConfig.get().job.num)
+
+
+def fail(error: BaseException) -> int:
+    """Print what went wrong and what to do; returns the exit status."""
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    print(f"error: {message(error)}", file=sys.stderr)
+    return 2
+
+
+def message(error: BaseException) -> str:
+    """The message of an error. That of an actor carries the actor's traceback, and its cause is the error itself."""
+    return str(getattr(error, "cause", None) or error)

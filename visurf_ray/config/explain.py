@@ -1,0 +1,145 @@
+"""Why a configuration cannot be composed: the override at fault, the reason, and the nearest valid name."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra import compose
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+
+from visurf_ray.names import nearest
+
+_EXPERIMENT = "experiment"  # the one group that no defaults list names: +experiment=NAME
+_OTHER_NAMES = {"grpo": "rlvr"}  # options by names that users know them by
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What is composed: a primary configuration, overrides, and the folders of files: `conf/`, then the user's own."""
+
+    config_name: str
+    overrides: Sequence[str]
+    folders: Sequence[Path]
+
+    def groups(self) -> dict[str, list[str]]:
+        """The options of each configuration group."""
+        found: dict[str, set[str]] = {}
+        for file in (file for folder in self.folders for file in folder.glob("*/*.yaml")):
+            found.setdefault(file.parent.name, set()).add(file.stem)
+        return {group: sorted(options) for group, options in sorted(found.items())}
+
+    def keys(self) -> list[str]:
+        """Every dotted key of the configuration with the options that are chosen, as far as these exist."""
+        groups = self.groups()
+        chosen = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in self.folders[1:])}]"]
+        for override in _parsed(self.overrides):
+            option = override.value()
+            if isinstance(option, str) and option in groups.get(override.key_or_group, []):
+                plus = "+" if override.key_or_group == _EXPERIMENT else ""
+                chosen.append(f"{plus}{override.key_or_group}={option}")
+        return _dotted(compose(self.config_name, chosen))
+
+
+def explain(error: Exception, line: CommandLine) -> str:
+    """Say in one line which override is at fault, why, and what to write instead. A running Hydra is needed."""
+    groups, keys = line.groups(), line.keys()
+    for text in line.overrides:
+        reason = _unreadable(text)
+        if reason:
+            return reason
+        (override,) = _parsed([text])
+        key, option = override.key_or_group, override.value()
+        if key in groups and "." not in key:
+            if not isinstance(option, str) or option not in groups[key]:
+                return _unknown_option(key, option, groups[key])
+            if key == _EXPERIMENT and not override.is_add():
+                return f"an experiment is added to the configuration: write +{text}"
+        elif key not in keys and key.partition(".")[0] != "hydra":
+            return unknown_key(key, keys)
+    return _invalid_value(error, line)
+
+
+def unknown_addition(line: CommandLine) -> str | None:
+    """The reason to refuse the first override that adds a key which the configuration does not have. None without one.
+
+    A running Hydra is needed.
+    """
+    groups = line.groups()
+    added = [override for override in _parsed(line.overrides) if override.is_add() or override.is_force_add()]
+    added = [override for override in added if override.key_or_group not in groups]
+    if not added:
+        return None
+    keys = line.keys()
+    return next((unknown_key(o.key_or_group, keys) for o in added if o.key_or_group not in keys), None)
+
+
+def unknown_key(key: str, keys: Sequence[str]) -> str:
+    return f"there is no configuration key {key!r}.{nearest(key, keys)}"
+
+
+def _unknown_option(group: str, option: object, options: Sequence[str]) -> str:
+    known = ", ".join(options)
+    name = _OTHER_NAMES.get(str(option), "")
+    hint = f" Did you mean {name!r}?" if name in options else nearest(str(option), options)
+    return f"unknown {group} {option!r}.{hint} Known: {known}"
+
+
+def _unreadable(text: str) -> str | None:
+    """Why Hydra's grammar does not take the override; None where it does."""
+    try:
+        OverridesParser.create().parse_override(text)
+    except HydraException as error:
+        key, equals, value = text.partition("=")
+        if not equals:
+            return f"cannot read the override {text!r}: it must be key=value"
+        at = re.search(r"(?:at:|input) '(.)", str(error))
+        where = f" at {at[1]!r}" if at else ""
+        quoted = value.replace("'", "\\'")
+        return (
+            f"cannot read the override {text!r}{where}: this value needs quotes, which the shell must leave in place: "
+            f"\"{key}='{quoted}'\""
+        )
+    return None
+
+
+def _invalid_value(error: Exception, line: CommandLine) -> str:
+    """The reason that Hydra or OmegaConf gives, with the key, and the nearest choice where there are choices."""
+    cause = error.__cause__ or error
+    lines = [part.strip() for part in str(cause).splitlines() if part.strip() and "hydra.cc" not in part]
+    details = dict(part.split(": ", 1) for part in lines[1:] if part.startswith("full_key: "))
+    key = details.get("full_key")
+    if key is None:
+        whole = " ".join(part.strip() for part in str(error).splitlines() if "hydra.cc" not in part)
+        return " ".join([whole, *lines[:1]]) if cause is not error and lines[0] not in whole else whole
+    reason = lines[0].rstrip(".")
+    given = next((text for text in line.overrides if text.lstrip("+").startswith(f"{key}=")), key)
+    if choices := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", reason):
+        names = choices[2].split(", ")
+        return f"{given}: it must be one of {', '.join(names)}.{nearest(choices[1], names)}"
+    hint = ". Write null for no value" if given.partition("=")[2] == "None" else ""
+    return f"{given}: {reason}{hint}"
+
+
+def _parsed(texts: Sequence[str]) -> list[Override]:
+    """The overrides that can be read."""
+    parser, found = OverridesParser.create(), []
+    for text in texts:
+        try:
+            found.append(parser.parse_override(text))
+        except HydraException:
+            continue
+    return found
+
+
+def _dotted(section: DictConfig, prefix: str = "") -> list[str]:
+    """All keys, dotted, of sections and of settings."""
+    found: list[str] = []
+    for key, value in ((str(key), value) for key, value in section.items_ex(resolve=False)):
+        found.append(f"{prefix}{key}")
+        if isinstance(value, DictConfig):
+            found += _dotted(value, f"{prefix}{key}.")
+    return found

@@ -1,0 +1,78 @@
+"""Composes `conf/` and a command line's overrides into a typed `Config`, and explains what cannot be composed."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from visurf_ray.config import rules
+from visurf_ray.config.explain import CommandLine, explain, unknown_addition
+from visurf_ray.config.schema import Config, EvaluateConfig
+from visurf_ray.errors import ConfigError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+# The checkout has `conf/` beside the package, an installed wheel inside of it.
+CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
+
+COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # the last for method=null
+C = TypeVar("C", bound=Config)
+
+
+def register_schema() -> None:
+    """Make the schemas known to Hydra, for the defaults lists in `conf/`."""
+    store = ConfigStore.instance()
+    store.store(name="schema", node=Config)
+    store.store(name="evaluate_schema", node=EvaluateConfig)
+
+
+def load_config(overrides: list[str]) -> Config:
+    """Compose a training run's configuration from `conf/config.yaml` and overrides, and check it.
+
+    Raises:
+        ConfigError: for a key or an option that does not exist, with the nearest one that does, and for values that no
+            run can have.
+    """
+    line = CommandLine("config", overrides, [CONFIG_DIR])
+    with searching(line):
+        try:
+            composed = compose(line.config_name, overrides=overrides)
+        except COMPOSING_ERRORS as error:
+            raise ConfigError(explain(error, line)) from error
+        return typed(composed, Config, line)
+
+
+@contextmanager
+def searching(line: CommandLine) -> Iterator[None]:
+    """A running Hydra that finds the schemas and `conf/`."""
+    register_schema()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(version_base="1.3", config_dir=str(line.folders[0])):
+        yield
+
+
+def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
+    """The checked configuration as plain dataclasses, interpolations resolved. A running Hydra is needed.
+
+    Raises:
+        ConfigError: for a key that `+` added and the schema does not have, a mandatory value that is not set, and
+            values that no run can have.
+    """
+    if reason := unknown_addition(line):
+        raise ConfigError(reason)
+    for key in OmegaConf.missing_keys(composed):
+        try:
+            OmegaConf.update(composed, key, None)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{key} is not set, and it must be") from error
+    config = OmegaConf.to_object(composed)
+    if not isinstance(config, schema):
+        raise ConfigError(f"{line.config_name}.yaml must name `schema` first in its defaults, as conf/config.yaml does")
+    rules.check(config)
+    return config

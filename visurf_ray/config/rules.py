@@ -1,0 +1,181 @@
+"""What no run can have: numbers outside the bounds that `schema` declares, and settings that contradict each other."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import Field, fields, is_dataclass
+from typing import Any
+
+from visurf_ray.config.schema import Bounds, Config, LabelTerm
+from visurf_ray.errors import ConfigError
+
+
+def check(config: Config) -> None:
+    """Raise ConfigError, naming the key, for the first setting that no run can have."""
+    for key, value, declared in _leaves(config):
+        _check_bounds(key, value, declared)
+    for rule in RULES:
+        if reason := rule(config):
+            raise ConfigError(reason)
+
+
+def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[Any]]]:
+    """Every setting: its dotted key, its value and its field in the schema."""
+    for declared in fields(section):
+        key, value = f"{prefix}{declared.name}", getattr(section, declared.name)
+        if is_dataclass(value):
+            yield from _leaves(value, f"{key}.")
+        else:
+            yield key, value, declared
+
+
+def _check_bounds(key: str, value: Any, declared: Field[Any]) -> None:
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{key}={value} must be a finite number")
+    bounds: Bounds | None = declared.metadata.get("bounds")
+    if bounds is None or value is None:
+        return
+    limits = [
+        (bounds.at_least, "at least", lambda limit: value >= limit),
+        (bounds.above, "above", lambda limit: value > limit),
+        (bounds.at_most, "at most", lambda limit: value <= limit),
+        (bounds.below, "below", lambda limit: value < limit),
+    ]
+    given = [(limit, word, holds) for limit, word, holds in limits if limit is not None]
+    if not all(holds(limit) for limit, _, holds in given):
+        wanted = " and ".join(f"{word} {limit:g}" for limit, word, _ in given)
+        null = ", or null" if "None" in str(declared.type) else ""
+        raise ConfigError(f"{key}={value:g} must be {wanted}{null}")
+
+
+# Rules over several settings. Each is named after what it forbids, and returns the reason where it applies.
+
+
+def nothing_to_learn_from(config: Config) -> str | None:
+    if not config.method.rollouts and not config.method.label:
+        return "method.rollouts and method.label are both false: there is nothing to learn from"
+    return None
+
+
+def group_of_one(config: Config) -> str | None:
+    responses = config.rollout.n + config.method.label
+    if config.method.rollouts and responses < 2:
+        return f"rollout.n={config.rollout.n}: a group needs at least two responses to compare"
+    return None
+
+
+def comparison_without_rollouts(config: Config) -> str | None:
+    method = config.method
+    if not method.rollouts and method.label_term != LabelTerm.ce:
+        return (
+            f"method.label_term={method.label_term} compares the label with rollouts: with method.rollouts=false set "
+            "method.label_term=ce"
+        )
+    return None
+
+
+def selection_of_groups_that_all_teach(config: Config) -> str | None:
+    if config.method.dynamic_sampling and config.method.label_term == LabelTerm.ce:
+        return (
+            "method.dynamic_sampling leaves out groups without an advantage, but with method.label_term=ce every label "
+            "teaches: choose one of them"
+        )
+    return None
+
+
+def sft_to_the_end(config: Config) -> str | None:
+    sft_steps, steps = config.method.sft_steps, config.train.steps
+    if sft_steps and sft_steps >= steps:
+        return (
+            f"method.sft_steps={sft_steps} leaves no step to the second stage: train.steps={steps} must be larger than "
+            "method.sft_steps"
+        )
+    return None
+
+
+def ranks_without_groups(config: Config) -> str | None:
+    least = config.learner.ranks * config.learner.minibatches
+    if config.train.batch_size < least:
+        return (
+            f"train.batch_size={config.train.batch_size} must be at least learner.ranks × learner.minibatches = {least}"
+        )
+    return None
+
+
+def betas_that_adam_cannot_have(config: Config) -> str | None:
+    betas = config.learner.adam_betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        return f"learner.adam_betas={betas} must be two numbers, each at least 0 and below 1, such as [0.9, 0.999]"
+    return None
+
+
+def adapters_without_layers(config: Config) -> str | None:
+    if config.learner.lora.targets == []:
+        return "learner.lora.targets is empty: name layers, or set it to null for all linear layers"
+    return None
+
+
+def stale_samples_without_weights(config: Config) -> str | None:
+    if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
+        return "pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted"
+    return None
+
+
+def devices_of_two_kinds(config: Config) -> str | None:
+    if bool(config.learner.gpus) != bool(config.rollout.gpus):
+        return f"learner.gpus={config.learner.gpus} and rollout.gpus={config.rollout.gpus}: set both to 0, or neither"
+    return None
+
+
+def colocation_without_pairs(config: Config) -> str | None:
+    rollout, learner = config.rollout, config.learner
+    if config.colocated and (rollout.gpus != 1 or learner.gpus != 1 or rollout.workers != learner.ranks):
+        return (
+            "cluster.layout=colocated puts one rollout worker beside each learner rank: set rollout.gpus=1, "
+            f"learner.gpus=1 and rollout.workers=learner.ranks (rollout.workers={rollout.workers}, "
+            f"learner.ranks={learner.ranks})"
+        )
+    return None
+
+
+def colocation_without_room(config: Config) -> str | None:
+    if config.colocated and config.rollout.memory >= 1:
+        return (
+            f"rollout.memory={config.rollout.memory:g}: with cluster.layout=colocated it is the engine's share of the "
+            "GPU, and must be below 1"
+        )
+    return None
+
+
+def sampling_ahead_on_shared_gpus(config: Config) -> str | None:
+    if config.colocated and config.pipeline.max_staleness:
+        return (
+            f"pipeline.max_staleness={config.pipeline.max_staleness}: with cluster.layout=colocated engines sleep "
+            "while the learner works, so set it to 0 (pipeline=sync), or choose cluster.layout=disaggregated"
+        )
+    return None
+
+
+def frozen_weights_that_no_sync_restores(config: Config) -> str | None:
+    learner = config.learner
+    frozen = learner.freeze_vision or learner.freeze_projector or learner.lora.rank
+    if config.colocated and config.rollout.sleep_level == 2 and frozen:
+        return "rollout.sleep_level=2 drops frozen weights too, and no weight sync restores them: set it to 1"
+    return None
+
+
+RULES: tuple[Callable[[Config], str | None], ...] = (
+    nothing_to_learn_from,
+    group_of_one,
+    comparison_without_rollouts,
+    selection_of_groups_that_all_teach,
+    sft_to_the_end,
+    ranks_without_groups,
+    betas_that_adam_cannot_have,
+    adapters_without_layers,
+    stale_samples_without_weights,
+    devices_of_two_kinds,
+    colocation_without_pairs,
+    colocation_without_room,
+    sampling_ahead_on_shared_gpus,
+    frozen_weights_that_no_sync_restores,
+)
