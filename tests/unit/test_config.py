@@ -4,20 +4,24 @@ import importlib
 import inspect
 import subprocess
 import sys
+from collections.abc import Iterator
+from copy import deepcopy
 from dataclasses import fields, is_dataclass
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 import pytest
 from omegaconf import OmegaConf
 
+from tests.unit.conftest import composed
+from visurf_ray.config import rules
 from visurf_ray.config.load import CONFIG_DIR, load_config
-from visurf_ray.config.schema import _ONE_OF, Config
+from visurf_ray.config.schema import Config, EvaluateConfig, LabelStyle, LabelTerm, Layout
 from visurf_ray.errors import ConfigError
 
 GROUPS = {
     folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
     for folder in sorted(CONFIG_DIR.iterdir())
-    if folder.is_dir() and folder.name != "experiment"  # see test_experiments
+    if folder.is_dir() and folder.name != "experiment"  # see test_papers.py
 }
 DATA = ["task.train=a.jsonl", "task.held_out=b.jsonl"]
 
@@ -51,32 +55,40 @@ def test_the_groups_are_what_they_should_be():
     assert {"visurf", "rlvr", "sft"} <= set(GROUPS["method"])
 
 
-COLOCATED = "pipeline=colocated rollout.gpus=1 learner.gpus=1 rollout.memory=0.4"
+COLOCATED = "cluster.layout=colocated rollout.gpus=1 learner.gpus=1 rollout.memory=0.4"
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
-def test_every_option_composes_and_resolves(group, option):
-    needed = COLOCATED.split()[1:] if option == "colocated" else []
-    config = load_config([f"{group}={option}", *needed, *DATA])
-    assert OmegaConf.missing_keys(config) == set()
-    plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert leaves(plain) == schema_keys()
-    assert group != "method" or config.method.name == option
+def test_every_option_composes_and_sets_every_key(group, option):
+    config = composed(f"{group}={option}", *DATA)
+    assert "???" not in {str(value) for _, value in settings(config)}
+    assert group not in ("method", "task") or getattr(config, group).name == option
 
 
-def test_only_the_data_of_a_users_own_task_are_left_to_tell():
-    assert OmegaConf.missing_keys(load_config([])) == set()
-    assert OmegaConf.missing_keys(load_config(["task=non_object"])) == {"task.train", "task.held_out"}
+def settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for field in fields(section):
+        value = getattr(section, field.name)
+        if is_dataclass(value):
+            yield from settings(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name, value
+
+
+def test_only_the_data_of_a_task_are_left_to_set():
+    config = composed("task=non_object")
+    assert (config.task.train, config.task.held_out) == (None, None)
 
 
 def test_yaml_and_schema_have_the_same_keys():
-    written = written_keys(CONFIG_DIR / "config.yaml")
+    written = {key for key in written_keys(CONFIG_DIR / "config.yaml") if not key.startswith("hydra.")}
     for group, options in GROUPS.items():
         for option in options:
             keys = written_keys(CONFIG_DIR / group / f"{option}.yaml", f"{group}.")
             assert keys <= schema_keys(), f"{group}/{option}.yaml has what the schema lacks"
             written |= keys
     assert written == schema_keys()
+    evaluation = written_keys(CONFIG_DIR / "evaluate.yaml")
+    assert evaluation <= schema_keys(EvaluateConfig) and written | evaluation == schema_keys(EvaluateConfig)
 
 
 def test_overrides_arrive_with_their_types():
@@ -102,9 +114,9 @@ def test_a_rewards_options_are_its_own_and_its_own_defaults(name):
 
     module, attribute = REWARDS[name].split(":")
     reward = getattr(importlib.import_module(module), attribute)
-    config = load_config([f"reward={name}", "task=non_object", *DATA]).reward
+    config = composed(f"reward={name}", "task=non_object", *DATA).reward
     defaults = {key: parameter.default for key, parameter in inspect.signature(reward).parameters.items()}
-    assert config.name == name and dict(config.options) == defaults
+    assert config.name == name and config.options == defaults
     RewardSpec.of(config).load()
 
 
@@ -118,7 +130,7 @@ def test_every_task_has_its_configuration():
     from visurf_ray.tasks import TASKS
 
     assert GROUPS["task"] == sorted(TASKS)
-    assert {load_config([f"task={name}"]).task.name for name in TASKS} == set(TASKS)
+    assert {composed(f"task={name}").task.name for name in TASKS} == set(TASKS)
 
 
 def test_a_rewards_options_are_set_by_name():
@@ -127,7 +139,7 @@ def test_a_rewards_options_are_set_by_name():
 
 
 def test_methods_differ_in_what_defines_them():
-    visurf, rlvr, sft = (load_config([f"method={name}"]).method for name in ("visurf", "rlvr", "sft"))
+    visurf, rlvr, sft = (composed(f"method={name}").method for name in ("visurf", "rlvr", "sft"))
     assert (visurf.rollouts, visurf.label, visurf.label_term) == (True, True, "ppo")
     assert visurf.eliminate and visurf.smooth and visurf.advantage_std and visurf.advantage_ddof == 1
     assert (rlvr.rollouts, rlvr.label) == (True, False)
@@ -142,6 +154,8 @@ def test_methods_differ_in_what_defines_them():
     [
         ("rollout.nn=3", "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         ("learner.learning_rat=1", "'learner.learning_rat'. Did you mean 'learner.learning_rate'?"),
+        ("learner.lr=1e-5", "'learner.lr'. Did you mean 'learner.learning_rate'?"),
+        ("method=grpo", "unknown method 'grpo'. Did you mean 'rlvr'?"),
         ("learnr.ranks=2", "'learnr.ranks'. Did you mean 'learner.ranks'?"),
         ("train.batch=3", "Did you mean 'train.batch_size'?"),
         ("method.clip=0.1", "Did you mean 'method.clip_"),
@@ -174,103 +188,170 @@ def test_the_override_at_fault_is_told_among_good_ones():
 
 
 @pytest.mark.parametrize(
-    "override",
+    ("override", "reasons"),
     [
-        "rollout.n=many",
-        "rollout.n=2.5",
-        "train.steps=null",
-        "train.export=perhaps",
-        "learner.adam_betas=0.9",
-        "learner.adam_betas=[a,b]",
-        "rollout=8",
-        "rollout.n=1,2",
-        "rollout.n=[1",
-        "rollout.n",
-        "task.train=a=b",
-        "method=null",
-        "~rollout.n",
+        ("rollout.n=many", ["could not be converted to Integer"]),
+        ("rollout.n=2.5", ["could not be converted to Integer"]),
+        ("train.steps=1e3", ["could not be converted to Integer"]),
+        ("train.steps=null", ["not Optional"]),
+        ("train.export=perhaps", ["is not a valid bool"]),
+        ("learner.offload=cpu", ["is not a valid bool"]),
+        ("eval.examples=None", ["Write null for no value"]),
+        ("learner.adam_betas=0.9", ["learner.adam_betas=0.9", "list"]),
+        ("learner.adam_betas=[a,b]", ["learner.adam_betas[0]", "could not be converted to Float"]),
+        ("rollout=8", ["rollout is a section: set one of its keys, such as rollout.workers"]),
+        ("rollout.n=1,2", ["To sweep over it, add --multirun"]),
+        ("method=null", ["unknown method None. Known: dapo"]),
+        ("~rollout.n", ["does not support deletion"]),
+        ("rollout.n", ["it must be key=value"]),
+        ("rollout.n=[1", ["at '['", "needs quotes"]),
+        ("task.train=a=b", ["at '='", "\"task.train='a=b'\""]),
+        ("task.train=~/data/train.jsonl", ["at '~'", "\"task.train='~/data/train.jsonl'\""]),
+        ("task.train=/data/训练/a.jsonl", ["at '训'", "quotes"]),
+        ("task.train=/data/train(1).jsonl", ["at '('", "quotes"]),
+        ("output_dir=/runs/a#1", ["at '#'", "quotes"]),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_in_one_line_that_names_it(override):
+def test_a_value_of_the_wrong_type_is_refused_in_one_line_that_says_why(override, reasons):
     with pytest.raises(ConfigError) as error:
         load_config(["seed=1", override])
     message = str(error.value)
-    assert "\n" not in message
-    assert override.lstrip("~").partition("=")[0] in message or override in message
+    assert "\n" not in message and (override.lstrip("~") in message or override.partition("=")[0] in message)
+    for reason in reasons:
+        assert reason in message
+
+
+def test_the_quotes_that_a_refusal_recommends_are_read():
+    path = "~/data (1)/训练#a=b.jsonl"
+    assert composed(f"task.train='{path}'", "task=non_object").task.train == path
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("rollout.workers=0", "rollout.workers=0 must be 1 at least"),
-        ("rollout.max_in_flight=0", "rollout.max_in_flight=0 must be 1 at least"),
-        ("rollout.max_tokens=0", "rollout.max_tokens=0 must be 1 at least"),
-        ("reward.workers=0", "reward.workers=0 must be 1 at least"),
-        ("learner.ranks=0", "learner.ranks=0 must be 1 at least"),
-        ("learner.minibatches=-1", "learner.minibatches=-1 must be 1 at least"),
-        ("train.keep_checkpoints=0", "train.keep_checkpoints=0 must be 1 at least"),
-        ("rollout.temperature=0", "rollout.temperature=0 must be above 0"),
-        ("rollout.temperature=2.5", "rollout.temperature=2.5 must be above 0 and not above 2"),
-        ("rollout.n=0", "rollout.n=0: a group needs two responses"),
-        ("train.batch_size=1 learner.ranks=2", "train.batch_size=1 must be learner.ranks × learner.minibatches = 2"),
-        (
-            "method.style=spacd",
-            "method.style=spacd: it must be one of spaced, compact, quoted, auto. Did you mean 'spaced'?",
-        ),
+        ("method.style=spacd", "must be one of spaced, compact, quoted, auto. Did you mean 'spaced'?"),
         ("method.aggregation=tokens", "Did you mean 'token'?"),
         ("method.advantage_from=x", "method.advantage_from=x: it must be one of group, rollouts."),
-        ("method.advantage_ddof=2", "method.advantage_ddof=2: it must be one of 0, 1."),
-        ("method.kl_coef=-1", "method.kl_coef=-1 must be 0 at least"),
-        ("method=sft method.label_term=ppo", "without method.rollouts it must be ce"),
-        ("pipeline=one_step_off pipeline.importance_cap=0", "pipeline.importance_cap=0 must be above 0"),
-        ("method.dual_clip=0.9", "method.dual_clip=0.9 must be above 1"),
-        ("method.shaping=0", "method.shaping=0 must be above 0"),
-        ("method.label_decay=0", "method.label_decay=0 must be 1 at least"),
         ("method.label_term=x", "method.label_term=x: it must be one of ppo, shaped, ce."),
         ("learner.dtype=bfloat", "Did you mean 'bfloat16'?"),
         ("learner.packing=splt", "Did you mean 'split'?"),
-        ("learner.zero_stage=4", "learner.zero_stage=4: it must be one of 1, 2, 3."),
-        ("learner.gpus=2", "learner.gpus=2: it must be one of 0, 1."),
-        ("learner.lora.rank=-1", "learner.lora.rank=-1 must be 0 at least"),
-        ("learner.lora.alpha=0", "learner.lora.alpha=0 must be above 0"),
-        ("learner.lora.dropout=1", "learner.lora.dropout=1 must be 0 at least and below 1"),
-        ("learner.lora.targets=[]", "learner.lora.targets is empty"),
+        ("cluster.layout=colocate", "Did you mean 'colocated'?"),
         ("monitor.wandb=on", "monitor.wandb=on: it must be one of auto, online, offline, disabled."),
         ("reward.on_error=skp", "reward.on_error=skp: it must be one of stop, skip. Did you mean 'skip'?"),
-        ("reward.timeout=0", "reward.timeout=0 must be above 0"),
-        ("rollout.oversample=-1", "rollout.oversample=-1 must be 0 at least"),
-        ("pipeline.max_staleness=-1", "pipeline.max_staleness=-1 must be 0 at least"),
-        ("pipeline.max_staleness=1", "pipeline.max_staleness > 0 needs pipeline.importance_cap"),
-        ("pipeline=colocated", "pipeline.sleep_level=1 puts one rollout worker beside each learner rank: it needs"),
-        (f"{COLOCATED} rollout.memory=1.0", "rollout.memory=1: with pipeline.sleep_level it must be below 1"),
-        ("rollout.memory=0", "rollout.memory=0 must be above 0"),
-        ("rollout.gpus=-1", "rollout.gpus=-1 must be 0 at least"),
-        ("learner.learning_rate=-1", "learner.learning_rate=-1 must be 0 at least"),
-        (f"{COLOCATED} rollout.workers=2", "as many rollout.workers as learner.ranks"),
-        (f"{COLOCATED} pipeline.max_staleness=1 pipeline.importance_cap=2", "needs pipeline.max_staleness=0"),
-        (f"{COLOCATED} pipeline.sleep_level=2 learner.lora.rank=4", "pipeline.sleep_level=2 drops frozen weights"),
-        (f"{COLOCATED} pipeline.sleep_level=3", "pipeline.sleep_level=3: it must be one of 0, 1, 2."),
-        ("method.rollouts=false method.label=false", "there is nothing to learn from"),
     ],
 )
-def test_a_value_that_no_run_can_have_is_refused(override, message):
+def test_a_choice_that_does_not_exist_is_refused_with_the_nearest(override, message):
     with pytest.raises(ConfigError) as error:
-        load_config(override.split())
+        load_config([override])
     assert message in str(error.value)
 
 
-def test_the_names_that_are_accepted_are_those_that_exist():
+def with_values(**values: Any) -> Config:
+    """The default configuration with other values, by dotted keys whose dots are written `__`."""
+    config = deepcopy(composed())
+    for key, value in values.items():
+        *sections, name = key.split("__")
+        section = config
+        for part in sections:
+            section = getattr(section, part)
+        assert hasattr(section, name)
+        setattr(section, name, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("rollout__workers", 0, "rollout.workers=0 must be at least 1"),
+        ("rollout__max_tokens", 0, "rollout.max_tokens=0 must be at least 1"),
+        ("rollout__temperature", 0.0, "rollout.temperature=0 must be above 0 and at most 2"),
+        ("rollout__temperature", 2.5, "rollout.temperature=2.5 must be above 0 and at most 2"),
+        ("rollout__memory", 0.0, "rollout.memory=0 must be above 0"),
+        ("rollout__sleep_level", 3, "rollout.sleep_level=3 must be at least 1 and at most 2"),
+        ("eval__examples", -1, "eval.examples=-1 must be at least 1, or null"),
+        ("model__max_pixels", 0, "model.max_pixels=0 must be at least 1, or null"),
+        ("method__label_decay", 0, "method.label_decay=0 must be at least 1, or null"),
+        ("method__dual_clip", 0.9, "method.dual_clip=0.9 must be above 1, or null"),
+        ("method__clip_low", 1.5, "method.clip_low=1.5 must be at least 0 and at most 1"),
+        ("method__advantage_ddof", 2, "method.advantage_ddof=2 must be at least 0 and at most 1"),
+        ("learner__zero_stage", 4, "learner.zero_stage=4 must be at least 1 and at most 3"),
+        ("learner__gpus", 2, "learner.gpus=2 must be at least 0 and at most 1"),
+        ("learner__lora__dropout", 1.0, "learner.lora.dropout=1 must be at least 0 and below 1"),
+        ("learner__lora__alpha", 0.0, "learner.lora.alpha=0 must be above 0"),
+        ("learner__learning_rate", float("nan"), "learner.learning_rate=nan must be a finite number"),
+        ("learner__weight_decay", float("inf"), "learner.weight_decay=inf must be a finite number"),
+        ("pipeline__importance_cap", 0.0, "pipeline.importance_cap=0 must be above 0, or null"),
+        ("seed", -1, "seed=-1 must be at least 0"),
+    ],
+)
+def test_a_number_outside_its_bounds_is_refused(key, value, message):
+    with pytest.raises(ConfigError) as error:
+        rules.check(with_values(**{key: value}))
+    assert message in str(error.value)
+
+
+def test_bounds_are_checked_when_a_command_line_is_composed():
+    with pytest.raises(ConfigError, match=r"train\.keep_checkpoints=0 must be at least 1"):
+        load_config(["train.keep_checkpoints=0"])
+
+
+COLOCATED_VALUES = {
+    "cluster__layout": Layout.colocated,
+    "rollout__gpus": 1,
+    "learner__gpus": 1,
+    "rollout__memory": 0.4,
+}
+
+
+@pytest.mark.parametrize(
+    ("rule", "values"),
+    [
+        ("nothing_to_learn_from", {"method__rollouts": False, "method__label": False}),
+        ("group_of_one", {"rollout__n": 0}),
+        ("comparison_without_rollouts", {"method__rollouts": False}),
+        ("selection_of_groups_that_all_teach", {"method__dynamic_sampling": True, "method__label_term": LabelTerm.ce}),
+        ("sft_to_the_end", {"method__sft_steps": 80}),
+        ("ranks_without_groups", {"train__batch_size": 1, "learner__ranks": 2}),
+        ("betas_that_adam_cannot_have", {"learner__adam_betas": [0.9]}),
+        ("betas_that_adam_cannot_have", {"learner__adam_betas": [0.9, 1.0]}),
+        ("adapters_without_layers", {"learner__lora__targets": []}),
+        ("stale_samples_without_weights", {"pipeline__max_staleness": 1}),
+        ("devices_of_two_kinds", {"rollout__gpus": 1}),
+        ("colocation_without_pairs", {"cluster__layout": Layout.colocated}),
+        ("colocation_without_pairs", COLOCATED_VALUES | {"rollout__workers": 2}),
+        ("colocation_without_room", COLOCATED_VALUES | {"rollout__memory": 1.0}),
+        (
+            "sampling_ahead_on_shared_gpus",
+            COLOCATED_VALUES | {"pipeline__max_staleness": 1, "pipeline__importance_cap": 2.0},
+        ),
+        (
+            "frozen_weights_that_no_sync_restores",
+            COLOCATED_VALUES | {"rollout__sleep_level": 2, "learner__lora__rank": 4},
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(rule, values):
+    config = with_values(**values)
+    assert rule in [other.__name__ for other in rules.RULES if other(config)]
+    with pytest.raises(ConfigError) as error:
+        rules.check(config)
+    assert any(key.replace("__", ".") in str(error.value) for key in values)
+
+
+def test_every_rule_is_tried():
+    marks = test_settings_that_contradict_each_other_are_refused.pytestmark
+    assert {case[0] for case in marks[0].args[1]} == {rule.__name__ for rule in rules.RULES}
+
+
+def test_colocation_composes():
+    assert composed(*COLOCATED.split()).colocated and not composed().colocated
+
+
+def test_the_label_styles_are_those_that_tasks_write():
     from visurf_ray.answers.boxes import STYLES
-    from visurf_ray.learner.packing import Packing
-    from visurf_ray.method.objective import Aggregation, LabelTerm
-    from visurf_ray.monitor.metrics import Mode
     from visurf_ray.tasks.detection import DetectionTask
 
-    assert _ONE_OF["learner.packing"] == get_args(Packing)
-    assert _ONE_OF["method.aggregation"] == get_args(Aggregation)
-    assert _ONE_OF["method.label_term"] == get_args(LabelTerm)
-    assert _ONE_OF["monitor.wandb"] == ("auto", *get_args(Mode))
-    assert _ONE_OF["method.style"] == (*DetectionTask.styles, "auto") == (*STYLES, "quoted", "auto")
+    assert list(LabelStyle) == [*DetectionTask.styles, "auto"] == [*STYLES, "quoted", "auto"]
 
 
 def test_an_option_of_another_reward_is_refused():
@@ -289,7 +370,8 @@ def test_composing_again_is_not_disturbed_by_a_refusal():
 
 def test_importing_the_configuration_loads_nothing_heavy():
     code = (
-        "import sys, visurf_ray.config; visurf_ray.config.load_config([]);"
+        "import sys, visurf_ray.train, visurf_ray.evaluate; "
+        "from visurf_ray.config.load import load_config; load_config([]);"
         "print([m for m in ('torch', 'ray', 'vllm', 'deepspeed', 'transformers', 'wandb') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

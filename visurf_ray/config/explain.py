@@ -60,6 +60,8 @@ def explain(error: Exception, line: CommandLine) -> str:
                 return f"an experiment is added to the configuration: write +{text}"
         elif key not in keys and key.partition(".")[0] != "hydra":
             return unknown_key(key, keys)
+        elif not override.is_delete() and (inner := [other for other in keys if other.startswith(f"{key}.")]):
+            return f"{text}: {key} is a section: set one of its keys, such as {inner[0]}"
     return _invalid_value(error, line)
 
 
