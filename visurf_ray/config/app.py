@@ -25,30 +25,33 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
     values that are swept, below the given output_dir or Hydra's sweep folder. A run that fails does not end the sweep.
 
     Returns:
-        The exit status. An error that is the user's to mend is printed in one line; any other is raised.
+        The exit status. A UserError is printed in one line, any other error is raised.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     register_schema()
     arguments = get_args_parser().parse_args()
     own = [Path(arguments.config_dir).resolve()] if arguments.config_dir else []
     line = CommandLine(arguments.config_name or config_name, arguments.overrides, [CONFIG_DIR, *own])
+    if reason := line.missing_files():
+        return fail(ConfigError(reason))
+
+    failed: list[UserError] = []  # not raised through Hydra, which would print them too
 
     def run(composed: DictConfig) -> None:
         job = HydraConfig.get()
         of_job = CommandLine(line.config_name, list(job.overrides.task), line.folders)
-        if job.mode is not RunMode.MULTIRUN:
-            task(typed(composed, schema, of_job))
-            return
-        name = _run_name(line, of_job)
-        print(f"run {name}", flush=True)
+        name = _run_name(line, of_job) if job.mode is RunMode.MULTIRUN else None
+        if name is not None:
+            print(f"run {name}", flush=True)
         try:
             config = typed(composed, schema, of_job)
-            given = any(override.startswith("output_dir=") for override in of_job.overrides)
-            config.output_dir = str(Path(config.output_dir if given else job.sweep.dir) / name)
+            if name is not None:
+                given = any(override.startswith("output_dir=") for override in of_job.overrides)
+                config.output_dir = str(Path(config.output_dir if given else job.sweep.dir) / name)
             task(config)
         except UserError as error:
-            print(f"run {name} failed: {message(error)}", file=sys.stderr, flush=True)
-            raise
+            fail(error)
+            failed.append(error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(run)()
@@ -57,7 +60,7 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
             return fail(ConfigError(explain(error, line)))
     except (UserError, KeyboardInterrupt) as error:
         return fail(error)
-    return 0
+    return _REFUSED if failed else 0
 
 
 def _run_name(sweep: CommandLine, run: CommandLine) -> str:
@@ -68,15 +71,14 @@ def _run_name(sweep: CommandLine, run: CommandLine) -> str:
     return ",".join(values).replace("/", "_") or str(HydraConfig.get().job.num)
 
 
+_REFUSED = 2  # the exit status for what the user must change
+
+
 def fail(error: BaseException) -> int:
     """Print what went wrong and what to do; returns the exit status."""
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
-    print(f"error: {message(error)}", file=sys.stderr)
-    return 2
-
-
-def message(error: BaseException) -> str:
-    """The message of an error. That of an actor carries the actor's traceback, and its cause is the error itself."""
-    return str(getattr(error, "cause", None) or error)
+    cause = getattr(error, "cause", None) or error  # an actor's error carries the actor's traceback, its cause does not
+    print(f"error: {cause}", file=sys.stderr, flush=True)
+    return _REFUSED

@@ -25,6 +25,16 @@ class CommandLine:
     overrides: Sequence[str]
     folders: Sequence[Path]
 
+    def missing_files(self) -> str | None:
+        """Why Hydra would not find the folders or the primary configuration. None where it finds all."""
+        for folder in self.folders:
+            if not folder.is_dir():
+                return f"--config-dir: there is no folder {folder}"
+        names = sorted(file.stem for folder in self.folders for file in folder.glob("*.yaml"))
+        if self.config_name.removesuffix(".yaml") not in names:
+            return f"--config-name={self.config_name}: there is no such file.{nearest(self.config_name, names)}"
+        return None
+
     def groups(self) -> dict[str, list[str]]:
         """The options of each configuration group."""
         found: dict[str, set[str]] = {}
@@ -37,8 +47,8 @@ class CommandLine:
         groups = self.groups()
         chosen = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in self.folders[1:])}]"]
         for override in _parsed(self.overrides):
-            option = override.value()
-            if isinstance(option, str) and option in groups.get(override.key_or_group, []):
+            option = _values(override)[0]
+            if option in groups.get(override.key_or_group, []):
                 plus = "+" if override.key_or_group == _EXPERIMENT else ""
                 chosen.append(f"{plus}{override.key_or_group}={option}")
         return _dotted(compose(self.config_name, chosen))
@@ -52,10 +62,11 @@ def explain(error: Exception, line: CommandLine) -> str:
         if reason:
             return reason
         (override,) = _parsed([text])
-        key, option = override.key_or_group, override.value()
-        if key in groups and "." not in key:
-            if not isinstance(option, str) or option not in groups[key]:
-                return _unknown_option(key, option, groups[key])
+        key = override.key_or_group
+        if key in groups:
+            for option in _values(override):
+                if option not in groups[key]:
+                    return _unknown_option(key, option, groups[key])
             if key == _EXPERIMENT and not override.is_add():
                 return f"an experiment is added to the configuration: write +{text}"
         elif key not in keys and key.partition(".")[0] != "hydra":
@@ -124,6 +135,11 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
         return f"{given}: it must be one of {', '.join(names)}.{nearest(choices[1], names)}"
     hint = ". Write null for no value" if given.partition("=")[2] == "None" else ""
     return f"{given}: {reason}{hint}"
+
+
+def _values(override: Override) -> list[object]:
+    """The values of an override; several for one that is swept."""
+    return list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
 
 
 def _parsed(texts: Sequence[str]) -> list[Override]:

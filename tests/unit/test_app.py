@@ -1,0 +1,99 @@
+"""The command line as Hydra's users know it: flags, a user's own configuration files, sweeps, shell completion."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder: Path, *arguments: str, module: str = "train", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run an entry point in a folder of its own."""
+    command = [sys.executable, "-m", f"visurf_ray.{module}", *arguments]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=folder, env=variables)
+
+
+@pytest.fixture
+def own(tmp_path) -> Path:
+    """A user's folder of configuration files: a task, an experiment and a primary configuration."""
+    folder = tmp_path / "own"
+    (folder / "task").mkdir(parents=True)
+    (folder / "task" / "kettles.yaml").write_text("defaults: [non_object]\ntrain: /data/kettles.jsonl\n")
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "short.yaml").write_text("# @package _global_\ntrain:\n  steps: 7\n")
+    (folder / "mine.yaml").write_text("defaults: [config]\nseed: 5\n")
+    return folder
+
+
+def test_the_configuration_is_printed_and_nothing_written(tmp_path):
+    done = run(tmp_path, "--cfg", "job", "--resolve", "seed=3")
+    assert done.returncode == 0 and "output_dir: outputs/visurf-seed3" in done.stdout and done.stderr == ""
+    assert "checkpoint: null" in run(tmp_path, "--cfg", "job", module="evaluate").stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_the_options_of_each_group(tmp_path):
+    done = run(tmp_path, "--help")
+    assert done.returncode == 0
+    assert "method: dapo, rlvr, sft, sft_then_rlvr, visurf" in done.stdout and "learning_rate: 6.0e-05" in done.stdout
+
+
+def test_info_shows_where_the_configuration_comes_from(tmp_path, own):
+    done = run(tmp_path, "--info", "searchpath", "--config-dir", str(own))
+    assert done.returncode == 0 and str(own) in done.stdout
+
+
+def test_a_users_own_groups_stand_beside_ours(tmp_path, own):
+    done = run(tmp_path, "--config-dir", "own", "--cfg", "job", "task=kettles", "+experiment=short", "method=rlvr")
+    assert done.returncode == 0, done.stderr
+    for line in ("train: /data/kettles.jsonl", "steps: 7", "name: rlvr", "prompt: detailed"):
+        assert line in done.stdout
+    done = run(tmp_path, "--config-dir", "own", "--config-name", "mine", "--cfg", "job")
+    assert "seed: 5" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config-dir", "nowhere"], "--config-dir: there is no folder"),
+        (["--config-name", "confg"], "--config-name=confg: there is no such file. Did you mean 'config'?"),
+        (["--config-dir", "own", "task=kettle"], "unknown task 'kettle'. Did you mean 'kettles'?"),
+        (["rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
+        (["+rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
+        (["-m", "method=visurf,rlv"], "unknown method 'rlv'. Did you mean 'rlvr'?"),
+        (["-m", "seed=1,2", "rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
+        (["train.steps=three"], "train.steps=three: Value 'three' of type 'str' could not be converted to Integer"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_line(tmp_path, own, arguments, message):
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"error: {message}")
+
+
+def test_a_sweep_refuses_each_run_by_its_name_and_goes_on(tmp_path):
+    done = run(tmp_path, "-m", "learner.zero_stage=4,5", "output_dir=runs")
+    assert done.returncode == 2
+    assert [line for line in done.stdout.splitlines() if line] == [
+        "run learner.zero_stage=4",
+        "run learner.zero_stage=5",
+    ]
+    assert [line.split(" must")[0] for line in done.stderr.splitlines()] == [
+        "error: learner.zero_stage=4",
+        "error: learner.zero_stage=5",
+    ]
+
+
+def test_the_shell_completes_groups_options_and_keys(tmp_path):
+    def completed(words: str) -> str:
+        command = [str(Path(sys.executable).with_name("visurf-train")), "-sc", "query=bash"]
+        environment = os.environ | {"COMP_LINE": words, "COMP_POINT": str(len(words))}
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path, env=environment).stdout
+
+    assert {"method=sft", "method=visurf"} <= set(completed("visurf-train method=").split())
+    assert "learner.learning_rate=" in completed("visurf-train learner.learn").split()
