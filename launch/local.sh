@@ -3,12 +3,14 @@
 #
 #   bash launch/local.sh                                   the embedded default
 #   bash launch/local.sh method=rlvr train.steps=200       any Hydra override
+#   bash launch/local.sh -m method=visurf,rlvr seed=1,2    a sweep: one run after the other
 #   bash launch/local.sh output_dir=runs/a train.resume=auto
+#   bash launch/local.sh --config-dir FOLDER task=mine     your own configuration files beside ours
 #   bash launch/local.sh --cfg job                         print the configuration, run nothing
 #
-# Outputs go to ./outputs/<time> or to the output_dir that is given. The job runs in a copy of the code, so every other
-# path (task.train, model.path, …) must be absolute. Ctrl-C stops the job, then the Ray that this script started; a Ray
-# that `ray start` started before (or that RAY_ADDRESS names) is used and left running.
+# Outputs go to ./outputs/<time> or to the output_dir that is given; those of a sweep to a folder below it for each run.
+# The job runs in a copy of the code, so every other path (task.train, model.path, …) must be absolute. Ctrl-C stops the
+# job, then the Ray that this script started. A Ray that `ray start` started (or that RAY_ADDRESS names) is used and kept.
 # shellcheck disable=SC2329 # finish, and what it calls, runs when the script exits
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -19,9 +21,19 @@ bash "$root/launch/setup.sh"
 export PATH="$root/.venv/bin:$PATH"
 python=$root/.venv/bin/python
 
+arguments=()
+previous=""
 for argument in "$@"; do
-    if [[ $argument == -* ]]; then exec python -m visurf_ray.train "$@"; fi # --cfg, --help
+    case $argument in
+        -c | --cfg* | -h | --help | --hydra-help | --version | -i | --info* | -sc | --shell-completion)
+            exec python -m visurf_ray.train "$@" ;; # prints something and runs nothing
+        --config-dir=*) argument=--config-dir=$(realpath -ms -- "${argument#*=}") ;;
+    esac
+    if [[ $previous == --config-dir || $previous == -cd ]]; then argument=$(realpath -ms -- "$argument"); fi
+    arguments+=("$argument")
+    previous=$argument
 done
+set -- "${arguments[@]}"
 
 export RAY_AUTH_MODE=token
 export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
@@ -117,9 +129,11 @@ finish() {
     fi
     if [[ -d $output_dir ]]; then
         say "the run is in $output_dir"
-        local name
-        for name in config.yaml metrics.jsonl summary.json report.html export checkpoints; do
-            if [[ -e $output_dir/$name ]]; then echo "  $output_dir/$name"; fi
+        local folder name
+        for folder in "$output_dir" "$output_dir"/*=*/; do # the run's, or those of a sweep's runs
+            for name in config.yaml metrics.jsonl summary.json report.html export checkpoints; do
+                if [[ -e $folder/$name ]]; then echo "  ${folder%/}/$name"; fi
+            done
         done
     fi
     exit "$code"

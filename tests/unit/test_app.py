@@ -30,7 +30,7 @@ def own(tmp_path) -> Path:
 
 
 def test_the_configuration_is_printed_and_nothing_written(tmp_path):
-    done = run(tmp_path, "--cfg", "job", "--resolve", "seed=3")
+    done = run(tmp_path, "seed=1", "--cfg", "job", "--resolve", "seed=3")
     assert done.returncode == 0 and "output_dir: outputs/visurf-seed3" in done.stdout and done.stderr == ""
     assert "checkpoint: null" in run(tmp_path, "--cfg", "job", module="evaluate").stdout
     assert list(tmp_path.iterdir()) == []

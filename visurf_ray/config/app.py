@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import hydra
@@ -29,7 +29,10 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     register_schema()
-    arguments = get_args_parser().parse_args()
+    arguments = get_args_parser().parse_intermixed_args()
+    # Hydra itself wants all overrides in one place.
+    flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
+    sys.argv[1:] = [*flags, *arguments.overrides, *_sweep_folder(arguments.overrides)]
     own = [Path(arguments.config_dir).resolve()] if arguments.config_dir else []
     line = CommandLine(arguments.config_name or config_name, arguments.overrides, [CONFIG_DIR, *own])
     if reason := line.missing_files():
@@ -46,8 +49,7 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
         try:
             config = typed(composed, schema, of_job)
             if name is not None:
-                given = any(override.startswith("output_dir=") for override in of_job.overrides)
-                config.output_dir = str(Path(config.output_dir if given else job.sweep.dir) / name)
+                config.output_dir = str(Path(job.sweep.dir) / name)
             task(config)
         except UserError as error:
             fail(error)
@@ -61,6 +63,12 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
     except (UserError, KeyboardInterrupt) as error:
         return fail(error)
     return _REFUSED if failed else 0
+
+
+def _sweep_folder(overrides: Sequence[str]) -> list[str]:
+    """The override that has Hydra put a sweep into the output_dir that is given, if one is."""
+    given = [override.partition("=")[2] for override in overrides if override.startswith("output_dir=")]
+    return [f"hydra.sweep.dir={folder}" for folder in given[-1:]]
 
 
 def _run_name(sweep: CommandLine, run: CommandLine) -> str:

@@ -1,0 +1,48 @@
+"""The installed package outside of a checkout: it composes its own `conf/`, and runs a sweep."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.integration.test_train import SMALL
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder with the package alone, as `pip install .` lays it out; what it depends on is that of this environment."""
+    folder = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
+    done = subprocess.run([*pip, str(ROOT)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(installed), "WANDB_MODE": "offline", "WANDB_API_KEY": ""}
+    command = [sys.executable, "-m", "visurf_ray.train", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=folder, env=environment)
+
+
+def test_the_installed_package_has_its_configuration(installed, tmp_path):
+    done = run(installed, tmp_path, "--info", "searchpath", "method=rlvr")
+    assert done.returncode == 0 and str(installed / "visurf_ray" / "conf") in done.stdout
+
+
+def test_the_installed_package_runs_a_sweep_one_run_after_the_other(installed, tmp_path):
+    settings = ["train.steps=1", "train.export=false", "train.checkpoint_every=0", "output_dir=runs"]
+    done = run(installed, tmp_path, *SMALL, "-m", "method=rlvr,dapo", *settings)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
+        "method=dapo",
+        "method=rlvr",
+        "multirun.yaml",
+    ]
+    for method in ("rlvr", "dapo"):
+        summary = json.loads((tmp_path / "runs" / f"method={method}" / "summary.json").read_text())
+        assert (summary["method"], summary["steps"]) == (method, 1)
