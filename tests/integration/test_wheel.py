@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory) -> Path:
-    """A folder with the package alone, as `pip install .` lays it out; what it depends on is that of this environment."""
+    """The package alone, as `pip install .` lays it out; its dependencies are those of this environment."""
     folder = tmp_path_factory.mktemp("installed")
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(folder)]
     done = subprocess.run([*pip, str(ROOT)], capture_output=True, text=True, timeout=300)
