@@ -1,19 +1,19 @@
 # shellcheck shell=bash
-# Sourced by local.sh and submit.sh: one Ray job, from the upload of the code to its exit status.
-# They set: root (the repository), address (of the job server), job (the submission id).
-# shellcheck disable=SC2034,SC2154 # variables of the one file are used in the other
+# Functions for one Ray job, from the upload of the code to its exit status. local.sh and submit.sh source this file and set
+# root (the repository), address (of the job server) and job (the submission id).
+# shellcheck disable=SC2034,SC2154 # the files use each other's variables
 
-# Only the code travels: whatever else lies in the folder stays here, however large. In gitignore's syntax; a plain "/*"
-# would match the folder itself (".") and leave nothing.
+# Upload the code and nothing else of the folder. The patterns have gitignore's syntax; a plain "/*" would also match the
+# folder itself (".") and exclude everything.
 excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/conf/**", "__pycache__"]'
-# A job that is stopped may finish what it writes (a checkpoint, W&B). SIGINT, because the SIGTERM that is Ray's default ends
-# a driver after 3 s whatever it does: Abseil's handler in Ray's core sets an alarm.
+# A stopped job has this long to finish a checkpoint and W&B's files. Stop it by SIGINT: on SIGTERM, Ray's default, Abseil's
+# signal handler in Ray's core ends the driver after 3 s.
 stop_seconds=30
 runtime_env="\"excludes\": $excludes, \"env_vars\": {\"RAY_JOB_STOP_SIGNAL\": \"SIGINT\", \"RAY_JOB_STOP_WAIT_TIME_S\": \"$stop_seconds\"}"
 
 say() { echo "${0##*/}: $*"; }
 
-# api PATH KEY…: the values of these keys in the job server's answer, in one line; fails when there is no answer.
+# api PATH KEY…: prints the values of these keys of the job server's answer in one line. Fails without an answer.
 api() {
     python3 - "$address$1" "${@:2}" <<'PY'
 import json, os, pathlib, sys, urllib.request
@@ -30,7 +30,7 @@ print(*(answer.get(key) for key in keys))
 PY
 }
 
-# The value of the last output_dir=… among the arguments, without Hydra's quotes; empty when there is none.
+# given_output_dir ARGUMENT…: prints the value of the last output_dir=…, without Hydra's quotes; nothing without one.
 given_output_dir() {
     local argument value=""
     for argument in "$@"; do
@@ -40,15 +40,15 @@ given_output_dir() {
     echo "$value"
 }
 
-# An override that Hydra reads as exactly this text.
+# quoted_override KEY TEXT: prints an override that Hydra reads as exactly this text.
 quoted_override() { echo "$1='${2//\'/\\\'}'"; }
 
-# submit_job COMMAND…: uploads the code, submits the job in the background and prints its log.
+# submit_job COMMAND…: uploads the code, submits the job in the background, and prints its log.
 submit_job() {
-    unset RAY_ADDRESS RAY_API_SERVER_ADDRESS # they would overrule --address
-    # Ray's command line tells its own commands and its packaging and, after a failure, the whole log a second time.
+    unset RAY_ADDRESS RAY_API_SERVER_ADDRESS # these take precedence over --address
+    # Leave out what Ray's command line prints of itself: hints, packaging, and after a failure the whole log again.
     exec 3> >(
-        trap '' INT # the end of the log comes after Ctrl-C
+        trap '' INT # print the log to its end after Ctrl-C
         exec sed -u -E -e '/ cli\.py:[0-9]+ -- Status message:/,$d' -e '/ cli\.py:[0-9]+ -- /d' \
             -e '/\s(INFO|WARNING) (sdk|dashboard_sdk|packaging|working_dir|job_manager)\.py:[0-9]+ -- /d'
     )
@@ -59,14 +59,14 @@ submit_job() {
     exec 3>&-
 }
 
-# Waits for the job's end; sets job_status to Ray's word for it and job_code to the exit status.
+# Waits for the job's end. Sets job_status to Ray's status and job_code to the exit status.
 await_job() {
     wait "$follower" || true
     wait "$printer" || true
     local told="" silent=0
     while true; do
         read -r job_status job_code < <(api "/api/jobs/$job" status driver_exit_code || echo UNKNOWN)
-        # One answer that fails to come says little: a busy machine is slow.
+        # A busy machine may miss an answer: try again.
         if [[ $job_status == UNKNOWN ]] && ((++silent < 6)); then sleep 5 && continue; fi
         silent=0
         if [[ $job_status != RUNNING && $job_status != PENDING ]]; then break; fi

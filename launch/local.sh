@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains on this machine: makes the environment, starts Ray if none runs, submits the job, follows it to its end.
+# Trains on this machine: creates the environment, starts Ray if none runs, submits the job and follows it to its end.
 #
 #   bash launch/local.sh                                   the embedded default
 #   bash launch/local.sh method=rlvr train.steps=200       any Hydra override
@@ -11,7 +11,7 @@
 # Outputs go to ./outputs/<time> or to the output_dir that is given; those of a sweep to a folder below it for each run.
 # The job runs in a copy of the code, so every other path (task.train, model.path, …) must be absolute. Ctrl-C stops the
 # job, then the Ray that this script started. A Ray that `ray start` started (or that RAY_ADDRESS names) is used and kept.
-# shellcheck disable=SC2329 # finish, and what it calls, runs when the script exits
+# shellcheck disable=SC2329 # finish runs when the script exits
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # shellcheck source=launch/job.sh
@@ -56,7 +56,7 @@ listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
 start_ray() {
     folder=$(mktemp -d /tmp/vsr.XXXXXX) # short: a Unix socket's path has 107 characters at most
     local gcs client dashboard agent
-    # Free ones that nobody is given by chance: neither the kernel (from 32768 on) nor Ray for its workers (10002-19999).
+    # Free ports outside the ranges from which the kernel (32768 and above) and Ray's workers (10002-19999) take theirs.
     read -r gcs client dashboard agent < <(python -c '
 import random, socket
 free = []
@@ -67,16 +67,16 @@ for port in random.sample(range(20000, 32000), 200):
 print(*free)')
     address=http://127.0.0.1:$dashboard
     say "starting Ray"
-    # A session of its own, out of Ctrl-C's reach: the job ends before its cluster. Should this script be killed, Ray ends
-    # as well (pdeathsig). Ports of its own: Ray's defaults collide with another Ray on this machine.
-    # SIGINT, which bash has a background process ignore, is what stops the job.
+    # Ctrl-C must not reach Ray, because the job has to end before its cluster: setsid. If this script is killed, Ray ends
+    # too: pdeathsig. Bash lets background processes ignore SIGINT, the signal that stops the job: --default-signal. Ray's
+    # default ports would collide with another Ray on this machine.
     env --default-signal=INT setsid setpriv --pdeathsig TERM \
         ray start --head --block --disable-usage-stats --temp-dir "$folder" \
         --port "$gcs" --ray-client-server-port "$client" --dashboard-agent-listen-port "$agent" \
         --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" >"$folder/start.log" 2>&1 </dev/null &
     head=$!
     local deadline=$((SECONDS + 180))
-    # The agent comes last; a job that is submitted earlier is refused.
+    # The dashboard agent starts last, and jobs are refused before it runs.
     until listens 127.0.0.1 "$dashboard" && listens 127.0.0.1 "$agent"; do
         if ! kill -0 "$head" 2>/dev/null || ((SECONDS > deadline)); then
             say "Ray did not start; the end of its log:" >&2
@@ -87,13 +87,13 @@ print(*free)')
     done
 }
 
-# Every living process of our Ray: the rest of its session, and those that left it (workers, the job, vLLM's children),
-# which write their logs below its folder or stand there.
+# Every living process of our Ray: those of its session, and those that left the session (workers, the job, vLLM's child
+# processes), which have an open file or their working folder below Ray's folder.
 ray_processes() {
     {
         cat /proc/[0-9]*/stat | awk -v session="$head" '{ pid = $1; sub(/.*\) /, "") } $1 != "Z" && $4 == session { print pid }'
         find /proc/[0-9]*/fd /proc/[0-9]*/cwd -maxdepth 1 -lname "$folder/*" | cut -d/ -f3
-    } 2>/dev/null | sort -u || true # processes end while we look
+    } 2>/dev/null | sort -u || true # processes may end during the search
 }
 
 stop_ray() {
@@ -119,9 +119,9 @@ finish() {
     trap '' INT TERM HUP
     if [[ $job_status == RUNNING || $job_status == PENDING ]]; then
         say "stopping the job (it has $stop_seconds s)"
-        # A job that is not there yet must not come either.
+        # If the job is not submitted yet, end the submission as well.
         stop_job || { kill "$follower" 2>/dev/null && stop_job; } || true
-        timeout 5 tail --pid "$follower" -f /dev/null || kill "$follower" 2>/dev/null || true # its log's last lines
+        timeout 5 tail --pid "$follower" -f /dev/null || kill "$follower" 2>/dev/null || true # prints the end of the log
     fi
     if [[ -n $head ]]; then
         stop_ray
@@ -147,7 +147,7 @@ job_server() {
     timeout 60 python -c 'from ray.dashboard.utils import get_address_for_submission_client as f; print(f(None))'
 }
 
-running=$(cat /tmp/ray/ray_current_cluster 2>/dev/null || true) # `ray start` leaves its address there
+running=$(cat /tmp/ray/ray_current_cluster 2>/dev/null || true) # where `ray start` writes its address
 if [[ -n ${RAY_ADDRESS:-} ]]; then
     address=$(job_server)
     say "using the Ray at $address (RAY_ADDRESS)"
@@ -158,12 +158,12 @@ else
 fi
 
 on_gpus=()
-if [[ $(<"$root/.venv/installed") == *" gpu"* ]]; then # what is given on the command line overrules it
+if [[ $(<"$root/.venv/installed") == *" gpu"* ]]; then # defaults; the command line overrides them
     on_gpus=(rollout.gpus=1 rollout.dtype=bfloat16 rollout.memory=0.5 learner.gpus=1 learner.dtype=bfloat16)
 fi
 say "submitting $job; Ctrl-C stops it"
 job_status=RUNNING
-runtime_env+=", \"py_executable\": \"$python\"" # a Ray that ran before may have been started from another environment
+runtime_env+=", \"py_executable\": \"$python\"" # a Ray that runs already may use another environment
 submit_job "$python" -m visurf_ray.train "${on_gpus[@]}" "$@" "$(quoted_override output_dir "$output_dir")"
 await_job
 exit "$job_code"

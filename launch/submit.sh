@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Submits a training to a Ray cluster that runs elsewhere, and follows it. Needs nothing here but the `ray` command.
+# Submits a training job to a Ray cluster elsewhere and follows it. This machine needs only the `ray` command.
 #
 #   bash launch/submit.sh http://HEAD:8265 output_dir=/shared/runs/a [any Hydra override…]
 #
-# The cluster's machines have visurf_ray's environment (docker/Dockerfile), and `python` is theirs. output_dir and every
-# other path lie on storage that all of them see. Ctrl-C stops following; the job goes on.
-# W&B's and Hugging Face's keys (WANDB_API_KEY, HF_TOKEN) are those of the cluster's machines; none travels with the job.
-# A cluster with token authentication wants its token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in
+# The cluster's machines need visurf_ray's environment (docker/Dockerfile), whose `python` runs the job. output_dir and every
+# other path must be on storage that all of them can read. Ctrl-C stops following the job, not the job.
+# WANDB_API_KEY and HF_TOKEN must be set on the cluster's machines; the job does not bring them along.
+# If the cluster has token authentication, give the token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in
 # ~/.ray/auth_token.
+# A sweep (-m) and the folder of --config-dir work as with local.sh; the folder must be on the shared storage.
 # shellcheck disable=SC2329 # leave runs as a trap
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
