@@ -55,7 +55,9 @@ def listing() -> str:
 
 def describe(row: PaperRow) -> str:
     """The command of a row, and below it, as comments of a shell, what to add, the paper's numbers and notes."""
-    lines = [command(row), f"# Add {' and '.join(f'{key}=…' for key in row.needed)}."] if row.needed else [command(row)]
+    lines = [command(row)]
+    if row.needed:
+        lines.append(f"# Add {' '.join(f'{key}=…' for key in row.needed)} (see conf/task/).")
     if row.reported:
         lines.append(f"# The paper reports {'; '.join(_reported(row))}.")
     for note in row.notes:

@@ -251,7 +251,7 @@ def test_a_row_is_printed_as_one_command_and_comments(capsys, monkeypatch):
     assert 'monitor.paper_row="table 4, without smooth, math"' in shlex.split(command)
     assert all(line.startswith("# ") for line in comments)
     assert comments[:2] == [
-        "# Add task.train=… and task.held_out=….",
+        "# Add task.train=… task.held_out=… (see conf/task/).",
         "# The paper reports MathVista testmini: accuracy 66.8 %.",
     ]
     assert "one epoch of about 10,000 examples" in " ".join(comments)
