@@ -11,6 +11,7 @@ from visurf_ray.config.schema import Config
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import check_model, load_processor, resolve_model
+from visurf_ray.paper_rows import find_row
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.scoring.segmenter import check_segmenter
 from visurf_ray.tasks import load_task
@@ -30,11 +31,13 @@ class Checked:
 
 
 def check(config: Config) -> Checked:
-    """Check the model, the reward, the task, the output folder and the checkpoint.
+    """Check the row of a paper, the model, the reward, the task, the output folder and the checkpoint.
 
     Raises:
         UserError: for the first of them that no run can use.
     """
+    if config.monitor.paper_row is not None:
+        find_row(config.monitor.paper_row, "monitor.paper_row")
     check_vllm(config)
     check_model(config.model.path)
     processor = load_processor(config.model)

@@ -17,6 +17,7 @@ from visurf_ray.monitor.figures import Curve, figure, smooth
 from visurf_ray.monitor.files import write_text
 from visurf_ray.monitor.progress import clock, compact
 from visurf_ray.monitor.samples import Sample, SampleResponse, draw
+from visurf_ray.paper_rows import PaperRow, find_row
 
 _PICTURE = 252  # pixels; three times a miniature scene, shown as large as it is drawn
 _SOURCE_COLOURS = {Source.ROLLOUT: ROLLOUT, Source.LABEL: LABEL}
@@ -33,16 +34,19 @@ def write_report(
     """Write the report of a run.
 
     `summary` is what `summary.json` holds, `rows` those of `metrics.jsonl`, `samples` the tables to show, each with its
-    step or a name. Whatever a method does not have is left out.
+    step or a name. Whatever a method does not have is left out. The numbers of the row that monitor.paper_row names, if
+    it does, stand beside the run's.
     """
     method = str(summary.get("method", _lookup(config, "method", "name")))
     task, model = _lookup(config, "task", "name"), _lookup(config, "model", "path")
     seed = summary.get("seed", config.get("seed"))
     title = f"{method} on {task}"
+    paper_row = config.get("monitor", {}).get("paper_row")
+    paper = None if paper_row is None else find_row(paper_row, "monitor.paper_row")
     body = [
         f"<h1>{escape(title)}</h1>",
         f'<div class="quiet">{escape(f"model {model} · seed {seed}")}</div>',
-        f'<div class="overview">{_before_after(summary)}{_facts(summary, rows)}</div>',
+        f'<div class="overview">{_before_after(summary, paper)}{_facts(summary, rows, paper)}</div>',
         *_chart_sections(rows),
         *_sample_sections(samples),
         "<h2>Configuration</h2>",
@@ -79,18 +83,33 @@ def _lookup(config: dict[str, Any], section: str, key: str) -> str:
     return str(found.get(key, "–")) if isinstance(found, dict) else "–"
 
 
-def _before_after(summary: dict[str, Any]) -> str:
+def _before_after(summary: dict[str, Any], paper: PaperRow | None) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
     names = SCORES | RATES
-    lines = [_metric_line(*names[key], before.get(key), after.get(key)) for key in names if key in after]
+    shown = [key for key in names if key in after]
+    published = paper if paper and any(paper.values(key) for key in shown) else None
+    lines = [
+        _metric_line(*names[key], before.get(key), after.get(key), _paper_cell(key, published) if published else "")
+        for key in shown
+    ]
     head = (
         '<tr><th>Held-out evaluation</th><th class="way"></th><th class="number">before</th>'
-        '<th class="number">after</th><th class="number">change</th></tr>'
+        '<th class="number">after</th>'
+        + ('<th class="number">paper</th>' if published else "")
+        + '<th class="number">change</th></tr>'
     )
-    return f'<div class="card"><table>{head}{"".join(lines)}</table></div>'
+    note = f'<p class="quiet">{escape(" ".join([f"Paper: {paper.name}.", *paper.notes]))}</p>' if paper else ""
+    return f'<div class="card"><table>{head}{"".join(lines)}</table>{note}</div>'
 
 
-def _metric_line(name: str, meaning: str, before: float | None, after: float | None) -> str:
+def _paper_cell(metric: str, paper: PaperRow) -> str:
+    """The paper's percentages as fractions, each with its data set and split."""
+    numbers = "".join(f"{value / 100:.3f}<small>{escape(split)}</small>" for split, value in paper.values(metric))
+    return f'<td class="number">{numbers or "–"}</td>'
+
+
+def _metric_line(name: str, meaning: str, before: float | None, after: float | None, paper: str) -> str:
+    """A row of the table. paper: the HTML of its cell, or nothing."""
     numbers = [value if value is not None and np.isfinite(value) else None for value in (before, after)]
     shown = ["–" if value is None else f"{value:.3f}" for value in numbers]
     change, track = "–", ""
@@ -107,11 +126,11 @@ def _metric_line(name: str, meaning: str, before: float | None, after: float | N
         )
     return (
         f'<tr><td>{name}<small>{meaning}</small></td><td class="way">{track}</td><td class="number">{shown[0]}</td>'
-        f'<td class="number after">{shown[1]}</td><td class="number">{change}</td></tr>'
+        f'<td class="number after">{shown[1]}</td>{paper}<td class="number">{change}</td></tr>'
     )
 
 
-def _facts(summary: dict[str, Any], rows: list[Row]) -> str:
+def _facts(summary: dict[str, Any], rows: list[Row], paper: PaperRow | None) -> str:
     facts: dict[str, str] = {}
     if "steps" in summary:
         facts["Steps"] = str(summary["steps"])
@@ -119,6 +138,8 @@ def _facts(summary: dict[str, Any], rows: list[Row]) -> str:
         facts["Training time"] = clock(summary["train_seconds"])
     if seconds := _mean(rows, "time/step"):
         facts["Seconds per step"] = f"{seconds:.2f}"
+        for _, value in paper.values("time/step") if paper else ():
+            facts["Seconds per step, paper"] = f"{value:.2f}"
     if speed := _mean(rows, "train/tokens_per_second"):
         facts["Tokens per second"] = compact(speed)
     lines = [f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items()]
