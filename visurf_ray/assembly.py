@@ -1,5 +1,6 @@
 """Puts a run together: checks everything that can be checked (see `checks`), then starts the actors."""
 
+import gc
 import json
 import os
 import tempfile
@@ -29,8 +30,8 @@ from visurf_ray.errors import ConfigError
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
-from visurf_ray.learner.rank import RankConfig
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import Method
 from visurf_ray.models import banned_token_ids, load_processor, resolve_model
@@ -199,6 +200,9 @@ def train(config: Config) -> Path:
         OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
         monitor = _start_monitor(config, output, checked.state)
         stack.push(lambda kind, *_: monitor.close() if kind else None)
+        # The driver freezes what is alive. Python never frees what is still frozen at its end, and Triton's binding
+        # reports all of that as leaked.
+        stack.callback(gc.unfreeze)
         driver = Driver(
             config,
             task=checked.task,

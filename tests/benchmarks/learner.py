@@ -156,7 +156,8 @@ def operations(model: Any, size: Size, groups: list[Group]) -> float:
 
 def measure(case: Case, folder: str, device: str, repeats: int) -> dict[str, Any]:
     """Seconds of an update and the peak of the device's memory, in this process."""
-    from visurf_ray.learner.rank import Rank, RankConfig
+    from visurf_ray.learner.config import RankConfig
+    from visurf_ray.learner.rank import Rank
     from visurf_ray.learner.trained import Trained
 
     size = SIZES[case.size]

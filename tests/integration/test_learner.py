@@ -11,9 +11,9 @@ from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
 from visurf_ray.config.schema import Packing
 from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
-from visurf_ray.learner.rank import RankConfig
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,8 +24,8 @@ SMALL = [
 ]
 
 
-def run(module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
+def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_API_KEY": ""} | environment
     command = [sys.executable, "-m", f"visurf_ray.{module}", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
 
@@ -33,13 +34,44 @@ def rows(folder: Path) -> list[dict]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def without_compiler(folder: Path) -> dict[str, str]:
+    """An environment whose PATH holds only what a run calls, no compiler, and where nothing is compiled yet."""
+    tools = folder / "tools"
+    tools.mkdir()
+    for tool in ("bash", "lscpu"):  # Ray starts its workers with the one, vLLM asks the other for the cores
+        (tools / tool).symlink_to(shutil.which(tool))  # type: ignore[arg-type]
+    caches = ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT")
+    return {"PATH": str(tools)} | {name: str(folder / name.lower()) for name in caches}
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
-    """A ViSurf run of two steps with a checkpoint of each."""
+def finished_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The folder and the process of a ViSurf run of two steps with a checkpoint of each; no compiler is there."""
     folder = tmp_path_factory.mktemp("run")
-    done = run("train", *SMALL, "train.steps=2", "train.checkpoint_every=1", "eval.every=1", f"output_dir={folder}")
+    settings = ["train.steps=2", "train.checkpoint_every=1", "eval.every=1", f"output_dir={folder}"]
+    done = run("train", *SMALL, *settings, **without_compiler(tmp_path_factory.mktemp("bare")))
     assert done.returncode == 0, done.stderr[-3000:]
-    return folder
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def finished(finished_run) -> Path:
+    return finished_run[0]
+
+
+OUR_LINES = (
+    r"starting 1 rollout worker\(s\), 1 learner rank\(s\)",
+    r"W&B   offline; upload with: wandb sync \S+",
+    r"(eval|step)  \d/\d  .*",
+)
+
+
+def test_a_run_shows_our_lines_alone(finished_run):
+    """No library warns, tells that it compiles, or reports what it leaks at the end."""
+    _, done = finished_run
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in OUR_LINES)] == []
+    assert len(lines) == 7 and done.stderr == ""
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -77,8 +109,6 @@ def test_every_step_is_logged_by_source(finished):
 
 def test_a_run_is_resumed_where_it_was(finished, tmp_path):
     """From the first of two checkpoints: step 2 is made anew, in the same metrics file and the same W&B run."""
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "checkpoints" / "step_000002")

@@ -7,8 +7,7 @@ import pytest
 from tests.unit.groups import group
 from visurf_ray.learner.balance import balance, fill
 from visurf_ray.learner.group import split_evenly
-from visurf_ray.learner.metrics import summarise
-from visurf_ray.learner.rank import DIFF_MAX
+from visurf_ray.learner.metrics import DIFF_MAX, summarise
 
 
 def test_balance_by_hand():

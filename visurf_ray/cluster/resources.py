@@ -1,5 +1,6 @@
 """Ask Ray what is there before asking for it, and refuse in words what does not fit."""
 
+import logging
 import platform
 import time
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ class ClusterError(UserError):
 @contextmanager
 def connected(address: str) -> Iterator[None]:
     """A connection to the Ray cluster, closed at the end. Raises ClusterError when there is none."""
+    # Ray warns that it asks for a token where nobody chose otherwise, which is as it should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:

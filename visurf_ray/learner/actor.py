@@ -1,4 +1,7 @@
-"""The Ray actor of one learner rank."""
+"""The Ray actor of one learner rank.
+
+DeepSpeed and vLLM are imported inside of its methods: the driver imports this module, and needs neither.
+"""
 
 import os
 import socket
@@ -8,9 +11,8 @@ from typing import Any
 import ray
 
 from visurf_ray.groups import Group, Metrics
-from visurf_ray.learner.rank import Rank, RankConfig, Shard
+from visurf_ray.learner.config import RankConfig, Shard
 from visurf_ray.method import LossConfig
-from visurf_ray.weights.sender import WeightSender
 
 
 @ray.remote
@@ -26,6 +28,8 @@ class LearnerActor:
     ) -> None:
         import torch
 
+        from visurf_ray.learner.rank import Rank
+
         if cores:  # Ray sets OMP_NUM_THREADS=1 for an actor with less than a core
             os.sched_setaffinity(0, cores)
             torch.set_num_threads(len(cores))
@@ -33,6 +37,8 @@ class LearnerActor:
 
     def connect(self, engines: list[Any], gpu_workers: int, colocated: bool, address: str, port: int) -> None:
         """Open the weight transfer to the rollout workers."""
+        from visurf_ray.weights.sender import WeightSender
+
         self.sender = WeightSender(
             self.rank.model,
             engines,

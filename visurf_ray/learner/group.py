@@ -10,8 +10,8 @@ import ray
 
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.balance import balance, cost
+from visurf_ray.learner.config import RankConfig, Shard
 from visurf_ray.learner.metrics import summarise
-from visurf_ray.learner.rank import RankConfig, Shard
 from visurf_ray.method import LossConfig, token_weights
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from visurf_ray.groups import Metrics
-from visurf_ray.learner.rank import DIFF_MAX
+
+DIFF_MAX = "rollout_logprob_diff_max"  # the one sum of `Rank.update` that is a maximum
 
 
 def summarise(results: Sequence[Sequence[Metrics]]) -> Metrics:

@@ -3,7 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,40 +13,14 @@ from deepspeed.accelerator import get_accelerator
 from peft.helpers import rescale_adapter_scale
 from transformers.integrations import HfDeepSpeedConfig
 
-from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.balance import cost, fill
+from visurf_ray.learner.config import RankConfig, Shard
+from visurf_ray.learner.metrics import DIFF_MAX
 from visurf_ray.learner.packing import PackedGroups, pack, restore_tokens
 from visurf_ray.learner.policy import Policy, load_model
-from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
 from visurf_ray.weights.source import named_weights
-
-
-@dataclass(frozen=True)
-class RankConfig:
-    """What a rank needs of `conf/config.yaml`; see there. `model_path` is a folder or a hub id."""
-
-    model_path: str
-    temperature: float
-    banned: tuple[int, ...]  # token ids that are never sampled
-    zero_stage: int
-    offload: bool
-    trained: Trained
-    learning_rate: float
-    weight_decay: float
-    adam_betas: tuple[float, float]
-    max_grad_norm: float
-    max_tokens_per_micro_batch: int
-    packing: Packing
-    logprob_chunk: int
-    gradient_checkpointing: bool
-    dtype: str
-    shares_gpu: bool = False  # with an engine, which wants the memory back after each call
-    reference: bool = False  # keep the policy of the start, for the KL term
-
-
-Shard = Sequence[tuple[Group, Sequence[float]]]  # groups, with the weight of each token of each response
 
 
 class Rank:
@@ -64,6 +38,8 @@ class Rank:
             "MASTER_PORT": str(port),
         }
         torch.manual_seed(seed)
+        if get_accelerator().device_name() == "cpu":
+            _skip_compiled_collectives()
         deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
         # Whole, so before ZeRO-3 has its way. Below adapters lies the policy of the start as it is.
         self.reference = self._load_reference() if config.reference and not config.trained.lora_rank else None
@@ -259,9 +235,18 @@ class Rank:
         torch.distributed.barrier()
 
 
-DIFF_MAX = "rollout_logprob_diff_max"
 CHECKPOINT_TAG = "state"
 ADAPTER_FOLDER = "adapter"
+
+
+def _skip_compiled_collectives() -> None:
+    """Keep DeepSpeed from compiling its collectives for the CPU, which takes a C++ compiler and a minute.
+
+    `init_distributed` compiles whatever is compatible, and there is no setting against it (`build_shm_op` in
+    deepspeed/comm/torch.py). Only tensor-parallel inference calls them (`inference_all_reduce`): training's collectives
+    are PyTorch's with them and without.
+    """
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _token_sums(packed: PackedGroups, logprobs, old_logprobs, entropy, loss: LossConfig) -> Metrics:

@@ -71,6 +71,10 @@ class RolloutActor:
             memory = {"kv_cache_memory_bytes": int(config.memory * 2**30), "block_size": 32}
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets 1 for an actor with less than a core
+            if (
+                config.enforce_eager
+            ):  # vLLM's sampler compiles all the same, which takes a C++ compiler and half a minute
+                os.environ["TORCH_COMPILE_DISABLE"] = "1"
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
         from vllm.plugins import load_general_plugins
