@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from visurf_ray.answers.boxes import IntBox
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.scenes import CANVAS, Box, Split, draw_scene, seen
+from visurf_ray.miniature.scenes import CANVAS, Split, draw_scene, seen
 from visurf_ray.tasks.detection import DetectionTask
 
 
@@ -36,7 +37,7 @@ class MiniatureDetection(DrawnTask, DetectionTask):
         return Drawing(scene.image, f"{wanted}s", solution, seen(scene, targets))
 
 
-def thousandths(box: Box) -> Box:
+def thousandths(box: IntBox) -> IntBox:
     """A box on the canvas, from pixels to thousandths of its sides."""
     x1, y1, x2, y2 = (round(1000 * side / CANVAS) for side in box)
     return x1, y1, x2, y2

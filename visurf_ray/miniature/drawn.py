@@ -11,7 +11,10 @@ from visurf_ray.errors import UserError
 from visurf_ray.miniature.scenes import Split
 from visurf_ray.tasks.task import Task
 
-_HELD_OUT_ABSENT = 0.5
+# The question of the drawn tasks that are answered with boxes and points, as the base model has learnt it.
+FIND_PROMPT = "Find {query}. Reason in <think>, then answer in <answer> with a JSON list of bbox_2d and point_2d."
+
+_HELD_OUT_ABSENT = 0.5  # share of the held-out questions that ask for something absent
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from visurf_ray.answers.boxes import numbers, parse_items
+from visurf_ray.answers.boxes import Box, box_in, parse_items, parse_targets
 from visurf_ray.answers.responses import answer_or_rest, answer_text, has_thinking
 from visurf_ray.answers.visual_rft import answered_detections, box_iou, parse_box
 from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
 from visurf_ray.miniature.scenes import Scene, Split, draw_scene
 from visurf_ray.scoring.metrics import iou
 
-_BOXES: dict[str, Callable[[str], list[Sequence[float]]]] = {
+_BOXES: dict[str, Callable[[str], Sequence[Box]]] = {
     "detect": lambda response: [box for box, _ in answered_detections(response) or []],
     "corners": lambda response: [box] if (box := parse_box(answer_or_rest(response))) else [],
 }
@@ -83,12 +83,14 @@ def answer(model, processor, lessons: list[Lesson], batch_size: int = 50) -> lis
 
 
 def _listing_scores(lesson: Lesson, response: str) -> list[float]:
-    listed = {int(value): [int(v) for v in box] for value, *box in _LISTED.findall(answer_text(response) or "")}
+    listed: dict[int, Box] = {}
+    for value, x1, y1, x2, y2 in _LISTED.findall(answer_text(response) or ""):
+        listed[int(value)] = int(x1), int(y1), int(x2), int(y2)
     return [float(digit.value in listed and iou(listed[digit.value], digit.box) > 0.5) for digit in lesson.scene.digits]
 
 
 def _grounding_score(lesson: Lesson, response: str) -> float:
-    given = [numbers(item.get("bbox_2d"), 4) for item in parse_items(response) or [] if isinstance(item, dict)]
-    true = [item["bbox_2d"] for item in parse_items(lesson.answer) or []]
+    given = [box_in(item) for item in parse_items(response) or [] if isinstance(item, dict)]
+    true = [target.bbox_2d for target in parse_targets(answer_text(lesson.answer) or "")]
     hits = sum(any(box is not None and iou(box, target) > 0.5 for box in given) for target in true)
     return hits / max(len(given), len(true))

@@ -5,9 +5,9 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from visurf_ray.answers.boxes import Target, dump_targets
+from visurf_ray.answers.boxes import IntBox, Target, dump_targets
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.scenes import CELL, GRID, Box, Split, lit_canvas, paint_ink, scan_ink, to_pixels
+from visurf_ray.miniature.scenes import CELL, GRID, Split, lit_canvas, paint_ink, scan_ink, to_pixels
 from visurf_ray.tasks.gui_grounding import GuiGroundingTask
 
 _MARGIN = 1  # pixels between a button and its cells' edges
@@ -30,12 +30,12 @@ class MiniatureGui(DrawnTask, GuiGroundingTask):
         return Drawing(image, f"Click {value}.", dump_targets([Target.around(buttons[value])]))
 
 
-def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, dict[int, Box]]:
+def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, dict[int, IntBox]]:
     """A screen, and the box of each digit's button; no digit is on two buttons, and one button at least is there."""
     places = [place for place in _layout(rng) if rng.random() >= _EMPTY] or [(0, 0, CELL, CELL)]
     values = rng.choice(10, size=len(places), replace=False)
     canvas = lit_canvas(rng.uniform(0.25, 0.35))
-    buttons: dict[int, Box] = {}
+    buttons: dict[int, IntBox] = {}
     for value, (x1, y1, x2, y2) in zip(values, places, strict=True):
         box = (x1 + _MARGIN, y1 + _MARGIN, x2 - _MARGIN, y2 - _MARGIN)
         canvas[box[1] : box[3], box[0] : box[2]] += _EDGE
@@ -48,7 +48,7 @@ def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, di
     return Image.fromarray(to_pixels(canvas)), buttons
 
 
-def _layout(rng: np.random.Generator) -> list[Box]:
+def _layout(rng: np.random.Generator) -> list[IntBox]:
     """The cells of the screen, some of them joined."""
     places = []
     for row in range(GRID):

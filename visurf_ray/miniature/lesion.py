@@ -6,9 +6,9 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from visurf_ray.answers.boxes import PROMPT, dump_truth
+from visurf_ray.answers.boxes import dump_truth
 from visurf_ray.answers.rle import bounding_box, encode, objects_in
-from visurf_ray.miniature.drawn import Drawing, DrawnTask
+from visurf_ray.miniature.drawn import FIND_PROMPT, Drawing, DrawnTask
 from visurf_ray.miniature.scenes import CANVAS, Split, lit_canvas, to_pixels
 from visurf_ray.tasks.lesion import LesionTask
 
@@ -20,7 +20,7 @@ _WAVES = 4  # of the border, once to four times around
 class MiniatureLesion(DrawnTask, LesionTask):
     """The blob's box. No digits here: a blob is drawn from the seed alone, in each split from another one."""
 
-    prompts: ClassVar[dict[str, str]] = {"detailed": PROMPT, "plain": "{query}"}
+    prompts: ClassVar[dict[str, str]] = {"detailed": FIND_PROMPT, "plain": "{query}"}
 
     def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:
         image, mask = draw_lesion(rng)

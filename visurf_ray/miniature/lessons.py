@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visurf_ray.answers.boxes import PROMPT, STYLES, Target, dump_targets, render
-from visurf_ray.answers.responses import respond, rest, thought
+from visurf_ray.answers.boxes import Target, dump_targets, render
+from visurf_ray.answers.responses import STYLES, respond, rest, thought
 from visurf_ray.miniature.base_model import TAGS
 from visurf_ray.miniature.classification import NAMES, MiniatureClassification
 from visurf_ray.miniature.detection import MiniatureDetection, thousandths
+from visurf_ray.miniature.drawn import FIND_PROMPT
 from visurf_ray.miniature.grounding import MiniatureGrounding
 from visurf_ray.miniature.math import MiniatureMath
 from visurf_ray.miniature.scenes import Digit, Scene, parity_query, present_query, seen
@@ -60,7 +61,7 @@ def _presence(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
 def _ground(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     query = present_query(rng, scene)
     targets = [Target.around(digit.box) for digit in query.targets]
-    return PROMPT.format(query=query.text), render(targets, thinking=seen(scene, query.targets))
+    return FIND_PROMPT.format(query=query.text), render(targets, thinking=seen(scene, query.targets))
 
 
 def _select(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:

@@ -20,8 +20,9 @@ from numpy.typing import ArrayLike
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from visurf_ray.answers.boxes import IntBox
+
 Split = Literal["train", "validation", "test"]
-Box = tuple[int, int, int, int]
 
 CELL = 28  # pixels; one merged visual token of Qwen2.5-VL (patch 14, merge 2)
 GRID = 3
@@ -37,7 +38,7 @@ class Digit:
     """One digit on the canvas. `box` is (x1, y1, x2, y2) in pixels, the square tile of the scan."""
 
     value: int
-    box: Box
+    box: IntBox
 
     @property
     def size(self) -> int:
@@ -122,7 +123,7 @@ def scan_ink(rng: np.random.Generator, split: Split, value: int, size: int, max_
     return _enlarge(scans[rng.integers(len(scans))], size, rng.uniform(-max_rotation, max_rotation))
 
 
-def paint_ink(rng: np.random.Generator, canvas: np.ndarray, box: Box, ink: np.ndarray) -> None:
+def paint_ink(rng: np.random.Generator, canvas: np.ndarray, box: IntBox, ink: np.ndarray) -> None:
     """Draw ink of the box's size into the canvas, in a random bright shade."""
     region = canvas[box[1] : box[3], box[0] : box[2]]
     region += (rng.uniform(0.7, 1.0) - region) * ink[:, :, None]
@@ -133,7 +134,7 @@ def to_pixels(canvas: np.ndarray) -> np.ndarray:
     return np.clip(canvas * 255, 0, 255).astype(np.uint8)
 
 
-def _place(rng: np.random.Generator, cell: int, jitter: int, sizes: tuple[int, int], taken: list[Box]) -> Box:
+def _place(rng: np.random.Generator, cell: int, jitter: int, sizes: tuple[int, int], taken: list[IntBox]) -> IntBox:
     row, column = divmod(cell, GRID)
     while True:
         size = int(rng.integers(sizes[0], sizes[1] + 1))

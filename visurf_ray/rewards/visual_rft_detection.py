@@ -19,8 +19,9 @@ does the right thing:
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.responses import has_thinking
-from visurf_ray.answers.visual_rft import Box, Detection, answered_detections, box_iou, parse_boxes
+from visurf_ray.answers.visual_rft import Detection, answered_detections, box_iou, parse_boxes
 from visurf_ray.rewards.reward import Reward
 
 

@@ -11,6 +11,7 @@ thing:
 - White space around the response does not cost the format.
 """
 
+from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.responses import answer_or_rest, has_thinking
 from visurf_ray.answers.visual_rft import parse_box, parse_true_box
 from visurf_ray.rewards.reward import Reward
@@ -27,7 +28,7 @@ class VisualRftGroundingReward:
         return Reward({"giou": score, "format": float(has_thinking(response))})
 
 
-def giou(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+def giou(a: Box, b: Box) -> float:
     """Generalized IoU (arXiv 1902.09630) of two boxes that have an area, -1 to 1."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     intersection = max(0, width) * max(0, height)

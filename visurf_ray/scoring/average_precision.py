@@ -9,7 +9,8 @@ import numpy as np
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from visurf_ray.answers.visual_rft import Box, Detection
+from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.visual_rft import Detection
 
 Image = tuple[Hashable, Sequence[Detection], Sequence[Box]]  # category that is looked for, found boxes, true boxes
 

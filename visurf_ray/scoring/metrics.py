@@ -7,17 +7,15 @@ from scipy.optimize import linear_sum_assignment
 from shapely import union_all
 from shapely.geometry import box as polygon
 
-from visurf_ray.answers.boxes import numbers, parse_items, parse_targets, parse_truth
+from visurf_ray.answers.boxes import Box, answered_boxes, parse_items, parse_targets, parse_truth, well_formed
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.answers.rle import area, overlap
 from visurf_ray.groups import Metrics, Prediction
 
-Box = tuple[float, ...]
 
-
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
+def iou(a: Box, b: Box) -> float:
     """Intersection over union of two boxes (x1, y1, x2, y2)."""
-    return union_iou([tuple(a)], [tuple(b)])
+    return union_iou([a], [b])
 
 
 def union_iou(given: Sequence[Box], true: Sequence[Box]) -> float:
@@ -30,26 +28,6 @@ def covered(given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:
     """Intersection and union of the areas that two sets of boxes cover."""
     first, second = (union_all([polygon(*b) for b in boxes]) for boxes in (given, true))
     return float(first.intersection(second).area), float(first.union(second).area)
-
-
-def answered_boxes(response: str) -> list[Box] | None:
-    """The answer's well-formed boxes, or None when the response holds no JSON list."""
-    items = parse_items(response)
-    if items is None:
-        return None
-    boxes = [numbers(item.get("bbox_2d"), 4) for item in items if isinstance(item, dict)]
-    return [b for b in boxes if b is not None and b[0] < b[2] and b[1] < b[3]]
-
-
-def well_formed(response: str) -> bool:
-    """Whether the answer is a JSON list, each item with a box of four numbers and a point of two."""
-    items = parse_items(response)
-    return items is not None and all(
-        isinstance(item, dict)
-        and numbers(item.get("bbox_2d"), 4) is not None
-        and numbers(item.get("point_2d"), 2) is not None
-        for item in items
-    )
 
 
 def score_boxes(predictions: Sequence[Prediction]) -> Metrics:

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import Sam2Model, Sam2Processor
 
-from visurf_ray.answers.boxes import numbers, parse_items
+from visurf_ray.answers.boxes import Box, Point, box_in, parse_items, point_in
 from visurf_ray.errors import UserError
 
-# (box, point): box (x1, y1, x2, y2), point (x, y) or None, in pixels of the image that is segmented.
-Prompt = tuple[tuple[float, ...], tuple[float, ...] | None]
+Prompt = tuple[Box, Point | None]  # of one object, in pixels of the image that is segmented
 
 _OBJECTS_AT_ONCE = 16  # memory, never the result
 
@@ -103,15 +102,17 @@ def prompts_of(response: str, scale_x: float = 1.0, scale_y: float = 1.0) -> lis
     """The objects of an answer that have a box with an area, scaled and rounded half up; none for no JSON list."""
     found: list[Prompt] = []
     for item in parse_items(response) or []:
-        box = numbers(item.get("bbox_2d"), 4) if isinstance(item, dict) else None
+        box, point = box_in(item), point_in(item)
         if box and box[0] < box[2] and box[1] < box[3]:
-            point = numbers(item.get("point_2d"), 2)
-            found.append((_scale(box, scale_x, scale_y), _scale(point, scale_x, scale_y) if point else None))
+            x1, y1, x2, y2 = box
+            scaled = (*_scale((x1, y1), scale_x, scale_y), *_scale((x2, y2), scale_x, scale_y))
+            found.append((scaled, _scale(point, scale_x, scale_y) if point else None))
     return found
 
 
-def _scale(values: Sequence[float], x: float, y: float) -> tuple[float, ...]:
-    return tuple(int(value * (x, y)[index % 2] + 0.5) for index, value in enumerate(values))
+def _scale(point: Point, x: float, y: float) -> Point:
+    """Return the scaled point, rounded half up."""
+    return int(point[0] * x + 0.5), int(point[1] * y + 0.5)
 
 
 def _is_folder(path: str) -> bool:

@@ -23,12 +23,12 @@ from shapely import union_all
 from shapely.geometry import box as polygon
 from sklearn.metrics import roc_auc_score
 
-from visurf_ray.answers.boxes import parse_targets
+from visurf_ray.answers.boxes import answered_boxes, parse_targets
 from visurf_ray.answers.rle import area
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import answered_boxes, score_boxes
+from visurf_ray.scoring.metrics import score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
 from visurf_ray.tasks.mask_task import MaskTask
 

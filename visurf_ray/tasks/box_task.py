@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from visurf_ray.answers.boxes import Target, check_targets, dump_truth, parse_targets, render
+from visurf_ray.answers.boxes import Box, Target, answered_boxes, check_targets, dump_truth, parse_targets, render
 from visurf_ray.answers.rle import Rle, parse_masks
 from visurf_ray.data.mask_rows import mask_rows
 from visurf_ray.data.rows import Row, load_table, rows_of
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.scoring.metrics import answered_boxes, score_boxes
-from visurf_ray.tasks.task import Box, Task
+from visurf_ray.scoring.metrics import score_boxes
+from visurf_ray.tasks.task import Task
 
 # How the answer is to be written, for prompts that are formatted: braces are doubled.
 AS_LIST = (

@@ -8,14 +8,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import STYLES
-from visurf_ray.answers.responses import answer_text, has_thinking, respond
+from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.responses import STYLES, answer_text, has_thinking, respond
 from visurf_ray.answers.visual_rft import answered_detections, check_inside, in_pixels, parse_boxes
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.scoring.average_precision import average_precision
-from visurf_ray.tasks.task import Box, Task
+from visurf_ray.tasks.task import Task
 
 # An apostrophe within a word is no quotation mark.
 _QUOTED = re.compile(r"""(?<!\w)(['"])(.+?)\1(?!\w)""")

@@ -5,13 +5,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import STYLES
-from visurf_ray.answers.responses import answer_or_rest, answer_text, has_thinking, respond
+from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.responses import STYLES, answer_or_rest, answer_text, has_thinking, respond
 from visurf_ray.answers.visual_rft import box_iou, check_inside, in_pixels, parse_box, parse_true_box
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.task import Box, Task
+from visurf_ray.tasks.task import Task
 
 
 class GroundingTask(Task):

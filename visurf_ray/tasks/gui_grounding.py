@@ -21,12 +21,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import Target, answered_points, dump_targets, parse_items, parse_targets
+from visurf_ray.answers.boxes import Target, answered_points, dump_targets, parse_items, parse_targets, well_formed
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.data.rows import Row, json_object, open_image
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import well_formed
 from visurf_ray.tasks.box_task import BoxTask
 
 _POINTING = re.compile(r"pyautogui\.(?:click|doubleClick|rightClick|moveTo)\(\s*([\d.]+)\s*,\s*([\d.]+)", re.IGNORECASE)

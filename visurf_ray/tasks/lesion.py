@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import parse_items, parse_targets
+from visurf_ray.answers.boxes import Box, answered_boxes, parse_items, parse_targets
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import Box, answered_boxes, iou, score_boxes
+from visurf_ray.scoring.metrics import iou, score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
 from visurf_ray.tasks.mask_task import MaskTask
 

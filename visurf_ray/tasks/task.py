@@ -4,14 +4,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from visurf_ray.answers.boxes import STYLES
+from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.responses import STYLES
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.names import nearest
-
-Box = tuple[float, ...]
 
 
 class Task(ABC):
