@@ -1,4 +1,4 @@
-"""Examines a base model on held-out scenes: free-running greedy answers, never teacher-forced scores."""
+"""Evaluates a base model on held-out scenes by its greedy answers; teacher-forced scores would be too optimistic."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from visurf_ray.aliases import HFModel, Processor
 from visurf_ray.answers.boxes import Box, box_in, parse_items, parse_targets
 from visurf_ray.answers.responses import answer_or_rest, answer_text, has_thinking
 from visurf_ray.answers.visual_rft import answered_detections, box_iou, parse_box
@@ -21,14 +22,34 @@ _LISTED = re.compile(r"a (\d) \[(\d+), (\d+), (\d+), (\d+)\]")
 
 
 def examine(
-    model, processor, *, split: Split, scenes: int, digits: Sequence[int] = (1, 2, 3, 4), seed: int = 1
+    model: HFModel,
+    processor: Processor,
+    *,
+    split: Split,
+    scenes: int,
+    digits: Sequence[int] = (1, 2, 3, 4),
+    seed: int = 1,
 ) -> dict[str, float]:
-    """Ask every kind of question about `scenes` scenes each and score the greedy answers, as shares in [0, 1].
+    """Ask every kind of question and score the greedy answers.
 
-    format: answers in the form that the question asks for, other tasks' forms apart. list: digits named and boxed
-    (IoU > 0.5) when listing. read, count, presence, select, sum, name: right answers. bbox_acc: right boxes over
-    answered and true boxes, whichever are more, when grounding. empty: `[]` given to grounding questions, though the
-    digits are there. detect, corners: boxes in thousandths with an IoU above 0.5.
+    Args:
+        model: The model.
+        processor: Its processor.
+        split: The split to take scans from.
+        scenes: The number of scenes for each kind of question.
+        digits: The numbers of digits that a scene may have.
+        seed: Draws scenes and questions.
+
+    Returns:
+        Shares between 0 and 1.
+
+        - format: answers in the form that the question asks for, without the kinds in FORMS.
+        - list: of all digits, those that are listed with a box of IoU above 0.5.
+        - read, count, presence, select, sum, name: right answers to the kind of that name.
+        - bbox_acc: for grounding, the number of true boxes answered with an IoU above 0.5, over the number of answered
+          or of true boxes, whichever is larger.
+        - empty: grounding questions answered `[]`, although the digits are there.
+        - detect, corners: answers with one box, in thousandths, of IoU above 0.5.
     """
     rng = np.random.default_rng(seed)
     scores: dict[str, list[float]] = {"format": [], "list": [], "bbox_acc": [], "empty": []}
@@ -56,8 +77,8 @@ def examine(
 
 
 @torch.no_grad()
-def answer(model, processor, lessons: list[Lesson], batch_size: int = 50) -> list[str]:
-    """Greedy responses, without special tokens."""
+def answer(model: HFModel, processor: Processor, lessons: list[Lesson], batch_size: int = 50) -> list[str]:
+    """Return the greedy responses to the lessons' questions, without special tokens."""
     model.eval()
     responses: list[str] = []
     for begin in range(0, len(lessons), batch_size):

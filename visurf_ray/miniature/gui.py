@@ -1,4 +1,4 @@
-"""Screens to click: a keypad whose buttons, narrow and wide, bear handwritten digits."""
+"""The drawn task of GUI grounding: a keypad whose narrow and wide buttons show handwritten digits."""
 
 from typing import ClassVar
 
@@ -17,7 +17,7 @@ _LAYOUTS = ((1, 1, 1), (1, 2), (2, 1), (3,))  # widths of a row's buttons, in ce
 
 
 class MiniatureGui(DrawnTask, GuiGroundingTask):
-    """ "Click 7.": the button's box, and a point on it."""
+    """The question is "Click 7."; the answer is the button's box and a point on it."""
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "{query} Reason in <think>, then answer in <answer> with a JSON list of bbox_2d and point_2d.",
@@ -31,7 +31,7 @@ class MiniatureGui(DrawnTask, GuiGroundingTask):
 
 
 def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, dict[int, IntBox]]:
-    """A screen, and the box of each digit's button; no digit is on two buttons, and one button at least is there."""
+    """Return a screen with at least one button, and the box of each button by its digit; all digits differ."""
     places = [place for place in _layout(rng) if rng.random() >= _EMPTY] or [(0, 0, CELL, CELL)]
     values = rng.choice(10, size=len(places), replace=False)
     canvas = lit_canvas(rng.uniform(0.25, 0.35))
@@ -49,7 +49,7 @@ def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, di
 
 
 def _layout(rng: np.random.Generator) -> list[IntBox]:
-    """The cells of the screen, some of them joined."""
+    """Return the places for buttons: the grid's cells, some of them joined to wider ones."""
     places = []
     for row in range(GRID):
         column = 0

@@ -1,4 +1,4 @@
-"""The embedded task: find digits in scenes, and say `[]` for digits that are not there."""
+"""The embedded task: find digits in scenes, and answer `[]` for digits that are absent."""
 
 from typing import ClassVar
 
