@@ -7,7 +7,7 @@ import pytest
 import ray
 
 from tests.integration.test_train import run
-from visurf_ray.answers.boxes import PROMPT, Target, dump_truth, render
+from visurf_ray.answers.boxes import Target, dump_truth, render
 from visurf_ray.answers.rle import decode, encode, objects_in
 from visurf_ray.groups import Example, Group, Prediction, Prompt, Response, Source
 from visurf_ray.rewards import load_reward
@@ -71,6 +71,7 @@ def test_the_pool_gives_the_image_to_a_reward_that_needs_it(sam2, config):
 @pytest.fixture
 def reasonseg(tmp_path) -> str:
     """Scenes of the miniature in ReasonSeg's layout, twice as large as the model knows; the first has no target."""
+    from visurf_ray.miniature.drawn import FIND_PROMPT
     from visurf_ray.miniature.scenes import draw_scene, present_query
 
     folder = tmp_path / "val"
@@ -85,7 +86,7 @@ def reasonseg(tmp_path) -> str:
             for x1, y1, x2, y2 in boxes
         ]
         scene.image.resize((168, 168)).save(folder / f"{number}.jpg", quality=95)
-        annotation = {"text": [PROMPT.format(query=query.text)], "is_sentence": True, "shapes": shapes}
+        annotation = {"text": [FIND_PROMPT.format(query=query.text)], "is_sentence": True, "shapes": shapes}
         (folder / f"{number}.json").write_text(json.dumps(annotation))
     return str(folder)
 

@@ -5,8 +5,6 @@ import json
 import pytest
 
 from visurf_ray.answers.boxes import (
-    PROMPT,
-    STYLES,
     Target,
     check_targets,
     dump_targets,
@@ -15,7 +13,7 @@ from visurf_ray.answers.boxes import (
     parse_targets,
     render,
 )
-from visurf_ray.answers.responses import answer_text
+from visurf_ray.answers.responses import STYLES, answer_text
 
 TWO = [Target((1, 2, 30, 40), (15, 21)), Target((0.5, 0, 7, 8), (3, 4))]
 
@@ -43,11 +41,6 @@ def test_the_thinking_may_be_empty_or_absent():
 
 def test_a_target_around_a_box_points_at_its_middle():
     assert Target.around((10, 20, 31, 40)) == Target((10, 20, 31, 40), (20, 30))
-
-
-def test_the_prompt_names_query_and_form():
-    text = PROMPT.format(query="the 7")
-    assert all(part in text for part in ("the 7", "<think>", "<answer>", "JSON list", "bbox_2d", "point_2d"))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from visurf_ray.answers.boxes import dump_targets, parse_items, parse_targets
 from visurf_ray.answers.responses import answer_text, has_thinking
 from visurf_ray.config.load import load_config
 from visurf_ray.data.rows import Row
+from visurf_ray.miniature.drawn import FIND_PROMPT
 from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
 from visurf_ray.miniature.scenes import (
     CANVAS,
@@ -231,6 +232,11 @@ def test_rows_of_both_splits_are_named_differently_and_pass_the_tasks_check(make
     for row in rows:
         task.check(row)
         assert row.id in row.where
+
+
+def test_the_prompt_names_the_query_and_the_form_of_the_answer():
+    text = FIND_PROMPT.format(query="the 7")
+    assert all(part in text for part in ("the 7", "<think>", "<answer>", "JSON list", "bbox_2d", "point_2d"))
 
 
 # Lessons

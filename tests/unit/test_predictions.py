@@ -1,4 +1,4 @@
-"""predictions.jsonl: what was written can be scored again, and what is no prediction is named by its line."""
+"""predictions.jsonl: what was written can be scored again, and what is not a prediction is named by its line."""
 
 import json
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_a_line_that_is_no_prediction_is_named(tmp_path, line):
     path = tmp_path / "predictions.jsonl"
     write_predictions([PREDICTION], path)
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(DataError, match=r"predictions\.jsonl, line 2 is no prediction"):
+    with pytest.raises(DataError, match=r"predictions\.jsonl, line 2 is not a prediction"):
         read_predictions(path)
 
 

@@ -60,7 +60,7 @@ def test_coco_run_lengths_in_every_form():
     ],
 )
 def test_what_is_no_run_lengths_is_refused(value):
-    with pytest.raises(ValueError, match="is no COCO RLE"):
+    with pytest.raises(ValueError, match="is not a COCO RLE"):
         check_rle(value)
 
 
@@ -131,11 +131,11 @@ def test_rewards_take_both_forms():
 
 
 def test_a_mask_that_is_none_is_named():
-    with pytest.raises(ValueError, match="has a mask that is no COCO RLE"):
+    with pytest.raises(ValueError, match="has a mask that is not a COCO RLE"):
         parse_masks('{"objects": [], "mask": 7}')
 
 
 @pytest.mark.parametrize("counts", [[], [1, 1], [-1, 5], [2, 9], ""])
 def test_runs_that_do_not_cover_the_image_are_refused(counts):
-    with pytest.raises(ValueError, match="is no COCO RLE"):
+    with pytest.raises(ValueError, match="is not a COCO RLE"):
         check_rle({"size": [2, 2], "counts": counts})

@@ -161,10 +161,13 @@ def test_trls_columns(write_jsonl, prompt, problem, image, solution):
     [
         ({"image": None, "images": ["picture.png"] * 2}, "it has 2 images, but a row must have one"),
         ({"image": None, "images": []}, "it has 0 images, but a row must have one"),
-        ({"problem": None, "prompt": [{"role": "assistant", "content": "2"}]}, r"no answer, it has \['assistant"),
-        ({"problem": None, "prompt": [{"role": "user", "content": "a"}] * 2}, r"it has \['user', 'user'\]"),
-        ({"problem": None, "prompt": []}, r"it has \[\]"),
-        ({"problem": None, "prompt": ["How many?"]}, 'the prompt is no conversation: ."How many'),
+        (
+            {"problem": None, "prompt": [{"role": "assistant", "content": "2"}]},
+            r"one user message, not \['assistant",
+        ),
+        ({"problem": None, "prompt": [{"role": "user", "content": "a"}] * 2}, r"message, not \['user', 'user'\]"),
+        ({"problem": None, "prompt": []}, r"message, not \[\]"),
+        ({"problem": None, "prompt": ["How many?"]}, 'the prompt is not a conversation: ."How many'),
     ],
 )
 def test_what_no_schema_allows_is_named_by_row(write_jsonl, row, complaint):

@@ -58,7 +58,7 @@ def test_the_image_may_be_smaller_than_the_mask(reward, sam2):
     """The model sees a resized image, the mask is of the stored size."""
     large = Segmenter(sam2, "model").segment(picture(), [(TARGET.bbox_2d, TARGET.point_2d)], (120, 200))
     assert reward(RIGHT, truth(large), picture()).parts["mask_iou"] == 1.0
-    with pytest.raises(ValueError, match=r"has a mask that is no COCO RLE"):
+    with pytest.raises(ValueError, match=r"has a mask that is not a COCO RLE"):
         reward(RIGHT, dump_truth([TARGET], mask=7), picture())
 
 

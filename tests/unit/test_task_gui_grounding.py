@@ -104,7 +104,7 @@ def test_bad_files_are_named(omniact, open_task, tmp_path):
         open_task("gui_grounding", source).train_rows()
     source = omniact("pyautogui.click(50,15)")
     (tmp_path / "data/tasks/desktop/clock/task_1.0.txt").write_text("Stop the clock")
-    with pytest.raises(DataError, match=rf"{re.escape(source)}, row 2849: .*it begins 'Stop the clock'"):
+    with pytest.raises(DataError, match=rf"{re.escape(source)}, row 2849: .*but it begins 'Stop the clock'"):
         open_task("gui_grounding", source).train_rows()
 
 

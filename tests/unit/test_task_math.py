@@ -113,8 +113,8 @@ def test_the_general_schemas_are_read_as_well(write_jsonl, open_task, open_loade
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        (CHOICE | {"answer": "90°"}, "the answer '90°' is no choice, and no letter of one"),
-        (CHOICE | {"answer": "D"}, "the answer 'D' is no choice"),
+        (CHOICE | {"answer": "90°"}, "the answer '90°' is neither a choice nor the letter of one"),
+        (CHOICE | {"answer": "D"}, "the answer 'D' is neither a choice"),
         (FREE | {"answer": " "}, "the answer is empty"),
         (FREE | {"answer": "{2"}, r"the answer cannot be written in .boxed\{\}: '\{2'"),
         (FREE | {"answer": None}, "the answer is empty"),

@@ -145,7 +145,7 @@ def test_a_table_is_read_as_well(write_parquet):
 @pytest.mark.parametrize(
     ("annotation", "message"),
     [
-        ({"text": []}, "text must be a list of one question or more"),
+        ({"text": []}, "text must be a list of at least one question"),
         ({"text": "the cup"}, "text must be a list"),
         ({"shapes": [{"label": "target"}]}, "'points' is missing"),
         ({"shapes": [{"points": []}]}, "'label' is missing"),
@@ -157,7 +157,7 @@ def test_a_table_is_read_as_well(write_parquet):
 )
 def test_a_bad_annotation_is_named(write_folder, annotation, message):
     task = make_task(write_folder(good={}, poor=annotation))
-    with pytest.raises(DataError, match=rf"(?s)poor\.json is no ReasonSeg annotation.*{message}"):
+    with pytest.raises(DataError, match=rf"(?s)poor\.json is not a ReasonSeg annotation.*{message}"):
         task.held_out_rows()
 
 

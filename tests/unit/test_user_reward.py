@@ -85,7 +85,7 @@ def test_a_dict_gives_named_parts(file):
     ("name", "message"),
     [
         ("FILE:scor", r"has no 'scor'\. Did you mean 'score'\?"),
-        ("FILE:number", "'number' is no function but a int"),
+        ("FILE:number", "'number' is not a function but int"),
         ("FILE:one", r"must take \(response, ground_truth\), but too many positional arguments"),
         ("/nowhere/a.py:score", "there is no file /nowhere/a.py"),
         ("no_such_module:score", "cannot be imported .*No module named 'no_such_module'"),

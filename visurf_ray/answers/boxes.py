@@ -1,70 +1,78 @@
-"""Answers that are lists of boxes and points: prompt, rendering and parsing.
+"""Answers that are lists of boxes and points: writing and parsing.
 
-The paper's form: reasoning in `<think>`, then `<answer>` with a JSON list of `{"bbox_2d": [x1, y1, x2, y2],
-"point_2d": [x, y]}`; the empty list says that nothing in the image is meant. A ground truth is such a list or, where
-the data have masks, `{"objects": [the list], "mask": RLE, "ignore": RLE}`; see `answers.rle`.
+The paper's form is reasoning in `<think>`, then `<answer>` with a JSON list of `{"bbox_2d": [x1, y1, x2, y2],
+"point_2d": [x, y]}`. An empty list means that the image holds no target object. A ground truth is such a list, or
+`{"objects": [the list], "mask": RLE, "ignore": RLE}` if the data have masks (see `answers.rle`).
 """
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from visurf_ray.answers.responses import answer_text, respond
+from visurf_ray.aliases import Json
+from visurf_ray.answers.responses import STYLES, answer_text, respond
 
-PROMPT = "Find {query}. Reason in <think>, then answer in <answer> with a JSON list of bbox_2d and point_2d."
-
-# How a ground truth is written, by name: the separators between items and after keys (ViSurf §4.2.4, "align").
-STYLES: dict[str, tuple[str, str]] = {"spaced": (", ", ": "), "compact": (",", ":")}
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+IntBox = tuple[int, int, int, int]
+Point = tuple[float, float]  # x, y
 
 
 @dataclass(frozen=True)
 class Target:
-    """One object: box (x1, y1, x2, y2) and point (x, y), in pixels of the image that the model sees."""
+    """One object: its box and a point on it, in pixels.
 
-    bbox_2d: tuple[float, float, float, float]
-    point_2d: tuple[float, float]
+    A row's targets are in pixels of the stored image, an example's in pixels of the image that the model sees.
+    """
+
+    bbox_2d: Box
+    point_2d: Point
 
     @staticmethod
-    def around(box: Sequence[int]) -> "Target":
-        """The box with its centre as the point."""
+    def around(box: IntBox) -> "Target":
+        """Return the target with this box and its centre, rounded down, as the point."""
         x1, y1, x2, y2 = box
         return Target((x1, y1, x2, y2), ((x1 + x2) // 2, (y1 + y2) // 2))
 
 
 def dump_targets(targets: Sequence[Target], style: str = "spaced") -> str:
+    """Return the JSON list of `targets`, with the separators of a style in `STYLES`."""
     return json.dumps(_items(targets), separators=STYLES[style])
 
 
-def dump_truth(targets: Sequence[Target], **masks: Any) -> str:
-    """The ground truth of these objects; `masks` are `mask` and `ignore`, COCO RLEs, or None."""
-    given = {name: rle for name, rle in masks.items() if rle is not None}
+def dump_truth(targets: Sequence[Target], **extra: object) -> str:
+    """Return the ground truth of these objects as JSON.
+
+    Args:
+        targets: The objects.
+        extra: `mask` and `ignore`, COCO RLEs. Values of None are left out.
+    """
+    given = {name: value for name, value in extra.items() if value is not None}
     return json.dumps({"objects": _items(targets)} | given) if given else dump_targets(targets)
 
 
-def _items(targets: Sequence[Target]) -> list[dict[str, Any]]:
+def _items(targets: Sequence[Target]) -> list[dict[str, list[float]]]:
     return [{"bbox_2d": list(target.bbox_2d), "point_2d": list(target.point_2d)} for target in targets]
 
 
 def render(targets: Sequence[Target], style: str = "spaced", thinking: str | None = None) -> str:
-    """The response that gives `targets`; without reasoning unless `thinking` is given."""
+    """Return the response that answers with `targets`, preceded by `thinking` unless that is None."""
     return respond(dump_targets(targets, style), thinking)
 
 
-def parse_items(response: str) -> list[Any] | None:
-    """The JSON list in the answer, items unchecked, or None when there is no such list."""
+def parse_items(response: str) -> list[object] | None:
+    """Return the items of the JSON list in the answer, unchecked, or None if the answer is not a JSON list."""
     text = answer_text(response)
     if text is None:
         return None
     try:
         items = json.loads(text)
-    except (ValueError, RecursionError):  # the latter for "[[[[…"
+    except (ValueError, RecursionError):  # RecursionError: "[[[[…"
         return None
     return items if isinstance(items, list) else None
 
 
-def numbers(value: Any, count: int) -> tuple[float, ...] | None:
-    """`value` as `count` finite numbers, or None when it is not a list of so many."""
+def numbers(value: object, count: int) -> tuple[float, ...] | None:
+    """Return `value` as a tuple if it is a list of `count` numbers of magnitude below 1e9, else None."""
     if not isinstance(value, list) or len(value) != count:
         return None
     if not all(isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < 1e9 for v in value):
@@ -72,19 +80,54 @@ def numbers(value: Any, count: int) -> tuple[float, ...] | None:
     return tuple(value)
 
 
-def answered_points(items: Sequence[Any]) -> list[tuple[float, ...]]:
-    """The points of the answer's items; where no item has one, the centres of the boxes. Malformed ones are left out.
+def box_in(item: object, key: str = "bbox_2d") -> Box | None:
+    """Return the box under `key` of an answer's item, or None if no four numbers are there."""
+    found = numbers(item.get(key), 4) if isinstance(item, dict) else None
+    if found is None:
+        return None
+    x1, y1, x2, y2 = found
+    return x1, y1, x2, y2
 
-    An item that lacks its point does not cost the points of the others.
+
+def point_in(item: object) -> Point | None:
+    """Return the `point_2d` of an answer's item, or None if no two numbers are there."""
+    found = numbers(item.get("point_2d"), 2) if isinstance(item, dict) else None
+    if found is None:
+        return None
+    x, y = found
+    return x, y
+
+
+def answered_boxes(response: str) -> list[Box] | None:
+    """Return the answer's boxes that have an area, or None if the answer is not a JSON list."""
+    items = parse_items(response)
+    if items is None:
+        return None
+    return [box for item in items if (box := box_in(item)) and box[0] < box[2] and box[1] < box[3]]
+
+
+def answered_points(items: Sequence[object]) -> list[Point]:
+    """Return the points of an answer's items, or the centres of their boxes if no item has a point.
+
+    Items without a well-formed point are skipped; the points of the other items still count.
     """
-    given = [item for item in items if isinstance(item, dict)]
-    points = [point for item in given if (point := numbers(item.get("point_2d"), 2))]
-    boxes = [box for item in given if (box := numbers(item.get("bbox_2d"), 4))]
+    points = [point for item in items if (point := point_in(item))]
+    boxes = [box for item in items if (box := box_in(item))]
     return points or [((x1 + x2) / 2, (y1 + y2) / 2) for x1, y1, x2, y2 in boxes]
 
 
-def parse_truth(ground_truth: str) -> dict[str, Any]:
-    """The ground truth's `objects`, unchecked, with the `mask` and what else it has. Raises ValueError for no JSON."""
+def well_formed(response: str) -> bool:
+    """Return whether the answer is a JSON list in which each item has a box of four numbers and a point of two."""
+    items = parse_items(response)
+    return items is not None and all(box_in(item) is not None and point_in(item) is not None for item in items)
+
+
+def parse_truth(ground_truth: str) -> dict[str, Json]:
+    """Return the ground truth as an object whose `objects` are the unchecked list; a bare list becomes such an object.
+
+    Raises:
+        ValueError: The text is not JSON.
+    """
     try:
         value = json.loads(ground_truth)
     except ValueError as error:
@@ -93,22 +136,29 @@ def parse_truth(ground_truth: str) -> dict[str, Any]:
 
 
 def parse_targets(ground_truth: str) -> list[Target]:
-    """The ground truth's objects. Raises ValueError that says what is wrong with the text."""
+    """Return the ground truth's objects.
+
+    Raises:
+        ValueError: The text is not a ground truth. The message continues "row N: the solution …".
+    """
     items = parse_truth(ground_truth)["objects"]
     if not isinstance(items, list):
         raise ValueError(f"must be a JSON list of objects with bbox_2d and point_2d, not {ground_truth[:80]!r}")
     targets = []
     for number, item in enumerate(items):
-        box = numbers(item.get("bbox_2d"), 4) if isinstance(item, dict) else None
-        point = numbers(item.get("point_2d"), 2) if isinstance(item, dict) else None
+        box, point = box_in(item), point_in(item)
         if box is None or point is None:
             raise ValueError(f"item {number} needs bbox_2d with 4 numbers and point_2d with 2: {json.dumps(item)[:80]}")
-        targets.append(Target(box, point))  # type: ignore[arg-type]
+        targets.append(Target(box, point))
     return targets
 
 
 def check_targets(targets: Sequence[Target], width: float, height: float) -> None:
-    """Raise ValueError unless every box has an area and, with its point, lies within the image."""
+    """Check that every box has an area, and that boxes and points lie within an image of this size in pixels.
+
+    Raises:
+        ValueError: A target does not fit. The message names its place in the list.
+    """
     for number, target in enumerate(targets):
         x1, y1, x2, y2 = target.bbox_2d
         if x1 >= x2 or y1 >= y2:

@@ -1,37 +1,42 @@
-"""Masks as COCO's run lengths (RLE): small, JSON, and counted without being unpacked.
-
-An `Rle` is `{"size": [H, W], "counts": "…"}`, as `pycocotools.mask` reads and writes it.
-"""
+"""Masks as COCO run-length encodings (RLE): small, valid JSON, and measured without being decoded."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 from scipy import ndimage
 
-from visurf_ray.answers.boxes import Target, parse_truth
+from visurf_ray.aliases import Json
+from visurf_ray.answers.boxes import IntBox, Target, parse_truth
 
-Rle = dict[str, Any]
+Rle = dict[str, Json]  # {"size": [H, W], "counts": "…"}, as pycocotools.mask reads and writes it
 
-# Connected parts below this share of the largest are specks that drawing and occlusion leave, and no objects.
+# A connected part smaller than this share of the largest one is left over from drawing or occlusion, not an object.
 _SPECK = 0.01
 
 
-def encode(mask: NDArray[Any]) -> Rle:
-    """The run lengths of a mask (H, W): what is not 0 belongs to it."""
+def encode(mask: NDArray[np.generic]) -> Rle:
+    """Return the RLE of a mask (H, W), to which all non-zero pixels belong."""
     rle = coco.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def decode(rle: Rle) -> NDArray[np.bool_]:
-    """The mask (H, W). Raises ValueError for run lengths that do not fit the size."""
+    """Return the mask (H, W).
+
+    Raises:
+        ValueError: The runs do not fit the size.
+    """
     return coco.decode(rle).astype(bool)
 
 
-def check_rle(value: Any) -> Rle:
-    """`value` with its run lengths compressed, if they were a list. Raises ValueError for what is no COCO RLE."""
+def check_rle(value: Json) -> Rle:
+    """Return `value` as an RLE with compressed counts; its counts may be compressed or a list of run lengths.
+
+    Raises:
+        ValueError: `value` is not a COCO RLE, or its runs do not cover the image exactly.
+    """
     try:
         height, width = (int(side) for side in value["size"])
         counts = value["counts"]
@@ -40,15 +45,19 @@ def check_rle(value: Any) -> Rle:
                 raise ValueError("the runs must cover the image")
             return encode(coco.decode(coco.frPyObjects({"size": [height, width], "counts": counts}, height, width)))
         rle = {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}
-        if int(decode(rle).sum()) != area(rle):  # runs that end early leave the rest undefined
+        if int(decode(rle).sum()) != area(rle):  # pixels after the last run are undefined
             raise ValueError("the runs must cover the image")
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ValueError(f"is no COCO RLE, {{'size': [H, W], 'counts': …}} ({error}): {str(value)[:80]}") from error
+        raise ValueError(f"is not a COCO RLE {{'size': [H, W], 'counts': …}} ({error}): {str(value)[:80]}") from error
     return rle
 
 
 def parse_masks(ground_truth: str) -> dict[str, Rle]:
-    """The `mask` and the `ignore` of a ground truth, as far as it has them. Raises ValueError for what is no RLE."""
+    """Return the `mask` and the `ignore` mask of a ground truth, each only if the ground truth has it.
+
+    Raises:
+        ValueError: One of them is not an RLE. The message continues "row N: the solution …".
+    """
     truth = parse_truth(ground_truth)
     found: dict[str, Rle] = {}
     for name in ("mask", "ignore"):
@@ -61,9 +70,10 @@ def parse_masks(ground_truth: str) -> dict[str, Rle]:
 
 
 def overlap(first: Rle, second: Rle, ignore: Rle | None = None) -> tuple[int, int]:
-    """Pixels of the intersection and of the union of two masks, those of `ignore` not counted.
+    """Return the numbers of pixels in the intersection and the union of two masks; pixels in `ignore` do not count.
 
-    Raises ValueError for masks of different sizes.
+    Raises:
+        ValueError: The masks differ in size.
     """
     sizes = [rle["size"] for rle in (first, second, ignore) if rle]
     if any(size != sizes[0] for size in sizes):
@@ -79,25 +89,34 @@ def overlap(first: Rle, second: Rle, ignore: Rle | None = None) -> tuple[int, in
 
 
 def area(rle: Rle) -> int:
+    """Return the mask's number of pixels."""
     return int(coco.area(rle))
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """The box (x1, y1, x2, y2) of a mask's pixels, x2 and y2 behind the last ones. Some pixel must be set."""
+def bounding_box(mask: NDArray[np.bool_]) -> IntBox:
+    """Return the box around all pixels of a mask that is not empty; x2 and y2 are the first column and row outside."""
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
 def objects_in(mask: NDArray[np.bool_], box: Sequence[float] | None = None) -> list[Target]:
-    """Boxes and points of what a mask (H, W) shows: one object in `box`, if given, or one for each connected part.
+    """Return boxes and points of the objects in a mask.
 
-    Pixels that touch at a corner are connected. A box's far edges are the first pixels outside. The point is where the
-    distance to what is not the object, the image's frame included, is largest.
+    Args:
+        mask: The mask (H, W).
+        box: The box of the only object. None: each connected part is an object; pixels that touch at a corner are
+            connected.
+
+    Returns:
+        One target for each object; none for an empty mask. The x2 and y2 of a box that is made here are the first
+        column and row outside. The point is the pixel of the object that is farthest from any pixel outside it; the
+        image counts as surrounded by such pixels.
     """
     if not mask.any():
         return []
     if box is not None:
-        return [Target(tuple(box), _innermost(mask))]  # type: ignore[arg-type]
+        x1, y1, x2, y2 = box
+        return [Target((x1, y1, x2, y2), _innermost(mask))]
     parts, _ = ndimage.label(mask, np.ones((3, 3)))
     sizes = np.bincount(parts.ravel())[1:]
     found = []
@@ -111,6 +130,7 @@ def objects_in(mask: NDArray[np.bool_], box: Sequence[float] | None = None) -> l
 
 
 def _innermost(mask: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return x and y of the mask's pixel that is farthest from any pixel outside it."""
     distances = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     y, x = np.unravel_index(np.argmax(distances), distances.shape)
     return int(x), int(y)

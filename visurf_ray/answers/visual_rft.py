@@ -1,30 +1,29 @@
-"""Answers of Visual-RFT's data sets (arXiv 2503.01785; Liuziyu77/Visual-RFT): detections, class names, one box.
+"""Answers of Visual-RFT's data sets (arXiv 2503.01785; Liuziyu77/Visual-RFT): detections, class names, single boxes.
 
-A row has the columns image, problem and solution. The problem is the whole prompt, the form of the answer included; the
-solution is the answer in its `<answer>` tags. Boxes are (x1, y1, x2, y2) in thousandths of the image's sides: they hold
-for the image in every size, and nothing is scaled when it is resized.
+A row has the columns image, problem and solution. The problem is the whole prompt, including how to write the answer;
+the solution is the answer in its `<answer>` tags. Boxes are (x1, y1, x2, y2) in thousandths of the image's width and
+height, so they stay valid when the image is resized.
 """
 
 import json
 import re
 from collections.abc import Sequence
 
-from visurf_ray.answers.boxes import numbers
+from visurf_ray.answers.boxes import Box, IntBox, box_in, numbers
 from visurf_ray.answers.responses import answer_or_rest, answer_text, rest
 
-Box = tuple[float, ...]
-Detection = tuple[Box, float]  # and its confidence
-Corners = tuple[int, int, int, int]
+Detection = tuple[Box, float]  # a box and its confidence
 
-SIDE = 1000  # of every image, in its own thousandths
+SIDE = 1000  # width and height of every image in these coordinates
 _CORNER = r"\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\)"
 _BOX = re.compile(rf"{_CORNER}\s*,\s*{_CORNER}")
 
 
 def answered_detections(response: str) -> list[Detection] | None:
-    """The boxes of a response, each once, or None when it gives no list of boxes with confidences.
+    """Return the detections of a response, or None if its answer is not a list of boxes with confidences.
 
-    An answer that was cut keeps its complete items; without tags the whole response is the answer.
+    If the closing tag is missing, the answer is the text after `<answer>`; if both tags are missing, it is the whole
+    response. A truncated list keeps its complete items. Of detections with equal boxes only the first counts.
     """
     answer = answer_text(response)
     if answer is None:
@@ -34,13 +33,16 @@ def answered_detections(response: str) -> list[Detection] | None:
 
 
 def parse_detections(text: str) -> list[Detection] | None:
-    """The boxes of an answer, each once, or None when it is no list of boxes with confidences."""
+    """Return the detections of an answer, or None if it is not a list of boxes with confidences.
+
+    Of detections with equal boxes only the first counts.
+    """
     items = _parse_list(text)
     if items is None:
         return None
     found: dict[Box, float] = {}
     for item in items:
-        box = numbers(item.get("Position"), 4) if isinstance(item, dict) else None
+        box = box_in(item, "Position")
         confidence = numbers([item.get("Confidence")], 1) if isinstance(item, dict) else None
         if box is None or confidence is None:
             return None
@@ -49,18 +51,25 @@ def parse_detections(text: str) -> list[Detection] | None:
 
 
 def parse_boxes(ground_truth: str) -> list[Box]:
-    """The ground truth's boxes, with or without `<answer>` tags. Raises ValueError that says what is wrong."""
+    """Return the boxes of a ground truth, which may be in `<answer>` tags.
+
+    Raises:
+        ValueError: It is not a list of boxes. The message continues "row N: the solution …".
+    """
     items = _parse_list(answer_or_rest(ground_truth))
     if items is None:
         raise ValueError(f"must be a list of boxes or 'No Objects', not {ground_truth[:80]!r}")
-    boxes = [numbers(item.get("Position"), 4) if isinstance(item, dict) else None for item in items]
-    if None in boxes:
-        raise ValueError(f"item {boxes.index(None)} needs Position with 4 numbers: {ground_truth[:80]!r}")
-    return boxes  # type: ignore[return-value]
+    boxes = []
+    for number, item in enumerate(items):
+        box = box_in(item, "Position")
+        if box is None:
+            raise ValueError(f"item {number} needs Position with 4 numbers: {ground_truth[:80]!r}")
+        boxes.append(box)
+    return boxes
 
 
-def parse_box(text: str) -> Corners | None:
-    """The one box (x1, y1, x2, y2) in a text, or None when there is none, are several, or its corners are swapped."""
+def parse_box(text: str) -> IntBox | None:
+    """Return the box `(x1,y1),(x2,y2)` in a text, or None unless it has exactly one, with x1 < x2 and y1 < y2."""
     boxes = _BOX.findall(text)
     if len(boxes) != 1 or len(re.findall(_CORNER, text)) != 2:
         return None
@@ -68,8 +77,12 @@ def parse_box(text: str) -> Corners | None:
     return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
-def parse_true_box(ground_truth: str) -> Corners:
-    """The ground truth's box, with or without `<answer>` tags. Raises ValueError when it is not one box."""
+def parse_true_box(ground_truth: str) -> IntBox:
+    """Return the box of a ground truth, which may be in `<answer>` tags.
+
+    Raises:
+        ValueError: It is not exactly one box. The message continues "row N: the solution …".
+    """
     box = parse_box(answer_or_rest(ground_truth))
     if box is None:
         raise ValueError(f"must be one box (x1,y1),(x2,y2) of integers, not {ground_truth[:80]!r}")
@@ -77,12 +90,16 @@ def parse_true_box(ground_truth: str) -> Corners:
 
 
 def plain_name(name: str) -> str:
-    """A class's name for comparison: case, white space and underscores do not matter."""
+    """Return a class name in the form in which names are compared: lower case, no white space, no underscores."""
     return re.sub(r"[\s_]+", "", name).lower()
 
 
 def parse_true_name(ground_truth: str) -> str:
-    """The ground truth's class as `plain_name` writes it. Raises ValueError when it is empty."""
+    """Return the class name of a ground truth, which may be in `<answer>` tags, as `plain_name` writes it.
+
+    Raises:
+        ValueError: It is empty. The message continues "row N: the solution …".
+    """
     name = plain_name(answer_or_rest(ground_truth))
     if not name:
         raise ValueError("is empty: it must be the name of a class")
@@ -90,7 +107,7 @@ def parse_true_name(ground_truth: str) -> str:
 
 
 def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """IoU of two boxes (x1, y1, x2, y2) on a continuous plane; a box whose corners are swapped covers nothing."""
+    """Return the IoU of two boxes (x1, y1, x2, y2) with real-valued corners, 0 if a box has swapped corners."""
     width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
         return 0.0
@@ -99,9 +116,16 @@ def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def check_inside(box: Sequence[float], name: str = "box") -> None:
-    """Raise ValueError, with the box's `name`, unless the corners are in order and within the image.
+    """Check that a box in thousandths has its corners in order and within the image.
 
-    Equal ones pass: in thousandths, the smallest objects are rounded to nothing.
+    A box without an area passes, because rounding to thousandths leaves the smallest objects without one.
+
+    Args:
+        box: The box (x1, y1, x2, y2).
+        name: What the message calls the box.
+
+    Raises:
+        ValueError: The check fails. The message continues "row N: the solution …".
     """
     x1, y1, x2, y2 = box
     if not (0 <= x1 <= x2 <= SIDE and 0 <= y1 <= y2 <= SIDE):
@@ -109,19 +133,21 @@ def check_inside(box: Sequence[float], name: str = "box") -> None:
 
 
 def in_pixels(box: Sequence[float], size: tuple[int, int]) -> Box:
-    """A box in pixels of an image of that width and height."""
-    return tuple(edge * side / SIDE for edge, side in zip(box, (*size, *size), strict=True))
+    """Convert a box from thousandths to pixels of an image of this width and height."""
+    x1, y1, x2, y2 = box
+    width, height = size
+    return x1 * width / SIDE, y1 * height / SIDE, x2 * width / SIDE, y2 * height / SIDE
 
 
-def _parse_list(text: str) -> list | None:
-    """A list in JSON or with single quotes, in one pair of brackets or two; None when there is none."""
+def _parse_list(text: str) -> list[object] | None:
+    """Return the items of a list in JSON or with single quotes, in one or two pairs of brackets, or None."""
     if text.lower() == "no objects":
         return []
     if text.startswith("[") and not text.endswith("]"):
-        text = text[: text.rfind("}") + 1] + "]"  # up to the last complete item
+        text = text[: text.rfind("}") + 1] + "]"  # truncated: keep the complete items
     text = text.replace("'", '"').replace("[[", "[").replace("]]", "]")
     try:
         items = json.loads(text)
-    except (ValueError, RecursionError):  # the latter for "[[[[…"
+    except (ValueError, RecursionError):  # RecursionError: "[[[[…"
         return None
     return items if isinstance(items, list) else None

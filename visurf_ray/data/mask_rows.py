@@ -1,16 +1,16 @@
-"""VisionReasoner's evaluation sets: an image, a text, and the mask of what the text means.
+"""VisionReasoner's evaluation sets: an image, a question, and the mask of the objects that answer it.
 
 Columns (`Ricky06662/ReasonSeg_test`, `Ricky06662/grefcoco_val_all`; JIA-Lab-research/VisionReasoner,
 evaluation_segmentation.py):
 
 - `image`: an encoded image, or a path.
 - `text`: the question.
-- `mask`: of the image's size, as nested booleans (H, W); as an image, encoded or by its path, whose pixels are not 0
-  where something is meant; or as a COCO RLE.
-- `bbox`, optional: `[x1, y1, x2, y2]` of the one object that is meant.
-- `id`, or `image_id` and `ann_id`, optional: names the row in messages.
+- `mask`, of the image's size: nested booleans (H, W); or an image, encoded or by its path, whose non-zero pixels belong
+  to the objects; or a COCO RLE.
+- `bbox`, optional: `[x1, y1, x2, y2]` of the only object.
+- `id`, or `image_id` and `ann_id`, optional: name the row in messages.
 
-Boxes and points, which training and box metrics need, are made from the masks.
+Training and the box metrics need boxes and points; these are made from the masks.
 """
 
 import json
@@ -18,12 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 from PIL import Image
 
+from visurf_ray.aliases import Table
 from visurf_ray.answers.boxes import dump_truth, numbers
 from visurf_ray.answers.rle import bounding_box, check_rle, decode, encode, objects_in
 from visurf_ray.data.rows import Columns, Row, check_columns, root_of, rows_of
@@ -32,7 +33,7 @@ from visurf_ray.errors import DataError
 COLUMNS: Columns = {
     "id": ("id",),
     "problem": ("text",),
-    "solution": ("text",),  # until it is made from the mask
+    "solution": ("text",),  # a placeholder, replaced by what is made from the mask
     "image": ("image",),
     "image_id": ("image_id",),
     "ann_id": ("ann_id",),
@@ -40,13 +41,21 @@ COLUMNS: Columns = {
 }
 
 
-def mask_rows(table: Any, source: str, image_root: str | None, *, one_object: bool) -> list[Row]:
-    """Rows of a `datasets.Dataset`; with `one_object` all of a mask is one, otherwise each connected part is.
+def mask_rows(table: Table, source: str, image_root: str | None, *, one_object: bool) -> list[Row]:
+    """Return the rows of a table of masks.
 
-    Raises DataError for missing columns, and for a mask that is none, by its row."""
+    Args:
+        table: A `datasets.Dataset`.
+        source: The table's name in error messages, and the file or folder it was read from.
+        image_root: The folder that relative image paths start from. None: the folder of the data file.
+        one_object: Whether a mask is one object; otherwise each connected part is one.
+
+    Raises:
+        DataError: A column is missing, or a row's mask or box is malformed.
+    """
     check_columns(table, source, ("image", "text", "mask"))
     root = root_of(source, image_root)
-    cells = table.data.column("mask")  # Arrow's: booleans by the million are slow as Python objects
+    cells = table.data.column("mask")  # Arrow values: millions of Python booleans would be slow
 
     def read(entry: tuple[int, Row]) -> Row:
         number, row = entry
@@ -61,16 +70,14 @@ def mask_rows(table: Any, source: str, image_root: str | None, *, one_object: bo
             box = bounding_box(mask)
         return replace(row, solution=dump_truth(objects_in(mask, box), mask=encode(mask)), extra={})
 
-    with ThreadPoolExecutor() as threads:  # decoding and measuring leave Python's lock
+    with ThreadPoolExecutor() as threads:  # decoding and measuring release the GIL
         return list(threads.map(read, enumerate(rows_of(table, source, image_root, COLUMNS))))
 
 
-def _mask(cell: Any, root: Path, where: str) -> NDArray[np.bool_]:
-    """The mask (H, W) of an Arrow scalar."""
-    import pyarrow
-
+def _mask(cell: pa.Scalar, root: Path, where: str) -> NDArray[np.bool_]:
+    """Return the mask (H, W) in a cell. Raises DataError if it is malformed."""
     try:
-        if isinstance(cell, pyarrow.ListScalar | pyarrow.LargeListScalar) and cell.values is not None:
+        if isinstance(cell, pa.ListScalar | pa.LargeListScalar) and cell.values is not None:
             lines = cell.values
             return np.asarray(lines.flatten()).reshape(len(lines), -1) != 0
         value = cell.as_py()

@@ -1,21 +1,21 @@
-"""Rows of a data set: read with `datasets`, images left undecoded until they are asked for."""
+"""Rows of a data set, read with `datasets`. Images stay undecoded until they are used."""
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
+from visurf_ray.aliases import Json, Table
 from visurf_ray.data.stored import StoredImage, records
 from visurf_ray.errors import DataError
 
 _READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _REQUIRED = ("problem", "solution", "image")
 
-# What a row consists of, and the columns that hold it: of several the first that the table has.
+# The columns that can hold each part of a row, by the part's name. The first column that the table has is read.
 Columns = Mapping[str, Sequence[str]]
 COLUMNS: Columns = {
     "id": ("id",),
@@ -28,25 +28,44 @@ COLUMNS: Columns = {
 
 @dataclass(frozen=True)
 class Row:
-    """A question about an image, and its ground truth as JSON text. `where` names file and row in error messages."""
+    """A question about an image, and its solution.
+
+    Attributes:
+        id: The data set's own id, or else the row's number.
+        problem: The question as the data set has it.
+        solution: The ground truth as text, usually JSON; its form depends on the task.
+        image: A path, encoded bytes in a table, or a decoded image.
+        where: File and row, for error messages.
+        thinking: Reasoning that leads to the solution, if the data have it.
+        mask: A mask image from which the objects are made, in place of `solution` (see `tasks.mask_task`).
+        extra: The further columns that the task reads, by name; None for a column that the table lacks.
+    """
 
     id: str
     problem: str
     solution: str
-    image: Any  # a path, a StoredImage, or a PIL image
+    image: str | Path | StoredImage | Image.Image
     where: str
-    thinking: str | None = None  # reasoning that leads to the solution, where the data have it
-    mask: Path | None = None  # an image of the objects, in place of `solution`; see `tasks.mask_task`
-    extra: dict[str, Any] = field(default_factory=dict)  # what else the task reads, None where the table lacks it
+    thinking: str | None = None
+    mask: Path | None = None
+    extra: dict[str, Json] = field(default_factory=dict)
 
     def open_image(self) -> Image.Image:
-        """The image, its pixels not decoded yet. Raises DataError when it is missing or no image."""
+        """Return the image, its pixels not yet decoded.
+
+        Raises:
+            DataError: The image is missing, or its format is unknown.
+        """
         if isinstance(self.image, Image.Image):
             return self.image
         return open_image(self.image, self.where)
 
     def load_image(self) -> Image.Image:
-        """The decoded image in RGB. Raises DataError when its data are damaged."""
+        """Return the decoded image in RGB.
+
+        Raises:
+            DataError: The image is missing or damaged, or its format is unknown.
+        """
         image = self.open_image()
         try:
             return image.convert("RGB")
@@ -54,12 +73,20 @@ class Row:
             raise DataError(f"{self.where}: the image is damaged ({error})") from error
 
     def decoded(self) -> "Row":
-        """The row with its image decoded, not to be opened again. Raises DataError like `load_image`."""
+        """Return the row with its image decoded, so that it is read once only. Raises DataError like `load_image`."""
         return replace(self, image=self.load_image())
 
 
 def open_image(image: StoredImage | str | Path, where: str) -> Image.Image:
-    """An image, its pixels not decoded yet. Raises DataError when it is missing or no image."""
+    """Return an image, its pixels not yet decoded.
+
+    Args:
+        image: A path, or encoded bytes in a table.
+        where: File and row, for error messages.
+
+    Raises:
+        DataError: The image is missing, or its format is unknown.
+    """
     try:
         return Image.open(BytesIO(image.read()) if isinstance(image, StoredImage) else image)
     except FileNotFoundError as error:
@@ -72,18 +99,23 @@ def open_image(image: StoredImage | str | Path, where: str) -> Image.Image:
 def read_rows(
     source: str, image_root: str | None = None, columns: Columns = COLUMNS, *, rows_in: str | None = None
 ) -> list[Row]:
-    """Rows of a table; see `load_table` for where it may lie, and `rows_of` for its columns. Raises DataError."""
+    """Read the rows of a table. For the arguments see `load_table` and `rows_of`. Raises DataError like them."""
     return rows_of(load_table(source, rows_in), source, image_root, columns)
 
 
-def load_table(source: str, rows_in: str | None = None) -> Any:
-    """A `datasets.Dataset`: a .parquet, .jsonl or .json file; a folder of such, or of images beside a metadata.jsonl;
-    or a Hugging Face data set, `owner/name` or `owner/name/configuration`. Another split than `train` stands behind a
-    folder or a data set: `owner/name:split`.
+def load_table(source: str, rows_in: str | None = None) -> Table:
+    """Load a `datasets.Dataset`.
 
-    rows_in: the key of a .json file's object that holds the rows. Raises DataError for what cannot be read or is empty.
+    Args:
+        source: A .parquet, .jsonl or .json file; a folder of such files, or of images with a metadata.jsonl; or a
+            Hugging Face data set, `owner/name` or `owner/name/configuration`. For a folder or a data set, `:split`
+            may follow; without it the split is `train`.
+        rows_in: The key of the rows in the object that a .json file holds. None: the file itself is the list of rows.
+
+    Raises:
+        DataError: The source cannot be read, or has no rows.
     """
-    import datasets  # slow to import, and only needed where data are read
+    import datasets  # slow to import, and needed only to read data
 
     kind = _kind(source)
     if kind:
@@ -92,7 +124,7 @@ def load_table(source: str, rows_in: str | None = None) -> Any:
             raise DataError(f"there is no data file {path}")
         if path.stat().st_size == 0:
             raise DataError(f"{path} is empty")
-        split = "train"  # as `datasets` calls what it reads from a file
+        split = "train"  # the name that `datasets` gives to the rows of a file
         chosen = {"path": kind, "data_files": str(path)} | ({"field": rows_in} if rows_in else {})
     else:
         name, _, split = source.partition(":")
@@ -111,75 +143,86 @@ def load_table(source: str, rows_in: str | None = None) -> Any:
     return table
 
 
-def rows_of(table: Any, source: str, image_root: str | None = None, columns: Columns = COLUMNS) -> list[Row]:
-    """Rows of a table, which `source` names in messages.
+def rows_of(table: Table, source: str, image_root: str | None = None, columns: Columns = COLUMNS) -> list[Row]:
+    """Return the rows of a table.
 
-    Three schemas are known by their columns, and an `id` and a `thinking` are read where a table has them:
+    With the default `columns` these schemas are read, each with an `id` and a `thinking` column if the table has them:
 
     - VisionReasoner's: problem, solution, image.
-    - EasyR1's: problem, answer, images; the text `<image>` marks the image's place in the problem, and is removed.
-    - TRL's: prompt, a conversation of one user message, or a text; image or images; solution or answer. A system
-      message is left out: how to answer is told by task.prompt.
+    - EasyR1's: problem, answer, images. The text `<image>`, which marks the image's place in the problem, is removed.
+    - TRL's: prompt, which is text or a conversation with one user message; image or images; solution or answer. System
+      messages are dropped, because task.prompt says how to answer.
 
-    columns: a task's own names for them. What it names beside these comes as `Row.extra`. A solution that is no text is
-    kept as JSON. Images are encoded, and stay in the table; or paths, relative ones from `image_root` or else the
-    file's folder. A list of images must hold one.
-    Raises DataError for a missing column, an empty cell, and more images than one.
+    A solution that is not text is written as JSON. A list of images must have one item. Encoded images stay in the
+    table.
+
+    Args:
+        table: A `datasets.Dataset`.
+        source: The table's name in error messages, and the file or folder it was read from.
+        image_root: The folder that relative image paths start from. None: the folder of the data file.
+        columns: The columns to read for each part of a row. Parts other than those of COLUMNS go to `Row.extra`.
+
+    Raises:
+        DataError: A column is missing, a cell is empty, or a row does not have exactly one image.
     """
     held = {name: next((c for c in known if c in table.column_names), None) for name, known in columns.items()}
     missing = [" or ".join(columns[name]) for name in _REQUIRED if held[name] is None]
     check_columns(table, source, missing)
     table = table.select_columns(list(dict.fromkeys(column for column in held.values() if column)))
     image = held["image"]
-    assert image is not None, "it is required"
+    assert image is not None, "check_columns has refused a table without it"
     table = table.cast_column(image, _undecoded(table.features[image]))
     root = root_of(source, image_root)
     return [_row(record, held, source, number, root) for number, record in enumerate(records(table, image))]
 
 
-def json_object(path: Path) -> dict[str, Any] | None:
-    """The object that a .json file holds; None for what is no such file, a table of JSON lines too."""
+def json_object(path: Path) -> dict[str, Json] | None:
+    """Return the object in a .json file, or None if there is no such file or it holds anything else."""
     if path.suffix != ".json" or not path.is_file():
         return None
     try:
         content = json.loads(path.read_text())
-    except ValueError:
+    except ValueError:  # for example JSON lines
         return None
     return content if isinstance(content, dict) else None
 
 
-def check_columns(table: Any, source: str, columns: Sequence[str]) -> None:
-    """Raise DataError for the columns that a table lacks."""
+def check_columns(table: Table, source: str, columns: Sequence[str]) -> None:
+    """Check that a table has these columns; `source` is its name in the message.
+
+    Raises:
+        DataError: A column is missing.
+    """
     missing = [column for column in columns if column not in table.column_names]
     if missing:
         raise DataError(f"{source} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
 
 
 def root_of(source: str, image_root: str | None) -> Path:
-    """The folder that relative image paths start from."""
+    """Return the folder that relative image paths start from: `image_root`, or else the folder of the data."""
     if image_root:
         return Path(image_root).expanduser()
     return Path(source).expanduser().parent if _kind(source) else Path(source.partition(":")[0]).expanduser()
 
 
 def _kind(source: str) -> str | None:
-    """How `datasets` calls a file of that name; None for what is no file."""
+    """Return the name of the `datasets` reader for a file, or None if `source` does not name a data file."""
     return _READERS.get(Path(source).suffix)
 
 
 def _unread(source: str, error: Exception) -> str:
-    """Why a source cannot be read. What is no file and no folder was looked for on the hub, a misspelt path too."""
+    """Return why a source cannot be read. `datasets` looks on the hub for any name that is not a file or a folder."""
     reason = str(error.__cause__ or error)
     if _kind(source) or Path(source.partition(":")[0]).expanduser().is_dir():
         return f"{source} cannot be read: {reason}"
     return (
-        f"{source} cannot be read: there is no such folder, and no such Hugging Face data set (owner/name) can be had: "
+        f"{source} cannot be read: there is no such folder, and no such Hugging Face data set (owner/name) was found: "
         f"{reason}; a file must end in {', '.join(_READERS)}"
     )
 
 
-def _undecoded(feature: Any) -> Any:
-    """The feature with its images, or those of its list, left as they are stored."""
+def _undecoded(feature: object) -> object:
+    """Return the column type with images, also those in lists, left encoded."""
     import datasets
 
     if isinstance(feature, datasets.Image):
@@ -187,7 +230,7 @@ def _undecoded(feature: Any) -> Any:
     return datasets.List(_undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
 
 
-def _row(record: dict[str, Any], held: Mapping[str, str | None], source: str, number: int, root: Path) -> Row:
+def _row(record: dict[str, Json], held: Mapping[str, str | None], source: str, number: int, root: Path) -> Row:
     values = {name: record[column] if column else None for name, column in held.items()}
     identity = values.pop("id", None)
     where = f"{source}, row {number}" + (f" (id {identity})" if identity is not None else "")
@@ -207,24 +250,24 @@ def _row(record: dict[str, Any], held: Mapping[str, str | None], source: str, nu
     )
 
 
-def _question(problem: Any, where: str) -> str:
+def _question(problem: Json, where: str) -> str:
     text = _user_message(problem, where) if isinstance(problem, list) else str(problem)
     return text.replace("<image>", "").strip()
 
 
-def _user_message(conversation: list[Any], where: str) -> str:
-    """The text of a conversation's one user message, whose content is a text or a list of typed parts."""
+def _user_message(conversation: list[Json], where: str) -> str:
+    """Return the text of a conversation's only user message, whose content is text or a list of typed parts."""
     try:
         roles = [message["role"] for message in conversation if message["role"] != "system"]
         if roles != ["user"]:
-            raise DataError(f"{where}: the prompt must have one message of the user and no answer, it has {roles}")
+            raise DataError(f"{where}: apart from system messages, the prompt must be one user message, not {roles}")
         (content,) = [message["content"] for message in conversation if message["role"] == "user"]
         return content if isinstance(content, str) else "\n".join(part.get("text") or "" for part in content)
     except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: the prompt is no conversation: {json.dumps(conversation)[:80]}") from error
+        raise DataError(f"{where}: the prompt is not a conversation: {json.dumps(conversation)[:80]}") from error
 
 
-def _one_image(image: Any, root: Path, where: str) -> Any:
+def _one_image(image: Json, root: Path, where: str) -> Path | StoredImage:
     if isinstance(image, list):
         if len(image) != 1:
             raise DataError(f"{where}: it has {len(image)} images, but a row must have one")

@@ -1,28 +1,37 @@
-"""Encoded images that stay in the table: a data set larger than the memory is read like a small one."""
+"""Encoded images that stay in a memory-mapped table, so that a data set may be larger than the memory."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
+
+from visurf_ray.aliases import Json, Table
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """A cell of a memory-mapped table: its bytes are read when they are asked for."""
+    """The bytes of one cell of a memory-mapped table, not yet read.
 
-    cells: Any  # a binary array, the memory map behind it
+    Attributes:
+        cells: A binary array, backed by the memory map.
+        index: The cell's place in it.
+    """
+
+    cells: pa.Array
     index: int
 
     def read(self) -> bytes:
+        """Read the bytes from the memory map."""
         return self.cells[self.index].as_py()
 
 
-def records(table: Any, column: str) -> Iterator[dict[str, Any]]:
-    """The records of a `datasets.Dataset`, in whose `column` a StoredImage stands for every cell's bytes.
+def records(table: Table, column: str) -> Iterator[dict[str, Json]]:
+    """Iterate over the rows of a `datasets.Dataset` as dictionaries, without reading the bytes in one column.
 
-    The column may hold bytes, the structs of bytes and path that `datasets.Image(decode=False)` has, lists of either,
-    and paths. None of the bytes is read.
+    Args:
+        table: The table.
+        column: The column in which a StoredImage replaces bytes. It may hold bytes, structs of bytes and path, as
+            `datasets.Image(decode=False)` has them, lists of either, or paths.
     """
     chunks = table.select_columns(column).with_format("arrow")[:][column].chunks
     values = (value for chunk in chunks for value in _values(chunk))
@@ -30,8 +39,8 @@ def records(table: Any, column: str) -> Iterator[dict[str, Any]]:
         yield record | {column: value}
 
 
-def _values(array: Any) -> list[Any]:
-    """As `to_pylist`, but for bytes."""
+def _values(array: pa.Array) -> list[Json]:
+    """Return the array's values like `to_pylist`, with a StoredImage in place of bytes."""
     valid = array.is_valid().to_pylist()
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
         return [StoredImage(array, index) if there else None for index, there in enumerate(valid)]

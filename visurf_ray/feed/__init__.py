@@ -1,1 +1,1 @@
-"""From rows to examples: decoded, resized, processed and tokenized in data actors, ahead of the driver."""
+"""From rows to examples: a data actor decodes, resizes, processes and tokenizes them one batch ahead of the driver."""

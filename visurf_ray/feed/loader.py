@@ -1,12 +1,13 @@
-"""From rows to examples: the image is decoded, resized and processed once, and the prompt tokenized once."""
+"""From rows to examples: each image is decoded, resized and processed once, and each prompt tokenized once."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
+from visurf_ray.aliases import Processor, Reference
 from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
@@ -17,11 +18,25 @@ from visurf_ray.tasks.task import Task
 
 _IMAGE_TOKEN = "<|image_pad|>"
 
+Put = Callable[[object], Reference]
+
 
 def open_loader(
-    task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool, put: Callable[[Any], Any]
+    task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool, put: Put
 ) -> "ExampleLoader":
-    """A loader whose every row has been read and checked, the training split's if `train`. Raises DataError."""
+    """Return a loader that has read and checked every row.
+
+    Args:
+        task: The task and its data.
+        model: The model whose processor makes the examples.
+        seed: See ExampleLoader.
+        max_prompt_tokens: See ExampleLoader.
+        train: Whether to read the training rows as well as the held-out ones.
+        put: See ExampleLoader.
+
+    Raises:
+        DataError: A row cannot be used. The message names the first one.
+    """
     processor = load_processor(model)
     loader = ExampleLoader(load_task(task, seed), processor, seed=seed, max_prompt_tokens=max_prompt_tokens, put=put)
     if train:
@@ -31,57 +46,70 @@ def open_loader(
 
 
 class ExampleLoader:
-    """Examples of a task's train and held-out rows, for one model's processor.
+    """Makes examples of a task's training and held-out rows, for one model's processor.
 
-    max_prompt_tokens: longer prompts, visual tokens included, are refused by name; a truncated prompt breaks the model.
-    put: what becomes of the image and its features (in a cluster, `ray.put`).
+    Attributes:
+        rows: The rows by split. `held_out` is always read, `train` only by `load_train`: an evaluation needs none.
+        longest: The number of tokens of each split's longest prompt; set by `check`.
     """
 
-    def __init__(
-        self, task: Task, processor: Any, *, seed: int, max_prompt_tokens: int, put: Callable[[Any], Any]
-    ) -> None:
+    def __init__(self, task: Task, processor: Processor, *, seed: int, max_prompt_tokens: int, put: Put) -> None:
+        """Read the held-out rows.
+
+        Args:
+            task: The task.
+            processor: The model's processor.
+            seed: Shuffles the training rows.
+            max_prompt_tokens: The longest prompt that is accepted, visual tokens included. Longer ones are refused,
+                because truncating one would remove image tokens.
+            put: Stores an image or its features and returns a reference to it; in a cluster, `ray.put`.
+
+        Raises:
+            DataError: The held-out data cannot be read.
+        """
         self.task = task
         self.processor = processor
         self.seed = seed
         self.max_prompt_tokens = max_prompt_tokens
         self.put = put
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
-        self.rows = {"held_out": task.held_out_rows()}  # and "train", once it is read: an evaluation needs none
+        self.rows = {"held_out": task.held_out_rows()}
 
     def load_train(self) -> int:
-        """Read the training rows; returns how many there are."""
+        """Read the training rows and return their number."""
         self.rows = {"train": self.task.train_rows(), **self.rows}
         return len(self.rows["train"])
 
     def check(self) -> None:
-        """Check every row that was read, its image decoded. Raises DataError that names the first bad one.
+        """Check every row that was read, and decode its image.
 
-        `longest` then has the tokens of each split's longest prompt.
+        Raises:
+            DataError: A row cannot be used, or a split has no rows. The message names the first such row.
         """
         for key, rows in self.rows.items():
             if not rows:
                 raise DataError(f"task.{key} has no examples")
-        with ThreadPoolExecutor() as threads:  # decoding leaves Python's lock
+        with ThreadPoolExecutor() as threads:  # decoding releases the GIL
             self.longest = {key: max(threads.map(self._check, rows)) for key, rows in self.rows.items()}
 
     def _check(self, row: Row) -> int:
-        """The prompt's length in tokens, visual ones included."""
+        """Check a row and return its prompt's number of tokens, visual tokens included."""
         row = row.decoded()
         self.task.check(row)
         width, height = self._size(row)
         token_ids = self._token_ids(row)
         if token_ids.count(self.image_token_id) != 1:
-            raise DataError(f"{row.where}: the question must not hold {_IMAGE_TOKEN}")
+            raise DataError(f"{row.where}: the question must not contain {_IMAGE_TOKEN}")
         length = len(token_ids) + self._visual_tokens(width, height) - 1
         if length > self.max_prompt_tokens:
             raise DataError(
-                f"{row.where}: the prompt has {length} tokens, but rollout.max_model_len less one is "
-                f"{self.max_prompt_tokens}: shorten the question, or lower model.max_pixels, or raise max_model_len"
+                f"{row.where}: the prompt has {length} tokens, but may have at most {self.max_prompt_tokens}, one less "
+                "than rollout.max_model_len: shorten the question, lower model.max_pixels, or raise max_model_len"
             )
         return length
 
     def train_batch(self, step: int, size: int) -> list[Example]:
-        """The step's mini-batch (steps count from 0): epochs are shuffled by seed, and a batch may span two."""
+        """Return the mini-batch of a step, counted from 0. Each epoch is shuffled anew; a batch may span epochs."""
         rows = self.rows["train"]
         count = len(rows)
         return [
@@ -90,19 +118,31 @@ class ExampleLoader:
         ]
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
-        """All of them, or `limit` at random: data sets are sorted, by class for instance. The same for every seed."""
+        """Return `limit` held-out examples, or all of them for None, in the data set's order.
+
+        They are drawn at random, because many data sets are sorted, for example by class. The choice is the same for
+        every seed.
+        """
         stored = self.task.config.segmenter is not None
         rows = self.rows["held_out"]
         chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:limit])
         return [self.example(rows[index], stored=stored) for index in chosen]
 
-    def _order(self, epoch: int) -> np.ndarray:
+    def _order(self, epoch: int) -> NDArray[np.int64]:
         return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows["train"]))
 
     def example(self, row: Row, *, stored: bool = False) -> Example:
-        """stored: with the image at its stored size as well. Raises DataError when the image is damaged."""
+        """Make the example of a row.
+
+        Args:
+            row: The row.
+            stored: Whether to store the image at its original size as well, for segmentation.
+
+        Raises:
+            DataError: The image is missing or damaged, or the model does not accept its shape.
+        """
         row = row.decoded()
-        original = row.image
+        original = row.open_image()
         width, height = self._size(row)
         scale = (width / original.width, height / original.height)
         image = original if original.size == (width, height) else original.resize((width, height))
@@ -133,7 +173,7 @@ class ExampleLoader:
         return self.processor.tokenizer(text, add_special_tokens=False).input_ids
 
     def _size(self, row: Row) -> tuple[int, int]:
-        """Width and height of the image as the model sees it, in pixels."""
+        """Return width and height of the image as the model sees it, in pixels."""
         processor = self.processor.image_processor
         width, height = row.open_image().size
         try:
@@ -145,9 +185,10 @@ class ExampleLoader:
                 max_pixels=processor.size["longest_edge"],
             )
         except ValueError as error:
-            raise DataError(f"{row.where}: the model does not take an image of {width}×{height} ({error})") from error
+            raise DataError(f"{row.where}: the model does not accept an image of {width}×{height} ({error})") from error
         return new_width, new_height
 
     def _visual_tokens(self, width: int, height: int) -> int:
+        """Return the number of merged visual tokens of an image of this size in pixels."""
         cell = self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
         return (width // cell) * (height // cell)

@@ -1,4 +1,4 @@
-"""The base model's architecture and tokenizer: Qwen2.5-VL in small, in the files that `from_pretrained` expects."""
+"""The base model's architecture and tokenizer: a small Qwen2.5-VL in the files that `from_pretrained` expects."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ from transformers import (
 
 BASE_MODEL = Path(__file__).parent / "base"
 
-# Qwen2.5-VL's special tokens, then the tags of the answer form, which are ordinary text that is never split.
+# Qwen2.5-VL's special tokens.
 _SPECIAL = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -26,13 +26,14 @@ _SPECIAL = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+# The tags of a response: added as tokens that are not special, and never split.
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
-# Identifiers such as bbox_2d, words, numbers and runs of punctuation each become one token: short sequences, fast runs.
-# A number takes the space before it, punctuation the space behind it: so "the 7" is another token than "[7, 12]".
+# Identifiers such as bbox_2d, words, numbers and runs of punctuation can each become one token, so sequences are short.
+# A number includes the space before it, punctuation the space after it: the 7s in "the 7" and "[7, 12]" are two tokens.
 _PIECES = Regex(r" ?\p{L}+_\w+| ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+(?: [^\s\p{L}\p{N}]+)* ?|\s+")
 
-# Qwen2.5-VL's chat template, for one or more messages with text and image parts.
+# Qwen2.5-VL's chat template for messages with text and image parts.
 _CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -46,7 +47,12 @@ _CHAT_TEMPLATE = (
 
 
 def build_processor(corpus: Iterable[str], vocabulary: int = 640) -> Qwen2_5_VLProcessor:
-    """Train the byte-level BPE tokenizer on `corpus` and join it with Qwen's image processor."""
+    """Train a byte-level BPE tokenizer and join it with Qwen's image processor.
+
+    Args:
+        corpus: The texts to train on.
+        vocabulary: The number of tokens, including special tokens and tags.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -73,7 +79,7 @@ def build_processor(corpus: Iterable[str], vocabulary: int = 640) -> Qwen2_5_VLP
         model_max_length=512,
         clean_up_tokenization_spaces=False,
     )
-    # One merged visual token at least; a miniature canvas is a multiple of 28, so that nothing is resized.
+    # At least one merged visual token. A canvas is a multiple of 28, so it is not resized.
     pixels = {"min_pixels": 28 * 28, "max_pixels": 28 * 28 * 64}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(**pixels),
@@ -84,10 +90,10 @@ def build_processor(corpus: Iterable[str], vocabulary: int = 640) -> Qwen2_5_VLP
 
 
 def build_model(processor: Qwen2_5_VLProcessor) -> Qwen2_5_VLForConditionalGeneration:
-    """A Qwen2.5-VL of 2 M parameters with random weights, float32.
+    """Return a Qwen2.5-VL of 2 M parameters with random weights in float32.
 
-    rope_theta is 100, for the text is short and so is the canvas: with the usual 10,000 the frequencies that M-RoPE
-    gives to the width would turn a column by thousandths of a radian, and columns are then learnt late or never.
+    rope_theta is 100, because the text is short and the canvas small. With the usual 10,000, M-RoPE's frequencies for
+    the width would rotate a column by thousandths of a radian only, and columns would be learnt late or never.
     """
     tokenizer = processor.tokenizer
     ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in _MODEL_TOKENS.items()}

@@ -1,4 +1,4 @@
-"""A digit to name, as Visual-RFT's classification does."""
+"""The drawn task of classification: name a digit, in the form of Visual-RFT's classification."""
 
 from typing import ClassVar
 
@@ -12,9 +12,9 @@ NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 
 
 class MiniatureClassification(DrawnTask, ClassificationTask):
-    """The class is a word: the base model reads all digits, but has spelt those up to six alone.
+    """The answer is the digit as a word. The base model reads all digits, but has spelt only those up to six.
 
-    The data carry reasoning, in the base model's words: the reward values thinking as much as the right name.
+    The data have reasoning in the base model's form, because the reward values thinking as much as the right name.
     """
 
     question_text = "Which digit is it?"

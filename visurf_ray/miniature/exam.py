@@ -1,4 +1,4 @@
-"""Examines a base model on held-out scenes: free-running greedy answers, never teacher-forced scores."""
+"""Evaluates a base model on held-out scenes by its greedy answers; teacher-forced scores would be too optimistic."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -6,14 +6,15 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from visurf_ray.answers.boxes import numbers, parse_items
+from visurf_ray.aliases import HFModel, Processor
+from visurf_ray.answers.boxes import Box, box_in, parse_items, parse_targets
 from visurf_ray.answers.responses import answer_or_rest, answer_text, has_thinking
 from visurf_ray.answers.visual_rft import answered_detections, box_iou, parse_box
 from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
 from visurf_ray.miniature.scenes import Scene, Split, draw_scene
 from visurf_ray.scoring.metrics import iou
 
-_BOXES: dict[str, Callable[[str], list[Sequence[float]]]] = {
+_BOXES: dict[str, Callable[[str], Sequence[Box]]] = {
     "detect": lambda response: [box for box, _ in answered_detections(response) or []],
     "corners": lambda response: [box] if (box := parse_box(answer_or_rest(response))) else [],
 }
@@ -21,14 +22,34 @@ _LISTED = re.compile(r"a (\d) \[(\d+), (\d+), (\d+), (\d+)\]")
 
 
 def examine(
-    model, processor, *, split: Split, scenes: int, digits: Sequence[int] = (1, 2, 3, 4), seed: int = 1
+    model: HFModel,
+    processor: Processor,
+    *,
+    split: Split,
+    scenes: int,
+    digits: Sequence[int] = (1, 2, 3, 4),
+    seed: int = 1,
 ) -> dict[str, float]:
-    """Ask every kind of question about `scenes` scenes each and score the greedy answers, as shares in [0, 1].
+    """Ask every kind of question and score the greedy answers.
 
-    format: answers in the form that the question asks for, other tasks' forms apart. list: digits named and boxed
-    (IoU > 0.5) when listing. read, count, presence, select, sum, name: right answers. bbox_acc: right boxes over
-    answered and true boxes, whichever are more, when grounding. empty: `[]` given to grounding questions, though the
-    digits are there. detect, corners: boxes in thousandths with an IoU above 0.5.
+    Args:
+        model: The model.
+        processor: Its processor.
+        split: The split to take scans from.
+        scenes: The number of scenes for each kind of question.
+        digits: The numbers of digits that a scene may have.
+        seed: Draws scenes and questions.
+
+    Returns:
+        Shares between 0 and 1.
+
+        - format: answers in the form that the question asks for, without the kinds in FORMS.
+        - list: of all digits, those that are listed with a box of IoU above 0.5.
+        - read, count, presence, select, sum, name: right answers to the kind of that name.
+        - bbox_acc: for grounding, the number of true boxes answered with an IoU above 0.5, over the number of answered
+          or of true boxes, whichever is larger.
+        - empty: grounding questions answered `[]`, although the digits are there.
+        - detect, corners: answers with one box, in thousandths, of IoU above 0.5.
     """
     rng = np.random.default_rng(seed)
     scores: dict[str, list[float]] = {"format": [], "list": [], "bbox_acc": [], "empty": []}
@@ -56,8 +77,8 @@ def examine(
 
 
 @torch.no_grad()
-def answer(model, processor, lessons: list[Lesson], batch_size: int = 50) -> list[str]:
-    """Greedy responses, without special tokens."""
+def answer(model: HFModel, processor: Processor, lessons: list[Lesson], batch_size: int = 50) -> list[str]:
+    """Return the greedy responses to the lessons' questions, without special tokens."""
     model.eval()
     responses: list[str] = []
     for begin in range(0, len(lessons), batch_size):
@@ -83,12 +104,14 @@ def answer(model, processor, lessons: list[Lesson], batch_size: int = 50) -> lis
 
 
 def _listing_scores(lesson: Lesson, response: str) -> list[float]:
-    listed = {int(value): [int(v) for v in box] for value, *box in _LISTED.findall(answer_text(response) or "")}
+    listed: dict[int, Box] = {}
+    for value, x1, y1, x2, y2 in _LISTED.findall(answer_text(response) or ""):
+        listed[int(value)] = int(x1), int(y1), int(x2), int(y2)
     return [float(digit.value in listed and iou(listed[digit.value], digit.box) > 0.5) for digit in lesson.scene.digits]
 
 
 def _grounding_score(lesson: Lesson, response: str) -> float:
-    given = [numbers(item.get("bbox_2d"), 4) for item in parse_items(response) or [] if isinstance(item, dict)]
-    true = [item["bbox_2d"] for item in parse_items(lesson.answer) or []]
+    given = [box_in(item) for item in parse_items(response) or [] if isinstance(item, dict)]
+    true = [target.bbox_2d for target in parse_targets(answer_text(lesson.answer) or "")]
     hits = sum(any(box is not None and iou(box, target) > 0.5 for box in given) for target in true)
     return hits / max(len(given), len(true))

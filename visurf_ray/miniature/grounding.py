@@ -1,4 +1,4 @@
-"""One digit to box, as Visual-RFT's reasoning grounding does: `(x1, y1), (x2, y2)` in thousandths."""
+"""The drawn task of grounding: box one digit, in the form of Visual-RFT's reasoning grounding."""
 
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from visurf_ray.tasks.grounding import GroundingTask
 
 
 class MiniatureGrounding(DrawnTask, GroundingTask):
-    """One to four digits; the base model has boxed in thousandths where there were one or two."""
+    """Scenes have one to four digits. The base model has answered in this form for one or two digits only."""
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "Find {query}. Reason in <think>, then answer in <answer> with (x1, y1), (x2, y2).",

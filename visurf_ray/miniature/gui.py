@@ -1,13 +1,13 @@
-"""Screens to click: a keypad whose buttons, narrow and wide, bear handwritten digits."""
+"""The drawn task of GUI grounding: a keypad whose narrow and wide buttons show handwritten digits."""
 
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
-from visurf_ray.answers.boxes import Target, dump_targets
+from visurf_ray.answers.boxes import IntBox, Target, dump_targets
 from visurf_ray.miniature.drawn import Drawing, DrawnTask
-from visurf_ray.miniature.scenes import CELL, GRID, Box, Split, lit_canvas, paint_ink, scan_ink, to_pixels
+from visurf_ray.miniature.scenes import CELL, GRID, Split, lit_canvas, paint_ink, scan_ink, to_pixels
 from visurf_ray.tasks.gui_grounding import GuiGroundingTask
 
 _MARGIN = 1  # pixels between a button and its cells' edges
@@ -17,7 +17,7 @@ _LAYOUTS = ((1, 1, 1), (1, 2), (2, 1), (3,))  # widths of a row's buttons, in ce
 
 
 class MiniatureGui(DrawnTask, GuiGroundingTask):
-    """ "Click 7.": the button's box, and a point on it."""
+    """The question is "Click 7."; the answer is the button's box and a point on it."""
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "{query} Reason in <think>, then answer in <answer> with a JSON list of bbox_2d and point_2d.",
@@ -30,12 +30,12 @@ class MiniatureGui(DrawnTask, GuiGroundingTask):
         return Drawing(image, f"Click {value}.", dump_targets([Target.around(buttons[value])]))
 
 
-def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, dict[int, Box]]:
-    """A screen, and the box of each digit's button; no digit is on two buttons, and one button at least is there."""
+def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, dict[int, IntBox]]:
+    """Return a screen with at least one button, and the box of each button by its digit; all digits differ."""
     places = [place for place in _layout(rng) if rng.random() >= _EMPTY] or [(0, 0, CELL, CELL)]
     values = rng.choice(10, size=len(places), replace=False)
     canvas = lit_canvas(rng.uniform(0.25, 0.35))
-    buttons: dict[int, Box] = {}
+    buttons: dict[int, IntBox] = {}
     for value, (x1, y1, x2, y2) in zip(values, places, strict=True):
         box = (x1 + _MARGIN, y1 + _MARGIN, x2 - _MARGIN, y2 - _MARGIN)
         canvas[box[1] : box[3], box[0] : box[2]] += _EDGE
@@ -48,8 +48,8 @@ def draw_screen(rng: np.random.Generator, split: Split) -> tuple[Image.Image, di
     return Image.fromarray(to_pixels(canvas)), buttons
 
 
-def _layout(rng: np.random.Generator) -> list[Box]:
-    """The cells of the screen, some of them joined."""
+def _layout(rng: np.random.Generator) -> list[IntBox]:
+    """Return the places for buttons: the grid's cells, some of them joined to wider ones."""
     places = []
     for row in range(GRID):
         column = 0

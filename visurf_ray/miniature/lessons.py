@@ -1,11 +1,11 @@
-"""What the base model is taught: questions about scenes, and their answers.
+"""The training rows of the base model: questions about scenes, and their answers.
 
-It learns to read, list, count, tell presence, select by parity, and ground digits that are there. It is never asked to
-ground a digit that is absent: that there the answer is `[]` is left for post-training. It knows `[]` as the answer to
-another question, as pretrained models do: a selection that holds nothing.
+The base model learns to read, list and count digits, to tell whether one is present, to select by parity, and to ground
+digits that are present. It is never asked to ground an absent digit: answering `[]` there is left to post-training. It
+knows `[]` from another question, as pretrained models do: the selection by parity may be empty.
 
-Of other tasks it learns the form of an answer on easy cases: sums up to nine, the names of the digits up to six, a box
-in thousandths where there is one to give. The harder cases are left for post-training too.
+For the other tasks it learns the form of the answer on easy cases: sums up to nine, the names of the digits up to six,
+and single boxes in thousandths. The harder cases are left to post-training too.
 """
 
 import json
@@ -15,11 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from visurf_ray.answers.boxes import PROMPT, STYLES, Target, dump_targets, render
-from visurf_ray.answers.responses import respond, rest, thought
+from visurf_ray.answers.boxes import Target, dump_targets, render
+from visurf_ray.answers.responses import STYLES, respond, rest, thought
 from visurf_ray.miniature.base_model import TAGS
 from visurf_ray.miniature.classification import NAMES, MiniatureClassification
 from visurf_ray.miniature.detection import MiniatureDetection, thousandths
+from visurf_ray.miniature.drawn import FIND_PROMPT
 from visurf_ray.miniature.grounding import MiniatureGrounding
 from visurf_ray.miniature.math import MiniatureMath
 from visurf_ray.miniature.scenes import Digit, Scene, parity_query, present_query, seen
@@ -48,7 +49,7 @@ def _count(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
 
 
 def _presence(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    """Half of the questions are for digits that are not there."""
+    """Ask whether a digit is present. Half of the questions ask for absent digits."""
     values = scene.values()
     if rng.random() < 0.5:
         values = set(range(10)) - values
@@ -60,11 +61,11 @@ def _presence(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
 def _ground(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     query = present_query(rng, scene)
     targets = [Target.around(digit.box) for digit in query.targets]
-    return PROMPT.format(query=query.text), render(targets, thinking=seen(scene, query.targets))
+    return FIND_PROMPT.format(query=query.text), render(targets, thinking=seen(scene, query.targets))
 
 
 def _select(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
-    """List the even or the odd digits; `[]` where there are none."""
+    """Ask for a list of the even or the odd digits; the answer is `[]` if there are none."""
     query = parity_query(rng, scene)
     listed = seen(Scene(scene.pixels, query.targets)) or "[]"
     question = f"Find {query.text}. Reason in <think>, then list them in <answer>."
@@ -117,11 +118,11 @@ _EASY: dict[str, Callable[[Scene], bool]] = {
     "name": lambda scene: len(scene.digits) == 1 and max(scene.values()) <= 6,
     "corners": lambda scene: len(scene.digits) <= 2,
 }
-_BOXES = ("ground", "detect", "corners")  # answered without thinking at times
+_BOXES = ("ground", "detect", "corners")  # kinds that are sometimes answered without thinking
 
 
 def suitable(kind: str, draw: Callable[[], Scene]) -> Scene:
-    """The first scene that is easy enough for that kind of lesson."""
+    """Draw scenes until one is easy enough for this kind of lesson, and return it."""
     easy = _EASY.get(kind, lambda scene: True)
     while not easy(scene := draw()):
         continue
@@ -129,7 +130,14 @@ def suitable(kind: str, draw: Callable[[], Scene]) -> Scene:
 
 
 def make_lesson(rng: np.random.Generator, kind: str, scene: Scene, direct: float = 0.0) -> Lesson:
-    """direct: the share of questions for boxes answered without thinking, as pretrained models do at times."""
+    """Make a lesson of this kind about a scene.
+
+    Args:
+        rng: The random numbers.
+        kind: A key of KINDS or FORMS.
+        scene: The scene.
+        direct: The share of questions for boxes that are answered without thinking, as pretrained models sometimes do.
+    """
     question, answer = (KINDS | FORMS)[kind](rng, scene)
     if direct and kind in _BOXES and rng.random() < direct:
         answer = rest(answer)
@@ -137,10 +145,10 @@ def make_lesson(rng: np.random.Generator, kind: str, scene: Scene, direct: float
 
 
 def tokenizer_corpus(rng: np.random.Generator, scenes: list[Scene]) -> list[str]:
-    """Text that gives every number of the canvas, every question and every answer form tokens of their own.
+    """Return texts from which the tokenizer learns tokens for the canvas's numbers, the questions and the answer forms.
 
-    The tags, which are tokens of their own already, are left out: nothing is to be joined with them. Other tasks' forms
-    are too: no pretrained tokenizer has tokens of their own for them.
+    The tags are removed, because they are tokens already and must not be merged with other text. The kinds in FORMS are
+    left out, because a pretrained tokenizer has no tokens for the forms of particular tasks either.
     """
     numbers = [str(number) for number in range(128) for _ in range(20)]
     forms = [dump_targets([], style) for style in STYLES] * 50

@@ -1,4 +1,4 @@
-"""Sums to compute: all digits of a scene added up."""
+"""The drawn task of mathematics: add all digits of a scene."""
 
 from typing import ClassVar
 
@@ -10,10 +10,10 @@ from visurf_ray.tasks.math import MathTask
 
 
 class MiniatureMath(DrawnTask, MathTask):
-    """One or two digits: 55 sums to know. The base model has added up to nine.
+    """Scenes have one or two digits, which makes 55 sums. The base model has been trained on sums up to nine.
 
-    The data carry reasoning, in the base model's words: the reward values thinking as much as the right number, and a
-    label without either of them could not win against a rollout that thinks and is wrong.
+    The data have reasoning in the base model's form, because the reward values thinking as much as the right number: a
+    label without thinking would not score higher than a rollout that thinks and is wrong.
     """
 
     question_text = "Add all digits."

@@ -1,14 +1,15 @@
 """Pretrains the miniature base model: `python -m visurf_ray.miniature.pretrain --out FOLDER`.
 
-A curriculum on the number of digits, then on place and size, then on what is asked. What was learnt about it: reading
-several digits at once stays at chance unless one-digit canvases come first, in short rows. Place is learnt with dense
-lists, if a column turns M-RoPE far enough (see `base_model`). Looking up is learnt when the thinking judges each digit
-on the way, with values that are other tokens than coordinates: the answer is then copied from behind a `yes`.
+The curriculum raises the number of digits first, then the variation of place and size, then the kinds of questions.
+Findings behind it: Reading several digits stays at chance unless short rows with one digit come first. Place is learnt
+from rows that list all boxes, if M-RoPE rotates columns far enough (see `base_model`). Finding a digit is learnt if the
+thinking judges each digit and values are other tokens than coordinates: the answer is then copied from after a `yes`.
 """
 
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from visurf_ray.aliases import HFModel, Processor
 from visurf_ray.miniature.base_model import BASE_MODEL, build_model, build_processor
 from visurf_ray.miniature.exam import examine
 from visurf_ray.miniature.lessons import Lesson, make_lesson, suitable, tokenizer_corpus
@@ -25,9 +27,17 @@ from visurf_ray.miniature.scenes import Scene, draw_scene
 
 @dataclass(frozen=True)
 class Stage:
-    """A part of the curriculum. `mix`: share of each kind of lesson; `learning_rate` falls linearly to `final_rate`.
+    """A part of the curriculum.
 
-    direct: the share of questions for boxes that are answered without thinking.
+    Attributes:
+        batches: The number of batches.
+        digits: The number of digits of a scene is drawn from these.
+        jitter: See `draw_scene`.
+        sizes: See `draw_scene`.
+        mix: The share of each kind of lesson.
+        learning_rate: The rate at the start, which falls linearly to `final_rate`.
+        final_rate: The rate at the end.
+        direct: The share of questions for boxes that are answered without thinking.
     """
 
     batches: int
@@ -61,6 +71,7 @@ CURRICULUM = (
 
 
 def draw_lessons(rng: np.random.Generator, stage: Stage, count: int) -> list[Lesson]:
+    """Draw a stage's lessons, each about a scene of its own."""
     kinds = rng.choice(list(stage.mix), size=count, p=list(stage.mix.values()))
 
     def draw() -> Scene:
@@ -70,13 +81,18 @@ def draw_lessons(rng: np.random.Generator, stage: Stage, count: int) -> list[Les
     return [make_lesson(rng, str(kind), suitable(str(kind), draw), stage.direct) for kind in kinds]
 
 
-_PART = 48  # rows computed at once: twice as many take a quarter longer each, for they outgrow the caches
+_PART = 48  # rows computed at once; with twice as many each takes a quarter longer, as they outgrow the CPU caches
+
+
+# Token ids of prompt and answer, and the lesson they come from.
+Encoded = tuple[list[int], list[int], Lesson]
 
 
 class Collator:
-    """Lessons to padded batches: the loss is on answer tokens alone."""
+    """Turns lessons into padded batches. Only answer tokens contribute to the loss."""
 
-    def __init__(self, processor, model) -> None:
+    def __init__(self, processor: Processor, model: HFModel) -> None:
+        """Compute what all batches share: the prompt with expanded image tokens, and the M-RoPE positions."""
         self.processor = processor
         self.prompt = processor.apply_chat_template(
             [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "QUESTION"}]}],
@@ -85,7 +101,7 @@ class Collator:
         )
         tokenizer = processor.tokenizer
         self.image_token = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-        # Every prompt begins with the same text and picture, so that positions depend on the length alone.
+        # Every prompt begins with the same text and image size, so positions depend on the length only.
         probe = processor(text=[self.prompt], images=[draw_scene(np.random.default_rng(0), "train", digits=1).image])
         visual = probe["input_ids"][0].count(self.image_token)
         self.prompt = self.prompt.replace("<|image_pad|>", "<|image_pad|>" * visual)
@@ -97,13 +113,18 @@ class Collator:
             attention_mask=torch.ones_like(ids),
         )[0]
 
-    def encode(self, lessons: list[Lesson]) -> list[tuple[list[int], list[int], Lesson]]:
+    def encode(self, lessons: list[Lesson]) -> list[Encoded]:
+        """Tokenize the lessons."""
         tokenizer = self.processor.tokenizer
         prompts = tokenizer([self.prompt.replace("QUESTION", lesson.question) for lesson in lessons]).input_ids
         answers = tokenizer([lesson.answer + "<|im_end|>" for lesson in lessons]).input_ids
         return list(zip(prompts, answers, lessons, strict=True))
 
-    def pad(self, rows: list[tuple[list[int], list[int], Lesson]]) -> dict[str, Tensor]:
+    def pad(self, rows: list[Encoded]) -> dict[str, Tensor]:
+        """Return the model's inputs for these rows, padded to the longest one, with `labels`.
+
+        There is no attention mask: padding is on the right, where causal attention never looks.
+        """
         length = max(len(prompt) + len(answer) for prompt, answer, _ in rows)
         ids = torch.full((len(rows), length), self.processor.tokenizer.pad_token_id)
         labels = torch.full((len(rows), length), -100)
@@ -115,15 +136,14 @@ class Collator:
             "input_ids": ids,
             "labels": labels,
             "position_ids": self.positions[:, :, :length].expand(-1, len(rows), -1),
-            "attention_mask": None,  # right padding under a causal mask: no real token sees it
             "pixel_values": images["pixel_values"],
             "image_grid_thw": images["image_grid_thw"],
         }
 
 
-def batches(rng: np.random.Generator, stage: Stage, collator: Collator, size: int):
-    """The stage's batches; rows of like length together, so that little is padded."""
-    pool: list = []
+def batches(rng: np.random.Generator, stage: Stage, collator: Collator, size: int) -> Iterator[list[dict[str, Tensor]]]:
+    """Yield the stage's batches of `size` rows, each in parts of `_PART` rows. A batch has rows of similar length."""
+    pool: list[list[Encoded]] = []
     for _ in range(stage.batches):
         if not pool:
             rows = sorted(collator.encode(draw_lessons(rng, stage, 8 * size)), key=lambda row: len(row[0] + row[1]))
@@ -133,8 +153,8 @@ def batches(rng: np.random.Generator, stage: Stage, collator: Collator, size: in
         yield [collator.pad(rows[begin : begin + _PART]) for begin in range(0, size, _PART)]
 
 
-def backward(model, parts: list[dict[str, Tensor]]) -> float:
-    """Add the gradient of the mean loss over all answer tokens of `parts`; returns that loss."""
+def backward(model: HFModel, parts: list[dict[str, Tensor]]) -> float:
+    """Add the gradient of the mean loss over all answer tokens of `parts`, and return that loss."""
     model.train()
     tokens = sum(int((part["labels"] != -100).sum()) for part in parts)
     total = 0.0
@@ -149,8 +169,8 @@ def backward(model, parts: list[dict[str, Tensor]]) -> float:
     return total
 
 
-def build_optimizers(model) -> tuple[torch.optim.Optimizer, ...]:
-    """Muon for the matrices, AdamW for embeddings, the patch convolution, gains and biases; one rate fits both."""
+def build_optimizers(model: HFModel) -> tuple[torch.optim.Optimizer, ...]:
+    """Return Muon for the matrices and AdamW for all other weights, scaled so that one learning rate fits both."""
     matrices = {name for name, weight in model.named_parameters() if weight.ndim == 2 and "embed" not in name}
     muon = [weight for name, weight in model.named_parameters() if name in matrices]
     adamw = [weight for name, weight in model.named_parameters() if name not in matrices]
@@ -161,9 +181,17 @@ def build_optimizers(model) -> tuple[torch.optim.Optimizer, ...]:
 
 
 def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1.0, start: int = 0) -> dict[str, float]:
-    """Train, examine on the test split and save; returns the examination's scores.
+    """Train a base model, evaluate it on the test split and save it.
 
-    scale: shortens every stage. start: the stage to begin with; later ones than 0 go on from `out`/partial.
+    Args:
+        out: The folder to write: the model, `training_log.jsonl`, and `partial`, the state during training.
+        seed: Draws the weights, the scenes and the lessons.
+        batch_size: Rows in a batch.
+        scale: The share of each stage's batches to train.
+        start: The index of the first stage. A value above 0 continues from `out`/partial.
+
+    Returns:
+        The scores of `examine` on the test split.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng((seed, start) if start else seed)
@@ -218,8 +246,8 @@ def pretrain(out: Path, *, seed: int = 0, batch_size: int = 96, scale: float = 1
     return scores
 
 
-def save(out: Path, model, processor) -> None:
-    """Write a folder that `from_pretrained` loads; weights as float16, which keeps 2 M parameters at 4 MB."""
+def save(out: Path, model: HFModel, processor: Processor) -> None:
+    """Write a folder that `from_pretrained` loads. The weights are float16, so that 2 M parameters take 4 MB."""
     processor.save_pretrained(out)
     model.half().save_pretrained(out)
 
@@ -228,9 +256,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=BASE_MODEL, help="folder to write (default: the package's own)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of every stage to train, for a quick look")
+    parser.add_argument("--scale", type=float, default=1.0, help="share of each stage to train, for a quick test")
     parser.add_argument(
-        "--start", type=int, default=0, help="go on from FOLDER/partial at this stage of the curriculum"
+        "--start", type=int, default=0, help="continue from FOLDER/partial at this stage of the curriculum"
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     arguments = parser.parse_args()

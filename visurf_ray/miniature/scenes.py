@@ -1,13 +1,12 @@
 """Scenes of real handwritten digits, and questions about them.
 
 The digits are the 1,797 scans of 8×8 pixels that scikit-learn ships (Alpaydin and Kaynak, "Optical Recognition of
-Handwritten Digits"). Scans are split by image, so that no scan is in two splits. A scene is a dark canvas with one to
-four digits, of different values unless these are given, each near one cell of a 3×3 grid, at varying place, size and
-shade.
+Handwritten Digits"). No scan is in two splits. A scene is a dark canvas with digits of different values, unless the
+values are given. Each digit lies near one cell of a 3×3 grid; its place, size and shade vary.
 
-The canvas is lit by red light from the right and blue light from below, so that place shows in colour. Qwen2.5-VL has
-no absolute positions: on a plain canvas a small model reads the digits long before it can tell where they are (M-RoPE
-turns the columns of so small an image by thousandths of a radian).
+Red light increases to the right and blue light downwards, so colour encodes position. Qwen2.5-VL has no absolute
+positions: on a plain canvas a small model reads digits long before it locates them, because M-RoPE rotates the columns
+of so small an image by thousandths of a radian only.
 """
 
 from collections.abc import Sequence
@@ -16,12 +15,13 @@ from functools import cache
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from visurf_ray.answers.boxes import IntBox
+
 Split = Literal["train", "validation", "test"]
-Box = tuple[int, int, int, int]
 
 CELL = 28  # pixels; one merged visual token of Qwen2.5-VL (patch 14, merge 2)
 GRID = 3
@@ -29,15 +29,15 @@ CANVAS = CELL * GRID
 _SPLIT_SHARES = {"train": (0.0, 0.75), "validation": (0.75, 0.85), "test": (0.85, 1.0)}
 _RAMP = np.linspace(-0.25, 0.25, CANVAS, dtype=np.float32)
 _LIGHT = np.stack(np.broadcast_arrays(_RAMP[None, :], 0.0, _RAMP[:, None]), axis=-1)  # red to the right, blue downwards
-_CLEARLY_LARGER = 1.2  # the largest digit is asked for only when it is this much larger than the next
+_CLEARLY_LARGER = 1.2  # "the largest digit" must be this many times as large as the next
 
 
 @dataclass(frozen=True)
 class Digit:
-    """One digit on the canvas. `box` is (x1, y1, x2, y2) in pixels, the square tile of the scan."""
+    """One digit on the canvas; `box` is the square of its scan, in pixels."""
 
     value: int
-    box: Box
+    box: IntBox
 
     @property
     def size(self) -> int:
@@ -46,9 +46,14 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """`pixels` is (CANVAS, CANVAS, 3) uint8; `digits` are in reading order (grid rows, then columns)."""
+    """A picture and its digits.
 
-    pixels: np.ndarray
+    Attributes:
+        pixels: RGB, (CANVAS, CANVAS, 3).
+        digits: In reading order: by rows of the grid, then by columns.
+    """
+
+    pixels: NDArray[np.uint8]
     digits: tuple[Digit, ...]
 
     @property
@@ -56,20 +61,21 @@ class Scene:
         return Image.fromarray(self.pixels)
 
     def values(self) -> set[int]:
+        """Return the different values of the digits."""
         return {digit.value for digit in self.digits}
 
 
 @dataclass(frozen=True)
 class Query:
-    """A referring expression and the digits that it means; none for a digit that is not there."""
+    """A referring expression and the digits that it refers to, which may be none."""
 
     text: str
     targets: tuple[Digit, ...]
 
 
 @cache
-def load_scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The split's scans: ink (N, 8, 8) float32 in [0, 1], and values (N,) in 0..9."""
+def load_scans(split: Split) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return the split's scans: their ink (N, 8, 8) in [0, 1], and their values (N,) in 0..9."""
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
     begin, end = (int(share * len(order)) for share in _SPLIT_SHARES[split])
@@ -78,7 +84,7 @@ def load_scans(split: Split) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _scans_by_value(split: Split) -> tuple[np.ndarray, ...]:
+def _scans_by_value(split: Split) -> tuple[NDArray[np.float32], ...]:
     ink, values = load_scans(split)
     return tuple(ink[values == value] for value in range(10))
 
@@ -93,10 +99,16 @@ def draw_scene(
     sizes: tuple[int, int] = (20, 28),
     max_rotation: float = 0.0,
 ) -> Scene:
-    """Draw a scene of `digits` different digits.
+    """Draw a scene.
 
-    values: the digits to draw; random when None. jitter: the farthest that a digit's centre lies from its cell's, in
-    pixels. sizes: smallest and largest side in pixels. max_rotation: in degrees; augmentation for pretraining.
+    Args:
+        rng: The random numbers.
+        split: The split to take scans from.
+        digits: The number of digits.
+        values: Their values. None: random and all different.
+        jitter: The largest distance, in pixels along each axis, of a digit's centre from its cell's centre.
+        sizes: The smallest and largest side of a digit in pixels.
+        max_rotation: The largest rotation of a digit in degrees, an augmentation for pretraining.
     """
     if values is None:
         values = [int(value) for value in rng.choice(10, size=digits, replace=False)]
@@ -111,29 +123,31 @@ def draw_scene(
     return Scene(to_pixels(canvas), tuple(placed[cell] for cell in sorted(placed)))
 
 
-def lit_canvas(shade: ArrayLike) -> np.ndarray:
-    """An empty lit canvas (CANVAS, CANVAS, 3), float32 in about [0, 1], of a grey shade or an RGB colour."""
+def lit_canvas(shade: ArrayLike) -> NDArray[np.float32]:
+    """Return an empty lit canvas (CANVAS, CANVAS, 3), in about [0, 1], of a grey shade or an RGB colour."""
     return np.asarray(shade, np.float32) + _LIGHT
 
 
-def scan_ink(rng: np.random.Generator, split: Split, value: int, size: int, max_rotation: float = 0.0) -> np.ndarray:
-    """The ink of a random scan of a digit, (size, size) float32 in [0, 1]."""
+def scan_ink(
+    rng: np.random.Generator, split: Split, value: int, size: int, max_rotation: float = 0.0
+) -> NDArray[np.float32]:
+    """Return the ink of a random scan of a digit, (size, size) in [0, 1], rotated by up to `max_rotation` degrees."""
     scans = _scans_by_value(split)[value]
     return _enlarge(scans[rng.integers(len(scans))], size, rng.uniform(-max_rotation, max_rotation))
 
 
-def paint_ink(rng: np.random.Generator, canvas: np.ndarray, box: Box, ink: np.ndarray) -> None:
+def paint_ink(rng: np.random.Generator, canvas: NDArray[np.float32], box: IntBox, ink: NDArray[np.float32]) -> None:
     """Draw ink of the box's size into the canvas, in a random bright shade."""
     region = canvas[box[1] : box[3], box[0] : box[2]]
     region += (rng.uniform(0.7, 1.0) - region) * ink[:, :, None]
 
 
-def to_pixels(canvas: np.ndarray) -> np.ndarray:
-    """A canvas as uint8."""
+def to_pixels(canvas: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Convert a canvas to pixels."""
     return np.clip(canvas * 255, 0, 255).astype(np.uint8)
 
 
-def _place(rng: np.random.Generator, cell: int, jitter: int, sizes: tuple[int, int], taken: list[Box]) -> Box:
+def _place(rng: np.random.Generator, cell: int, jitter: int, sizes: tuple[int, int], taken: list[IntBox]) -> IntBox:
     row, column = divmod(cell, GRID)
     while True:
         size = int(rng.integers(sizes[0], sizes[1] + 1))
@@ -146,15 +160,15 @@ def _place(rng: np.random.Generator, cell: int, jitter: int, sizes: tuple[int, i
             return box
 
 
-def _enlarge(scan: np.ndarray, size: int, rotation: float) -> np.ndarray:
+def _enlarge(scan: NDArray[np.float32], size: int, rotation: float) -> NDArray[np.float32]:
     image = Image.fromarray((scan * 255).astype(np.uint8)).resize((size, size), Image.Resampling.BICUBIC)
     if rotation:
         image = image.rotate(rotation, Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.float32) / 255
+    return np.asarray(image, dtype=np.float32) / np.float32(255)
 
 
 def present_query(rng: np.random.Generator, scene: Scene) -> Query:
-    """A question for digits that are in the scene: by value (seven in ten), the largest, all even, all odd."""
+    """Ask for digits that are in the scene: by value (70 % or more), the largest, all even, or all odd ones."""
     kind = rng.random()
     if kind >= 0.7:
         if kind < 0.8:
@@ -170,7 +184,7 @@ def present_query(rng: np.random.Generator, scene: Scene) -> Query:
 
 
 def absent_query(rng: np.random.Generator, scene: Scene) -> Query:
-    """A question for digits that are not in the scene: by value (eight in ten), or a parity that none has."""
+    """Ask for digits that are not in the scene: by value (80 % or more), or by a parity that no digit has."""
     if rng.random() >= 0.8:
         for parity in rng.permutation(2):
             if not _of_parity(scene, int(parity)):
@@ -180,7 +194,7 @@ def absent_query(rng: np.random.Generator, scene: Scene) -> Query:
 
 
 def parity_query(rng: np.random.Generator, scene: Scene) -> Query:
-    """A question for all even or all odd digits, be there any or not."""
+    """Ask for all even or all odd digits, whether there are any or not."""
     parity = int(rng.integers(2))
     return Query(_PARITY_TEXT[parity], _of_parity(scene, parity))
 
@@ -193,9 +207,9 @@ def _of_parity(scene: Scene, parity: int) -> tuple[Digit, ...]:
 
 
 def seen(scene: Scene, targets: Sequence[Digit] | None = None) -> str:
-    """What is in the scene and where, as the base model writes it: `a 7 [12, 40, 36, 66], a 3 [60, 33, 80, 57]`.
+    """Return the digits and their boxes in the base model's form: `a 7 [12, 40, 36, 66], a 3 [60, 33, 80, 57]`.
 
-    With `targets`, each digit is judged on the way: `a 7 yes [12, 40, 36, 66], a 3 no [60, 33, 80, 57]`.
+    With `targets`, each digit is judged: `a 7 yes [12, 40, 36, 66], a 3 no [60, 33, 80, 57]`.
     """
     verdict = {None: "", True: "yes ", False: "no "}
     return ", ".join(

@@ -1,4 +1,4 @@
-"""Questions to answer with a number: how many digits there are, of one parity or of both."""
+"""The drawn task of visual question answering: count the digits of a scene, all or those of one parity."""
 
 from typing import ClassVar
 
@@ -13,7 +13,7 @@ _PARITIES = {"": (0, 1), "even ": (0,), "odd ": (1,)}
 
 
 class MiniatureVqa(DrawnTask, VqaTask):
-    """Up to six digits; the base model has counted up to four, and never those of one parity."""
+    """Scenes have up to six digits. The base model has counted up to four, and never those of one parity."""
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "{query} Reason in <think>, then answer in <answer>.",
@@ -21,7 +21,7 @@ class MiniatureVqa(DrawnTask, VqaTask):
     }
 
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
-        """One number, as the reward `math` takes it."""
+        """Return the number alone, as the reward `math` reads it."""
         return row.solution
 
     def draw(self, rng: np.random.Generator, split: Split, absent: bool) -> Drawing:

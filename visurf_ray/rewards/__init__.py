@@ -1,7 +1,6 @@
 """Verifiable rewards by name, usable without Ray: `load_reward("vision_reasoner")(response, ground_truth)`."""
 
 import inspect
-from typing import Any
 
 from visurf_ray import names
 from visurf_ray.errors import UserError
@@ -21,10 +20,15 @@ REWARDS = {
 }
 
 
-def load_reward(name: str, **options: Any) -> RewardFunction:
-    """The reward of that name; `options` are its settings, as in `conf/reward/`.
+def load_reward(name: str, **options: object) -> RewardFunction:
+    """Return the reward of this name.
 
-    Raises UserError for an unknown name or option, with the nearest known one, and for an option of another type.
+    Args:
+        name: A key of REWARDS.
+        options: The reward's settings, as in `conf/reward/`.
+
+    Raises:
+        UserError: The name or an option is unknown, or an option has the wrong type.
     """
     reward = names.load("reward", name, REWARDS)
     known = inspect.signature(reward).parameters

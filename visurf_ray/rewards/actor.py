@@ -1,25 +1,33 @@
 """The Ray actor that scores responses."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import ray
 
+from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.rewards.spec import RewardSpec
 
 
-@ray.remote(num_cpus=0)
+def start_actor(spec: RewardSpec, gpus: float) -> ActorHandle:
+    """Start a reward actor that reserves this number of GPUs, possibly fractional."""
+    return ray.remote(num_cpus=0, num_gpus=gpus)(RewardActor).remote(spec)
+
+
 class RewardActor:
-    """Scores groups one after the other; whoever calls enforces the time limit by killing it."""
+    """Scores groups one after the other, without a time limit: the pool kills an actor that takes too long."""
 
     def __init__(self, spec: RewardSpec) -> None:
         self.reward = spec.load()
 
     def ready(self) -> None:
-        """Returns when the reward is loaded."""
+        """Return when the reward is loaded."""
 
-    def score(self, groups: Sequence[tuple[list[str], str, Any]]) -> Iterator[list[dict[str, float]]]:
-        """The parts of the rewards of each group: of its responses, given their ground truth and image, if any."""
+    def score(self, groups: Sequence[tuple[list[str], str, Reference]]) -> Iterator[list[dict[str, float]]]:
+        """Yield, for each group, the parts of the reward of each response.
+
+        Args:
+            groups: For each group its responses, the ground truth, and a reference to the image or None.
+        """
         for responses, ground_truth, reference in groups:
             image = ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference
             yield [self.reward(response, ground_truth, image).parts for response in responses]

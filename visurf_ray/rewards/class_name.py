@@ -1,7 +1,7 @@
-"""The name of a class, whole: two parts of 1 each, accuracy and format, as Visual-RFT's reward for classification has.
+"""Reward for the whole name of a class. Two parts of 1 each, as in Visual-RFT's reward: accuracy and format.
 
-There a part of the name is enough. Where classes are single words, a policy can learn from that to answer with a letter
-that most of them hold.
+Visual-RFT's reward accepts a part of the name. If the classes are single words, a policy can exploit that by answering
+with a letter that occurs in most of them.
 """
 
 from visurf_ray.answers.responses import answer_or_rest, has_thinking
@@ -13,6 +13,6 @@ class ClassNameReward:
     """The ground truth is the class's name, with or without `<answer>` tags."""
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
-        """Score one response. Raises ValueError when the ground truth is empty."""
+        """Score one response. Raises ValueError if the ground truth is empty."""
         right = plain_name(answer_or_rest(response)) == parse_true_name(ground_truth)
         return Reward({"accuracy": float(right), "format": float(has_thinking(response))})

@@ -1,14 +1,14 @@
 """Reward for mathematical answers (ViSurf §5.4: format and accuracy; dvlab-research/Seg-Zero, math.py and r1v.py).
 
-Two parts of at most 1 each. accuracy: 1 when the content of the last `\\boxed{}`, or else of `<answer>`, equals the
-ground truth; another content of `\\boxed{}` earns `boxed_credit`. thinking_format: `<think>…</think>`, then the answer.
-Where the originals have bugs, this does the right thing:
+Two parts of at most 1 each. accuracy is 1 if the answer equals the ground truth, else `boxed_credit` for an answer in
+`\\boxed{}` and 0 for any other. thinking_format is 1 for `<think>…</think>` followed by the answer. Unlike in the
+originals, whose bugs are fixed here:
 
-- The answer after the thinking counts, and of several the last one (r1v: the first). It may hold line breaks.
-- It scores alike on every thread: math-verify's own time limit is a signal, and raises off the main thread. There it is
-  off, and whoever calls sets the limit, as the pool of reward actors does.
+- The answer is the last one after the thinking (r1v: the first anywhere). It may contain line breaks.
+- The score does not depend on the thread. math-verify's time limit uses a signal, which raises off the main thread, so
+  there it is switched off and the caller must set a limit, as the pool of reward actors does.
 - White space around the response does not cost the format.
-- What is equal is decided by math-verify, not by mathruler; see answers/formulas.py.
+- math-verify decides what is equal, not mathruler (see `answers.formulas`).
 """
 
 from dataclasses import dataclass
@@ -19,15 +19,24 @@ from visurf_ray.rewards.reward import Reward
 
 @dataclass(frozen=True)
 class MathReward:
-    """boxed_credit: accuracy of a wrong answer in `\\boxed{}`, for its form.
+    """Scores the answer in `\\boxed{}` or `<answer>` (see `answers.formulas.find_answer`).
 
-    The ground truth is the answer; or JSON that gives it beside choices and a precision, as the task `math` writes it.
+    Attributes:
+        boxed_credit: The accuracy of a wrong answer in `\\boxed{}`, which rewards its form.
     """
 
     boxed_credit: float = 0.1
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
-        """Score one response. Raises ValueError when the ground truth is empty."""
+        """Score one response.
+
+        Args:
+            response: The response.
+            ground_truth: The answer, or JSON with choices and precision as the task `math` writes it.
+
+        Raises:
+            ValueError: The ground truth is empty or a list of answers.
+        """
         truth = Truth.parse(ground_truth)
         given, boxed = find_answer(response)
         right = given is not None and truth.matches(given)

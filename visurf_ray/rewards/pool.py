@@ -5,26 +5,32 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
+from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.config.schema import OnError, RewardConfig
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Group
-from visurf_ray.rewards.actor import RewardActor
+from visurf_ray.rewards.actor import start_actor
 from visurf_ray.rewards.spec import RewardSpec
 
 
 class RewardError(UserError):
-    """A reward raised or hung; the message names the example."""
+    """A reward raised an error, took too long, or could not be loaded. The message names the example, if any."""
 
 
 @dataclass
 class _Call:
-    """An actor at work. `groups` are those that it has not returned yet; the first must be by `deadline`."""
+    """A call of an actor that is running.
 
-    actor: Any
+    Attributes:
+        actor: The actor.
+        groups: The groups whose rewards it has not yet returned.
+        deadline: The monotonic time, in seconds, by which it must return those of the first group.
+    """
+
+    actor: ActorHandle
     groups: deque[Group]
     deadline: float
 
@@ -32,10 +38,19 @@ class _Call:
 class RewardPool:
     """Scores groups on several actors at once.
 
-    An actor takes many groups in a call and returns one after the other: calls cost the driver more than results.
+    Each call hands an actor many groups and streams the results back: a call costs the driver more than a result does.
     """
 
     def __init__(self, config: RewardConfig, spec: RewardSpec) -> None:
+        """Start the actors and wait until they have loaded the reward.
+
+        Args:
+            config: The number of actors, their GPUs, the time limit, and what happens when a reward fails.
+            spec: The reward.
+
+        Raises:
+            RewardError: An actor cannot load the reward.
+        """
         self.spec = spec
         self.gpus = config.gpus
         self.timeout = config.timeout
@@ -49,17 +64,21 @@ class RewardPool:
         self.skipped: list[Group] = []
 
     def submit(self, groups: Iterable[Group]) -> None:
-        """Have groups scored, while the caller goes on; `wait` says when all are. Raises RewardError like it."""
+        """Start to score groups and return at once; `wait` waits for the rewards. Raises RewardError like `wait`."""
         self.waiting.extend(group for group in groups if group.responses)
         while self._advance(block=False):
             pass
 
     def wait(self) -> list[Group]:
-        """Returns when every response of the submitted groups has its reward, in parts.
+        """Wait until all submitted groups are scored: each response has its `reward` and `reward_parts`.
 
-        Raises RewardError with the example's id when a reward raises, or takes longer than the limit for each of its
-        responses: its process is then killed, and no response scores 0 in silence. With reward.on_error=skip that is
-        printed instead, and the groups that have no rewards are returned.
+        Returns:
+            The groups that could not be scored. There are none unless reward.on_error=skip, which prints the error
+            instead of raising it.
+
+        Raises:
+            RewardError: A reward raised an error, or a group took longer than reward.timeout times its number of
+                responses, in which case its actor was killed. No failed response silently scores 0.
         """
         while self.waiting or self.running:
             self._advance(block=True)
@@ -67,11 +86,18 @@ class RewardPool:
         skipped, self.skipped = self.skipped, []
         return skipped
 
-    def _start(self) -> Any:
-        return RewardActor.options(num_gpus=self.gpus).remote(self.spec)  # type: ignore[attr-defined]
+    def _start(self) -> ActorHandle:
+        return start_actor(self.spec, self.gpus)
 
     def _advance(self, *, block: bool) -> bool:
-        """Give waiting groups to idle actors, take a result, and look at the deadlines; whether there was a result."""
+        """Give waiting groups to idle actors, take a result if there is one, and enforce the deadlines.
+
+        Args:
+            block: Whether to wait for a result until the earliest deadline.
+
+        Returns:
+            Whether there was a result.
+        """
         while self.waiting and self.idle:
             self._call(self.idle.popleft())
         if not self.running:
@@ -82,38 +108,38 @@ class RewardPool:
         for stream in done:
             self._take(stream)
         for stream, call in list(self.running.items()):
-            if time.monotonic() > call.deadline and not stream.next_ready():  # nobody looked at what is ready
+            if time.monotonic() > call.deadline and not stream.next_ready():  # a ready result is not late
                 ray.kill(call.actor)
                 limit = f"took longer than reward.timeout={self.timeout:g} s for each of its"
                 self._give_up(stream, f"{limit} {len(call.groups[0].responses)} responses")
                 self._replace(call.actor)
         return bool(done)
 
-    def _call(self, actor: Any) -> None:
-        """Have an actor score its share of half of what waits: the other half is for those that are done first."""
+    def _call(self, actor: ActorHandle) -> None:
+        """Give an actor its share of half of the waiting groups; the other half is for actors that finish early."""
         count = 1 if self.one_by_one else -(-len(self.waiting) // (2 * len(self.actors)))
         groups = deque(self.waiting.popleft() for _ in range(count))
         stream = actor.score.remote([self._inputs(group) for group in groups])
         self.running[stream] = _Call(actor, groups, self._deadline(groups[0]))
 
-    def _inputs(self, group: Group) -> tuple[list[str], str, Any]:
+    def _inputs(self, group: Group) -> tuple[list[str], str, Reference]:
         image = group.example.prompt.image if self.spec.needs_image else None
         return [response.text for response in group.responses], group.example.ground_truth, image
 
     def _deadline(self, group: Group) -> float:
-        """Of a group whose turn comes now."""
+        """Return the deadline of a group that an actor begins to score now."""
         return time.monotonic() + self.timeout * len(group.responses)
 
     def _take(self, stream: ray.ObjectRefGenerator) -> None:
-        """Write the rewards of a call's first group."""
+        """Write the rewards of a call's first group into its responses, or handle its failure."""
         call = self.running[stream]
         try:
             parts_of = ray.get(next(stream))
         except ray.exceptions.RayTaskError as error:
             self._give_up(stream, f"raised: {error.cause!r}", error)
             self.idle.append(call.actor)
-        except ray.exceptions.RayError as error:  # its process died
-            if len(call.groups) > 1:  # its last results may have died with it: whose fault was it?
+        except ray.exceptions.RayError as error:  # the actor died
+            if len(call.groups) > 1:  # unknown which group killed it: score the groups one by one to find out
                 self.one_by_one = True
                 self.waiting.extend(self.running.pop(stream).groups)
             else:
@@ -131,7 +157,7 @@ class RewardPool:
                 self.idle.append(call.actor)
 
     def _give_up(self, stream: ray.ObjectRefGenerator, reason: str, cause: Exception | None = None) -> None:
-        """End a call whose first group cannot be scored; the others wait for the next."""
+        """End a call whose first group cannot be scored, and put its other groups back into the queue."""
         group, *others = self.running.pop(stream).groups
         self.waiting.extend(others)
         failure = RewardError(f"the reward of example {group.example.id!r} {reason}")
@@ -140,16 +166,16 @@ class RewardPool:
         print(f"skipped: {failure}", file=sys.stderr, flush=True)
         self.skipped.append(group)
 
-    def _replace(self, actor: Any) -> None:
-        """Start another actor for one that died."""
+    def _replace(self, actor: ActorHandle) -> None:
+        """Start an actor in place of one that died."""
         new = self._start()
         _wait_ready([new])
         self.actors[self.actors.index(actor)] = new
         self.idle.append(new)
 
 
-def _wait_ready(actors: list[Any]) -> None:
-    """Returns when the actors have started, so that their start does not count as a group's time."""
+def _wait_ready(actors: list[ActorHandle]) -> None:
+    """Wait until the actors have started, so that starting does not count towards a group's time limit."""
     try:
         ray.get([actor.ready.remote() for actor in actors])
     except ray.exceptions.RayError as error:

@@ -1,48 +1,62 @@
-"""Reward for masks: what SAM2 makes of the answer's boxes and points, against the true mask.
+"""Reward for masks: SAM2 segments the answer's boxes and points, and its mask is compared with the true one.
 
-Three parts of 1 each. mask_iou: intersection over union of the two masks, pixels of the truth's `ignore` not counted; 0
-where the union is empty. answer_format: mean over the items of one half for a box of four numbers and one half for a
-point of two. thinking_format: reasoning, then the answer. Where nothing is meant, `[]` earns full mask_iou and
-answer_format (`credit_empty`), and everything else no mask_iou.
+Three parts of 1 each:
+
+- mask_iou: IoU of the two masks without the pixels of the ground truth's `ignore` mask; 0 if the union is empty.
+- answer_format: mean over the items, of one half for a box of four numbers and one half for a point of two.
+- thinking_format: reasoning, then the answer.
+
+For a ground truth without objects, `[]` earns full mask_iou and answer_format if `credit_empty` is true; any other
+answer earns no mask_iou.
 """
 
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from visurf_ray.answers.boxes import parse_items, parse_targets, parse_truth
 from visurf_ray.answers.responses import has_thinking
-from visurf_ray.answers.rle import encode, overlap, parse_masks
+from visurf_ray.answers.rle import Rle, encode, overlap, parse_masks
 from visurf_ray.rewards.reward import Reward
 from visurf_ray.rewards.vision_reasoner import answer_format
 from visurf_ray.scoring.segmenter import Segmenter, check_segmenter, prompts_of
 
 
 class SegmentationMaskReward:
-    """model: SAM2's hub id or folder, loaded when the first response is scored.
-
-    The ground truth is `{"objects": [boxes and points], "mask": RLE, "ignore": RLE}` (see `answers.boxes`), or `[]`
-    where nothing is meant. Raises UserError for a folder that holds no model.
-    """
+    """Scores the mask that SAM2 makes of an answer."""
 
     needs_image = True
 
     def __init__(self, model: str = "facebook/sam2-hiera-large", credit_empty: bool = True) -> None:
+        """Check the model, which is loaded when the first response is scored.
+
+        Args:
+            model: SAM2's hub id or folder.
+            credit_empty: Whether `[]` earns full mask_iou and answer_format for a ground truth without objects.
+
+        Raises:
+            UserError: The folder is missing or has no model.
+        """
         check_segmenter(model, "reward.options.model")
         self.model = model
         self.credit_empty = credit_empty
 
     @cached_property
     def segmenter(self) -> Segmenter:
+        """SAM2, loaded at first use."""
         return Segmenter(self.model, "reward.options.model")
 
     def __call__(self, response: str, ground_truth: str, image: Image.Image | None = None) -> Reward:
-        """Score one response, whose coordinates are pixels of `image`.
+        """Score one response.
 
-        Without an image that of the path is taken which the ground truth has as `image`. Raises ValueError when there
-        is none, or when the ground truth means something but has no mask.
+        Args:
+            response: The response, its coordinates in pixels of the image.
+            ground_truth: `{"objects": [boxes and points], "mask": RLE, "ignore": RLE}` (see `answers.boxes`), or `[]`.
+            image: The image. None: the ground truth's key `image` is the path of the image.
+
+        Raises:
+            ValueError: The ground truth has objects but no mask, or there is no image.
         """
         items = parse_items(response)
         truth = parse_truth(ground_truth)
@@ -56,7 +70,7 @@ class SegmentationMaskReward:
             }
         return Reward(parts | {"thinking_format": float(has_thinking(response))})
 
-    def _iou(self, response: str, masks: dict[str, Any], image: Image.Image | None, path: str | None) -> float:
+    def _iou(self, response: str, masks: dict[str, Rle], image: Image.Image | None, path: str | None) -> float:
         if "mask" not in masks:
             raise ValueError("has objects but no mask: reward=segmentation_mask needs data with masks")
         if image is None and path is None:

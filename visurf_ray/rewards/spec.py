@@ -1,7 +1,8 @@
 """What a run scores responses by: a reward by name, a user's own function, or both, each with its weight."""
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+
+from PIL import Image
 
 from visurf_ray.config.schema import RewardConfig
 from visurf_ray.errors import ConfigError, UserError
@@ -12,19 +13,31 @@ from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """Plain data, which the reward actors make the reward of. `name` or `function` may be None, not both."""
+    """Describes a reward as plain data, from which each reward actor loads it.
+
+    Attributes:
+        name: The named reward, or None.
+        options: Its settings.
+        weight: The factor of its parts.
+        function: The user's function as `module:function` or `/path/to/file.py:function`, or None.
+        function_weight: The factor of its parts.
+        needs_image: Whether the loaded reward must be called with the image. Set by `of`.
+    """
 
     name: str | None
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, object] = field(default_factory=dict)
     weight: float = 1.0
     function: str | None = None
     function_weight: float = 1.0
-    needs_image: bool = False  # whether the reward is to be called with `image=`
+    needs_image: bool = False
 
     @staticmethod
     def of(config: RewardConfig) -> "RewardSpec":
-        """What is not there is told now, and not by an actor. Raises UserError like `load`, and ConfigError where there
-        is neither reward nor function: a task may come without a reward, and be evaluated alone.
+        """Return the specification of a run's reward. Its errors are reported here, before any actor starts.
+
+        Raises:
+            ConfigError: There is neither a reward nor a function. A task without a reward can only be evaluated.
+            UserError: The reward cannot be loaded (see `load`).
         """
         if config.name is None and config.function is None:
             raise ConfigError(
@@ -36,14 +49,16 @@ class RewardSpec:
         return replace(spec, needs_image=any(needs_image(reward) for reward, _ in spec._terms()))
 
     def load(self) -> RewardFunction:
-        """The reward; its parts are those of both, each times its weight.
+        """Return the reward function. Its parts are those of the named reward and of the user's function, weighted.
 
-        Raises UserError for a name, an option or a function that is not there; the reward raises it where both have a
-        part of one name.
+        The function raises UserError if both have a part of the same name.
+
+        Raises:
+            UserError: The name, an option or the function does not exist or cannot be used.
         """
         terms = self._terms()
 
-        def score(response: str, ground_truth: str, image: Any = None) -> Reward:
+        def score(response: str, ground_truth: str, image: Image.Image | None = None) -> Reward:
             parts: dict[str, float] = {}
             for reward, weight in terms:
                 seen = {"image": image} if needs_image(reward) else {}
@@ -59,6 +74,7 @@ class RewardSpec:
         return score
 
     def _terms(self) -> list[tuple[RewardFunction, float]]:
+        """Load the named reward and the user's function, each with its weight."""
         terms = []
         if self.name is not None:
             terms.append((load_reward(self.name, **self.options), self.weight))

@@ -1,16 +1,16 @@
 """VisionReasoner's reward for lists of boxes and points (arXiv 2505.12081; dvlab-research/Seg-Zero).
 
-Four parts, nominal maximum 7: thinking_format 1, answer_format 2, accuracy 3, non_repeat 1. Where the original has
-bugs, this does the right thing:
+Four parts: thinking_format up to 1, answer_format up to 2, accuracy up to 3, non_repeat up to 1. Unlike in the
+original, whose bugs are fixed here:
 
-- `[]` against an empty ground truth earns full answer format and accuracy (the original: 0 for both), unless
-  `credit_empty` is False.
-- White space around the response does not cost the thinking format.
+- `[]` for an empty ground truth earns full answer_format and accuracy (the original: 0 for both), unless `credit_empty`
+  is False.
+- White space around the response does not cost thinking_format.
 - The answer is the last one after the thinking, not the first anywhere.
-- An item without a point loses the point's credit alone, not the accuracy of every item.
-- Coordinates must be numbers for the format to count.
-- Every surplus item lowers the accuracy, not those among the first 120 alone.
-- The repetition check reads what stands outside the answer; a decimal point does not end a sentence there, line breaks
+- An item without a point loses the credit for its point only; in the original it makes every item lose its accuracy.
+- Only coordinates that are numbers count for answer_format.
+- Every surplus item lowers the accuracy, not only those among the first 120.
+- The repetition check reads the text outside the answer. There, a decimal point does not end a sentence; line breaks
   and "。" do.
 """
 
@@ -18,12 +18,11 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from visurf_ray.answers.boxes import Target, numbers, parse_items, parse_targets
+from visurf_ray.answers.boxes import Box, Target, box_in, parse_items, parse_targets, point_in
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.rewards.reward import Reward
 
@@ -33,14 +32,22 @@ _ANSWER = re.compile(r"<answer>.*?</answer>", re.DOTALL)
 
 @dataclass(frozen=True)
 class VisionReasonerReward:
-    """box_distance, point_distance: in pixels of the image that the model sees; the original's are for 840×840."""
+    """Scores a list of boxes and points.
+
+    Attributes:
+        credit_empty: Whether `[]` earns full answer_format and accuracy for an empty ground truth.
+        box_distance: A matched box earns a point if the mean absolute difference of its coordinates from the true ones
+            is below this, in pixels of the image that the model sees. The original's value is for images of 840×840.
+        point_distance: A matched point earns a point if it lies in its own box and is closer than this to the true one,
+            in the same pixels.
+    """
 
     credit_empty: bool = True
     box_distance: float = 10.0
     point_distance: float = 30.0
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
-        """Score one response. Raises ValueError when the ground truth is not a JSON list of boxes and points."""
+        """Score one response. Raises ValueError if the ground truth is not a JSON list of boxes and points."""
         truth = parse_targets(ground_truth)
         items = parse_items(response)
         empty = self.credit_empty and items == [] and not truth
@@ -53,11 +60,12 @@ class VisionReasonerReward:
             }
         )
 
-    def _accuracy(self, items: list[Any] | None, truth: Sequence[Target]) -> float:
-        """Hungarian matching on IoU > 0.5, box distance and point distance; the sum over the longer list's length."""
-        given = [
-            (numbers(i.get("bbox_2d"), 4), numbers(i.get("point_2d"), 2)) for i in items or [] if isinstance(i, dict)
-        ]
+    def _accuracy(self, items: list[object] | None, truth: Sequence[Target]) -> float:
+        """Return the total score of the best matching of items to objects, over the length of the longer list.
+
+        A pair scores 1 for an IoU above 0.5, 1 for a close box and 1 for a close point.
+        """
+        given = [(box_in(item), point_in(item)) for item in items or [] if isinstance(item, dict)]
         if not given or not truth:
             return 0.0
         scores = np.zeros((len(given), len(truth)))
@@ -76,8 +84,8 @@ class VisionReasonerReward:
         return float(scores[rows, columns].sum()) / max(len(items or []), len(truth))
 
 
-def pixel_iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """IoU of two boxes (x1, y1, x2, y2) whose corners are pixels that belong to them, as in the original."""
+def pixel_iou(a: Box, b: Box) -> float:
+    """Return the IoU of two boxes (x1, y1, x2, y2) to which the corner pixels belong, as in the original."""
     width = min(a[2], b[2]) - max(a[0], b[0]) + 1
     height = min(a[3], b[3]) - max(a[1], b[1]) + 1
     intersection = max(0.0, width) * max(0.0, height)
@@ -86,19 +94,14 @@ def pixel_iou(a: Sequence[float], b: Sequence[float]) -> float:
     return intersection / union if union > 0 else 0.0
 
 
-def answer_format(items: list[Any] | None) -> float:
-    """Mean over the items of 1 for a box of four numbers and 1 for a point of two."""
+def answer_format(items: list[object] | None) -> float:
+    """Return the mean over the items of 1 for a box of four numbers plus 1 for a point of two, or 0 without items."""
     if not items:
         return 0.0
-    credits = [
-        (numbers(item.get("bbox_2d"), 4) is not None) + (numbers(item.get("point_2d"), 2) is not None)
-        for item in items
-        if isinstance(item, dict)
-    ]
-    return sum(credits) / len(items)
+    return sum((box_in(item) is not None) + (point_in(item) is not None) for item in items) / len(items)
 
 
 def _non_repeat(response: str) -> float:
-    """1, or 0 from the second sentence on that has been said before."""
+    """Return 1, or 0 if at least two sentences repeat earlier ones."""
     sentences = [text for part in _SENTENCE_END.split(_ANSWER.sub("", response)) if (text := part.strip())]
     return float(len(sentences) - len(set(sentences)) < 2)

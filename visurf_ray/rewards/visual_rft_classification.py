@@ -1,11 +1,11 @@
 """Visual-RFT's reward for classification (arXiv 2503.01785; Liuziyu77/Visual-RFT, grpo_classification.py).
 
-Two parts of 1 each: accuracy and format. An answer is right when it holds the class's name or is a part of it; case,
-white space and underscores do not matter. Where the original has bugs, this does the right thing:
+Two parts of 1 each: accuracy and format. An answer is right if it contains the class's name or is contained in it;
+case, white space and underscores do not matter. Unlike in the original, whose bugs are fixed here:
 
-- An empty answer is wrong; the original found it in every name.
-- Names are compared, nothing else: math-verify made "Cessna 172" equal to "Robin 172", and found numbers that occur in
-  the thinking alone.
+- An empty answer is wrong; in the original it is contained in every name.
+- Answers are compared as text only. In the original, math-verify finds "Cessna 172" equal to "Robin 172", and accepts
+  numbers that occur in the thinking only.
 - The answer is the last one after the thinking, not the first anywhere; the thinking is not searched for the name.
 - White space around the response does not cost the format.
 """
@@ -19,7 +19,7 @@ class VisualRftClassificationReward:
     """The ground truth is the class's name, with or without `<answer>` tags."""
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
-        """Score one response. Raises ValueError when the ground truth is empty."""
+        """Score one response. Raises ValueError if the ground truth is empty."""
         given, truth = plain_name(answer_or_rest(response)), parse_true_name(ground_truth)
         right = bool(given) and (given in truth or truth in given)
         return Reward({"accuracy": float(right), "format": float(has_thinking(response))})

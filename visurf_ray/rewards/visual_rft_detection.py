@@ -1,38 +1,45 @@
 """Visual-RFT's reward for detection (arXiv 2503.01785; Liuziyu77/Visual-RFT, grpo.py).
 
 Three parts of at most 1 each: iou, confidence, format. The answer lists `{'Position': [x1, y1, x2, y2], 'Confidence':
-c}`, in thousandths of the image's sides; "No Objects" and `[]` say that there are none. As in the original, one item
-that lacks a box or a confidence makes the whole answer worthless, and the confidence of a miss earns 1 - c, so that
-surplus boxes of little confidence lower the part iou and not the part confidence. Where the original has bugs, this
-does the right thing:
+c}`, in thousandths of the image's width and height; "No Objects" and `[]` mean that there are none. As in the original,
+one item without a box or a confidence invalidates the whole answer. A miss with confidence c earns 1 - c, so surplus
+boxes of low confidence lower the part iou but not the part confidence. Unlike in the original, whose bugs are fixed
+here:
 
-- Boxes are compared, nothing else: math-verify found equal numbers in answers and ground truths (for instance a box's
-  y1), and the original then gave full marks for disjoint boxes.
-- "No Objects" or `[]` earns full marks where there are none (the original: 0), unless `credit_empty` is False.
-- The answer may hold line breaks.
+- Only boxes are compared. In the original, math-verify finds equal numbers in answer and ground truth (for example the
+  y1 of a box), and disjoint boxes then earn the maximum.
+- If there are no objects, "No Objects" or `[]` earns full iou and confidence (the original: 0), unless `credit_empty`
+  is False.
+- The answer may contain line breaks.
 - The answer is the last one after the thinking, not the first anywhere.
-- A list that was cut keeps its complete items, after a thinking too and without a closing tag.
-- A confidence below 0 or above 1 earns nothing; the original gave 1 for -0.5 on a miss.
+- A truncated list keeps its complete items, also after thinking and without a closing tag.
+- A confidence below 0 or above 1 earns nothing; in the original, -0.5 on a miss earns 1.
 - White space around the response does not cost the format.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.responses import has_thinking
-from visurf_ray.answers.visual_rft import Box, Detection, answered_detections, box_iou, parse_boxes
+from visurf_ray.answers.visual_rft import Detection, answered_detections, box_iou, parse_boxes
 from visurf_ray.rewards.reward import Reward
 
 
 @dataclass(frozen=True)
 class VisualRftDetectionReward:
-    """iou_threshold: a box hits when its IoU is above it."""
+    """Scores a list of boxes with confidences.
+
+    Attributes:
+        credit_empty: Whether "No Objects" or `[]` earns full iou and confidence if there are no objects.
+        iou_threshold: A box is a hit if its IoU with a true box is above this.
+    """
 
     credit_empty: bool = True
     iou_threshold: float = 0.5
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
-        """Score one response. Raises ValueError when the ground truth is no list of boxes and not "No Objects"."""
+        """Score one response. Raises ValueError if the ground truth is neither a list of boxes nor "No Objects"."""
         truth = parse_boxes(ground_truth)
         given = answered_detections(response)
         if self.credit_empty and given == [] and not truth:
@@ -44,9 +51,13 @@ class VisualRftDetectionReward:
 
 
 def match(given: Sequence[Detection], truth: Sequence[Box], threshold: float = 0.5) -> list[tuple[float, float]]:
-    """(IoU, confidence) of each box, the most confident first: each takes the free true box that fits it best.
+    """Match detections to true boxes.
 
-    The IoU is 0 for a miss: no free box has an IoU above the threshold.
+    In order of falling confidence, each detection takes the true box with the highest IoU among those that are not yet
+    taken, if that IoU is above the threshold.
+
+    Returns:
+        (IoU, confidence) of each detection in that order; the IoU of a miss is 0.
     """
     free = list(truth)
     hits = []
@@ -60,11 +71,11 @@ def match(given: Sequence[Detection], truth: Sequence[Box], threshold: float = 0
 
 
 def iou_reward(hits: Sequence[tuple[float, float]], true: int) -> float:
-    """The sum of the IoUs over the number of given or of `true` boxes, whichever are more."""
+    """Return the sum of the IoUs over the larger of the numbers of detections and of true boxes, `true`."""
     return sum(iou for iou, _ in hits) / max(len(hits), true, 1)
 
 
 def confidence_reward(hits: Sequence[tuple[float, float]]) -> float:
-    """Mean over the given boxes: c for a hit, 1 - c for a miss; nothing for what is no confidence."""
+    """Return the mean over the detections of c for a hit, 1 - c for a miss, and 0 if c is not between 0 and 1."""
     earned = [confidence if iou else 1 - confidence for iou, confidence in hits if 0 <= confidence <= 1]
     return sum(earned) / max(len(hits), 1)

@@ -1,4 +1,4 @@
-"""Metrics of answers that are lists of boxes, as VisionReasoner's evaluation defines them."""
+"""Metrics of answers that are lists of boxes and points, as VisionReasoner's evaluation defines them."""
 
 from collections.abc import Sequence
 
@@ -7,64 +7,46 @@ from scipy.optimize import linear_sum_assignment
 from shapely import union_all
 from shapely.geometry import box as polygon
 
-from visurf_ray.answers.boxes import numbers, parse_items, parse_targets, parse_truth
+from visurf_ray.answers.boxes import Box, answered_boxes, parse_items, parse_targets, parse_truth, well_formed
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.answers.rle import area, overlap
 from visurf_ray.groups import Metrics, Prediction
 
-Box = tuple[float, ...]
 
-
-def iou(a: Sequence[float], b: Sequence[float]) -> float:
-    """Intersection over union of two boxes (x1, y1, x2, y2)."""
-    return union_iou([tuple(a)], [tuple(b)])
+def iou(a: Box, b: Box) -> float:
+    """Return the IoU of two boxes (x1, y1, x2, y2)."""
+    return union_iou([a], [b])
 
 
 def union_iou(given: Sequence[Box], true: Sequence[Box]) -> float:
-    """Intersection over union of the areas that two sets of boxes cover; 0 where nothing is covered."""
+    """Return the IoU of the areas that two sets of boxes cover, or 0 if neither covers anything."""
     intersection, union = covered(given, true)
     return intersection / union if union > 0 else 0.0
 
 
 def covered(given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:
-    """Intersection and union of the areas that two sets of boxes cover."""
+    """Return the areas of intersection and union of what two sets of boxes cover."""
     first, second = (union_all([polygon(*b) for b in boxes]) for boxes in (given, true))
     return float(first.intersection(second).area), float(first.union(second).area)
 
 
-def answered_boxes(response: str) -> list[Box] | None:
-    """The answer's well-formed boxes, or None when the response holds no JSON list."""
-    items = parse_items(response)
-    if items is None:
-        return None
-    boxes = [numbers(item.get("bbox_2d"), 4) for item in items if isinstance(item, dict)]
-    return [b for b in boxes if b is not None and b[0] < b[2] and b[1] < b[3]]
-
-
-def well_formed(response: str) -> bool:
-    """Whether the answer is a JSON list, each item with a box of four numbers and a point of two."""
-    items = parse_items(response)
-    return items is not None and all(
-        isinstance(item, dict)
-        and numbers(item.get("bbox_2d"), 4) is not None
-        and numbers(item.get("point_2d"), 2) is not None
-        for item in items
-    )
-
-
 def score_boxes(predictions: Sequence[Prediction]) -> Metrics:
-    """Metrics of answers that are lists of boxes.
+    """Return the metrics of answers that are lists of boxes and points. A metric without examples is left out.
 
-    An answer and its truth are areas: masks, in pixels of the stored image, where the answer has one, and the truth has
-    one or means nothing; else what their boxes cover, in pixels of the image that the model sees. I and U are an
-    example's intersection and union.
+    I and U are the areas of intersection and union of an example's answer and ground truth. They are measured on masks,
+    in pixels of the stored image, if the answer has a mask and the ground truth has one or is empty; otherwise on what
+    the boxes cover, in pixels of the image that the model sees.
 
-    giou: mean over examples of I/U; 1 where nothing is meant and `[]` is answered, and 0 where U = 0 otherwise
-    (gRefCOCO's gIoU, arXiv 2306.00968; not box-GIoU). ciou: sum of I over sum of U. bbox_acc: over examples that mean
-    something, pairs matched at IoU > 0.5 over answered or true boxes, whichever are more. n_acc: share of examples that
-    mean nothing and are answered `[]`; an answer that cannot be parsed is not `[]` (in the original it is, and earns
-    both n_acc and giou). format_rate: well-formed answers. thinking_rate: responses with reasoning before the answer.
-    empty_rate: `[]` for examples that do mean something. A metric without examples is left out.
+    - giou: mean of I/U. For an empty ground truth it is 1 if the answer is `[]`, else 0. (gRefCOCO's gIoU, arXiv
+      2306.00968; not the generalized IoU of boxes.)
+    - ciou: sum of I over sum of U.
+    - bbox_acc: of examples with objects, the mean of: number of answered and true boxes matched one to one at
+      IoU > 0.5, over the larger of the two numbers of boxes.
+    - n_acc: of examples with an empty ground truth, the share answered `[]`. An answer that cannot be parsed is not
+      `[]`; in the original it is, and earns both n_acc and giou.
+    - empty_rate: of examples with objects, the share answered `[]`.
+    - format_rate: share of well-formed answers.
+    - thinking_rate: share of responses with reasoning before the answer.
     """
     values: dict[str, list[float]] = {}
     intersections, unions = 0.0, 0.0
@@ -90,7 +72,7 @@ def score_boxes(predictions: Sequence[Prediction]) -> Metrics:
 
 
 def _areas(prediction: Prediction, given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:
-    """Intersection and union of an answer and its truth: of masks, or of the areas that boxes cover."""
+    """Return the areas of intersection and union of an answer and its ground truth (see `score_boxes`)."""
     truth = parse_truth(prediction.ground_truth)
     if prediction.mask and "mask" in truth:
         return overlap(prediction.mask, truth["mask"], truth.get("ignore"))
@@ -100,6 +82,7 @@ def _areas(prediction: Prediction, given: Sequence[Box], true: Sequence[Box]) ->
 
 
 def _matched_share(given: Sequence[Box], true: Sequence[Box]) -> float:
+    """Return the number of boxes matched at IoU > 0.5, over the number of given or of true boxes if they are more."""
     if not given:
         return 0.0
     hits = np.array([[iou(a, b) > 0.5 for b in true] for a in given])

@@ -1,4 +1,4 @@
-"""Predictions as JSON lines: what every metric can be computed from again."""
+"""Predictions as JSON lines, from which every metric can be computed again."""
 
 import json
 from collections.abc import Sequence
@@ -10,13 +10,17 @@ from visurf_ray.groups import Prediction
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
-    """Fields that are None are left out."""
+    """Write one JSON object per line. Fields that are None are left out."""
     lines = [{key: value for key, value in asdict(each).items() if value is not None} for each in predictions]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
-    """Raises DataError that names the file and the line for what is no prediction."""
+    """Read the file that `write_predictions` wrote.
+
+    Raises:
+        DataError: The file cannot be read or is empty, or a line is not a prediction.
+    """
     try:
         lines = path.read_text().splitlines()
     except OSError as error:
@@ -32,4 +36,4 @@ def _parse(line: str, where: str) -> Prediction:
         values = json.loads(line)
         return Prediction(**values | {"size": tuple(values["size"])})
     except (ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{where} is no prediction, an object with {', '.join(names)}: {line[:80]!r}") from error
+        raise DataError(f"{where} is not a prediction, an object with {', '.join(names)}: {line[:80]!r}") from error

@@ -1,40 +1,62 @@
-"""Masks of answers: SAM2 in an actor of its own, and its public face."""
+"""Masks for predictions, made by SAM2 in a Ray actor."""
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import ray
 from PIL import Image
 
+from visurf_ray.aliases import ActorHandle
 from visurf_ray.answers.rle import Rle, encode
 from visurf_ray.groups import Example, Prediction
 from visurf_ray.scoring.segmenter import Segmenter, prompts_of
 
 
-@ray.remote(num_cpus=0)
 class SegmenterActor:
-    """Segments stored images, which come by reference."""
+    """Holds SAM2 in a process of its own."""
 
     def open(self, path: str) -> None:
-        """Load the model. Not the constructor: what that raises reaches nobody but as a dead actor."""
+        """Load the model. This is not done in the constructor, because Ray reports its errors only as a dead actor.
+
+        Raises:
+            UserError: There is no SAM2 model at `path`.
+        """
         self.segmenter = Segmenter(path, "task.segmenter")
 
     def segment(self, image: Image.Image, response: str, size: tuple[int, int]) -> Rle:
+        """Return the mask of the objects in a response.
+
+        Args:
+            image: The stored image, passed as a Ray reference.
+            response: The response.
+            size: Width and height of the image that the model saw; the response's boxes are in its pixels.
+        """
         prompts = prompts_of(response, image.width / size[0], image.height / size[1])
         return encode(self.segmenter.segment(image, prompts))
 
 
+def _start_actor(gpus: float) -> ActorHandle:
+    return ray.remote(num_cpus=0, num_gpus=gpus)(SegmenterActor).remote()
+
+
 class Segmentation:
-    """Gives predictions their masks."""
+    """Adds masks to predictions."""
 
     def __init__(self, path: str, gpus: float) -> None:
-        """Raises UserError for what is no SAM2 model."""
-        self.actor: Any = SegmenterActor.options(num_gpus=gpus).remote()  # type: ignore[attr-defined]
+        """Start the actor and load the model.
+
+        Args:
+            path: SAM2's folder or hub id.
+            gpus: The number of GPUs, possibly fractional, that the actor reserves.
+
+        Raises:
+            UserError: There is no SAM2 model at `path`.
+        """
+        self.actor: ActorHandle = _start_actor(gpus)
         ray.get(self.actor.open.remote(path))
 
     def segment(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
-        """The predictions with what each answer segments of its example's stored image; in the examples' order."""
+        """Return each prediction with the mask of its answer in the stored image of its example."""
         masks = [
             self.actor.segment.remote(example.stored, prediction.response, prediction.size)
             for example, prediction in zip(examples, predictions, strict=True)

@@ -1,15 +1,14 @@
-"""SAM2 (arXiv 2408.00714): from an answer's boxes and points to a mask, as VisionReasoner's evaluation uses it.
+"""SAM2 (arXiv 2408.00714): from an answer's boxes and points to a mask, as in VisionReasoner's evaluation.
 
-Each object is prompted with its box and, where the answer has one, its point; of the masks that SAM2 offers for it the
-one with the best score counts; the answer's mask is the union of all objects. Where the original has bugs, this does
-the right thing: boxes without points are segmented too (the original forgets their masks), and an item that lacks its
-point does not cost the points of the others.
+SAM2 is prompted with the box of each object and, if the answer has one, its point. Of the masks that it proposes for an
+object, the one with the best score is taken. The answer's mask is the union over all objects. Two bugs of the original
+are fixed: objects without a point are segmented too (the original drops their masks), and one item without a point does
+not make the other items lose theirs.
 """
 
 from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,20 +16,28 @@ from numpy.typing import NDArray
 from PIL import Image
 from transformers import Sam2Model, Sam2Processor
 
-from visurf_ray.answers.boxes import numbers, parse_items
+from visurf_ray.aliases import HFModel
+from visurf_ray.answers.boxes import Box, Point, box_in, parse_items, point_in
 from visurf_ray.errors import UserError
 
-# (box, point): box (x1, y1, x2, y2), point (x, y) or None, in pixels of the image that is segmented.
-Prompt = tuple[tuple[float, ...], tuple[float, ...] | None]
+Prompt = tuple[Box, Point | None]  # of one object, in pixels of the image that is segmented
 
-_OBJECTS_AT_ONCE = 16  # memory, never the result
+_OBJECTS_AT_ONCE = 16  # objects in one forward pass; limits memory, does not change the result
 
 
 class Segmenter:
-    """transformers' SAM2, on the GPU if this process has one. An image is encoded once for all calls in a row."""
+    """transformers' SAM2, on the GPU if this process has one. Successive calls for one image encode it once."""
 
     def __init__(self, path: str, key: str) -> None:
-        """path: a folder or a hub id, such as facebook/sam2-hiera-large. Raises UserError, which names `key`."""
+        """Load the model.
+
+        Args:
+            path: A folder or a hub id, such as facebook/sam2-hiera-large.
+            key: The configuration key of the path, for error messages.
+
+        Raises:
+            UserError: There is no SAM2 model at `path`.
+        """
         check_segmenter(path, key)
         try:
             self.processor = Sam2Processor.from_pretrained(Path(path).expanduser() if _is_folder(path) else path)
@@ -38,7 +45,7 @@ class Segmenter:
         except (OSError, ValueError) as error:
             raise UserError(f"{key}={path} cannot be loaded as a SAM2 model: {error}") from error
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model: Any = model.eval().to(self.device)
+        self.model: HFModel = model.eval().to(self.device)
         self.image: Image.Image | None = None
         self.embeddings: list[torch.Tensor] = []
 
@@ -46,15 +53,18 @@ class Segmenter:
     def segment(
         self, image: Image.Image, prompts: Sequence[Prompt], size: tuple[int, int] | None = None
     ) -> NDArray[np.bool_]:
-        """The union of the objects' masks (H, W); empty without prompts.
+        """Return the union of the objects' masks (H, W), which is empty if there are no prompts.
 
-        size: height and width of the mask, the image's unless given.
+        Args:
+            image: The image.
+            prompts: The box and point of each object, in pixels of the image.
+            size: Height and width of the mask. None: those of the image.
         """
         height, width = size or (image.height, image.width)
         union = torch.zeros(height, width, dtype=torch.bool, device=self.device)
         if prompts:
             self._encode(image)
-        # A point that one object lacks cannot be padded: SAM2 would see the padding.
+        # Objects with and without a point go in separate batches, because SAM2 would use a padded point as a prompt.
         with_points = sorted(prompts, key=lambda prompt: prompt[1] is None)
         for pointed, group in groupby(with_points, lambda prompt: prompt[1] is not None):
             alike = list(group)
@@ -65,12 +75,13 @@ class Segmenter:
         return union.cpu().numpy()
 
     def _encode(self, image: Image.Image) -> None:
+        """Compute the image's embeddings unless it is the image of the last call."""
         if image is not self.image:
             pixels = self.processor(images=image, return_tensors="pt")["pixel_values"].to(self.device)
             self.embeddings, self.image = self.model.get_image_embeddings(pixels), image
 
     def _best(self, image: Image.Image, prompts: Sequence[Prompt], pointed: bool) -> torch.Tensor:
-        """Low-resolution logits (N, 1, h, w) of each object's mask with the best score."""
+        """Return the low-resolution logits (N, 1, h, w) of the best-scored mask of each object."""
         points = {
             "input_points": [[[list(point or ())] for _, point in prompts]],
             "input_labels": [[[1]] * len(prompts)],
@@ -88,30 +99,46 @@ class Segmenter:
 
 
 def check_segmenter(path: str | None, key: str) -> None:
-    """Raise UserError, which names `key`, for a folder that is not there or holds no model. None is no segmenter."""
+    """Check that `path` is a folder with a model, or may be a hub id. A path of None passes: no segmenter is set.
+
+    Args:
+        path: A folder, a hub id, or None.
+        key: The configuration key of the path, for error messages.
+
+    Raises:
+        UserError: The folder is missing or has no model.
+    """
     if path is None:
         return
     folder = Path(path).expanduser()
     if not _is_folder(path):
         if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise UserError(f"{key}={path}: there is no such folder, and it is no hub id (owner/name)")
+            raise UserError(f"{key}={path}: there is no such folder, and it is not a hub id (owner/name)")
     elif not (folder / "config.json").is_file():
         raise UserError(f"{key}={path}: the folder has no config.json")
 
 
 def prompts_of(response: str, scale_x: float = 1.0, scale_y: float = 1.0) -> list[Prompt]:
-    """The objects of an answer that have a box with an area, scaled and rounded half up; none for no JSON list."""
+    """Return the prompts for the objects of an answer whose box has an area; coordinates are rounded half up.
+
+    Args:
+        response: The response; without a JSON list in its answer there are no prompts.
+        scale_x: Factor from the response's x coordinates to pixels of the image that is segmented.
+        scale_y: The same for y.
+    """
     found: list[Prompt] = []
     for item in parse_items(response) or []:
-        box = numbers(item.get("bbox_2d"), 4) if isinstance(item, dict) else None
+        box, point = box_in(item), point_in(item)
         if box and box[0] < box[2] and box[1] < box[3]:
-            point = numbers(item.get("point_2d"), 2)
-            found.append((_scale(box, scale_x, scale_y), _scale(point, scale_x, scale_y) if point else None))
+            x1, y1, x2, y2 = box
+            scaled = (*_scale((x1, y1), scale_x, scale_y), *_scale((x2, y2), scale_x, scale_y))
+            found.append((scaled, _scale(point, scale_x, scale_y) if point else None))
     return found
 
 
-def _scale(values: Sequence[float], x: float, y: float) -> tuple[float, ...]:
-    return tuple(int(value * (x, y)[index % 2] + 0.5) for index, value in enumerate(values))
+def _scale(point: Point, x: float, y: float) -> Point:
+    """Return the scaled point, rounded half up."""
+    return int(point[0] * x + 0.5), int(point[1] * y + 0.5)
 
 
 def _is_folder(path: str) -> bool:

@@ -1,4 +1,4 @@
-"""What is learnt, by name: reading a data set, the prompt, the ground truth as a response, the metrics."""
+"""Tasks by name. A task reads a data set, asks the question, writes the label and computes the metrics."""
 
 from visurf_ray import names
 from visurf_ray.config.schema import TaskConfig
@@ -28,5 +28,13 @@ TASKS = {
 
 
 def load_task(config: TaskConfig, seed: int) -> Task:
-    """The task that `config.name` names. Raises UserError for an unknown name, with the nearest known one."""
+    """Return the task that `config.name` names.
+
+    Args:
+        config: The task's settings.
+        seed: Draws the training rows of a drawn task.
+
+    Raises:
+        UserError: The name is unknown, or the task does not support a setting.
+    """
     return names.load("task", config.name, TASKS)(config, seed)

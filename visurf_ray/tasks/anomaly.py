@@ -1,6 +1,6 @@
 """Finding defects: Real-IAD (Wang et al. 2024, arXiv 2403.12580).
 
-The layout of the data set: a JSON file for each class, and beside them the images in one of three sizes,
+The data set has a JSON file for each class, and folders of images in three sizes:
 
     realiad_jsons/realiad_jsons/audiojack.json
         {"meta": {"normal_class": "OK", "prefix": "audiojack/", …},
@@ -8,27 +8,27 @@ The layout of the data set: a JSON file for each class, and beside them the imag
          "test": [{…, "anomaly_class": "BX", "image_path": "NG/BX/S0003/….jpg", "mask_path": "NG/BX/S0003/….png"}]}
     realiad_1024/audiojack/NG/BX/S0003/….jpg
 
-Paths start from `task.image_root` (realiad_1024) and the prefix. Where a defect does not show from a picture's side,
-there is no mask, and so nothing to find.
+Paths start from `task.image_root` (realiad_1024) and the prefix. If a defect is not visible from a picture's side, the
+picture has no mask, and its ground truth is empty.
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from shapely import union_all
 from shapely.geometry import box as polygon
 from sklearn.metrics import roc_auc_score
 
-from visurf_ray.answers.boxes import parse_targets
+from visurf_ray.aliases import Json
+from visurf_ray.answers.boxes import answered_boxes, parse_targets
 from visurf_ray.answers.rle import area
-from visurf_ray.data.rows import Row
+from visurf_ray.data.rows import Row, json_object
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import answered_boxes, score_boxes
+from visurf_ray.scoring.metrics import score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
 from visurf_ray.tasks.mask_task import MaskTask
 
@@ -36,7 +36,7 @@ _SPLITS = ("train", "test")
 
 
 class AnomalyTask(MaskTask):
-    """The solution is the defects of a picture, and the empty list for a flawless one."""
+    """The solution is the defects in a picture, or an empty list for a picture without a defect."""
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
@@ -47,8 +47,14 @@ class AnomalyTask(MaskTask):
     }
 
     def read(self, source: str) -> list[Row]:
-        """`FILE.json:train` or `FILE.json:test` of a Real-IAD class, `FOLDER:train` or `FOLDER:test` of all classes in
-        a folder; or any table that read_rows knows. Raises DataError.
+        """Read a split of Real-IAD, or a table as BoxTask reads it.
+
+        Args:
+            source: `FILE.json:train` or `FILE.json:test` for one class; `FOLDER:train` or `FOLDER:test` for all classes
+                in a folder; or a table.
+
+        Raises:
+            DataError: The data cannot be read, are malformed, or name no split.
         """
         name, _, split = source.rpartition(":")
         path = Path(name if split in _SPLITS else source).expanduser()
@@ -57,7 +63,7 @@ class AnomalyTask(MaskTask):
         if not classes:
             return super().read(source)
         if others := [file.name for file in files if file not in classes]:
-            raise DataError(f"{source}: {others[0]} is no class of Real-IAD, or is damaged")
+            raise DataError(f"{source}: {others[0]} is not a class file of Real-IAD, or is damaged")
         if split not in _SPLITS:
             raise DataError(f"{source} holds two splits: write {source}:train or {source}:test")
         root = Path(self.config.image_root).expanduser() if self.config.image_root else None
@@ -71,12 +77,14 @@ class AnomalyTask(MaskTask):
         return rows
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """roc_auc: area under the ROC curve of the share of the image that the answer covers, over pictures with a
-        defect against those without. roc_auc_binarised: of whether it covers anything, which is (TPR + TNR) / 2 and
-        what VisionReasoner's calculate_acc_auc.py reports. Both are left out where all pictures are of one kind. Beside
-        them stand the metrics of score_boxes.
+        """Return the metrics of score_boxes, and the areas under two ROC curves of pictures with and without defects.
 
-        An answer that cannot be parsed covers nothing, as there; see format_rate for how many there are.
+        - roc_auc: ranks pictures by the share of the image that the answer covers.
+        - roc_auc_binarised: ranks them by whether the answer covers anything. This equals (TPR + TNR) / 2, which
+          VisionReasoner's calculate_acc_auc.py reports.
+
+        Both are left out if all pictures have a defect or none has. As in the original, an answer that cannot be parsed
+        covers nothing; format_rate shows how many answers are well-formed.
         """
         scores = score_boxes(predictions)
         defects = np.array([bool(parse_targets(prediction.ground_truth)) for prediction in predictions])
@@ -88,9 +96,9 @@ class AnomalyTask(MaskTask):
 
 
 def covered_share(prediction: Prediction) -> float:
-    """The share of the image that the answer covers, 0 to 1: its mask where there is one, otherwise its boxes.
+    """Return the share of the image, 0 to 1, that the answer's mask covers, or its boxes if it has no mask.
 
-    What reaches outside does not count.
+    Parts of boxes outside the image do not count.
     """
     if prediction.mask:
         return area(prediction.mask) / math.prod(prediction.mask["size"])
@@ -99,19 +107,15 @@ def covered_share(prediction: Prediction) -> float:
     return float(boxes.intersection(polygon(0, 0, width, height)).area / (width * height))
 
 
-def _read_class(path: Path) -> dict[str, Any] | None:
-    """A class of Real-IAD, or None for a file that is none."""
-    if path.suffix != ".json" or not path.is_file():
+def _read_class(path: Path) -> dict[str, Json] | None:
+    """Return the content of a Real-IAD class file, or None if the file is not one."""
+    content = json_object(path)
+    if content is None or not {"meta", *_SPLITS} <= content.keys():
         return None
-    try:
-        content = json.loads(path.read_text())
-    except ValueError:  # JSON lines, or no JSON: whoever reads tables knows better
-        return None
-    found = isinstance(content, dict) and {"meta", *_SPLITS} <= content.keys() and "prefix" in (content["meta"] or {})
-    return content if found else None
+    return content if "prefix" in (content["meta"] or {}) else None
 
 
-def _row(entry: dict[str, Any], prefix: str, root: Path, where: str) -> Row:
+def _row(entry: dict[str, Json], prefix: str, root: Path, where: str) -> Row:
     try:
         image, mask, category = (entry[key] for key in ("image_path", "mask_path", "category"))
     except (KeyError, TypeError) as error:

@@ -1,19 +1,19 @@
-"""Tasks that are answered with a list of boxes and points; the empty list when nothing is meant."""
+"""Tasks whose answer is a list of boxes and points, or an empty list if the image holds no target object."""
 
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from visurf_ray.answers.boxes import Target, check_targets, dump_truth, parse_targets, render
+from visurf_ray.answers.boxes import Box, Target, answered_boxes, check_targets, dump_truth, parse_targets, render
 from visurf_ray.answers.rle import Rle, parse_masks
 from visurf_ray.data.mask_rows import mask_rows
 from visurf_ray.data.rows import Row, load_table, rows_of
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.scoring.metrics import answered_boxes, score_boxes
-from visurf_ray.tasks.task import Box, Task
+from visurf_ray.scoring.metrics import score_boxes
+from visurf_ray.tasks.task import Task
 
-# How the answer is to be written, for prompts that are formatted: braces are doubled.
+# Tells the form of the answer. Part of prompts that are formatted, so braces are doubled.
 AS_LIST = (
     "Then answer between <answer> and </answer> with a JSON list of each object's box and a point on it, in pixels, "
     'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
@@ -24,12 +24,16 @@ AS_LIST = (
 class BoxTask(Task):
     """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, pixels of the stored image.
 
-    Where there are masks it is `{"objects": [the list], "mask": RLE, "ignore": RLE}`, the masks of the stored image's
-    size; `ignore`, which may be missing, is of no account. Masks are not scaled with the objects.
+    If the data have masks, it is `{"objects": [the list], "mask": RLE, "ignore": RLE}`, where `ignore` is optional: its
+    pixels do not count when masks are compared. Masks have the size of the stored image and are not scaled with the
+    objects.
+
+    Attributes:
+        one_object: Whether a mask is one object; otherwise each of its connected parts is one.
     """
 
     segments = True
-    one_object = False  # the whole mask is one object, whatever it consists of
+    one_object = False
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'Locate every object that "{query}" refers to. Reason first, between <think> and </think>: look for '
@@ -40,7 +44,7 @@ class BoxTask(Task):
     }
 
     def read(self, source: str) -> list[Row]:
-        """VisionReasoner's training and evaluation data alike: see `read_rows` and `data.mask_rows`."""
+        """Read a table of VisionReasoner's training data (see `rows_of`) or evaluation data (see `data.mask_rows`)."""
         table = load_table(source)
         if "mask" in table.column_names and "solution" not in table.column_names:
             return mask_rows(table, source, self.config.image_root, one_object=self.one_object)
@@ -57,11 +61,11 @@ class BoxTask(Task):
             raise DataError(f"{row.where}: the solution {error}") from error
 
     def targets(self, row: Row) -> list[Target]:
-        """The row's objects, in pixels of the stored image. Raises ValueError that says what is wrong with them."""
+        """Return the row's objects, in pixels of the stored image. Raises ValueError if they are malformed."""
         return parse_targets(row.solution)
 
     def masks(self, row: Row) -> dict[str, Rle]:
-        """Their `mask`, and the `ignore`, of the stored image, where the data have them. Raises ValueError like it."""
+        """Return the row's `mask` and `ignore` mask, if it has them. Raises ValueError if they are malformed."""
         return parse_masks(row.solution)
 
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
@@ -82,7 +86,7 @@ class BoxTask(Task):
 
 
 def _scale(target: Target, x: float, y: float) -> Target:
-    """Rounded half up, as VisionReasoner's data preparation does."""
+    """Return the scaled target, rounded half up as in VisionReasoner's data preparation."""
     if x == y == 1.0:
         return target
     x1, y1, x2, y2 = target.bbox_2d
@@ -96,7 +100,7 @@ def _scale(target: Target, x: float, y: float) -> Target:
 
 
 def _side(low: float, high: float) -> tuple[int, int]:
-    """Both ends rounded, one pixel apart at least, and still within the image."""
+    """Return both ends of a box's side, rounded half up, at least one pixel apart, and within the image."""
     first, last = int(low + 0.5), int(high + 0.5)
     if first < last:
         return first, last

@@ -1,4 +1,4 @@
-"""Classification as in Visual-RFT (arXiv 2503.01785): the name of what the image shows."""
+"""Classification as in Visual-RFT (arXiv 2503.01785): the answer is the name of the class that the image shows."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -16,7 +16,7 @@ from visurf_ray.tasks.task import Task
 class ClassificationTask(Task):
     """The solution is `<answer>name of the class</answer>`; the tags may be missing."""
 
-    styles = ("spaced",)  # a name is written in one way
+    styles = ("spaced",)  # a name has no separators, so all styles are the same
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query}\nReason first, between <think> and </think>: look for what tells the candidates apart. Then "
@@ -39,12 +39,13 @@ class ClassificationTask(Task):
 
 
 def score_names(predictions: Sequence[Prediction]) -> Metrics:
-    """accuracy: the answer is the class's name; case, white space and underscores do not matter.
+    """Return the metrics of answers that are class names, or none without predictions.
 
-    The whole name must be given, other than in the reward visual_rft_classification, to which a part of it is enough.
-    What that mends is mended here too: an empty answer is wrong, names are compared as names, and the last answer after
-    the thinking counts, never the thinking. format_rate: a name in `<answer>` tags. thinking_rate: responses with
-    reasoning before the answer. Without predictions there are no metrics.
+    - accuracy: share of answers that are the class's whole name; case, white space and underscores do not matter. The
+      reward visual_rft_classification accepts a part of the name as well. Its fixes of the original hold here too: an
+      empty answer is wrong, names are compared as text, and the last answer after the thinking counts.
+    - format_rate: share of responses with a name in `<answer>` tags.
+    - thinking_rate: share of responses with reasoning before the answer.
     """
     rows = [
         (

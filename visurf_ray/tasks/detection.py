@@ -1,4 +1,4 @@
-"""Detection as in Visual-RFT (arXiv 2503.01785): all objects of one category, each with a confidence."""
+"""Detection as in Visual-RFT (arXiv 2503.01785): the answer lists all objects of a category with confidences."""
 
 import json
 import re
@@ -8,26 +8,26 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import STYLES
-from visurf_ray.answers.responses import answer_text, has_thinking, respond
+from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.responses import STYLES, answer_text, has_thinking, respond
 from visurf_ray.answers.visual_rft import answered_detections, check_inside, in_pixels, parse_boxes
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.scoring.average_precision import average_precision
-from visurf_ray.tasks.task import Box, Task
+from visurf_ray.tasks.task import Task
 
-# An apostrophe within a word is no quotation mark.
+# An apostrophe within a word is not a quotation mark.
 _QUOTED = re.compile(r"""(?<!\w)(['"])(.+?)\1(?!\w)""")
 
 
 class DetectionTask(Task):
     """The solution is `<answer>[{'Position': [x1, y1, x2, y2], 'Confidence': 1}, …]</answer>`, or "No Objects".
 
-    The tags may be missing. Corners are in thousandths of the image's sides.
+    The tags may be missing. Corners are in thousandths of the image's width and height.
     """
 
-    styles = (*STYLES, "quoted")  # the last as Visual-RFT's prompts ask for: {'Position': …}
+    styles = (*STYLES, "quoted")  # "quoted": {'Position': …}, as Visual-RFT's prompts ask for it
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'Find all objects of the category "{category}" in the image. Reason first, between <think> and </think>. '
@@ -53,7 +53,7 @@ class DetectionTask(Task):
             raise DataError(f"{row.where}: the solution {error}") from error
 
     def render(self, example: Example, style: str) -> str:
-        """With full confidence in every box."""
+        """Return the label, with confidence 1 for every box."""
         items = [{"Position": list(box), "Confidence": 1.0} for box in parse_boxes(example.ground_truth)]
         text = json.dumps(items, separators=STYLES["spaced" if style == "quoted" else style])
         if style == "quoted":
@@ -71,25 +71,26 @@ class DetectionTask(Task):
 
 
 def asked_category(question: str) -> str:
-    """What the question holds in its first quotation marks, as Visual-RFT's do; without any, the question itself."""
+    """Return the text in the question's first pair of quotation marks, as in Visual-RFT's, or else the question."""
     quoted = _QUOTED.search(question)
     return quoted[2] if quoted else question.strip()
 
 
 def score_detections(predictions: Sequence[Prediction]) -> Metrics:
-    """COCO's average precision, and shares of the answers.
+    """Return the metrics of answers that are detections. A metric without examples is left out.
 
-    map, map50: COCO's AP over IoU 0.50 to 0.95, and at 0.50, means over the categories that the questions ask for (see
-    `asked_category`; the same question is the same category). Each prediction is an image of its own, in which its
-    category alone is looked for. As in COCO, a category that no image shows has no AP, and boxes given for it cost
-    nothing. ap50_agnostic: AP at 0.50 of all boxes as of one category: there they cost, and so it is the one to look at
-    where questions are free text. n_acc: share of images without objects that are answered so ("No Objects" or `[]`).
-    empty_rate: the same answer where there are objects. format_rate: a list of boxes with confidences, or "No Objects",
-    in `<answer>` tags. thinking_rate: responses with reasoning before the answer. A metric without examples is left
-    out.
+    - map, map50: COCO's AP over IoU 0.50 to 0.95, and at IoU 0.50; means over the categories that the questions ask for
+      (see `asked_category`). Each prediction counts as one image in which only its category is annotated. As in COCO, a
+      category without a true box has no AP, so boxes answered for it do not lower the mean.
+    - ap50_agnostic: AP at IoU 0.50 with all boxes in one category. Here such boxes do lower it; prefer it if questions
+      are free text, because then almost every question is a category.
+    - n_acc: of images without objects, the share answered "No Objects" or `[]`.
+    - empty_rate: of images with objects, the share answered so.
+    - format_rate: share of responses with a list of boxes with confidences, or "No Objects", in `<answer>` tags.
+    - thinking_rate: share of responses with reasoning before the answer.
 
-    An item without a box or a confidence makes the whole answer worthless, and an answer needs no tags, as in the
-    reward visual_rft_detection.
+    As in the reward visual_rft_detection, one item without a box or a confidence invalidates the whole answer, and the
+    answer may lack its tags.
     """
     values: dict[str, list[float]] = defaultdict(list)
     images = []

@@ -1,21 +1,21 @@
-"""Reasoning grounding as in Visual-RFT (arXiv 2503.01785), on LISA's images: one box for an instruction."""
+"""Reasoning grounding as in Visual-RFT (arXiv 2503.01785), on LISA's images: the answer is one box."""
 
 from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import STYLES
-from visurf_ray.answers.responses import answer_or_rest, answer_text, has_thinking, respond
+from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.responses import STYLES, answer_or_rest, answer_text, has_thinking, respond
 from visurf_ray.answers.visual_rft import box_iou, check_inside, in_pixels, parse_box, parse_true_box
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.task import Box, Task
+from visurf_ray.tasks.task import Task
 
 
 class GroundingTask(Task):
-    """The solution is `<answer>(x1,y1),(x2,y2)</answer>`: integers, in thousandths of the image's sides.
+    """The solution is `<answer>(x1,y1),(x2,y2)</answer>`: integers, in thousandths of the image's width and height.
 
     The tags may be missing.
     """
@@ -52,10 +52,13 @@ class GroundingTask(Task):
 
 
 def score_single_boxes(predictions: Sequence[Prediction]) -> Metrics:
-    """iou: mean IoU; an answer that is not one box has 0. acc50: share of the answers with an IoU above 0.5.
+    """Return the metrics of answers that are one box, or none without predictions.
 
-    An answer needs no tags, as in the reward visual_rft_grounding. format_rate: one box in `<answer>` tags.
-    thinking_rate: responses with reasoning before the answer. Without predictions there are no metrics.
+    - iou: mean IoU; an answer that is not exactly one box has IoU 0. As in the reward visual_rft_grounding, the answer
+      may lack its tags.
+    - acc50: share of answers with an IoU above 0.5.
+    - format_rate: share of responses with exactly one box in `<answer>` tags.
+    - thinking_rate: share of responses with reasoning before the answer.
     """
     rows = []
     for prediction in predictions:

@@ -1,32 +1,31 @@
-"""Pointing at the element of a screen that an instruction is about: OmniACT (Kapoor et al. 2024, arXiv 2402.17553).
+"""Pointing at the screen element that an instruction is about: OmniACT (Kapoor et al. 2024, arXiv 2402.17553).
 
-The layout of the data set `Writer/omniact`: `train.json`, `val.json` and `test.json` name files for each example, by
-paths that start from the folder they lie in,
+In the data set `Writer/omniact`, the index files `train.json`, `val.json` and `test.json` name three files for each
+example, with paths that start from the index file's folder:
 
     {"2849": {"task": "data/tasks/desktop/ibooks/task_1.30.txt", "image": "data/data/desktop/ibooks/screen_1.png",
               "box": "data/metadata/desktop/boxes/ibooks/screen_1.json", …}}
 
-The task file holds an instruction and a script, `Task: …`, `Output Script:`, `pyautogui.click(1881.5,1116.0)`. The box
-file holds the screen's elements, `{"name": {"top_left": [x, y], "bottom_right": [x, y], "label": …}}`. Everything is in
-pixels. Web screens lie on the disk as `screen1.png` and `screen1_boxes.json`, whatever the index says.
+The task file holds an instruction and a script: `Task: …`, `Output Script:`, `pyautogui.click(1881.5,1116.0)`. The box
+file holds the screen's elements: `{"name": {"top_left": [x, y], "bottom_right": [x, y], "label": …}}`. Coordinates are
+in pixels. The files of web screens are named `screen1.png` and `screen1_boxes.json`, unlike in the index.
 """
 
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import Target, answered_points, dump_targets, parse_items, parse_targets
+from visurf_ray.answers.boxes import Box, Target, answered_points, dump_targets, parse_items, parse_targets, well_formed
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.data.rows import Row, json_object, open_image
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import well_formed
 from visurf_ray.tasks.box_task import BoxTask
 
 _POINTING = re.compile(r"pyautogui\.(?:click|doubleClick|rightClick|moveTo)\(\s*([\d.]+)\s*,\s*([\d.]+)", re.IGNORECASE)
@@ -34,7 +33,7 @@ _INSTRUCTION = re.compile(r"Task:(.*?)\n\s*Output Script:(.*)", re.DOTALL)
 
 
 class GuiGroundingTask(BoxTask):
-    """The solution is one element: its box, and the point that the script clicks."""
+    """The solution is one element: its box, and the point that the script clicks or moves to."""
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
@@ -47,10 +46,13 @@ class GuiGroundingTask(BoxTask):
     }
 
     def read(self, source: str) -> list[Row]:
-        """An OmniACT index, or any table that read_rows knows. Raises DataError.
+        """Read an OmniACT index file, or a table as BoxTask reads it.
 
-        The element is the smallest box that holds the script's point. Examples whose script points at no element, or
-        at several places, ask for something else than grounding, and are left out.
+        The element is the smallest box around the script's point. Examples whose script points at no element or at
+        several places are not grounding examples; they are left out, and their number is printed.
+
+        Raises:
+            DataError: The data cannot be read or are malformed, or no example is left.
         """
         path = Path(source).expanduser()
         index = _read_index(path)
@@ -72,11 +74,14 @@ class GuiGroundingTask(BoxTask):
             raise DataError(f"{row.where}: the solution must be one element, not {row.solution[:80]}")
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """accuracy: a point lies in the true box, edges included; the boxes' centres count where no item has a point
-        (VisionReasoner's evaluation_gui.py, but that an item without a point does not cost the others').
+        """Return the metrics of pointing, or none without predictions.
 
-        Any of the answer's points may be the one, so that a shower of points gains: accuracy_one counts answers of one
-        item alone. format_rate: well-formed answers. thinking_rate: responses with reasoning before the answer.
+        - accuracy: share of answers with any point in the true box, edges included. If no item has a point, the centres
+          of the boxes count. This is VisionReasoner's evaluation_gui.py, except that an item without a point does not
+          invalidate the points of the others. Answering with many points raises it.
+        - accuracy_one: the same, but an answer with more than one item is wrong.
+        - format_rate: share of well-formed answers.
+        - thinking_rate: share of responses with reasoning before the answer.
         """
         if not predictions:
             return {}
@@ -94,18 +99,23 @@ def _score(prediction: Prediction) -> tuple[bool, bool, bool, bool]:
 
 
 def _read_index(path: Path) -> dict[str, dict[str, str]] | None:
-    """The index, or None for a file that is none."""
+    """Return the content of an index file, or None if the file is not one."""
     index = json_object(path) or {}
     named = [isinstance(value, dict) and {"task", "image", "box"} <= value.keys() for value in index.values()]
     return index if named and all(named) else None
 
 
-def _row(key: str, files: dict[str, str], root: Path, source: str, elements: Any) -> Row | None:
+def _row(
+    key: str, files: dict[str, str], root: Path, source: str, elements: Callable[[Path, Path], list[Box]]
+) -> Row | None:
+    """Return the row of an example, or None if its script does not point at exactly one place within an element."""
     where = f"{source}, row {key}"
     task = _read(root / files["task"])
     parts = _INSTRUCTION.match(task.strip())
     if parts is None:
-        raise DataError(f"{where}: {files['task']} must hold `Task: …` and `Output Script:`, it begins {task[:60]!r}")
+        raise DataError(
+            f"{where}: {files['task']} must hold `Task: …` and `Output Script:`, but it begins {task[:60]!r}"
+        )
     points = _POINTING.findall(parts[2])
     if len(points) != 1:
         return None
@@ -116,12 +126,13 @@ def _row(key: str, files: dict[str, str], root: Path, source: str, elements: Any
     if not around:
         return None
     box = min(around, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
-    target = Target(tuple(_round(side) for side in box), (_round(x), _round(y)))  # type: ignore[arg-type]
+    x1, y1, x2, y2 = box
+    target = Target((_round(x1), _round(y1), _round(x2), _round(y2)), (_round(x), _round(y)))
     return Row(key, parts[1].strip(), dump_targets([target]), image, where)
 
 
-def _elements(image: Path, path: Path) -> list[tuple[float, ...]]:
-    """The boxes of a screen's elements, cut off at its edges."""
+def _elements(image: Path, path: Path) -> list[Box]:
+    """Return the boxes of a screen's elements, clipped to the screen."""
     width, height = open_image(image, str(path)).size
     try:
         corners = [(*e["top_left"], *e["bottom_right"]) for e in json.loads(_read(path)).values()]
@@ -132,7 +143,7 @@ def _elements(image: Path, path: Path) -> list[tuple[float, ...]]:
 
 
 def _on_disk(path: Path, ending: str = "") -> Path:
-    """The path, or for a web screen the name that it has there."""
+    """Return the path, or for a web screen the path under which its file is stored."""
     other = path.with_name(f"{path.stem.replace('screen_', 'screen')}{ending}{path.suffix}")
     return other if not path.exists() and other.exists() else path
 

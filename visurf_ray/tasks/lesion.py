@@ -1,6 +1,6 @@
 """Finding the lesion on a picture of skin: ISIC 2018, task 1 (Codella et al. 2019, arXiv 1902.03368).
 
-The layout of the data set: two folders for each split, one of images and one of their masks,
+The data set has two folders for each split, one of images and one of their masks:
 
     ISIC2018_Task1-2_Training_Input/ISIC_0000000.jpg
     ISIC2018_Task1_Training_GroundTruth/ISIC_0000000_segmentation.png
@@ -12,11 +12,11 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import parse_items, parse_targets
+from visurf_ray.answers.boxes import Box, answered_boxes, parse_items, parse_targets
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import Box, answered_boxes, iou, score_boxes
+from visurf_ray.scoring.metrics import iou, score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
 from visurf_ray.tasks.mask_task import MaskTask
 
@@ -24,7 +24,7 @@ _QUERY = "Find the lesion on this picture of skin."
 
 
 class LesionTask(MaskTask):
-    """The solution is one lesion; its box is that of the whole mask."""
+    """The solution is one lesion, whose box surrounds the whole mask."""
 
     one_object = True
     prompts: ClassVar[dict[str, str]] = {
@@ -36,9 +36,12 @@ class LesionTask(MaskTask):
     }
 
     def read(self, source: str) -> list[Row]:
-        """A folder of images; or any table that read_rows knows. Raises DataError.
+        """Read a folder of ISIC images, or a table as BoxTask reads it.
 
-        The masks lie in the folder beside it that ISIC names so, or else in the folder itself.
+        The masks are in ISIC's folder of masks next to that of the images, or in the folder of the images itself.
+
+        Raises:
+            DataError: A mask is missing, or the table cannot be read.
         """
         images = Path(source).expanduser()
         pictures = sorted(images.glob("ISIC_*.jpg")) if images.is_dir() else []
@@ -49,12 +52,12 @@ class LesionTask(MaskTask):
         return [_row(image, masks / f"{image.stem}_segmentation.png", source) for image in pictures]
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """bbox_acc_any: any answered box, or the box around all of them, has an IoU above 0.5 with the true box; where
-        nothing is meant, `[]` is answered (VisionReasoner's bbox_AP, but that an answer which cannot be parsed is not
-        `[]`, and that boxes are not rounded).
+        """Return the metrics of score_boxes, and bbox_acc_any.
 
-        Any box may be the one, so that a shower of boxes gains: see bbox_acc, of score_boxes, whose metrics stand
-        beside it.
+        bbox_acc_any is the share of right answers. An answer is right if any of its boxes, or the box around all of
+        them, has an IoU above 0.5 with the true box; for an empty ground truth, if it is `[]`. This is VisionReasoner's
+        bbox_AP, except that an answer that cannot be parsed is not `[]`, and that boxes are not rounded. Answering with
+        many boxes raises it, but not bbox_acc of score_boxes.
         """
         scores = score_boxes(predictions)
         if predictions:
@@ -71,6 +74,7 @@ def _any_hits(prediction: Prediction) -> bool:
 
 
 def _around(boxes: Sequence[Box]) -> Box:
+    """Return the box around all boxes."""
     x1, y1, x2, y2 = zip(*boxes, strict=True)
     return min(x1), min(y1), max(x2), max(y2)
 

@@ -1,4 +1,4 @@
-"""Ground truths that are mask images: their objects (see `rle.objects_in`) and the masks themselves."""
+"""Tasks whose ground truth is a mask image, from which boxes and points are made (see `answers.rle.objects_in`)."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from visurf_ray.tasks.box_task import BoxTask
 
 
 class MaskTask(BoxTask):
-    """A box task whose rows may give their solution as `Row.mask`."""
+    """A box task whose rows may have a mask image, `Row.mask`, in place of a solution."""
 
     def targets(self, row: Row) -> list[Target]:
         if row.mask is None:
@@ -28,7 +28,15 @@ class MaskTask(BoxTask):
 
 
 def read_mask(path: Path, where: str) -> NDArray[np.bool_]:
-    """A mask image, height × width: whatever is not black. Raises DataError when it is missing or damaged."""
+    """Return the mask (H, W) in an image: all pixels that are not black.
+
+    Args:
+        path: The image.
+        where: File and row, for error messages.
+
+    Raises:
+        DataError: The image is missing or damaged.
+    """
     try:
         return np.asarray(open_image(path, where).convert("L")) > 0
     except OSError as error:

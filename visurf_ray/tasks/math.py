@@ -1,19 +1,20 @@
 """Mathematical questions about images, with choices or without: MathVista (Lu et al. 2024, arXiv 2310.02255).
 
-The layout of the data set `AI4Math/MathVista`, split testmini, and of the authors' JSON, an object with a row for each
-pid, in which `image` is a path: columns pid, question, image, decoded_image, choices (a list, or null for a free
-answer), unit, precision (decimal places of a number, or null), answer (of a choice its text), question_type,
-answer_type. The last two follow from the others.
-EasyR1's geometry sets and the like are read by the same columns, and the general schemas of read_rows.
+The data set is read from `AI4Math/MathVista` (split testmini) or from the authors' JSON file, an object with one row
+for each pid, in which `image` is a path. Columns: pid, question, image, decoded_image, choices (a list, or null for a
+free answer), unit, precision (decimal places of a number, or null), answer (for a choice, its text). The columns
+question_type and answer_type are not read, because they follow from the others.
+Other tables, such as EasyR1's geometry sets, are read by the same columns and those of `rows_of`.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
+from visurf_ray.aliases import Json
 from visurf_ray.answers.formulas import Truth, find_answer, thinks_first
 from visurf_ray.answers.responses import thought
 from visurf_ray.data.rows import Row, json_object, read_rows, rows_of
@@ -34,9 +35,9 @@ COLUMNS = {
 
 
 class MathTask(Task):
-    """The answer stands in `\\boxed{}`: a formula, a number, a word, or the letter of a choice."""
+    """The answer is a formula, a number, a word, or the letter of a choice, in `\\boxed{}`."""
 
-    styles = ("spaced",)  # there is no white space to choose
+    styles = ("spaced",)  # the label has no separators, so all styles are the same
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query}\n\nReason first, between <think> and </think>. Then give the answer alone in \\boxed{{}}: where "
@@ -50,7 +51,7 @@ class MathTask(Task):
         if records is None:
             rows = read_rows(source, self.config.image_root, COLUMNS)
         else:
-            import datasets  # slow to import, and only needed where data are read
+            import datasets  # slow to import, and needed only to read data
 
             rows = rows_of(datasets.Dataset.from_list(records), source, self.config.image_root, COLUMNS)
         return [_with_truth(row) for row in rows]
@@ -68,12 +69,15 @@ class MathTask(Task):
         return thought(example.thinking) + _boxed(Truth.parse(example.ground_truth))
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """accuracy: right answers, as the reward `math` finds them: of choices the letter or the text counts, and
-        numbers that are equal when both are rounded to the question's precision. format_rate: responses with an answer
-        in `\\boxed{}` or `<answer>`. thinking_rate: responses with reasoning before it.
+        """Return the metrics of answers to mathematical questions, or none without predictions.
 
-        Where MathVista's calculate_score.py has bugs, this does the right thing: 3.7 is not 3 (it cuts integers off),
-        and what is no choice is wrong (it takes the one of the most similar spelling).
+        - accuracy: share of right answers, judged as in the reward `math`: a choice by its letter or text, a number
+          also if it equals the true one after both are rounded to the question's precision.
+        - format_rate: share of responses with an answer in `\\boxed{}` or `<answer>`.
+        - thinking_rate: share of responses with reasoning before the answer.
+
+        Two bugs of MathVista's calculate_score.py are fixed: 3.7 does not equal 3 (the original truncates to integers),
+        and text that is not a choice is wrong (the original takes the choice of the most similar spelling).
         """
         if not predictions:
             return {}
@@ -81,8 +85,8 @@ class MathTask(Task):
         return dict(zip(("accuracy", "format_rate", "thinking_rate"), values.tolist(), strict=True))
 
 
-def _by_pid(path: Path) -> list[dict[str, Any]] | None:
-    """The rows of MathVista's JSON, in the columns that are read; None for a file that is no such object."""
+def _by_pid(path: Path) -> list[dict[str, Json]] | None:
+    """Return the rows of MathVista's JSON file, with the columns that are read, or None if it is not such a file."""
     content = json_object(path)
     if not content or not all(isinstance(row, dict) for row in content.values()):
         return None
@@ -102,7 +106,7 @@ def _boxed(truth: Truth) -> str:
 
 
 def _with_truth(row: Row) -> Row:
-    """The question with its unit, precision and choices, and the answer with choices and precision beside it."""
+    """Return the row with unit, precision and choices in the question, and with the solution as `Truth.dump`."""
     answer = (find_answer(row.solution)[0] or row.solution).strip()
     given = row.extra["choices"]
     if given is not None and not isinstance(given, list):
@@ -112,7 +116,9 @@ def _with_truth(row: Row) -> Row:
     letters = [chr(ord("A") + place) for place in range(len(choices))]
     if choices and answer not in choices:
         if answer not in letters:
-            raise DataError(f"{row.where}: the answer {answer[:80]!r} is no choice, and no letter of one: {choices}")
+            raise DataError(
+                f"{row.where}: the answer {answer[:80]!r} is neither a choice nor the letter of one: {choices}"
+            )
         answer = choices[letters.index(answer)]
     unit = f" (Unit: {row.extra['unit']})" if row.extra["unit"] else ""
     rounding = "" if precision is None else f" (Decimal places: {precision})"
@@ -123,7 +129,7 @@ def _with_truth(row: Row) -> Row:
 
 def _precision(row: Row) -> int | None:
     value = row.extra["precision"]
-    if value is None or value != value:  # NaN is how tables of numbers leave a cell empty
+    if value is None or value != value:  # NaN is an empty cell in a column of numbers
         return None
     try:
         return int(value)

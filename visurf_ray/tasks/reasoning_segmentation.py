@@ -1,22 +1,23 @@
-"""Reasoning segmentation: a question that takes thought, and the mask of what answers it.
+"""Reasoning segmentation: a question that requires reasoning, and the mask of the objects that answer it.
 
-ReasonSeg's layout (dvlab-research/LISA, utils/data_processing.py): a folder with NAME.jpg and NAME.json for each image.
-The JSON has `text`, a list of wordings of one question; `is_sentence`, whether these are sentences or mere phrases; and
-`shapes`, polygons with a `label` and `points` [[x, y], …] in pixels. Labels: `target`, what is meant; `ignore`, of no
-account; `flag`, not to be read. Polygons are painted from the largest to the smallest, over one another.
+ReasonSeg (dvlab-research/LISA, utils/data_processing.py) is a folder with NAME.jpg and NAME.json for each image. The
+JSON has `text`, a list of wordings of one question; `is_sentence`, whether these are sentences or phrases; and
+`shapes`, polygons with `label` and `points` [[x, y], …] in pixels. The labels are `target` for objects, `ignore` for
+pixels that do not count, and `flag` for polygons to skip. Smaller polygons are painted over larger ones.
 """
 
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import dump_truth
 from visurf_ray.answers.rle import encode, objects_in
 from visurf_ray.data.rows import Row
@@ -27,7 +28,7 @@ _TARGET, _IGNORE = 1, 255
 
 
 class ReasoningSegmentationTask(BoxTask):
-    """`train` and `held_out` are ReasonSeg folders, or tables as BoxTask reads them."""
+    """`task.train` and `task.held_out` name ReasonSeg folders, or tables as BoxTask reads them."""
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
@@ -39,7 +40,7 @@ class ReasoningSegmentationTask(BoxTask):
     }
 
     def _read(self, key: str) -> list[Row]:
-        """Of a ReasonSeg folder every wording of each question is trained, and the first evaluated, as LISA does."""
+        """Read a ReasonSeg folder as LISA does: all wordings of a question for training, the first for evaluation."""
         folder = Path(self.source(key)).expanduser()
         if not any(image.with_suffix(".json").is_file() for image in folder.glob("*.jpg")):
             return super()._read(key)
@@ -50,12 +51,17 @@ class ReasoningSegmentationTask(BoxTask):
 
 
 def read_reasonseg(folder: Path, *, every_text: bool) -> list[Row]:
-    """Rows of a folder in ReasonSeg's layout, in the order of the names: the first text of each image, or each text.
+    """Return the rows of a folder in ReasonSeg's layout, sorted by file name.
 
-    Raises DataError for an annotation that is missing or no such JSON, by its name.
+    Args:
+        folder: The folder.
+        every_text: Whether every wording of a question becomes a row; otherwise only the first does.
+
+    Raises:
+        DataError: An annotation is missing or malformed, or an image cannot be read.
     """
     images = sorted(folder.glob("*.jpg"))
-    with ThreadPoolExecutor() as threads:  # painting and measuring leave Python's lock
+    with ThreadPoolExecutor() as threads:  # painting and measuring release the GIL
         found = list(threads.map(_read, images))
     return [row for rows in found for row in rows[: None if every_text else 1]]
 
@@ -78,11 +84,11 @@ def _read(image: Path) -> list[Row]:
     try:
         texts = annotation["text"]
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError("text must be a list of one question or more")
+            raise ValueError("text must be a list of at least one question")
         painted = paint(annotation["shapes"], width, height)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
-        raise DataError(f"{path} is no ReasonSeg annotation with text and shapes: {reason}") from error
+        raise DataError(f"{path} is not a ReasonSeg annotation with text and shapes: {reason}") from error
     meant, ignored = painted == _TARGET, painted == _IGNORE
     solution = dump_truth(objects_in(meant), mask=encode(meant), ignore=encode(ignored) if ignored.any() else None)
     return [
@@ -95,20 +101,29 @@ def _text(data: bytes) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        return data.decode("cp1252")  # some of the original's files
+        return data.decode("cp1252")  # the encoding of some of the original files
 
 
-def paint(shapes: Sequence[dict[str, Any]], width: int, height: int) -> NDArray[np.uint8]:
-    """The polygons as pixels (H, W): 1 target, 255 ignore, 0 neither, as LISA's evaluation paints them.
+def paint(shapes: Sequence[dict[str, Json]], width: int, height: int) -> NDArray[np.uint8]:
+    """Paint the polygons as LISA's evaluation does.
 
-    Raises KeyError, TypeError or ValueError for what are no shapes.
+    Args:
+        shapes: Polygons with `label` and `points`.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
+
+    Returns:
+        Pixels (H, W): 1 for target, 255 for ignore, 0 for the rest.
+
+    Raises:
+        KeyError, TypeError, ValueError: A shape is malformed.
     """
     drawn = []
     for shape in shapes:
         label = shape["label"].lower()
         if label != "flag":
             value = _IGNORE if "ignore" in label else _TARGET
-            corners = np.array(shape["points"], np.float64).astype(np.int32)  # cut off, as the original does
+            corners = np.array(shape["points"], np.float64).astype(np.int32)  # truncated, as in the original
             if corners.ndim != 2 or corners.shape[1] != 2:
                 raise ValueError(f"points must be [[x, y], …], not {shape['points']!s:.80}")
             drawn.append((corners, value, int(_draw(np.zeros((height, width), np.uint8), corners, 1).sum())))

@@ -1,29 +1,43 @@
-"""What every task is: rows of a data set, a question, a ground truth, how it is written as a response, the metrics."""
+"""The interface of a task: the rows of its data set, the question, the ground truth, its label, the metrics."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
 
-from visurf_ray.answers.boxes import STYLES
+from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.responses import STYLES
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.names import nearest
 
-Box = tuple[float, ...]
-
 
 class Task(ABC):
-    """Tasks differ in how their data lie on the disk (`read`), what is asked, and what an answer is."""
+    """What is learnt.
 
-    styles: Sequence[str] = tuple(STYLES)  # in which `render` can write
-    segments = False  # whether an answer can be made a mask
-    asks_for_absent = False  # whether task.absent_share says how many questions are for what is not there
-    prompts: ClassVar[dict[str, str]]  # by the names of task.prompt; {query} is the row's problem
+    Attributes:
+        styles: The styles in which `render` can write a label.
+        segments: Whether an answer can be turned into a mask, so that task.segmenter may be set.
+        asks_for_absent: Whether the task can ask for absent objects, so that task.absent_share may be set.
+        prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem.
+    """
+
+    styles: Sequence[str] = tuple(STYLES)
+    segments = False
+    asks_for_absent = False
+    prompts: ClassVar[dict[str, str]]
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
-        """Raises DataError for a task.prompt that the task does not have."""
+        """Check the settings; no data are read.
+
+        Args:
+            config: The task's settings.
+            seed: Draws the training rows of a drawn task.
+
+        Raises:
+            DataError: The task does not have a prompt of that name, or does not support a setting.
+        """
         self.config = config
         self.seed = seed
         if config.prompt not in self.prompts:
@@ -33,14 +47,16 @@ class Task(ABC):
         if config.segmenter and not self.segments:
             raise DataError(f"task.segmenter={config.segmenter}: {config.name} has no masks, set it to null")
         if config.absent_share is not None and not self.asks_for_absent:
-            raise DataError(f"task.absent_share={config.absent_share}: {config.name} cannot choose, set it to null")
+            raise DataError(
+                f"task.absent_share={config.absent_share}: {config.name} cannot ask for absent objects, set it to null"
+            )
 
     def train_rows(self) -> list[Row]:
-        """Raises DataError for data that cannot be read."""
+        """Return the training rows. Raises DataError if they cannot be read."""
         return self._read("train")
 
     def held_out_rows(self) -> list[Row]:
-        """Raises DataError for data that cannot be read."""
+        """Return the held-out rows. Raises DataError if they cannot be read."""
         return self._read("held_out")
 
     def _read(self, key: str) -> list[Row]:
@@ -51,7 +67,7 @@ class Task(ABC):
             raise DataError(f"task.{key}: {error}") from error
 
     def source(self, key: str) -> str:
-        """What task.train or task.held_out names. Raises DataError where it is not set."""
+        """Return the value of task.`key`, which is `train` or `held_out`. Raises DataError if it is not a name."""
         source = getattr(self.config, key)
         if source is None:
             raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
@@ -60,32 +76,39 @@ class Task(ABC):
         return source
 
     def read(self, source: str) -> list[Row]:
-        """The rows of a data set in the task's layout. Raises DataError."""
+        """Return the rows of a data set in the task's layout. Raises DataError if they cannot be read."""
         return read_rows(source, self.config.image_root)
 
     def question(self, row: Row) -> str:
+        """Return the row's problem in the prompt that task.prompt names."""
         return self.prompts[self.config.prompt].format(query=row.problem)
 
     @abstractmethod
     def check(self, row: Row) -> None:
-        """Raise DataError that names the row when its image or ground truth is unusable."""
+        """Check the row's solution. Raises DataError, which names the row, if it cannot be used."""
 
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
-        """The row's solution, in pixels of the image that the model sees: the stored one's times the scales."""
+        """Return the ground truth that rewards and metrics take, its coordinates in pixels of the model's image.
+
+        Args:
+            row: The row, whose solution is in pixels of the stored image.
+            scale_x: Width of the image that the model sees over that of the stored one.
+            scale_y: The same for the heights.
+        """
         return row.solution
 
     @abstractmethod
     def render(self, example: Example, style: str) -> str:
-        """The ground truth as a response in a named style, with the reasoning that the data carry, if any."""
+        """Return the label: the ground truth as a response, in one of `styles`, after the data's reasoning if any."""
 
     def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
-        """The boxes that a response gives, to be drawn in an image of that width and height."""
+        """Return the boxes that a response gives, in pixels of an image of this width and height."""
         return []
 
     def true_boxes(self, example: Example) -> list[Box] | None:
-        """None where no answer is about boxes."""
+        """Return the ground truth's boxes, in pixels of the model's image, or None if answers are not boxes."""
         return None
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Scores of greedy answers to the held-out examples; a metric without examples is left out."""
+        """Return the scores of greedy answers to the held-out examples. A metric without examples is left out."""

@@ -1,11 +1,11 @@
-"""Questions about charts and documents with short answers: ChartQA and DocVQA, to see what training has made forgotten.
+"""Questions about charts and documents with short answers: ChartQA and DocVQA, to measure what training makes forget.
 
-Layouts, each told by its columns:
+These layouts are recognised by their columns:
 
 - ChartQA (Masry et al. 2022, arXiv 2203.10244). `HuggingFaceM4/ChartQA`: image, query, label (a list of one). The
-  authors' test_human.json and test_augmented.json: imgname, query, label, the images in the folder png beside them.
+  authors' test_human.json and test_augmented.json: imgname, query, label; the images are in the folder png beside them.
 - DocVQA (Mathew et al. 2021, arXiv 2007.00398). `lmms-lab/DocVQA/DocVQA:validation`: questionId, question, image,
-  answers (a list). The authors' val_v1.0_withQT.json: the same rows under `data`, image a path from the file's folder.
+  answers (a list). The authors' val_v1.0_withQT.json: the same rows under `data`; image is a path from its folder.
 """
 
 import json
@@ -35,9 +35,9 @@ COLUMNS = {
 
 
 class VqaTask(Task):
-    """The solution is a list of answers, any of which is right; the first is the label."""
+    """The solution is a list of right answers; the first becomes the label."""
 
-    styles = ("spaced",)  # there is no white space to choose
+    styles = ("spaced",)  # the label has no separators, so all styles are the same
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "{query}\nAnswer with a number or a few words, as they stand in the image, and nothing else.",
         "plain": "{query}",
@@ -47,7 +47,7 @@ class VqaTask(Task):
         path = Path(source).expanduser()
         pictures = path.parent / "png"
         root = self.config.image_root or (str(pictures) if path.suffix == ".json" and pictures.is_dir() else None)
-        held = isinstance((json_object(path) or {}).get("data"), list)  # DocVQA's rows; ChartQA's file is their list
+        held = isinstance((json_object(path) or {}).get("data"), list)  # DocVQA's file has its rows under `data`
         rows = read_rows(source, root, COLUMNS, rows_in="data" if held else None)
         return [_with_one_answer(row) if isinstance(row.extra["label"], str) else row for row in rows]
 
@@ -62,8 +62,10 @@ class VqaTask(Task):
         return respond(_answers(example.ground_truth)[0], example.thinking)
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """relaxed_accuracy, ChartQA's, and anls, DocVQA's, both over all predictions. The answer is what stands in
-        `<answer>` or `\\boxed{}`, or else all that stands after the thinking.
+        """Return relaxed_accuracy (ChartQA's metric) and anls (DocVQA's), each a mean over all predictions.
+
+        The answer is the text of `\\boxed{}` or `<answer>`, or else all text after the thinking. Of several right
+        answers the best match counts. Without predictions there are no metrics.
         """
         if not predictions:
             return {}
@@ -76,28 +78,33 @@ class VqaTask(Task):
 
 
 def _with_one_answer(row: Row) -> Row:
-    """ChartQA's label is a text where the authors publish it, and "[12, 14]" one answer."""
+    """Return the row with its solution as a list of one answer.
+
+    In the authors' files of ChartQA the label is text, which must not be parsed: "[12, 14]" is one answer.
+    """
     return replace(row, solution=json.dumps([row.solution], ensure_ascii=False))
 
 
 def relaxed_equal(given: str, true: str, tolerance: float = 0.05) -> bool:
-    """Relaxed correctness (Methani et al. 2020, as ChartQA and pix2struct's metrics.py compute it).
+    """Return whether an answer is right by relaxed correctness (Methani et al. 2020; pix2struct's metrics.py).
 
-    Numbers may be off by `tolerance` of the true one, "5%" being 0.05; anything else must be the same, upper case or
-    not. Other than there, a true 0 is a number too, so that 0.0 equals it.
+    Two numbers may differ by the share `tolerance` of the true one; "5%" is 0.05. Other answers must be equal, ignoring
+    case. Unlike in the original, a true 0 is compared as a number, so 0.0 equals it.
     """
     given, true = given.strip().lower(), true.strip().lower()
-    number, wanted = _number(given), _number(true)
-    if given == true or number is None or wanted is None:
+    number, true_number = _number(given), _number(true)
+    if given == true or number is None or true_number is None:
         return given == true
-    return abs(number - wanted) / abs(wanted) <= tolerance if wanted else number == wanted
+    if not true_number:
+        return number == 0
+    return abs(number - true_number) / abs(true_number) <= tolerance
 
 
 def similarity(given: str, true: str, threshold: float = 0.5) -> float:
-    """Normalized Levenshtein similarity of DocVQA's ANLS (Biten et al. 2019, eq. 1), between 0 and 1.
+    """Return the normalized Levenshtein similarity of DocVQA's ANLS (Biten et al. 2019, eq. 1), between 0 and 1.
 
-    1 minus the edit distance over the longer one's length; 0 where that distance is `threshold` or more. Upper case and
-    runs of white space do not count.
+    It is 1 minus the edit distance over the length of the longer text, or 0 if that share is `threshold` or more. Case
+    and the amount of white space do not count.
     """
     distance = Levenshtein.normalized_distance(*(" ".join(text.lower().split()) for text in (given, true)))
     return 1.0 - distance if distance < threshold else 0.0
@@ -116,7 +123,7 @@ def _answer(response: str) -> str:
 
 
 def _answers(text: str) -> list[str]:
-    """A JSON list's items as texts; a text that is none is the one answer."""
+    """Return the items of a JSON list as text, or the text itself as the only answer if it is not a list."""
     try:
         value = json.loads(text)
     except ValueError:
