@@ -3,12 +3,14 @@
 Plain typed dataclasses; nothing here computes. Shape suffixes: G rollouts, G1 = G + 1 responses, T tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from visurf_ray.aliases import Fetch, Json, Reference
 
 
 class Source(StrEnum):
@@ -30,8 +32,8 @@ class Prompt:
 
     token_ids: list[int]
     expanded_ids: list[int]
-    image: Any
-    features: Any
+    image: Reference
+    features: Reference
 
 
 @dataclass(frozen=True)
@@ -44,50 +46,83 @@ class Example:
     prompt: Prompt
     size: tuple[int, int]  # width and height of the image as the model sees it, in pixels
     thinking: str | None = None
-    stored: Any = None  # like `prompt.image`, the image at its stored size; where task.segmenter needs it
+    stored: Reference = None  # like `prompt.image`, the image at its stored size; where task.segmenter needs it
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token ids with the sampler's log-probabilities.
+
+    Attributes:
+        ids: (T,).
+        sampler_logprobs: vLLM's log-probability of each token, (T,); None for a label, and where it was not asked for
+            (`Sampling.logprobs_every`).
+    """
+
+    ids: NDArray[np.int32]
+    sampler_logprobs: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSpan:
+    """The tokens `begin` to `end` (exclusive) of a store.
+
+    Attributes:
+        store: a reference to the `Tokens` of all rollouts of a group in Ray's object store, or `Tokens` themselves.
+            The driver holds the reference alone: tokens go from the sampler to the learner.
+    """
+
+    store: Reference
+    begin: int
+    end: int
+
+    @staticmethod
+    def of(ids: Sequence[int], sampler_logprobs: Sequence[float] | None = None) -> "TokenSpan":
+        """A span over these tokens, held in memory."""
+        logprobs = None if sampler_logprobs is None else np.asarray(sampler_logprobs, np.float32)
+        return TokenSpan(Tokens(np.asarray(ids, np.int32), logprobs), 0, len(ids))
+
+    @property
+    def length(self) -> int:
+        return self.end - self.begin
+
+    def resolve(self, fetch: Fetch) -> Tokens:
+        """The tokens; `fetch` is called unless the store is held in memory."""
+        store = self.store if isinstance(self.store, Tokens) else fetch(self.store)
+        span = slice(self.begin, self.end)
+        return Tokens(store.ids[span], None if store.sampler_logprobs is None else store.sampler_logprobs[span])
 
 
 @dataclass(eq=False)
 class Response:
-    """One response to an example, as the token ids that were sampled (or, for the label, encoded).
+    """One response to an example, as the tokens that were sampled (or, for the label, encoded).
 
-    `token_ids` (int32, length T) end with the end-of-turn token unless the response was cut at the length limit.
-    `sampler_logprobs` holds vLLM's log-probability of each token (float32, length T); None for a label, and where it
-    was not asked for (`Sampling.logprobs_every`). Both may be given as lists. Both are None where the group's `tokens`
-    hold them, and then `length` is to be given, which is T.
-    `reward_parts` and `reward` are after reward control: `reward` is their sum, but for a label that was smoothed;
-    `advantage` is one number for all tokens.
+    Attributes:
+        tokens: end with the end-of-turn token unless the response was cut at the length limit.
+        reward_parts: the reward by parts, after reward control.
+        reward: after reward control; the sum of the parts, unless a label's reward was smoothed.
+        advantage: one number for all tokens.
     """
 
     source: Source
     text: str
-    token_ids: NDArray[np.int32] | list[int] | None = None
-    sampler_logprobs: NDArray[np.float32] | list[float] | None = None
+    tokens: TokenSpan
     reward_parts: dict[str, float] = field(default_factory=dict)
     reward: float = 0.0
     advantage: float = 0.0
-    length: int = 0
 
-    def __post_init__(self) -> None:
-        if self.token_ids is not None:
-            self.token_ids = np.asarray(self.token_ids, np.int32)
-            self.length = len(self.token_ids)
-        if self.sampler_logprobs is not None:
-            self.sampler_logprobs = np.asarray(self.sampler_logprobs, np.float32)
+    @property
+    def length(self) -> int:
+        """How many tokens it has."""
+        return self.tokens.length
 
 
 @dataclass(eq=False)
 class Group:
-    """An example and its responses: G rollouts, then the label where the method uses one.
-
-    `tokens` is a reference into Ray's object store: the `token_ids` of all rollouts, one after the other, and their
-    `sampler_logprobs` or None. They go from the sampler to the learner and never pass through the driver. None where
-    the responses hold their own.
-    """
+    """An example and its responses: G rollouts, then the label where the method uses one."""
 
     example: Example
     responses: list[Response]
-    tokens: Any = None
 
     @property
     def rollouts(self) -> list[Response]:
@@ -107,7 +142,7 @@ class Prediction:
     ground_truth: str
     size: tuple[int, int]
     response: str
-    mask: dict[str, Any] | None = None  # what the answer segments of the stored image, as COCO RLE
+    mask: dict[str, Json] | None = None  # what the answer segments of the stored image, as COCO RLE
 
     @staticmethod
     def of(example: Example, response: str) -> "Prediction":

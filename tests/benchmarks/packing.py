@@ -14,6 +14,7 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
 from tests.benchmarks.models import random_group
+from tests.unit.groups import held, ids
 from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group
 from visurf_ray.learner.packing import pack
@@ -62,7 +63,7 @@ def plain_rows(model, group: Group, device: str) -> torch.Tensor:
     """All responses as rows of a batch, prompt and picture in each; logits at response positions alone."""
     prompt, count = group.example.prompt.expanded_ids, len(group.responses)
     prompts = torch.tensor(prompt).expand(count, -1)
-    answers = torch.stack([torch.as_tensor(response.token_ids) for response in group.responses])
+    answers = torch.stack([torch.as_tensor(ids(response)) for response in group.responses])
     ids = torch.cat([prompts, answers], dim=1).to(device)
     features = group.example.prompt.features
     length = answers.shape[1]
@@ -92,8 +93,8 @@ def measure(folder: str, case: tuple[int, int, int], device: str, repeats: int) 
         row = pack(
             [group],
             [[1.0] * len(group.responses)],
-            [group.example.prompt.features],
             models[packing.name].model.get_rope_index,
+            fetch=held,
             image_token_id=IMAGE,
             dtype=dtype,
             packing=packing,

@@ -136,7 +136,7 @@ def test_mean_logprobs_are_those_of_each_response(make_learner, batches, config,
     found = make_learner(ranks, max_tokens_per_micro_batch=300).mean_logprobs(batches[0])
     for group, means in zip(make_groups(loader, 6, seed=0), found, strict=True):
         logprobs, _ = policy(packed_groups(model, [group]))
-        parts = logprobs.split([len(response.token_ids) for response in group.responses])
+        parts = logprobs.split([response.length for response in group.responses])
         assert means == pytest.approx([part.mean().item() for part in parts], abs=1e-5)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from deepspeed.accelerator import get_accelerator
 from peft.helpers import rescale_adapter_scale
 from transformers.integrations import HfDeepSpeedConfig
 
+from visurf_ray.aliases import Fetch
 from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.balance import cost, fill
-from visurf_ray.learner.packing import PackedGroups, pack, restore_tokens
+from visurf_ray.learner.packing import PackedGroups, pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
@@ -118,11 +119,11 @@ class Rank:
         self,
         minibatches: Sequence[Shard],
         loss: LossConfig,
-        fetch: Callable[[Any], Any],
+        fetch: Fetch,
     ) -> list[Metrics]:
         """One optimiser step for each minibatch; returns sums for each, over this rank's response tokens.
 
-        fetch: turns `prompt.features` and `group.tokens` into what they refer to (in a cluster, `ray.get`). With
+        fetch: returns what a reference refers to (in a cluster, `ray.get`). With
         several minibatches the log-probs of the old policy are computed once, before the first step; with one, they
         are those of the same forward pass.
         """
@@ -130,7 +131,7 @@ class Rank:
         old = [[self._logprobs(part) for part in parts] for parts in packed] if len(packed) > 1 else None
         return [self._step(parts, old[index] if old else None, loss) for index, parts in enumerate(packed)]
 
-    def mean_logprobs(self, groups: Sequence[Group], fetch: Callable[[Any], Any]) -> list[list[float]]:
+    def mean_logprobs(self, groups: Sequence[Group], fetch: Fetch) -> list[list[float]]:
         """The mean log-prob (nats) of a token of each response of each group; nothing is learnt."""
         shard = [(group, [1.0] * len(group.responses)) for group in groups]
         rows = self._rows(shard)
@@ -148,16 +149,14 @@ class Rank:
         """Which groups come into one forward pass."""
         return fill([cost(group) for group, _ in shard], self.config.max_tokens_per_micro_batch)
 
-    def _pack(self, shard: Shard, rows: Sequence[Sequence[int]], fetch: Callable[[Any], Any]) -> list[PackedGroups]:
-        for group, _ in shard:
-            restore_tokens(group, fetch)
+    def _pack(self, shard: Shard, rows: Sequence[Sequence[int]], fetch: Fetch) -> list[PackedGroups]:
         parts = [[shard[index] for index in chosen] for chosen in rows]
         packed = [
             pack(
                 [group for group, _ in part],
                 [weights for _, weights in part],
-                [fetch(group.example.prompt.features) for group, _ in part],
                 self.model.model.get_rope_index,
+                fetch=fetch,
                 image_token_id=self.model.config.image_token_id,
                 dtype=self.dtype,
                 packing=self.config.packing,

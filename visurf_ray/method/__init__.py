@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from visurf_ray.config.schema import ComparedWith, LabelStyle, LabelTerm, LabelThinking, MethodConfig
-from visurf_ray.groups import Example, Group, Metrics, Response, Source
+from visurf_ray.groups import Example, Group, Metrics, Response, Source, TokenSpan
 from visurf_ray.method.advantages import group_advantages
 from visurf_ray.method.control import eliminate_thinking, gate, label_is_active, smooth
 from visurf_ray.method.objective import LossConfig, divergences, is_clipped, token_losses, token_weights
@@ -76,7 +76,7 @@ class Method:
         if self.config.label_thinking is LabelThinking.empty and example.thinking is None:
             example = replace(example, thinking="")
         text = self.render(example, style)
-        return Response(Source.LABEL, text, self.encode(text))
+        return Response(Source.LABEL, text, TokenSpan.of(self.encode(text)))
 
     def aligns(self, step: int) -> bool:
         """Whether the policy is to be asked for the labels' style at a step (§4.2.4, align)."""

@@ -5,12 +5,13 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 import ray
 
-from visurf_ray.groups import Example, Response, Source
+from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS, banned_token_ids
 
 
@@ -43,11 +44,10 @@ class Sampling:
 
 
 class Sampled(NamedTuple):
-    """The responses to the example with the caller's `number`, without their tokens; `tokens` as in `Group`."""
+    """The rollouts of the example that the caller numbered; their tokens lie in one store."""
 
     number: int
     responses: list[Response]
-    tokens: Any
 
 
 @ray.remote
@@ -151,10 +151,12 @@ class RolloutActor:
         if with_logprobs:
             flat = [output.logprobs.logprobs for output in final.outputs]  # type: ignore[union-attr]
             logprobs = np.concatenate(flat, dtype=np.float32)
-        tokens = np.concatenate(token_ids, dtype=np.int32), logprobs
+        store = ray.put(Tokens(np.concatenate(token_ids, dtype=np.int32), logprobs))
+        bounds = pairwise(accumulate(map(len, token_ids), initial=0))
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-        responses = [Response(Source.ROLLOUT, t, length=len(ids)) for t, ids in zip(texts, token_ids, strict=True)]
-        return Sampled(number, responses, ray.put(tokens))
+        spans = [TokenSpan(store, begin, end) for begin, end in bounds]
+        responses = [Response(Source.ROLLOUT, text, span) for text, span in zip(texts, spans, strict=True)]
+        return Sampled(number, responses)
 
     async def init_weight_transfer_engine(self, request: Any) -> None:
         await self.engine.init_weight_transfer_engine(own_ranks(request, self.first_process))

@@ -43,7 +43,7 @@ class RolloutPool:
         with closing(self._generate(examples, self.sampling)) as generated:
             for finished in generated:
                 chosen = finished[:count]
-                yield {index: Group(examples[index], responses, tokens) for index, responses, tokens in chosen}
+                yield {index: Group(examples[index], responses) for index, responses in chosen}
                 count -= len(chosen)
                 if not count:
                     return
@@ -51,7 +51,7 @@ class RolloutPool:
     def answer(self, examples: Sequence[Example], *, max_tokens: int) -> list[Prediction]:
         """One greedy answer to each example."""
         generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
-        answers = {index: responses[0].text for finished in generated for index, responses, _ in finished}
+        answers = {index: responses[0].text for finished in generated for index, responses in finished}
         return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
 
     def sleep(self) -> None:
