@@ -57,6 +57,7 @@ class Node:
 
 def cluster_nodes() -> list[Node]:
     """The nodes of the cluster that this process is connected to."""
+    # Private: Ray's public functions tell what is free of the whole cluster, not of a node.
     free = ray._private.state.available_resources_per_node()
     return [
         Node(node["NodeManagerHostname"], node["Resources"], dict(free.get(node["NodeID"], {})))
@@ -66,9 +67,10 @@ def cluster_nodes() -> list[Node]:
 
 
 def this_machine() -> Node:
-    """What a Ray that is started here would have."""
+    """What a Ray cluster that is started on this machine would have."""
     import torch
 
+    # Private: these two know the limits of a container, as `ray start` does; psutil knows those of the host.
     total = {
         "CPU": float(ray._private.utils.get_num_cpus()),
         "GPU": float(torch.cuda.device_count()),

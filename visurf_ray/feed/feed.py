@@ -34,4 +34,4 @@ class DataFeed:
 
     def image(self, example: Example) -> Image.Image:
         """The example's image as the model sees it, to be shown."""
-        return ray.get(example.prompt.image)
+        return ray.get([example.prompt.image])[0]
