@@ -1,6 +1,6 @@
-"""Registers our weight-transfer backend with vLLM.
+"""Registers the weight-transfer backend `shared_memory` with vLLM.
 
-An entry point of the group `vllm.general_plugins`: every process of an engine runs it, its children included.
+`register` is an entry point of the group `vllm.general_plugins`, which vLLM runs in every process of an engine.
 """
 
 from functools import cache
