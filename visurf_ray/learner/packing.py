@@ -1,7 +1,8 @@
-"""Packing of groups: a row holds whole groups, each [prompt][response 1]…[response G+1], and no padding.
+"""Packing of groups: a row is a sequence of whole groups, each [prompt][response 1]…[response G+1], without padding.
 
 The prompt and its image are computed once for all responses. Each response sees the prompt and itself, never another
-response (see `attention`), and its positions start anew after the prompt.
+response, and its positions continue those of the prompt. Split attention pads inside of the attention layers only (see
+`attention`).
 """
 
 from collections.abc import Callable, Sequence
@@ -22,11 +23,15 @@ RopeIndex = Callable[..., tuple[Tensor, Tensor]]  # M-RoPE positions (3, batch, 
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """A row of L tokens with T response tokens, in the order of groups, responses and tokens.
+    """A row of L tokens, and its T response tokens in the order of groups, responses and tokens.
 
-    position_ids: Qwen's M-RoPE positions (temporal, height, width). attention: the model's arguments for the back end.
-    column_T: where in the row the hidden state that predicts each response token lies. target_T: the token ids.
-    weight_T: of each token in the loss. sampler_logprob_T: NaN where there is none.
+    Attributes:
+        position_ids: Qwen's M-RoPE positions (temporal, height, width).
+        attention: the model's keyword arguments for the attention back end.
+        column_T: index into the row of the hidden state that predicts each response token.
+        target_T: the ids of the response tokens.
+        weight_T: weight of each response token in the loss.
+        sampler_logprob_T: NaN for tokens that have none.
     """
 
     input_ids: Int[Tensor, "1 L"]
@@ -64,7 +69,7 @@ def pack(
         weights: the weight of each token of each response (see `method.token_weights`).
         rope_index: the model's `get_rope_index`.
         fetch: returns what `prompt.features` and the stores of tokens refer to.
-        image_token_id: marks the visual tokens of a prompt.
+        image_token_id: the id of the visual tokens in a prompt.
         dtype: of the pixel values and the attention mask.
         packing: the attention back end, see `attention`.
 
@@ -91,11 +96,11 @@ def pack(
         input_ids.append(prompt)
         positions.append(prompt_positions)
         begin += len(prompt)
-        predicts_first = begin - 1  # the prompt's last token, and not what lies before a response in the row
+        predicts_first = begin - 1  # the prompt's last token predicts the first token of every response
         for response, weight in zip(group.responses, group_weights, strict=True):
             tokens = response.tokens.resolve(stored)
             target = torch.tensor(tokens.ids, dtype=torch.long)
-            count = len(target) - 1  # the last token is predicted, never read
+            count = len(target) - 1  # the last token is predicted, but is no input
             input_ids.append(target[:-1])
             positions.append(prompt_positions[:, -1:] + 1 + torch.arange(count))
             size, sampler = (len(target),), tokens.sampler_logprobs
