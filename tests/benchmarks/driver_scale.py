@@ -28,6 +28,7 @@ from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.metrics import StepReport, UpdateSums
 from visurf_ray.models import load_processor
 from visurf_ray.rollout.actor import Sampled, Sampling
 from visurf_ray.rollout.pool import RolloutPool
@@ -69,13 +70,13 @@ class RandomLearner:
     def send_weights(self) -> None:
         pass
 
-    def update(self, shards: list, loss: Any) -> list[dict[str, float]]:
+    def update(self, shards: list, loss: Any) -> list[StepReport]:
         for shard in shards:
             fetch = cache(ray.get)
             for group, _ in shard:
                 for response in group.responses:
                     response.tokens.resolve(fetch)
-        return [{"grad_norm": 1.0, "loss": 0.0} for _ in shards]
+        return [StepReport(UpdateSums(), grad_norm=1.0, learning_rate=0.0) for _ in shards]
 
 
 def resident() -> tuple[float, float]:
@@ -117,6 +118,7 @@ def main() -> None:
         )
         ranks = [RandomLearner.remote() for _ in range(2)]  # type: ignore[attr-defined]
         learner = LearnerGroup(ranks, None, seed=0, minibatches=1, cores=[[], []])  # type: ignore[arg-type]
+        rollouts.connect(learner.send_weights)
         job = Job(data, rollouts, learner, load_processor(config.model), overrides, Path(folder))
         results = {prompts: measure(job, prompts, steps) for prompts in sizes}
     table(

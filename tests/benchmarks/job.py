@@ -8,11 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from visurf_ray.assembly import (
-    build_methods,
-    start_data,
-    start_policy,
-)
+from visurf_ray.assembly import build_methods, exempt_from_collection, start_data, start_policy
 from visurf_ray.checkpoints import Checkpoints
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
@@ -51,10 +47,11 @@ class Job:
                 wandb=WandbMode.disabled,
                 total_steps=0,
             )
+        exempt_from_collection()
         return Driver(
             config,
-            task=task,
             methods=build_methods(config, task, self.processor.tokenizer),
+            score=task.metrics,
             data=self.data,
             rollouts=self.rollouts,
             rewards=RewardPool(config.reward, RewardSpec.of(config.reward)),

@@ -1,5 +1,6 @@
 """The policy on the real model: packing against plain rows, and the gradient identity of ViSurf's eq. 9."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -7,7 +8,7 @@ from tests.integration.architectures import plain_logprobs
 from tests.integration.groups import make_groups
 from tests.unit.groups import held, ids
 from visurf_ray.config.schema import LabelTerm, Packing
-from visurf_ray.groups import Response, Source, TokenSpan
+from visurf_ray.groups import Response, Source, Tokens, TokenSpan
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, token_losses, token_weights
@@ -36,12 +37,12 @@ def no_gradients(model):
     model.zero_grad()
 
 
-def packed_groups(model, groups):
+def packed_groups(model, groups, fetch=held):
     return pack(
         groups,
         token_weights(groups, LossConfig()),
         model.model.get_rope_index,
-        fetch=held,
+        fetch=fetch,
         image_token_id=model.config.image_token_id,
         dtype=torch.float32,
     )
@@ -143,6 +144,29 @@ def test_cross_entropy_on_labels_is_supervised_fine_tuning(model, policy, loader
         **group.example.prompt.features,
     ).loss
     torch.testing.assert_close(loss, reference, atol=1e-4, rtol=1e-4)
+
+
+def test_packing_fetches_the_tokens_of_a_groups_rollouts_once(model, loader):
+    (group,) = make_groups(loader, 1)
+    expected = packed_groups(model, [group])
+    tokens = [rollout.tokens.resolve(held) for rollout in group.rollouts]
+    store = Tokens(
+        np.concatenate([t.ids for t in tokens]), np.concatenate([t.sampler_logprobs for t in tokens], dtype=np.float32)
+    )
+    begin = 0
+    for rollout in group.rollouts:
+        rollout.tokens = TokenSpan("rollouts", begin, begin + rollout.length)
+        begin += rollout.length
+    fetched = []
+
+    def fetch(reference):
+        fetched.append(reference)
+        return store if reference == "rollouts" else reference
+
+    packed = packed_groups(model, [group], fetch)
+    assert fetched.count("rollouts") == 1
+    assert torch.equal(packed.target_T, expected.target_T)
+    torch.testing.assert_close(packed.sampler_logprob_T, expected.sampler_logprob_T, equal_nan=True)
 
 
 def test_packing_refuses_a_response_without_tokens(model, loader):
