@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written aside and renamed, so that a torn one is never chosen; the newest K are kept."""
+"""Checkpoints of a run: written to a temporary folder and renamed, so that only complete ones are ever found."""
 
 import json
 import os
@@ -6,8 +6,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
+from visurf_ray.aliases import Json
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Metrics
 
@@ -21,10 +21,16 @@ class CheckpointError(UserError):
 
 @dataclass(frozen=True)
 class State:
-    """What a run needs beside the learner's own state to go on.
+    """What a run needs to resume, beside the learner's own state.
 
-    Steps done, W&B run, scores before, seconds trained; what the learner's state is cut for: ranks, ZeRO stage, and
-    which weights are trained (`learner.trained.Trained`).
+    Attributes:
+        step: steps done.
+        run_id: the W&B run's id.
+        before: scores of the evaluation before training.
+        train_seconds: time spent training so far.
+        ranks: number of learner ranks that wrote the learner's state; it can be read by as many only.
+        zero_stage: likewise, their ZeRO stage.
+        trained: likewise, the fields of their `learner.trained.Trained`.
     """
 
     step: int = 0
@@ -33,20 +39,24 @@ class State:
     train_seconds: float = 0.0
     ranks: int = 1
     zero_stage: int = 1
-    trained: dict[str, Any] = field(default_factory=dict)
+    trained: dict[str, Json] = field(default_factory=dict)
 
 
 class Checkpoints:
-    """The checkpoints in one folder."""
+    """The checkpoints in one folder, of which the newest `keep` are kept."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
 
     def save(self, state: State, save_learner: Callable[[Path], None]) -> Path:
-        """Write a checkpoint, then remove the oldest beyond `keep`, and those of later steps.
+        """Write a checkpoint, then remove the oldest beyond `keep` and all of later steps; returns its folder.
 
-        Later ones are there when a run went on from an older checkpoint: they belong to a course that was left.
+        Checkpoints of later steps exist when the run was resumed from an older one: they belong to an abandoned branch
+        of the run.
+
+        Args:
+            save_learner: writes the learner's state into a folder.
         """
         final = self.folder / f"{_PREFIX}{state.step:06d}"
         partial = self.folder / f".{final.name}.partial"
@@ -63,15 +73,20 @@ class Checkpoints:
         return final
 
     def all(self) -> list[Path]:
-        """Whole checkpoints, oldest first."""
+        """Return the complete checkpoints, oldest first."""
         whole = [path for path in self.folder.glob(f"{_PREFIX}*") if (path / _STATE).is_file()]
         return sorted(whole, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
 def find_resume(resume: str | None, folder: Path) -> Path | None:
-    """The checkpoint that `train.resume` means: none | the newest in `folder`, if any | the one at a path.
+    """Return the checkpoint to resume from, or None to begin a new run.
 
-    Raises CheckpointError for a path that is no checkpoint.
+    Args:
+        resume: train.resume: None, "auto" for the newest checkpoint in `folder` if there is one, or a path.
+        folder: the run's checkpoints.
+
+    Raises:
+        CheckpointError: the path is no checkpoint.
     """
     if resume is None:
         return None
@@ -81,9 +96,10 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     path = Path(resume).expanduser()
     if not (path / _STATE).is_file():
         here = f" Checkpoints in {folder}: {', '.join(p.name for p in found)}." if found else ""
-        raise CheckpointError(f"train.resume={resume}: this is no checkpoint (no {_STATE} in it).{here}")
+        raise CheckpointError(f"train.resume={resume}: this is no checkpoint: it has no {_STATE}.{here}")
     return path
 
 
 def read_state(path: Path) -> State:
+    """Read the state of the checkpoint at `path`."""
     return State(**json.loads((path / _STATE).read_text()))

@@ -27,9 +27,9 @@ def evaluate(config: EvaluateConfig) -> None:
         config.output_dir = config.output_dir or f"{config.checkpoint.rstrip('/')}-evaluation"
     elif config.predictions is not None:
         config.output_dir = config.output_dir or str(Path(config.predictions).parent)
-    from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
+    from visurf_ray import evaluation  # heavy: torch, vllm and deepspeed come with it
 
-    scores = assembly.evaluate(config)
+    scores = evaluation.evaluate(config)
     for name, value in sorted(scores.items()):
         print(f"{name:>14} {value:.4f}")
     print(f"{'written to':>14} {config.output_dir}")

@@ -1,14 +1,17 @@
-"""The words that all rooms share: an example, its responses, their group, and what an update reports.
+"""The types that all rooms share: an example, its responses, their group, and a prediction.
 
-Plain typed dataclasses; nothing here computes. Shape suffixes: G rollouts, G1 = G + 1 responses, T tokens.
+Plain typed dataclasses. Shape suffixes here and elsewhere: G rollouts, G1 = G + 1 responses, T tokens.
 """
 
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from visurf_ray.aliases import Fetch, Json, Reference
 
 
 class Source(StrEnum):
@@ -22,72 +25,118 @@ class Source(StrEnum):
 class Prompt:
     """An example as the model sees it.
 
-    `token_ids` carry one placeholder for the image, as vLLM takes them; `expanded_ids` carry one per merged visual
-    token, as the learner takes them. `image` and `features` are references into Ray's object store (or the objects
-    themselves, outside a cluster): a `PIL.Image` and the image processor's `pixel_values` and `image_grid_thw`. Pixels
-    never pass through the driver.
+    The driver passes references to pixels on; it fetches only the images of the responses that a run shows.
+
+    Attributes:
+        token_ids: with one placeholder for the image, as vLLM takes them.
+        expanded_ids: with one placeholder for each merged visual token, as the learner takes them.
+        image: a reference to a `PIL.Image` in Ray's object store, or the image itself outside a cluster.
+        features: likewise, to the image processor's `pixel_values` and `image_grid_thw`.
     """
 
     token_ids: list[int]
     expanded_ids: list[int]
-    image: Any
-    features: Any
+    image: Reference
+    features: Reference
 
 
 @dataclass(frozen=True)
 class Example:
-    """One image, one question, one structured ground truth `g` (JSON text), and reasoning where the data carry it."""
+    """A question about an image, with its ground truth.
+
+    Attributes:
+        ground_truth: JSON text.
+        size: width and height of the image as the model sees it, in pixels.
+        thinking: the reasoning that the data give for the answer; None where they give none.
+        stored: like `prompt.image`, the image at its stored size; None unless task.segmenter needs it.
+    """
 
     id: str
     question: str
     ground_truth: str
     prompt: Prompt
-    size: tuple[int, int]  # width and height of the image as the model sees it, in pixels
+    size: tuple[int, int]
     thinking: str | None = None
-    stored: Any = None  # like `prompt.image`, the image at its stored size; where task.segmenter needs it
+    stored: Reference = None
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """Token ids and their log-probabilities under the sampler.
+
+    Attributes:
+        ids: (T,).
+        sampler_logprobs: vLLM's log-probability of each token in nats, (T,). None for a label, and for a rollout whose
+            log-probabilities were not requested (`Sampling.logprobs_every`).
+    """
+
+    ids: NDArray[np.int32]
+    sampler_logprobs: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class TokenSpan:
+    """The tokens `begin` to `end` (exclusive) of a store.
+
+    Attributes:
+        store: a reference to the `Tokens` of all rollouts of a group in Ray's object store, or `Tokens` themselves.
+            The driver holds the reference alone: tokens go from the sampler to the learner.
+    """
+
+    store: Reference
+    begin: int
+    end: int
+
+    @staticmethod
+    def of(ids: Sequence[int], sampler_logprobs: Sequence[float] | None = None) -> "TokenSpan":
+        """Make a span of tokens that are held in memory."""
+        logprobs = None if sampler_logprobs is None else np.asarray(sampler_logprobs, np.float32)
+        return TokenSpan(Tokens(np.asarray(ids, np.int32), logprobs), 0, len(ids))
+
+    @property
+    def length(self) -> int:
+        return self.end - self.begin
+
+    def resolve(self, fetch: Fetch) -> Tokens:
+        """Return the tokens. Calls `fetch` for the store unless it is held in memory."""
+        store = self.store if isinstance(self.store, Tokens) else fetch(self.store)
+        span = slice(self.begin, self.end)
+        return Tokens(store.ids[span], None if store.sampler_logprobs is None else store.sampler_logprobs[span])
 
 
 @dataclass(eq=False)
 class Response:
-    """One response to an example, as the token ids that were sampled (or, for the label, encoded).
+    """A response to an example: a rollout, or the label.
 
-    `token_ids` (int32, length T) end with the end-of-turn token unless the response was cut at the length limit.
-    `sampler_logprobs` holds vLLM's log-probability of each token (float32, length T); None for a label, and where it
-    was not asked for (`Sampling.logprobs_every`). Both may be given as lists. Both are None where the group's `tokens`
-    hold them, and then `length` is to be given, which is T.
-    `reward_parts` and `reward` are after reward control: `reward` is their sum, but for a label that was smoothed;
-    `advantage` is one number for all tokens.
+    Attributes:
+        tokens: as sampled, or for a label as encoded. The last is the end-of-turn token, unless the response was cut at
+            the length limit.
+        reward_parts: the parts of the reward by name, after reward control.
+        reward: the reward after reward control: the sum of the parts, unless it was smoothed.
+        smoothed_from: the label's reward before smoothing; None if it was not smoothed.
+        advantage: of every token.
     """
 
     source: Source
     text: str
-    token_ids: NDArray[np.int32] | list[int] | None = None
-    sampler_logprobs: NDArray[np.float32] | list[float] | None = None
+    tokens: TokenSpan
     reward_parts: dict[str, float] = field(default_factory=dict)
     reward: float = 0.0
+    smoothed_from: float | None = None
     advantage: float = 0.0
-    length: int = 0
 
-    def __post_init__(self) -> None:
-        if self.token_ids is not None:
-            self.token_ids = np.asarray(self.token_ids, np.int32)
-            self.length = len(self.token_ids)
-        if self.sampler_logprobs is not None:
-            self.sampler_logprobs = np.asarray(self.sampler_logprobs, np.float32)
+    @property
+    def length(self) -> int:
+        """The number of tokens."""
+        return self.tokens.length
 
 
 @dataclass(eq=False)
 class Group:
-    """An example and its responses: G rollouts, then the label where the method uses one.
-
-    `tokens` is a reference into Ray's object store: the `token_ids` of all rollouts, one after the other, and their
-    `sampler_logprobs` or None. They go from the sampler to the learner and never pass through the driver. None where
-    the responses hold their own.
-    """
+    """An example and its responses: G rollouts, then the label if the method uses one."""
 
     example: Example
     responses: list[Response]
-    tokens: Any = None
 
     @property
     def rollouts(self) -> list[Response]:
@@ -95,19 +144,25 @@ class Group:
 
     @property
     def label(self) -> Response | None:
+        """The label; None if the method uses none, or reward control has removed it."""
         return next((response for response in self.responses if response.source is Source.LABEL), None)
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """A greedy answer to a held-out example: a line of predictions.jsonl, and all that metrics are computed from."""
+    """A greedy answer to a held-out example: a line of predictions.jsonl, from which metrics are computed.
+
+    Attributes:
+        size: width and height of the image as the model saw it, in pixels.
+        mask: what the answer segments of the stored image, as COCO RLE; None without a segmenter.
+    """
 
     id: str
     question: str
     ground_truth: str
     size: tuple[int, int]
     response: str
-    mask: dict[str, Any] | None = None  # what the answer segments of the stored image, as COCO RLE
+    mask: dict[str, Json] | None = None
 
     @staticmethod
     def of(example: Example, response: str) -> "Prediction":
@@ -115,3 +170,4 @@ class Prediction:
 
 
 Metrics = dict[str, float]
+Phase = Callable[[str], AbstractContextManager[object]]  # a context that times its body under a name

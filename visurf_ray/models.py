@@ -1,9 +1,9 @@
-"""Where a model's files are, and its processor: one code path for a hub id, a local folder and the miniature."""
+"""Where a model's files are, and its processor: for a hub id, a local folder and the miniature alike."""
 
 import json
 from pathlib import Path
-from typing import Any
 
+from visurf_ray.aliases import Processor, Tokenizer
 from visurf_ray.config.schema import ModelConfig
 from visurf_ray.errors import UserError
 
@@ -11,10 +11,15 @@ MINIATURE = Path(__file__).parent / "miniature" / "base"
 
 
 def resolve_model(path: str, key: str = "model.path") -> str:
-    """The folder or hub id to load from. Raises UserError for a folder that does not hold a whole model.
+    """Return the folder or hub id to load a model from.
 
-    A path `a/b` that is no folder is taken for a hub id; whether there is one shows when it is loaded.
-    key: what the user set, for messages.
+    Args:
+        path: `miniature`, a folder, or a hub id. A path `a/b` that is no folder is taken for a hub id; whether the hub
+            has it shows when it is loaded.
+        key: the configuration key that the user set, for messages.
+
+    Raises:
+        UserError: the folder does not exist, or lacks files of a model.
     """
     if path == "miniature":
         return str(MINIATURE)
@@ -36,7 +41,11 @@ def resolve_model(path: str, key: str = "model.path") -> str:
 
 
 def check_model(path: str) -> None:
-    """Raise UserError unless every file of the model is here, its weights too, or can still be fetched from the hub."""
+    """Check that all files of a model, weights included, are on this machine or can be fetched from the hub.
+
+    Raises:
+        UserError: files are missing.
+    """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -51,8 +60,8 @@ def check_model(path: str) -> None:
         missing = "file of it"
     if missing and constants.HF_HUB_OFFLINE:
         raise UserError(
-            f"model.path={path}: the cache {constants.HF_HUB_CACHE} has no {missing}, and HF_HUB_OFFLINE forbids to "
-            f"fetch it: run `hf download {path}` where the hub is reached, or name a local folder"
+            f"model.path={path}: the cache {constants.HF_HUB_CACHE} has no {missing}, and HF_HUB_OFFLINE "
+            f"forbids fetching it: run `hf download {path}` where the hub can be reached, or name a local folder"
         )
 
 
@@ -60,7 +69,7 @@ _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
 def _missing_weights(folder: Path) -> str:
-    """The first file of weights that is not there; empty when all are."""
+    """Return the name of the first missing file of weights, or an empty string if none is missing."""
     for name in _WEIGHTS:
         index = folder / f"{name}.index.json"
         if index.is_file():
@@ -71,20 +80,24 @@ def _missing_weights(folder: Path) -> str:
     return f"weights ({' or '.join(_WEIGHTS)}, or the index of several files)"
 
 
-# What a policy must never sample: a vision placeholder in a response breaks the learner ("image features and image
-# tokens do not match"). Sampler and learner take them out of the distribution alike.
+# A policy must never sample these: a vision placeholder in a response breaks the learner ("image features and image
+# tokens do not match"). Sampler and learner both exclude them by adding BANNED_BIAS to their logits.
 _VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
 BANNED_BIAS = -100.0
 
 
-def banned_token_ids(tokenizer: Any) -> list[int]:
-    """Token ids that a response must not contain."""
+def banned_token_ids(tokenizer: Tokenizer) -> list[int]:
+    """Return the token ids that a response must not contain."""
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[token] for token in _VISION_TOKENS if token in vocabulary]
 
 
-def load_processor(config: ModelConfig) -> Any:
-    """The model's processor, its image size bounded by `config.max_pixels`. Raises UserError when it cannot be had."""
+def load_processor(config: ModelConfig) -> Processor:
+    """Load the model's processor, its image size bounded by `config.max_pixels`.
+
+    Raises:
+        UserError: there is no model at `config.path`, or it has no processor.
+    """
     from transformers import AutoProcessor
 
     bound = {} if config.max_pixels is None else {"max_pixels": config.max_pixels}
@@ -96,6 +109,5 @@ def load_processor(config: ModelConfig) -> Any:
         if Path(path).is_dir():
             raise UserError(f"model.path={config.path}: no processor ({reason})") from error
         raise UserError(
-            f"model.path={config.path}: there is no such folder, and no such model on the Hugging Face hub can be had "
-            f"({reason})"
+            f"model.path={config.path}: there is no such folder, and no such model on the Hugging Face hub ({reason})"
         ) from error

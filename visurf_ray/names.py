@@ -1,4 +1,4 @@
-"""Registries by name: tasks and rewards are loaded when they are asked for, and a misspelt name is answered."""
+"""Look-up of tasks and rewards by name; the message for an unknown name suggests the nearest known one."""
 
 import difflib
 import importlib
@@ -9,9 +9,9 @@ from visurf_ray.errors import UserError
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'x'?` with the nearest known name, or an empty string where none is near.
+    """Return ` Did you mean 'x'?` for the nearest known name, or an empty string if none is near.
 
-    An abbreviation of a name's last part is near: `learner.lr` of `learner.learning_rate`.
+    An abbreviation of a key's last part counts as near: `learner.lr` for `learner.learning_rate`.
     """
     known = list(known)
     section, _, last = name.rpartition(".")
@@ -23,15 +23,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _initials(name: str) -> str:
-    """`lr` of `learning_rate`; empty for a name of one word."""
+    """Return `lr` for `learning_rate`, and an empty string for a name of one word."""
     words = name.split("_")
     return "".join(word[:1] for word in words) if len(words) > 1 else ""
 
 
 def load(kind: str, name: str, registry: Mapping[str, str]) -> Any:
-    """The object that `registry[name]` names as `module:attribute`.
+    """Import and return a registered object.
 
-    Raises UserError for an unknown name, with the nearest known one.
+    Args:
+        kind: what is looked up, for the message: "task", "reward".
+        registry: `module:attribute` by name.
+
+    Raises:
+        UserError: the name is not registered; the message lists the known names.
     """
     if name not in registry:
         raise UserError(f"unknown {kind} {name!r}.{nearest(name, registry)} Known: {', '.join(sorted(registry))}")

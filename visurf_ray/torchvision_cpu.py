@@ -1,22 +1,23 @@
-"""Lets torchvision be imported beside a CPU build of PyTorch.
+"""Makes torchvision importable beside a CPU build of PyTorch.
 
-PyPI's torchvision is built for CUDA. Beside a CPU torch its compiled library does not load, and `import torchvision`
-then dies with "operator torchvision::nms does not exist", because Python code registers fake kernels for operators that
-nobody declared. transformers' image processors and vLLM import torchvision in several child processes, so the cure has
-to reach all of them: PyTorch loads every entry point of the group `torch.backends` at the end of `import torch`
-(https://docs.pytorch.org/tutorials/unstable/python_extension_autoload.html), and this module is one.
+PyPI's torchvision is built for CUDA. Beside a CPU build of PyTorch its compiled library does not load, and `import
+torchvision` fails with "operator torchvision::nms does not exist", because Python code registers fake kernels for
+operators that were never declared. transformers' image processors and vLLM import torchvision in several child
+processes, and all of them need the declarations. PyTorch loads every entry point of the group `torch.backends` at the
+end of `import torch` (https://docs.pytorch.org/tutorials/unstable/python_extension_autoload.html):
+`declare_operators` is one.
 
-It imports nothing but torch, which is loaded by then. Calling `nms` still fails, as it should: nothing here needs it.
+The module imports nothing but torch, which is loaded by then. Calling `nms` still fails; this project does not need it.
 """
 
 import importlib.util
 from pathlib import Path
 
-_libraries: list[object] = []  # torch.library.Library undoes its definitions when it is collected
+_libraries: list[object] = []  # keeps references: a torch.library.Library withdraws its definitions when it is freed
 
 
 def declare_operators() -> None:
-    """Declare the schemas of `torchvision::nms` and `qnms` where torchvision's own library cannot."""
+    """Declare the schemas of `torchvision::nms` and `qnms`, unless torchvision's own library can be loaded."""
     import torch
 
     spec = importlib.util.find_spec("torchvision")
@@ -26,7 +27,7 @@ def declare_operators() -> None:
         try:
             torch.ops.load_library(str(shared_object))
             return
-        except OSError:  # linked against CUDA libraries that a CPU build of PyTorch does not bring
+        except OSError:  # linked against CUDA libraries that a CPU build of PyTorch does not have
             continue
     library = torch.library.Library("torchvision", "FRAGMENT")
     for name in ("nms", "qnms"):

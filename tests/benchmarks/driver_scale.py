@@ -14,6 +14,7 @@ the same without the pages of Ray's object store that it has looked at.
 import tempfile
 import time
 import zlib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +26,9 @@ from tests.benchmarks.job import Job
 from visurf_ray.assembly import start_data
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
-from visurf_ray.groups import Example, Response, Source
+from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.learner.group import LearnerGroup
-from visurf_ray.learner.packing import restore_tokens
+from visurf_ray.learner.metrics import StepReport, UpdateSums
 from visurf_ray.models import load_processor
 from visurf_ray.rollout.actor import Sampled, Sampling
 from visurf_ray.rollout.pool import RolloutPool
@@ -50,8 +51,10 @@ class RandomRollouts:
     def respond(self, number: int, example: Example, sampling: Sampling) -> Sampled:
         text = "<think>a 7 no [1, 2, 3, 4]</think><answer>[]</answer>"
         rows = np.random.default_rng(zlib.crc32(example.id.encode())).integers(0, 64, sampling.n)
-        responses = [Response(Source.ROLLOUT, text if row % 2 else text[:20], length=TOKENS) for row in rows]
-        return Sampled(number, responses, ray.put((self.token_ids[rows].ravel(), self.logprobs[rows].ravel())))
+        store = ray.put(Tokens(self.token_ids[rows].ravel(), self.logprobs[rows].ravel()))
+        spans = [TokenSpan(store, begin, begin + TOKENS) for begin in range(0, sampling.n * TOKENS, TOKENS)]
+        texts = [text if row % 2 else text[:20] for row in rows]
+        return Sampled(number, [Response(Source.ROLLOUT, *pair) for pair in zip(texts, spans, strict=True)])
 
 
 @ray.remote(num_cpus=0.1)
@@ -67,11 +70,13 @@ class RandomLearner:
     def send_weights(self) -> None:
         pass
 
-    def update(self, shards: list, loss: Any) -> list[dict[str, float]]:
+    def update(self, shards: list, loss: Any) -> list[StepReport]:
         for shard in shards:
+            fetch = cache(ray.get)
             for group, _ in shard:
-                restore_tokens(group, ray.get)
-        return [{"grad_norm": 1.0, "loss": 0.0} for _ in shards]
+                for response in group.responses:
+                    response.tokens.resolve(fetch)
+        return [StepReport(UpdateSums(), grad_norm=1.0, learning_rate=0.0) for _ in shards]
 
 
 def resident() -> tuple[float, float]:
@@ -113,6 +118,7 @@ def main() -> None:
         )
         ranks = [RandomLearner.remote() for _ in range(2)]  # type: ignore[attr-defined]
         learner = LearnerGroup(ranks, None, seed=0, minibatches=1, cores=[[], []])  # type: ignore[arg-type]
+        rollouts.connect(learner.send_weights)
         job = Job(data, rollouts, learner, load_processor(config.model), overrides, Path(folder))
         results = {prompts: measure(job, prompts, steps) for prompts in sizes}
     table(

@@ -4,19 +4,15 @@ import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visurf_ray.assembly import (
-    build_methods,
-    start_data,
-    start_policy,
-)
+from visurf_ray.assembly import build_methods, exempt_from_collection, start_data, start_policy
 from visurf_ray.checkpoints import Checkpoints
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
-from visurf_ray.config.schema import Config, WandbMode
+from visurf_ray.config.schema import Config, WandbMode, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner.group import LearnerGroup
@@ -46,15 +42,15 @@ class Job:
         with redirect_stdout(io.StringIO()):  # no progress lines between the results
             monitor = Monitor(
                 Path(tempfile.mkdtemp(dir=self.folder)),
-                config=asdict(config),
+                config=to_dict(config),
                 project="benchmark",
                 wandb=WandbMode.disabled,
                 total_steps=0,
             )
         return Driver(
             config,
-            task=task,
             methods=build_methods(config, task, self.processor.tokenizer),
+            score=task.metrics,
             data=self.data,
             rollouts=self.rollouts,
             rewards=RewardPool(config.reward, RewardSpec.of(config.reward)),
@@ -85,4 +81,5 @@ def started(*overrides: str, device: str = "cpu") -> Iterator[Job]:
         stack.enter_context(connected("local"))
         data = start_data(config)
         rollouts, learner = start_policy(config, processor.tokenizer, stack)
+        stack.enter_context(exempt_from_collection())
         yield Job(data, rollouts, learner, processor, list(overrides), folder)

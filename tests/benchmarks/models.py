@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from visurf_ray.groups import Example, Group, Prompt, Response, Source
+from visurf_ray.groups import Example, Group, Prompt, Response, Source, TokenSpan
 from visurf_ray.miniature.base_model import BASE_MODEL
 
 
@@ -76,7 +76,7 @@ def random_group(
         Response(
             Source.ROLLOUT,
             "",
-            torch.randint(0, 1600, (response,), generator=generator).tolist(),
+            TokenSpan.of(torch.randint(0, 1600, (response,), generator=generator).tolist()),
             advantage=number - (responses - 1) / 2,
         )
         for number in range(responses)

@@ -14,6 +14,8 @@ from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
 from tests.benchmarks.models import random_group
+from tests.unit.groups import held, ids
+from visurf_ray.aliases import HFModel
 from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group
 from visurf_ray.learner.packing import pack
@@ -58,24 +60,24 @@ def make_group(prompt: int, response: int, responses: int) -> Group:
     return random_group(prompt, side, response, responses, special=(IMAGE, START, END), seed=0)
 
 
-def plain_rows(model, group: Group, device: str) -> torch.Tensor:
+def plain_rows(model: HFModel, group: Group, device: str) -> torch.Tensor:
     """All responses as rows of a batch, prompt and picture in each; logits at response positions alone."""
     prompt, count = group.example.prompt.expanded_ids, len(group.responses)
     prompts = torch.tensor(prompt).expand(count, -1)
-    answers = torch.stack([torch.as_tensor(response.token_ids) for response in group.responses])
-    ids = torch.cat([prompts, answers], dim=1).to(device)
+    answers = torch.stack([torch.as_tensor(ids(response)) for response in group.responses])
+    rows = torch.cat([prompts, answers], dim=1).to(device)
     features = group.example.prompt.features
     length = answers.shape[1]
     logits = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == IMAGE).int(),
+        input_ids=rows,
+        attention_mask=torch.ones_like(rows),
+        mm_token_type_ids=(rows == IMAGE).int(),
         pixel_values=features["pixel_values"].repeat(count, 1).to(device, model.dtype),
         image_grid_thw=features["image_grid_thw"].repeat(count, 1).to(device),
         use_cache=False,
         logits_to_keep=length + 1,
     ).logits[:, :-1]
-    return logits.float().log_softmax(-1).gather(-1, ids[:, -length:, None]).flatten()
+    return logits.float().log_softmax(-1).gather(-1, rows[:, -length:, None]).flatten()
 
 
 def measure(folder: str, case: tuple[int, int, int], device: str, repeats: int) -> dict[str, float]:
@@ -92,8 +94,8 @@ def measure(folder: str, case: tuple[int, int, int], device: str, repeats: int) 
         row = pack(
             [group],
             [[1.0] * len(group.responses)],
-            [group.example.prompt.features],
             models[packing.name].model.get_rope_index,
+            fetch=held,
             image_token_id=IMAGE,
             dtype=dtype,
             packing=packing,

@@ -19,7 +19,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from visurf_ray.groups import Example, Group, Prompt, Response, Source
+from tests.unit.groups import ids
+from visurf_ray.groups import Example, Group, Prompt, Response, Source, TokenSpan
 
 TEXT = {
     "vocab_size": 300,
@@ -136,11 +137,11 @@ def make_groups(model: Any) -> list[Group]:
             "image_grid_thw": torch.tensor([[1, height, width] for height, width in grids]),
         }
         responses = [
-            Response(Source.ROLLOUT, "", tokens(length), [-1.0] * length, advantage=float(index) - 1.5)
+            Response(Source.ROLLOUT, "", TokenSpan.of(tokens(length), [-1.0] * length), advantage=float(index) - 1.5)
             for index, length in enumerate(lengths)
         ]
         if has_label:
-            responses.append(Response(Source.LABEL, "", tokens(6), advantage=2.0 * number))
+            responses.append(Response(Source.LABEL, "", TokenSpan.of(tokens(6)), advantage=2.0 * number))
         groups.append(Group(Example(f"group-{number}", "", "[]", Prompt([], ids, None, features), (84, 84)), responses))
     return groups
 
@@ -150,15 +151,16 @@ def plain_logprobs(model: Any, group: Group, *, banned: Sequence[int] = (), temp
     found = []
     prompt = group.example.prompt.expanded_ids
     for response in group.responses:
-        ids = torch.tensor([[*prompt, *response.token_ids]])
+        answer = ids(response)
+        row = torch.tensor([[*prompt, *answer]])
         logits = model(
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            mm_token_type_ids=(ids == model.config.image_token_id).int(),
+            input_ids=row,
+            attention_mask=torch.ones_like(row),
+            mm_token_type_ids=(row == model.config.image_token_id).int(),
             use_cache=False,
             **group.example.prompt.features,
         ).logits[0, len(prompt) - 1 : -1]
         logits[:, list(banned)] -= 100.0
         logprobs = (logits / temperature).log_softmax(-1)
-        found.append(logprobs[torch.arange(len(response.token_ids)), torch.tensor(list(response.token_ids))])
+        found.append(logprobs[torch.arange(len(answer)), torch.tensor(answer)])
     return torch.cat(found)

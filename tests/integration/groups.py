@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from visurf_ray.groups import Group, Response, Source
+from visurf_ray.groups import Group, Response, Source, TokenSpan
 
 
 def make_groups(loader, count: int, *, rollouts: int = 4, seed: int = 0) -> list[Group]:
@@ -21,12 +21,12 @@ def make_groups(loader, count: int, *, rollouts: int = 4, seed: int = 0) -> list
         for _ in range(rollouts):
             length = int(torch.randint(1, 30, (), generator=generator))
             tokens = torch.randint(0, 400, (length,), generator=generator).tolist()
-            responses.append(Response(Source.ROLLOUT, "", tokens, [-1.0] * length))
+            responses.append(Response(Source.ROLLOUT, "", TokenSpan.of(tokens, [-1.0] * length)))
         if number % 4 != 3:
-            responses.append(Response(Source.LABEL, "", label))
+            responses.append(Response(Source.LABEL, "", TokenSpan.of(label)))
         for response, advantage in zip(responses, torch.randn(len(responses), generator=generator), strict=True):
             response.advantage = float(advantage)
         groups.append(Group(example, responses))
     first = groups[0].responses[0]
-    groups[0].responses[0] = replace(first, token_ids=first.token_ids[:1], sampler_logprobs=[-1.0])
+    groups[0].responses[0] = replace(first, tokens=replace(first.tokens, end=1))
     return groups

@@ -6,8 +6,7 @@ import pytest
 import ray
 import torch
 
-from tests.integration.groups import make_groups
-from tests.integration.test_learner import rank_config
+from tests.integration.test_learner import batches, rank_config  # noqa: F401  (the first is a fixture)
 from tests.integration.test_train import run
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
@@ -24,7 +23,13 @@ def needs(devices: int):
 @pytest.mark.parametrize("stage", [1, 2, 3])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_learner_computes_on_a_gpu_what_it_computes_on_a_cpu(config, processor, loader, stage, dtype):
+def test_the_learner_computes_on_a_gpu_what_it_computes_on_a_cpu(
+    config,
+    processor,
+    batches,  # noqa: F811
+    stage,
+    dtype,
+):
     metrics = []
     for gpus, chosen, environment in (
         (0, "float32", {"DS_ACCELERATOR": "cpu"}),
@@ -33,7 +38,7 @@ def test_the_learner_computes_on_a_gpu_what_it_computes_on_a_cpu(config, process
         actor = LearnerActor.options(num_cpus=1, num_gpus=gpus, runtime_env={"env_vars": environment}).remote()
         settings = rank_config(config, processor, zero_stage=stage, dtype=chosen)
         learner = LearnerGroup([actor], settings, seed=0, minibatches=1, cores=[[]])
-        metrics.append(learner.update(make_groups(loader, 6), LossConfig()))
+        metrics.append(learner.update(batches[0], LossConfig()))
         ray.kill(actor)
     on_cpu, on_gpu = metrics
     tolerance = 1e-3 if dtype == "float32" else 0.05

@@ -136,7 +136,7 @@ def test_mean_logprobs_are_those_of_each_response(make_learner, batches, config,
     found = make_learner(ranks, max_tokens_per_micro_batch=300).mean_logprobs(batches[0])
     for group, means in zip(make_groups(loader, 6, seed=0), found, strict=True):
         logprobs, _ = policy(packed_groups(model, [group]))
-        parts = logprobs.split([len(response.token_ids) for response in group.responses])
+        parts = logprobs.split([response.length for response in group.responses])
         assert means == pytest.approx([part.mean().item() for part in parts], abs=1e-5)
 
 
@@ -173,7 +173,8 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(make_learner, batches
     expected = exported(learner, tmp_path / "one")
     continued = make_learner(ranks, zero_stage=stage, trained=trained)
     continued.load(tmp_path / "state")
-    assert continued.update(batches[1], LossConfig()) == pytest.approx(metrics, rel=1e-6)
+    found = continued.update(batches[1], LossConfig())
+    assert found | {"train/tokens_per_second": 0} == pytest.approx(metrics | {"train/tokens_per_second": 0}, rel=1e-6)
     # Adam makes steps of rounding where a gradient is zero, as a key's bias has it; lost moments would differ by 1e-2.
     assert distance(exported(continued, tmp_path / "other"), expected) < 1e-4
 

@@ -172,7 +172,7 @@ def test_adapters_learn_as_in_a_plain_loop_and_are_exported_both_ways(
         for group, means in zip(groups, learner.mean_logprobs(batches[0]), strict=True):
             expected = plain_rows(whole, processor, group)
             torch.testing.assert_close(plain_rows(with_adapter, processor, group), expected, atol=1e-4, rtol=1e-5)
-            parts = expected.split([len(response.token_ids) for response in group.responses])
+            parts = expected.split([response.length for response in group.responses])
             assert means == pytest.approx([part.mean().item() for part in parts], abs=1e-4)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from tests.integration.architectures import ARCHITECTURES, make_groups, make_model, plain_logprobs
+from tests.unit.groups import held
 from visurf_ray.config.schema import Packing
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
@@ -25,8 +26,8 @@ def packed_logprobs(model, groups, packing=Packing.split, dtype=torch.float32):
     packed = pack(
         groups,
         token_weights(groups, LossConfig()),
-        [group.example.prompt.features for group in groups],
         model.model.get_rope_index,
+        fetch=held,
         image_token_id=model.config.image_token_id,
         dtype=dtype,
         packing=packing,

@@ -1,12 +1,14 @@
 """The policy on the real model: packing against plain rows, and the gradient identity of ViSurf's eq. 9."""
 
+import numpy as np
 import pytest
 import torch
 
 from tests.integration.architectures import plain_logprobs
 from tests.integration.groups import make_groups
+from tests.unit.groups import held, ids
 from visurf_ray.config.schema import LabelTerm, Packing
-from visurf_ray.groups import Response, Source
+from visurf_ray.groups import Response, Source, Tokens, TokenSpan
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, token_losses, token_weights
@@ -35,12 +37,12 @@ def no_gradients(model):
     model.zero_grad()
 
 
-def packed_groups(model, groups):
+def packed_groups(model, groups, fetch=held):
     return pack(
         groups,
         token_weights(groups, LossConfig()),
-        [group.example.prompt.features for group in groups],
         model.model.get_rope_index,
+        fetch=fetch,
         image_token_id=model.config.image_token_id,
         dtype=torch.float32,
     )
@@ -114,7 +116,7 @@ def test_group_gradient_is_scaled_rlvr_plus_weighted_sft(model, policy, processo
     (losses * packed.weight_T).sum().backward()
     total = 0.0
     for group in groups:
-        plain = plain_rows(model, processor, group).split([len(r.token_ids) for r in group.responses])
+        plain = plain_rows(model, processor, group).split([r.length for r in group.responses])
         means = {id(response): logprobs.mean() for response, logprobs in zip(group.responses, plain, strict=True)}
         size = len(group.rollouts)
         rlvr = -sum(r.advantage * means[id(r)] for r in group.rollouts) / size
@@ -132,27 +134,50 @@ def test_cross_entropy_on_labels_is_supervised_fine_tuning(model, policy, loader
     logprobs, _ = policy(packed)
     config = LossConfig(label_term=LabelTerm.ce)
     loss = losses_of(logprobs, packed, config).mean()
-    prompt, answer = group.example.prompt.expanded_ids, group.responses[0].token_ids.tolist()
-    ids = torch.tensor([prompt + answer])
+    prompt, answer = group.example.prompt.expanded_ids, ids(group.responses[0])
+    row = torch.tensor([prompt + answer])
     reference = model(
-        input_ids=ids,
-        attention_mask=torch.ones_like(ids),
-        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+        input_ids=row,
+        attention_mask=torch.ones_like(row),
+        mm_token_type_ids=(row == model.config.image_token_id).int(),
         labels=torch.tensor([[-100] * len(prompt) + answer]),
         **group.example.prompt.features,
     ).loss
     torch.testing.assert_close(loss, reference, atol=1e-4, rtol=1e-4)
 
 
+def test_packing_fetches_the_tokens_of_a_groups_rollouts_once(model, loader):
+    (group,) = make_groups(loader, 1)
+    expected = packed_groups(model, [group])
+    tokens = [rollout.tokens.resolve(held) for rollout in group.rollouts]
+    store = Tokens(
+        np.concatenate([t.ids for t in tokens]), np.concatenate([t.sampler_logprobs for t in tokens], dtype=np.float32)
+    )
+    begin = 0
+    for rollout in group.rollouts:
+        rollout.tokens = TokenSpan("rollouts", begin, begin + rollout.length)
+        begin += rollout.length
+    fetched = []
+
+    def fetch(reference):
+        fetched.append(reference)
+        return store if reference == "rollouts" else reference
+
+    packed = packed_groups(model, [group], fetch)
+    assert fetched.count("rollouts") == 1
+    assert torch.equal(packed.target_T, expected.target_T)
+    torch.testing.assert_close(packed.sampler_logprob_T, expected.sampler_logprob_T, equal_nan=True)
+
+
 def test_packing_refuses_a_response_without_tokens(model, loader):
     groups = make_groups(loader, 1)
-    groups[0].responses[1] = Response(Source.ROLLOUT, "", [])
+    groups[0].responses[1] = Response(Source.ROLLOUT, "", TokenSpan.of([]))
     with pytest.raises(ValueError, match=groups[0].example.id):
         pack(
             groups,
             [[0.0] * 5],
-            [groups[0].example.prompt.features],
             model.model.get_rope_index,
+            fetch=held,
             image_token_id=0,
             dtype=torch.float32,
         )

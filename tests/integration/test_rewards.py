@@ -9,7 +9,7 @@ import pytest
 import ray
 
 from visurf_ray.config.schema import OnError
-from visurf_ray.groups import Example, Group, Prompt, Response, Source
+from visurf_ray.groups import Example, Group, Prompt, Response, Source, TokenSpan
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rewards.spec import RewardSpec
@@ -23,7 +23,7 @@ _TRUTH = '[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]'
 
 def make_group(name: str, ground_truth: str, *texts: str) -> Group:
     example = Example(name, "the 7", ground_truth, Prompt([], [], None, None), (84, 84))
-    return Group(example, [Response(Source.ROLLOUT, text, [0]) for text in texts])
+    return Group(example, [Response(Source.ROLLOUT, text, TokenSpan.of([0])) for text in texts])
 
 
 def score(pool: RewardPool, groups: list[Group]) -> list[Group]:

@@ -9,8 +9,7 @@ import torch
 
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
 from visurf_ray.config.schema import Packing
-from visurf_ray.groups import Group, Source
-from visurf_ray.learner.packing import restore_tokens
+from visurf_ray.groups import Group, Response, Source, Tokens
 from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method
 from visurf_ray.models import banned_token_ids, resolve_model
@@ -87,11 +86,9 @@ def sampled(pool, examples) -> list[Group]:
     return [finished[index] for index in range(len(examples))]
 
 
-def with_tokens(groups: list[Group]) -> list[Group]:
-    """The groups, with their tokens as the learner gets them."""
-    for group in groups:
-        restore_tokens(group, ray.get)
-    return groups
+def tokens_of(response: Response) -> Tokens:
+    """A response's tokens as the learner gets them."""
+    return response.tokens.resolve(ray.get)
 
 
 def train_step(config, processor, groups, learner) -> dict[str, float]:
@@ -115,20 +112,22 @@ def train_step(config, processor, groups, learner) -> dict[str, float]:
 
 
 def test_groups_come_back_in_order_with_sampled_tokens(pool, examples, processor):
-    groups = with_tokens(sampled(pool, examples))
+    groups = sampled(pool, examples)
     assert [group.example.id for group in groups] == [example.id for example in examples]
     for group in groups:
         assert len(group.rollouts) == len(group.responses) == 4
         for response in group.responses:
             assert response.source is Source.ROLLOUT
-            assert len(response.token_ids) == len(response.sampler_logprobs) == response.length > 0
-            assert response.text == processor.tokenizer.decode(response.token_ids, skip_special_tokens=True)
+            tokens = tokens_of(response)
+            assert len(tokens.ids) == len(tokens.sampler_logprobs) == response.length > 0
+            assert response.text == processor.tokenizer.decode(tokens.ids, skip_special_tokens=True)
+        assert len({response.tokens.store for response in group.responses}) == 1, "one store for a group"
 
 
 def test_one_prompt_of_so_many_brings_log_probs(pool, examples):
     some = RolloutPool(pool.actors, sampling=replace(pool.sampling, logprobs_every=2), max_in_flight=8)
-    groups = with_tokens(sampled(some, examples))
-    given = [{response.sampler_logprobs is not None for response in group.responses} for group in groups]
+    groups = sampled(some, examples)
+    given = [{tokens_of(response).sampler_logprobs is not None for response in group.responses} for group in groups]
     assert given == [{number % 2 == 0} for number in range(len(examples))]
 
 
@@ -175,8 +174,8 @@ def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
 
     def greedy():
         answers = RolloutPool(pool.actors, sampling=Sampling(1, 0.0, 20, logprobs_every=1), max_in_flight=8)
-        responses = [group.responses[0] for group in with_tokens(sampled(answers, examples[:2]))]
-        return [(list(response.token_ids), list(response.sampler_logprobs)) for response in responses]
+        responses = [group.responses[0] for group in sampled(answers, examples[:2])]
+        return [(list(tokens.ids), list(tokens.sampler_logprobs)) for tokens in map(tokens_of, responses)]
 
     sender.send()
     before = greedy()
@@ -199,8 +198,8 @@ def test_vision_placeholders_are_never_sampled(config, pool, examples, processor
     """At the highest temperature that vLLM takes."""
     banned = set(banned_token_ids(processor.tokenizer))
     hot = RolloutPool(pool.actors, sampling=Sampling(n=8, temperature=2.0, max_tokens=100), max_in_flight=8)
-    groups = with_tokens(sampled(hot, examples))
-    tokens = [token for group in groups for response in group.responses for token in response.token_ids]
+    groups = sampled(hot, examples)
+    tokens = [token for group in groups for response in group.responses for token in tokens_of(response).ids]
     assert len(tokens) > 500 and not banned & set(tokens)
 
 

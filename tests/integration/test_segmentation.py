@@ -9,7 +9,7 @@ import ray
 from tests.integration.test_train import run
 from visurf_ray.answers.boxes import Target, dump_truth, render
 from visurf_ray.answers.rle import decode, encode, objects_in
-from visurf_ray.groups import Example, Group, Prediction, Prompt, Response, Source
+from visurf_ray.groups import Example, Group, Prediction, Prompt, Response, Source, TokenSpan
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
@@ -57,7 +57,8 @@ def test_the_pool_gives_the_image_to_a_reward_that_needs_it(sam2, config):
     mask[10:50, 10:60] = True
     truth = dump_truth(objects_in(mask), mask=encode(mask))
     groups = [
-        Group(make_example(str(n), picture(n), truth=truth), [Response(Source.ROLLOUT, ANSWER, [0])]) for n in range(3)
+        Group(make_example(str(n), picture(n), truth=truth), [Response(Source.ROLLOUT, ANSWER, TokenSpan.of([0]))])
+        for n in range(3)
     ]
     pool = RewardPool(config.reward, RewardSpec("segmentation_mask", {"model": sam2}, needs_image=True))
     pool.submit(groups)

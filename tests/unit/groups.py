@@ -1,12 +1,22 @@
 """Groups made by hand, as the sampler and the reward actors would leave them."""
 
 from collections.abc import Sequence
+from typing import Any
 
-from visurf_ray.groups import Example, Group, Prompt, Response, Source
+from visurf_ray.groups import Example, Group, Prompt, Response, Source, TokenSpan
 
 
 def example(ground_truth: str = "[]", identity: str = "a") -> Example:
     return Example(identity, "the 7", ground_truth, Prompt([1, 2, 3], [1, 2, 2, 3], None, None), (84, 84))
+
+
+def held(value: Any) -> Any:
+    """Fetches a value that is held in memory, as `ray.get` fetches one from the object store."""
+    return value
+
+
+def ids(response: Response) -> list[int]:
+    return response.tokens.resolve(held).ids.tolist()
 
 
 def group(
@@ -25,7 +35,7 @@ def group(
             Response(
                 Source.LABEL if is_label else Source.ROLLOUT,
                 text="",
-                token_ids=list(range(tokens[index] if tokens else 2)),
+                tokens=TokenSpan.of(range(tokens[index] if tokens else 2)),
                 reward_parts={"thinking_format": thought, "accuracy": reward - thought},
                 reward=reward,
             )

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there at all, the newest kept, and resumed by name."""
+"""Checkpoints are complete or absent, the newest are kept, and runs resume from them."""
 
 from collections.abc import Callable
 from pathlib import Path

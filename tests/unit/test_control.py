@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests.unit.conftest import composed
-from tests.unit.groups import example, group
+from tests.unit.groups import example, group, ids
 from visurf_ray.config.schema import LabelTerm
-from visurf_ray.groups import Group, Response, Source
+from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.method import LossConfig, Method, group_advantages
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.spec import RewardSpec
@@ -62,8 +62,8 @@ def test_the_label_is_the_last_response_and_ends_as_a_rollout_ends(visurf):
     for one, truth in zip(groups, ("[]", TRUTH), strict=True):
         text = f"<answer>spaced {truth}</answer>"
         assert one.responses[-1] is one.label
-        assert one.label is not None and one.label.text == text and one.label.sampler_logprobs is None
-        assert list(one.label.token_ids) == [*text.encode(), 0]
+        assert one.label is not None and one.label.text == text and one.label.tokens.store.sampler_logprobs is None
+        assert ids(one.label) == [*text.encode(), 0]
 
 
 def test_the_label_is_rendered_in_the_configured_style(make_method):
@@ -125,7 +125,7 @@ def test_the_learner_is_told_the_clip_range_and_the_label_term(make_method, name
 )
 def test_a_right_label_is_worth_six_whatever_it_thinks(visurf, thinking):
     reward = load_reward("vision_reasoner")(f"{thinking}<answer>{TRUTH}</answer>", TRUTH)
-    label = Response(Source.LABEL, "", [1], reward_parts=dict(reward.parts), reward=reward.total)
+    label = Response(Source.LABEL, "", TokenSpan.of([1]), reward_parts=dict(reward.parts), reward=reward.total)
     one = Group(example(TRUTH), [*group([0.0, 1.0]).responses, label])
     visurf.assign_advantages([one])
     assert label.reward == 6.0

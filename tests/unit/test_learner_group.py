@@ -1,13 +1,22 @@
-"""How groups are shared out to ranks and minibatches, and how the ranks' sums become what is logged."""
+"""Distribution of groups over ranks and minibatches, and the metrics of the ranks' reports."""
 
 import random
 
 import pytest
+import torch
 
 from tests.unit.groups import group
 from visurf_ray.learner.balance import balance, fill
 from visurf_ray.learner.group import split_evenly
-from visurf_ray.learner.metrics import DIFF_MAX, summarise
+from visurf_ray.learner.metrics import (
+    SamplerDifference,
+    SourceTallies,
+    StepReport,
+    Tally,
+    UpdateSums,
+    sizes,
+    summarise,
+)
 
 
 def test_balance_by_hand():
@@ -70,45 +79,61 @@ def test_fewer_groups_than_minibatches_are_refused():
 # Metrics
 
 
-def sums(source: str, tokens: float, mean: float, **others: float) -> dict[str, float]:
-    names = ("entropy", "logprob", "ratio", "clip_share")
-    return {f"tokens/{source}": tokens} | {f"{name}/{source}": mean * tokens for name in names} | others
+def tallies(tokens: int, mean: float) -> SourceTallies:
+    tally = Tally(mean * tokens, tokens)
+    return SourceTallies(entropy=tally, logprob=tally, ratio=tally, clip_share=tally)
+
+
+def report(grad_norm: float = 1.0, **sums) -> StepReport:
+    return StepReport(UpdateSums(**sums), grad_norm, learning_rate=1e-4)
 
 
 def test_means_are_over_all_tokens_of_all_ranks_and_minibatches():
     results = [
         [
-            sums("rollout", 10, 1.0, loss=0.5, grad_norm=2.0) | sums("label", 4, 3.0),
-            sums("rollout", 20, 2.0, loss=0.25, grad_norm=4.0),
+            report(2.0, loss=0.5, rollout=tallies(10, 1.0), label=tallies(4, 3.0)),
+            report(4.0, loss=0.25, rollout=tallies(20, 2.0)),
         ],
         [
-            sums("rollout", 30, 3.0, loss=0.125, grad_norm=2.0),
-            sums("rollout", 40, 4.0, loss=-0.5, grad_norm=4.0) | sums("label", 1, 8.0),
+            report(2.0, loss=0.125, rollout=tallies(30, 3.0)),
+            report(4.0, loss=-0.5, rollout=tallies(40, 4.0), label=tallies(1, 8.0)),
         ],
     ]
     metrics = summarise(results)
     assert metrics == pytest.approx(
-        {"train/loss": 0.375 / 2, "train/grad_norm": 3.0}
+        {"train/loss": 0.375 / 2, "train/grad_norm": 3.0, "train/learning_rate": 1e-4}
         | {f"train/{name}/rollout": 3.0 for name in ("entropy", "logprob", "ratio", "clip_share")}
         | {f"train/{name}/label": 4.0 for name in ("entropy", "logprob", "ratio", "clip_share")}
     )
 
 
 def test_the_samplers_difference_is_a_mean_and_a_maximum_over_the_tokens_that_bring_it():
-    def compared(tokens, difference, most):
-        return {"tokens/compared": tokens, "rollout_logprob_diff": difference, DIFF_MAX: most}
-
-    results = [
-        [sums("rollout", 10, 1.0, loss=0.0, grad_norm=1.0) | compared(4, 0.5, 0.2)],
-        [sums("rollout", 30, 1.0, loss=0.0, grad_norm=1.0) | compared(6, 1.5, 0.1)],
-        [{"grad_norm": 1.0}],  # a rank that only kept step
-    ]
-    metrics = summarise(results)
-    assert metrics["train/rollout_logprob_diff"] == pytest.approx(2.0 / 10)
-    assert metrics["train/rollout_logprob_diff_max"] == 0.2
+    none = torch.nan
+    first = SamplerDifference.of(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, none, -3.25]))
+    other = SamplerDifference.of(torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -0.875]))
+    absent = SamplerDifference.of(torch.tensor([-1.0]), torch.tensor([none]))
+    metrics = summarise([[report(sampler=first)], [report(sampler=other)], [report(sampler=absent)], [report()]])
+    assert metrics["train/rollout_logprob_diff"] == pytest.approx((0.5 + 0.25 + 0.0 + 0.125) / 4)
+    assert metrics["train/rollout_logprob_diff_max"] == 0.5
 
 
-def test_a_source_without_tokens_is_left_out():
-    metrics = summarise([[sums("label", 5, 2.0, loss=1.0, grad_norm=1.0)]])
+def test_a_source_or_a_comparison_without_tokens_is_left_out():
+    metrics = summarise([[report(loss=1.0, label=tallies(5, 2.0))]])
     assert metrics["train/entropy/label"] == 2.0
-    assert not [name for name in metrics if "rollout" in name]
+    assert not [name for name in metrics if "rollout" in name or "kl" in name]
+
+
+def test_a_divergence_is_a_mean_over_rollout_tokens():
+    metrics = summarise(
+        [[report(rollout=SourceTallies(kl=Tally(3.0, 6)))], [report(rollout=SourceTallies(kl=Tally(1.0, 2)))]]
+    )
+    assert metrics["train/kl/rollout"] == 0.5
+
+
+def test_sizes_count_a_prompt_once_and_the_length_of_rollouts():
+    groups = [group([1.0, 2.0], 6.0, tokens=[3, 5, 9]), group([1.0], tokens=[4])]
+    assert sizes(groups, seconds=2.0) == {
+        "train/groups": 2.0,
+        "train/tokens_per_second": (4 + 3 + 5 + 9 + 4 + 4) / 2.0,
+        "train/response_length": 4.0,
+    }

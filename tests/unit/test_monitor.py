@@ -1,8 +1,11 @@
-"""Watching a run: what is written is valid, whole, and tells what happened."""
+"""Monitoring: what is written is valid and complete, and shows what happened."""
 
 import io
 import json
 import math
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,12 +17,16 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
-from visurf_ray.groups import Source
-from visurf_ray.monitor import Monitor, Sample, SampleResponse
-from visurf_ray.monitor.metrics import MetricsLog
+from tests.unit.groups import group
+from visurf_ray.config.schema import WandbMode
+from visurf_ray.errors import UserError
+from visurf_ray.groups import Group, Source
+from visurf_ray.method.control import smooth
+from visurf_ray.monitor import Monitor, SampleChooser
+from visurf_ray.monitor.metrics import MetricsLog, _resolve
 from visurf_ray.monitor.progress import Progress
 from visurf_ray.monitor.report import to_yaml, write_report
-from visurf_ray.monitor.samples import ANSWER_COLOUR, LINE, TRUTH_COLOUR, draw
+from visurf_ray.monitor.samples import ANSWER_COLOUR, LINE, TRUTH_COLOUR, Sample, SampleResponse, draw, sample_table
 
 CONFIG: dict[str, Any] = {
     "seed": 3,
@@ -51,19 +58,30 @@ SFT_STEP = {"train/loss": 1.25, "train/entropy/label": 0.5, "train/logprob/label
 
 @pytest.fixture
 def log(tmp_path: Path) -> MetricsLog:
-    return MetricsLog(tmp_path, config={}, project="test", mode="disabled", run_id=None, name="test")
+    return MetricsLog(tmp_path, config={}, project="test", mode=WandbMode.disabled, run_id=None, name="test")
 
 
 @pytest.fixture
 def sample() -> Sample:
     text = "<think>a <b>bold</b> guess</think><script>alert(1)</script>"
     rollout = SampleResponse(Source.ROLLOUT, text, 3.5, {"accuracy": 1.5}, -0.25, [(50, 50, 70, 70), (90, 80, 4, -5)])
-    label = SampleResponse(Source.LABEL, "<answer>[]</answer>", 6.0, {}, None, [])
+    label = SampleResponse(Source.LABEL, "<answer>[]</answer>", 5.25, {"accuracy": 6.0}, None, [], smoothed_from=6.0)
     return Sample(Image.new("L", (84, 84)), "Find the <7>", [(0, 0, 10, 20)], [rollout, label])
 
 
+def chooser(**changes: Any) -> SampleChooser:
+    settings: dict[str, Any] = {
+        "count": 2,
+        "every": 1,
+        "image": lambda example: Image.new("L", example.size),
+        "boxes": lambda text, size: [(0, 0, *size)],
+        "true_boxes": lambda example: [(10, 10, 20, 20)],
+    }
+    return SampleChooser(**settings | changes)
+
+
 def begin(output_dir: Path, **settings: Any) -> Monitor:
-    chosen: dict[str, Any] = {"wandb": "disabled", "total_steps": 2} | settings
+    chosen: dict[str, Any] = {"wandb": WandbMode.disabled, "total_steps": 2} | settings
     return Monitor(output_dir, config=CONFIG, project="test", **chosen)
 
 
@@ -102,9 +120,35 @@ def test_a_broken_line_is_named(log: MetricsLog) -> None:
         log.read()
 
 
-def test_an_unknown_wandb_mode_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"monitor\.wandb=on is unknown; it is auto, online"):
-        begin(tmp_path / "run", wandb="on")
+@pytest.mark.parametrize("named", ["offline", "disabled"])
+def test_auto_follows_wandb_mode_even_beside_an_api_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str
+) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setenv("WANDB_MODE", named)
+    auto = MetricsLog(tmp_path, config={}, project="test", mode=WandbMode.auto, run_id=None, name="test")
+    auto.finish()
+    assert auto.mode is WandbMode(named)
+
+
+@pytest.mark.parametrize(("key", "mode"), [("0" * 40, "online"), ("", "offline")])
+def test_auto_without_wandb_mode_looks_for_credentials(no_key: None, key: str, mode: str) -> None:
+    """In a process of its own: W&B keeps the credentials that it has found."""
+    code = "from visurf_ray.monitor.metrics import WandbMode, _resolve; print(_resolve(WandbMode.auto))"
+    environment = os.environ | {"WANDB_API_KEY": key}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout == f"{mode}\n" and not done.stderr
+
+
+def test_a_chosen_mode_overrides_wandb_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    assert _resolve(WandbMode.disabled) is WandbMode.disabled
+
+
+def test_an_unknown_wandb_mode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "on")
+    with pytest.raises(UserError, match=r"WANDB_MODE=on is unknown: set it to online, offline, disabled"):
+        begin(tmp_path / "run", wandb=WandbMode.auto)
     assert not (tmp_path / "run").exists()
 
 
@@ -224,7 +268,7 @@ def test_the_report_is_one_page_with_everything(tmp_path: Path, sample: Sample) 
 
 
 @pytest.mark.parametrize(
-    ("truth", "told"), [(None, None), ([], "truth: nothing is meant"), ([(0, 0, 9, 9)] * 2, "truth: 2 boxes")]
+    ("truth", "told"), [(None, None), ([], "truth: no box"), ([(0, 0, 9, 9)] * 2, "truth: 2 boxes")]
 )
 def test_a_sample_tells_the_boxes_meant_where_it_is_about_boxes(tmp_path: Path, sample: Sample, truth, told) -> None:
     page = report(tmp_path / "report.html", samples=[(1, [replace(sample, truth=truth)])])
@@ -259,13 +303,13 @@ def test_the_configuration_is_yaml() -> None:
 @pytest.fixture
 def no_key(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    wandb.teardown()  # it has read the environment already
     monkeypatch.setenv("NETRC", str(tmp_path_factory.mktemp("home") / "netrc"))
 
 
-def test_a_run_is_recorded_and_finished(
-    tmp_path: Path, sample: Sample, capfd: pytest.CaptureFixture[str], no_key: None
-) -> None:
-    monitor = begin(tmp_path, wandb="auto")
+def test_a_run_is_recorded_and_finished(tmp_path: Path, capfd: pytest.CaptureFixture[str], no_key: None) -> None:
+    monitor = begin(tmp_path, wandb=WandbMode.auto, samples=chooser())
     with monitor.phase("evaluate"):
         pass
     monitor.log_eval(0, {"giou": 0.5})
@@ -273,7 +317,7 @@ def test_a_run_is_recorded_and_finished(
         with monitor.phase("learn"):
             pass
         monitor.log(step, STEP)
-        monitor.show_samples(step, [sample])
+        monitor.show_samples(step, [smoothed_group()])
     run_id = monitor.run_id
     monitor.finish(SUMMARY)
 
@@ -287,7 +331,7 @@ def test_a_run_is_recorded_and_finished(
     assert last["time/step"] == last["time/learn"] > 0 and last["reward/rollout/total"] == 5.31
     assert "time/evaluate" not in last and "time/evaluate" in rows(tmp_path)[0]
 
-    resumed = begin(tmp_path, wandb="offline", run_id=run_id, start_step=1)
+    resumed = begin(tmp_path, wandb=WandbMode.offline, run_id=run_id, start_step=1)
     assert resumed.run_id == run_id
     assert [row["step"] for row in rows(tmp_path)] == [0, 1]
     assert not (tmp_path / "summary.json").exists() and not (tmp_path / "report.html").exists()
@@ -317,10 +361,43 @@ def test_a_failed_run_keeps_its_metrics_and_has_no_summary(tmp_path: Path) -> No
     assert not (tmp_path / "summary.json").exists() and not (tmp_path / "report.html").exists()
 
 
-def test_the_report_shows_the_first_samples_and_the_latest(tmp_path: Path, sample: Sample) -> None:
-    monitor = begin(tmp_path)
+def test_the_report_shows_the_first_samples_and_the_latest(tmp_path: Path) -> None:
+    monitor = begin(tmp_path, samples=chooser())
     for step in range(1, 6):
-        monitor.show_samples(step, [sample])
+        monitor.show_samples(step, [smoothed_group()])
     monitor.finish(SUMMARY)
     page = (tmp_path / "report.html").read_text()
     assert [step for step in range(1, 6) if f"Responses, step {step}" in page] == [1, 4, 5]
+
+
+@pytest.mark.parametrize(("every", "shown"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [1, 3, 5])])
+def test_samples_are_shown_when_they_are_due(every: int, shown: list[int]) -> None:
+    assert [step for step in range(1, 6) if chooser(every=every).due(step)] == shown
+
+
+def test_the_best_and_the_worst_rollout_and_the_label_are_shown() -> None:
+    samples = chooser().choose([group([2.0, 5.0, 1.0, 3.0], 6.0), group([], 6.0), group([1.0])])
+    assert [[r.reward for r in sample.responses] for sample in samples] == [[5.0, 1.0, 6.0], [6.0]]
+    assert [r.source for r in samples[0].responses] == [Source.ROLLOUT, Source.ROLLOUT, Source.LABEL]
+    assert samples[0].image.size == (84, 84) and samples[0].truth == [(10, 10, 20, 20)]
+    assert samples[0].responses[0].boxes == [(0, 0, 84, 84)]
+
+
+def smoothed_group() -> Group:
+    one = group([7.0, 3.0], 6.0)
+    assert smooth(one)
+    return one
+
+
+def test_a_smoothed_label_shows_both_rewards_in_the_report_and_in_wandb(tmp_path: Path) -> None:
+    """The parts beside it add up to the reward before it was smoothed."""
+    samples = chooser().choose([smoothed_group(), group([1.0], 6.0)])
+    page = report(tmp_path / "report.html", samples=[(1, samples)])
+    assert "reward <b>5.00</b>, smoothed from 6.00</span>" in page
+    assert "reward <b>7.00</b></span>" in page and page.count("smoothed from") == 1
+    table = sample_table(1, samples)
+    rewards, before = table.get_column("reward"), table.get_column("smoothed from")
+    assert list(zip(rewards, before, strict=True)) == [
+        *[(7.0, None), (3.0, None), (5.0, 6.0)],
+        *[(1.0, None), (1.0, None), (6.0, None)],
+    ]

@@ -1,4 +1,4 @@
-"""Registries by name, and where a model's files are: what is not there is named, with what is."""
+"""Look-up of names and of a model's files: messages name what is missing."""
 
 import json
 import os

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.unit.groups import group
+from tests.unit.groups import group, ids
 from visurf_ray.config.schema import Aggregation, LabelTerm
-from visurf_ray.groups import Group, Source
+from visurf_ray.groups import Group, Source, TokenSpan
 from visurf_ray.method import LossConfig, divergences, group_advantages, is_clipped, token_losses, token_weights
 
 PPO = LossConfig(clip_low=0.1, clip_high=0.3)
@@ -161,7 +161,7 @@ def batch() -> list[Group]:
         values = group_advantages(torch.tensor([response.reward for response in one.responses], dtype=torch.float64))
         for response, advantage in zip(one.responses, values.tolist(), strict=True):
             response.advantage = advantage
-            response.token_ids = [rng.randrange(VOCABULARY) for _ in response.token_ids]
+            response.tokens = TokenSpan.of([rng.randrange(VOCABULARY) for _ in range(response.length)])
         groups.append(one)
     return groups
 
@@ -188,8 +188,8 @@ def test_aggregation_by_plain_loops(batch, aggregation, term):
             for response, weight in zip(one.responses, of_group, strict=True):
                 if response.source in chosen:
                     expected = {
-                        "sequence": 1 / len(members) / max(own, 1) / len(response.token_ids),
-                        "token": 1 / sum(len(r.token_ids) for responses in members for r in responses),
+                        "sequence": 1 / len(members) / max(own, 1) / response.length,
+                        "token": 1 / sum(r.length for responses in members for r in responses),
                         "constant": 1 / len(members) / max(own, 1) / 12,
                     }[aggregation]
                     scale = 0.5 if response.source is Source.LABEL else 1.0
@@ -198,7 +198,7 @@ def test_aggregation_by_plain_loops(batch, aggregation, term):
 
 def test_weights_of_all_tokens_sum_to_one(batch):
     total = sum(
-        weight * len(response.token_ids)
+        weight * response.length
         for one, weights in zip(batch, token_weights(batch, PPO), strict=True)
         for response, weight in zip(one.responses, weights, strict=True)
     )
@@ -225,10 +225,10 @@ def weighted_loss(policy, groups, weights, config=PPO, old: SoftmaxPolicy | None
     total = torch.zeros((), dtype=torch.float64)
     for one, of_group in zip(groups, weights, strict=True):
         for response, weight in zip(one.responses, of_group, strict=True):
-            new = policy.logprobs(response.token_ids)
+            new = policy.logprobs(ids(response))
             losses = token_losses(
                 new,
-                (old.logprobs(response.token_ids) if old else new).detach(),
+                (old.logprobs(ids(response)) if old else new).detach(),
                 torch.full_like(new, response.advantage),
                 torch.full(new.shape, response.source is Source.LABEL),
                 torch.full_like(new, torch.nan),
@@ -265,7 +265,7 @@ def test_the_loss_is_the_nested_mean_of_the_paper(batch):
     for one in batch:
         per_response = []
         for response in one.responses:
-            ratios = (policy.logprobs(response.token_ids) - old.logprobs(response.token_ids)).exp().tolist()
+            ratios = (policy.logprobs(ids(response)) - old.logprobs(ids(response))).exp().tolist()
             terms = [
                 min(ratio * response.advantage, min(max(ratio, 0.9), 1.3) * response.advantage) for ratio in ratios
             ]
@@ -289,7 +289,7 @@ def test_the_gradient_is_rlvr_scaled_plus_sft_weighted_by_the_labels_advantage(s
     rewards = torch.tensor([response.reward for response in one.responses], dtype=torch.float64)
     for response, advantage in zip(one.responses, group_advantages(rewards).tolist(), strict=True):
         response.advantage = advantage
-        response.token_ids = [rng.randrange(VOCABULARY) for _ in response.token_ids]
+        response.tokens = TokenSpan.of([rng.randrange(VOCABULARY) for _ in range(response.length)])
     label = one.label
     assert label is not None and abs(label.advantage) > 0.01
     policy = SoftmaxPolicy(seed)
@@ -297,7 +297,7 @@ def test_the_gradient_is_rlvr_scaled_plus_sft_weighted_by_the_labels_advantage(s
     found = policy.gradient(weighted_loss(policy, [one], token_weights([one], PPO)))
 
     spelled_out = -sum(
-        response.advantage * policy.gradient(policy.logprobs(response.token_ids).mean()) for response in one.responses
+        response.advantage * policy.gradient(policy.logprobs(ids(response)).mean()) for response in one.responses
     ) / (rollouts + 1)
     torch.testing.assert_close(found, spelled_out, rtol=0, atol=1e-6)
 

@@ -1,4 +1,4 @@
-"""What of a rollout worker can be seen without an engine."""
+"""Functions of the rollout worker that need no engine."""
 
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 

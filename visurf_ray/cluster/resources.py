@@ -1,4 +1,4 @@
-"""Ask Ray what is there before asking for it, and refuse in words what does not fit."""
+"""Resources of the cluster: what it has, whether a run fits, and where actors go."""
 
 import logging
 import platform
@@ -6,24 +6,28 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray._common.utils import get_system_memory
 from ray.util.placement_group import placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from visurf_ray.aliases import ActorOptions
 from visurf_ray.errors import UserError
 
 
 class ClusterError(UserError):
-    """The cluster cannot hold the run; the message says what was asked for and what there is."""
+    """The run does not fit the cluster; the message says what was requested and what the cluster has."""
 
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:
-    """A connection to the Ray cluster, closed at the end. Raises ClusterError when there is none."""
-    # Ray warns that it asks for a token where nobody chose otherwise, which is as it should be.
+    """Connect to the Ray cluster at `address`, and disconnect at the end.
+
+    Raises:
+        ClusterError: there is no cluster at the address.
+    """
+    # Ray logs a warning that token authentication is on, its default. It is on purpose.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
@@ -40,7 +44,14 @@ def connected(address: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Demand:
-    """`count` actors, each with so many GPUs and Ray CPUs; `key` is the configuration key that sets the count."""
+    """A number of equal actors.
+
+    Attributes:
+        name: what they are called in messages.
+        key: the configuration key that sets `count`.
+        gpus: of each actor.
+        cpus: Ray CPUs of each actor.
+    """
 
     name: str
     key: str
@@ -51,7 +62,12 @@ class Demand:
 
 @dataclass(frozen=True)
 class Node:
-    """A machine: what Ray has of it, and how much of that is free, by Ray's names ("CPU", "GPU", "memory" in bytes)."""
+    """A machine of the cluster.
+
+    Attributes:
+        total: its resources by Ray's names: "CPU", "GPU", "memory" in bytes.
+        free: how much of these is not in use.
+    """
 
     name: str
     total: dict[str, float]
@@ -59,7 +75,8 @@ class Node:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes of the cluster that this process is connected to."""
+    """Return the nodes of the cluster that this process is connected to."""
+    # A private function: the public ones tell the free resources of the whole cluster, not those of a node.
     free = ray._private.state.available_resources_per_node()
     return [
         Node(node["NodeManagerHostname"], node["Resources"], dict(free.get(node["NodeID"], {})))
@@ -69,9 +86,10 @@ def cluster_nodes() -> list[Node]:
 
 
 def this_machine() -> Node:
-    """What a Ray that is started here would have."""
+    """Return the resources that a Ray cluster would have if it were started on this machine."""
     import torch
 
+    # Private functions, which `ray start` uses: they know a container's limits, where psutil knows the host's.
     total = {
         "CPU": float(ray._private.utils.get_num_cpus()),
         "GPU": float(torch.cuda.device_count()),
@@ -81,10 +99,12 @@ def this_machine() -> Node:
 
 
 def check_demand(demands: list[Demand], nodes: list[Node]) -> None:
-    """Raise ClusterError unless the nodes' free resources hold all demands, each actor on one node.
+    """Check that the nodes' free resources hold all demands, each actor on one node.
 
-    Nodes are filled greedily, the largest actors first; Ray would otherwise wait for ever. A demand for nothing is not
-    mentioned.
+    Ray would wait for ever for what does not fit. The check fills nodes greedily, the largest actors first.
+
+    Raises:
+        ClusterError: the demands do not fit.
     """
     demands = [demand for demand in demands if demand.count and (demand.gpus or demand.cpus)]
     free = [dict(node.free) for node in nodes]
@@ -99,10 +119,17 @@ def check_demand(demands: list[Demand], nodes: list[Node]) -> None:
             node["CPU"] = node.get("CPU", 0) - demand.cpus
 
 
-def shared_gpus(count: int, cpus: float, *, timeout: float) -> list[dict[str, Any]]:
-    """Options for `count` pairs of actors, the two of a pair to be given the same ones: both then have the same GPU.
+def shared_gpus(count: int, cpus: float, *, timeout: float) -> list[ActorOptions]:
+    """Reserve a GPU for each of `count` pairs of actors, and return Ray's options for each pair.
 
-    cpus: Ray CPUs of the two together. Raises ClusterError after `timeout` seconds.
+    Pass the same options to both actors of a pair: they then share the GPU.
+
+    Args:
+        cpus: Ray CPUs of both actors together.
+        timeout: seconds to wait for the GPUs.
+
+    Raises:
+        ClusterError: the GPUs are not free in time.
     """
     group = placement_group([{"GPU": 1, "CPU": cpus}] * count)
     wait_ready([group.ready()], "the shared GPUs", timeout)
@@ -116,7 +143,14 @@ def shared_gpus(count: int, cpus: float, *, timeout: float) -> list[dict[str, An
 
 
 def check_one_node(reason: str, nodes: list[Node]) -> None:
-    """Raise ClusterError when there is more than one machine that actors may be placed on."""
+    """Check that actors can be placed on one machine only.
+
+    Args:
+        reason: why the run needs that, for the message.
+
+    Raises:
+        ClusterError: several machines have CPUs.
+    """
     names = [node.name for node in nodes if node.total.get("CPU")]
     if len(names) > 1:
         raise ClusterError(f"{reason}, so the cluster must be one machine, but it has {len(names)}: {', '.join(names)}")
@@ -132,20 +166,29 @@ def _refusal(demands: list[Demand], nodes: list[Node]) -> str:
         for kind in ("GPU", "CPU")
     ]
     return (
-        f"the run does not fit the cluster: it asks for {asked}; the cluster has {' and '.join(parts)} on "
+        f"the run does not fit the cluster: it requests {asked}; the cluster has {' and '.join(parts)} on "
         f"{len(nodes)} node(s). Lower {' or '.join(d.key for d in demands)}, or free or add resources"
     )
 
 
 def wait_ready(references: list[ray.ObjectRef], what: str, timeout: float) -> None:
-    """Wait for actors to start. Raises ClusterError after `timeout` seconds, with what the cluster has free."""
+    """Wait for actors to start.
+
+    Args:
+        references: results of a call to each actor.
+        what: what the actors are called in messages.
+        timeout: seconds to wait.
+
+    Raises:
+        ClusterError: an actor died, or did not start in time.
+    """
     begin = time.monotonic()
     try:
         ray.get(references, timeout=timeout)
     except ray.exceptions.RayActorError as error:
         raise ClusterError(
-            f"{what} died while starting; why stands at the end of the newest worker-*.err in Ray's logs/ folder "
-            f"(`ray logs`), too little memory (rollout.memory) being the usual cause. {error}"
+            f"{what} died while starting, usually for lack of memory (rollout.memory); the end of the newest "
+            f"worker-*.err in Ray's logs/ folder (`ray logs`) says why. {error}"
         ) from error
     except ray.exceptions.GetTimeoutError as error:
         raise ClusterError(

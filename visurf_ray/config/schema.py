@@ -3,7 +3,7 @@
 OmegaConf checks types and choices when it composes; `rules.check` checks bounds. Imports neither hydra nor torch.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum, StrEnum
 from typing import Any
 
@@ -277,3 +277,12 @@ class EvaluateConfig(Config):
 
     checkpoint: str | None = MISSING
     predictions: str | None = MISSING
+
+
+def to_dict(config: Config) -> dict[str, object]:
+    """Return the configuration as nested dicts, with choices by their names."""
+
+    def plain(items: list[tuple[str, object]]) -> dict[str, object]:
+        return {key: value.name if isinstance(value, Enum) else value for key, value in items}
+
+    return asdict(config, dict_factory=plain)

@@ -42,4 +42,4 @@ class DataFeed:
 
     def image(self, example: Example) -> Image.Image:
         """Return the example's image as the model sees it."""
-        return ray.get(example.prompt.image)
+        return ray.get([example.prompt.image])[0]

@@ -6,21 +6,22 @@ DeepSpeed and vLLM are imported inside of its methods: the driver imports this m
 import os
 import socket
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from visurf_ray.groups import Group, Metrics
+from visurf_ray.aliases import ActorHandle
+from visurf_ray.groups import Group
 from visurf_ray.learner.config import RankConfig, Shard
+from visurf_ray.learner.metrics import StepReport
 from visurf_ray.method import LossConfig
 
 
 @ray.remote
 class LearnerActor:
-    """Made first, joined to its peers by `start`, when rank 0's address is known."""
+    """Holds one rank. The actor is created first; `start` creates the rank when rank 0's address is known."""
 
     def address(self) -> tuple[str, int]:
-        """This node's address and a free port on it."""
+        """Return this node's address and a free port on it."""
         return ray.util.get_node_ip_address(), _free_port()
 
     def start(
@@ -35,8 +36,8 @@ class LearnerActor:
             torch.set_num_threads(len(cores))
         self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
 
-    def connect(self, engines: list[Any], gpu_workers: int, colocated: bool, address: str, port: int) -> None:
-        """Open the weight transfer to the rollout workers."""
+    def connect(self, engines: list[ActorHandle], gpu_workers: int, colocated: bool, address: str, port: int) -> None:
+        """Open the weight transfer to the rollout workers; arguments as for `WeightSender`."""
         from visurf_ray.weights.sender import WeightSender
 
         self.sender = WeightSender(
@@ -53,10 +54,10 @@ class LearnerActor:
         self.sender.send()
         self.rank.release()
 
-    def update(self, minibatches: list[Shard], loss: LossConfig) -> list[Metrics]:
-        metrics = self.rank.update(minibatches, loss, ray.get)
+    def update(self, minibatches: list[Shard], loss: LossConfig) -> list[StepReport]:
+        reports = self.rank.update(minibatches, loss, ray.get)
         self.rank.release()
-        return metrics
+        return reports
 
     def mean_logprobs(self, groups: list[Group]) -> list[list[float]]:
         logprobs = self.rank.mean_logprobs(groups, ray.get)

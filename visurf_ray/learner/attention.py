@@ -1,14 +1,14 @@
 """Attention over packed groups: each response sees its prompt and itself, never another response.
 
-Two back ends compute the same. `split` (the default) runs the prompts as one causal batch and the responses as one
-batch against prompt and self: no L×L mask, and several groups share a row at no cost. `dense` is the reference: one
-additive mask over the whole row, quadratic in it, with any attention that takes a mask.
+Two back ends compute the same. `split` (the default) takes the prompts out of the row as one causal batch, and the
+responses as another that attends to prompt and self. It needs no L×L mask: its cost is that of the prompts and of the
+responses, each padded to the longest of the row. `dense` is the reference: one additive L×L mask, for any attention
+function that takes a mask.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import accumulate
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,7 +22,11 @@ SPLIT = "prefix_split"  # the name under which transformers knows `split_attenti
 
 @dataclass(frozen=True)
 class GroupLength:
-    """Row tokens of one group: its prompt's, then each response's (one less than it has: the last is never read)."""
+    """Tokens that one group has in a row.
+
+    Attributes:
+        responses: for each response one less than its tokens: the last is predicted, but is no input.
+    """
 
     prompt: int
     responses: tuple[int, ...]
@@ -34,10 +38,14 @@ class GroupLength:
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """Where the tokens of a row of length L go for split attention: N prompts, M responses, both padded.
+    """How split attention takes N prompts and M responses out of a row of L tokens, and puts the outputs back.
 
-    prompts, responses: indices into the row. prompt_of: of each response. mask: additive. order: where each of the
-    row's tokens lies among the N·P prompt outputs followed by the M·R response outputs.
+    Attributes:
+        prompts: index into the row of each prompt token, padded to the longest prompt, P tokens.
+        responses: index into the row of each response token, padded to the longest response, R tokens.
+        prompt_of: the prompt of each response.
+        mask: additive, for responses over the keys of their padded prompt and themselves.
+        order: index of each row token among the N·P outputs of prompts followed by the M·R outputs of responses.
     """
 
     prompts: Int[Tensor, "N P"]
@@ -53,7 +61,7 @@ class SplitPlan:
 def split_plan(lengths: Sequence[GroupLength], dtype: torch.dtype) -> SplitPlan:
     """Plan split attention for a row of groups."""
     starts = [0, *accumulate(length.total for length in lengths)]
-    spans: list[tuple[int, int, int]] = []  # of the responses that have row tokens: group, begin, count
+    spans: list[tuple[int, int, int]] = []  # group, begin and count of each response that has tokens in the row
     for number, length in enumerate(lengths):
         ends = [starts[number] + length.prompt, *length.responses]
         begins = list(accumulate(ends))
@@ -80,7 +88,7 @@ def split_plan(lengths: Sequence[GroupLength], dtype: torch.dtype) -> SplitPlan:
 
 
 def dense_mask(lengths: Sequence[GroupLength], dtype: torch.dtype) -> Float[Tensor, "1 1 L L"]:
-    """Additive: 0 where a query (third axis) sees a key (fourth), the dtype's minimum elsewhere."""
+    """Return the additive mask of a row: 0 where a query (third axis) sees a key (fourth), else the dtype's minimum."""
     total = sum(length.total for length in lengths)
     visible = torch.zeros(total, total, dtype=torch.bool)
     begin = 0
@@ -104,9 +112,9 @@ def split_attention(
     attention_mask: Tensor | None,
     *,
     split: SplitPlan | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> tuple[Float[Tensor, "1 L heads D"], None]:
-    """An attention function of transformers' `AttentionInterface`; without a plan it is plain SDPA."""
+    """Compute attention by a plan, as transformers' `AttentionInterface` calls it; without a plan it is plain SDPA."""
     if split is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     kwargs.pop("is_causal", None)
@@ -115,7 +123,7 @@ def split_attention(
         return tensor[0][:, index].transpose(0, 1)
 
     prompt_key, prompt_value = pick(key, split.prompts), pick(value, split.prompts)
-    # Right padding needs no mask here: no token of the prompt sees what comes after it.
+    # Padding on the right needs no mask here: a causal token never sees what follows it.
     outputs = [
         sdpa_attention_forward(
             module, pick(query, split.prompts), prompt_key, prompt_value, None, is_causal=True, **kwargs

@@ -1,4 +1,4 @@
-"""Which group goes where: to ranks, and on a rank into rows of a bounded number of tokens."""
+"""Distribution of groups over ranks, and on a rank over rows of a bounded number of tokens."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,15 @@ from visurf_ray.groups import Group
 
 
 def cost(group: Group) -> int:
-    """Tokens that are computed: the prompt once, each response once."""
+    """Return the number of tokens of a forward pass: the prompt once, each response once."""
     return len(group.example.prompt.expanded_ids) + sum(response.length for response in group.responses)
 
 
 def balance(costs: Sequence[int], parts: int) -> list[list[int]]:
-    """Indices for each of `parts`, of nearly equal total cost (Karmarkar and Karp's differencing); none is empty.
+    """Return the indices of the items of each part, with nearly equal total cost (Karmarkar and Karp's differencing).
 
-    Raises ValueError for fewer items than parts.
+    Raises:
+        ValueError: there are fewer items than parts; no part may be empty.
     """
     if len(costs) < parts:
         raise ValueError(f"{len(costs)} groups cannot keep {parts} learner ranks busy: raise train.batch_size")
@@ -23,7 +24,10 @@ def balance(costs: Sequence[int], parts: int) -> list[list[int]]:
 
 
 def fill(costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Indices for as few rows as keep every row within `budget`; an item that is above it has a row of its own."""
+    """Return the indices of the items of each row: few rows, each within `budget`.
+
+    An item that costs more than `budget` gets a row of its own, which exceeds it.
+    """
     for rows in range(-(-sum(costs) // budget), len(costs)):
         chosen = balance(costs, rows)
         if all(len(indices) == 1 or sum(costs[index] for index in indices) <= budget for indices in chosen):

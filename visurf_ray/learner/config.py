@@ -1,23 +1,30 @@
-"""What the driver tells a learner rank: its settings, and its share of a minibatch.
+"""The settings of a learner rank, and its share of a minibatch.
 
-Apart from `rank`, so that the driver imports neither DeepSpeed nor vLLM.
+Separate from `rank`, so that the driver imports neither DeepSpeed nor vLLM.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from visurf_ray.config.schema import Packing
+from visurf_ray.config.schema import Dtype, Packing
 from visurf_ray.groups import Group
 from visurf_ray.learner.trained import Trained
 
 
 @dataclass(frozen=True)
 class RankConfig:
-    """What a rank needs of `conf/config.yaml`; see there. `model_path` is a folder or a hub id."""
+    """Settings of a rank; see `conf/config.yaml`.
+
+    Attributes:
+        model_path: a folder or a hub id.
+        banned: token ids that are never sampled.
+        shares_gpu: whether a rollout engine uses the same GPU; memory is then freed after each call.
+        reference: whether to keep a copy of the initial policy, for the KL term.
+    """
 
     model_path: str
     temperature: float
-    banned: tuple[int, ...]  # token ids that are never sampled
+    banned: tuple[int, ...]
     zero_stage: int
     offload: bool
     trained: Trained
@@ -29,9 +36,9 @@ class RankConfig:
     packing: Packing
     logprob_chunk: int
     gradient_checkpointing: bool
-    dtype: str
-    shares_gpu: bool = False  # with an engine, which wants the memory back after each call
-    reference: bool = False  # keep the policy of the start, for the KL term
+    dtype: Dtype
+    shares_gpu: bool = False
+    reference: bool = False
 
 
-Shard = Sequence[tuple[Group, Sequence[float]]]  # groups, with the weight of each token of each response
+Shard = Sequence[tuple[Group, Sequence[float]]]  # a rank's groups, each with the token weight of every response

@@ -1,4 +1,4 @@
-"""From a DeepSpeed checkpoint to a Hugging Face model, without starting any rank."""
+"""Conversion of a DeepSpeed checkpoint into a Hugging Face model, without starting a rank."""
 
 from pathlib import Path
 
@@ -14,10 +14,14 @@ _WRAPPER = "model."  # the policy holds the Hugging Face model under this name
 
 
 def export_checkpoint(checkpoint: Path, base_model: str, trained: Trained, out: Path) -> None:
-    """Write the checkpoint's weights, float32 and adapters merged, into `out` as `from_pretrained` loads them.
+    """Write the checkpoint's weights to `out` as `from_pretrained` loads them: in float32, adapters merged.
 
-    base_model: the model that the run started from, for its configuration and the frozen weights. trained: as in the
-    run. Raises ValueError for a checkpoint that does not hold just the weights that are trained.
+    Args:
+        base_model: the model that the run started from; gives the configuration and the frozen weights.
+        trained: which weights the run trained.
+
+    Raises:
+        ValueError: the checkpoint's weights are not those that `trained` names.
     """
     state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=CHECKPOINT_TAG)
     model = AutoModelForImageTextToText.from_pretrained(base_model, dtype=torch.float32)

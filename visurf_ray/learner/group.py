@@ -1,30 +1,46 @@
-"""The learner group: the public face of the learner's ranks."""
+"""The learner group: calls all ranks as one learner."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
-from typing import Any
 
 import ray
 
+from visurf_ray.aliases import ActorHandle
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.balance import balance, cost
 from visurf_ray.learner.config import RankConfig, Shard
-from visurf_ray.learner.metrics import summarise
+from visurf_ray.learner.metrics import sizes, summarise
 from visurf_ray.method import LossConfig, token_weights
 
 
 class LearnerGroup:
-    """DeepSpeed ranks in Ray actors, which update the policy together."""
+    """DeepSpeed ranks in Ray actors that train one policy."""
 
     def __init__(
-        self, actors: Sequence[Any], config: RankConfig, *, seed: int, minibatches: int, cores: Sequence[Sequence[int]]
+        self,
+        actors: Sequence[ActorHandle],
+        config: RankConfig,
+        *,
+        seed: int,
+        minibatches: int,
+        cores: Sequence[Sequence[int]],
+        claim_gpus: Callable[[], None] | None = None,
     ) -> None:
-        """actors: one for each rank. cores: the CPU cores of each; none leaves them as they are."""
+        """Start the ranks.
+
+        Args:
+            actors: one `LearnerActor` handle for each rank.
+            minibatches: optimiser steps of an update.
+            cores: the CPU cores of each rank; an empty list leaves the operating system's choice.
+            claim_gpus: called before ranks compute, where they share GPUs with engines: puts the engines to sleep.
+        """
         self.actors = list(actors)
         self.minibatches = minibatches
-        self._turn = Lock()  # ranks must hear of all calls in one order, from whatever thread: they run in lockstep
+        self._claim_gpus = claim_gpus or (lambda: None)
+        self._turn = Lock()  # ranks run in lockstep: all must receive the calls of several threads in one order
         address, port = ray.get(self.actors[0].address.remote())
         ray.get(
             [
@@ -33,32 +49,42 @@ class LearnerGroup:
             ]
         )
 
-    def connect(self, engines: Sequence[Any], *, gpu_workers: int, colocated: bool) -> None:
-        """Open the weight transfer to the rollout workers; `gpu_workers`, `colocated` as in `weights.WeightSender`."""
+    @property
+    def least_groups(self) -> int:
+        """How many groups an update needs: one for each rank and minibatch."""
+        return len(self.actors) * self.minibatches
+
+    def connect(self, engines: Sequence[ActorHandle], *, gpu_workers: int, colocated: bool) -> None:
+        """Open the weight transfer to the rollout workers; arguments as for `WeightSender`."""
         address, port = ray.get(self.actors[0].address.remote())
         self._call("connect", list(engines), gpu_workers, colocated, address, port)
 
     def send_weights(self) -> None:
+        """Send the policy's weights to all rollout workers; call `connect` before."""
         self._call("send_weights")
 
     def update(self, groups: Sequence[Group], loss: LossConfig) -> Metrics:
-        """Update the policy with all groups, in `minibatches` optimiser steps; returns means over all tokens.
+        """Train on all groups, in `minibatches` optimiser steps; returns what to log: see `summarise` and `sizes`.
 
-        Raises ValueError when there are fewer groups in a minibatch than ranks.
+        Raises:
+            ValueError: a minibatch has fewer groups than there are ranks.
         """
+        begin = time.monotonic()
         shards: list[list[Shard]] = [[] for _ in self.actors]
         for part in split_evenly(groups, self.minibatches):
             weights = token_weights(part, loss)
             for rank, chosen in enumerate(balance([cost(group) for group in part], len(self.actors))):
                 shards[rank].append([(part[index], weights[index]) for index in chosen])
         with self._turn:
-            results = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])
-        return summarise(results)
+            self._claim_gpus()
+            reports = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])
+        return summarise(reports) | sizes(groups, time.monotonic() - begin)
 
     def mean_logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
-        """The mean log-prob (nats) of a token of each response of each group, under the policy as it is."""
+        """Return, for each response of each group, the mean log-prob of its tokens in nats under the current policy."""
         shards = balance([cost(group) for group in groups], len(self.actors))
         with self._turn:
+            self._claim_gpus()
             found = ray.get(
                 [
                     actor.mean_logprobs.remote([groups[index] for index in chosen])
@@ -73,22 +99,28 @@ class LearnerGroup:
         return [by_index[index] for index in range(len(groups))]
 
     def save(self, folder: Path) -> None:
+        """Write the training state (trained parameters and optimizer)."""
         self._call("save", folder)
 
     def load(self, folder: Path) -> None:
+        """Read a training state that `save` wrote with the same number of ranks and ZeRO stage."""
         self._call("load", folder)
 
     def export(self, folder: Path) -> None:
-        """Write the policy as a Hugging Face model (without its processor)."""
+        """Write the policy as a Hugging Face model, without a processor."""
         self._call("export", folder)
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def _call(self, name: str, *arguments: object) -> None:
         with self._turn:
             ray.get([getattr(actor, name).remote(*arguments) for actor in self.actors])
 
 
 def split_evenly(groups: Sequence[Group], parts: int) -> list[list[Group]]:
-    """Cut into `parts` runs whose lengths differ by one at most. Raises ValueError for fewer groups than parts."""
+    """Split the groups, in order, into `parts` lists whose lengths differ by at most one.
+
+    Raises:
+        ValueError: there are fewer groups than parts.
+    """
     if len(groups) < parts:
         raise ValueError(f"{len(groups)} groups cannot make {parts} minibatches: lower learner.minibatches")
     bounds = [round(index * len(groups) / parts) for index in range(parts + 1)]

@@ -1,7 +1,7 @@
-"""Log-probabilities and entropies of tokens from hidden states and the output head, without the logits.
+"""Log-probabilities and entropies of tokens from hidden states and the output head, without all logits in memory.
 
-The logits of all tokens for a chunk of the vocabulary live only while it is computed: memory is O(T · chunk) and not
-O(T · V), and the chunk stays in the cache. The normaliser is built up chunk by chunk, as in online softmax (Milakov and
+Logits are computed for one chunk of the vocabulary at a time: memory is O(T · chunk) instead of O(T · V), and a chunk
+fits into the processor's cache. The normaliser is accumulated over chunks, as in online softmax (Milakov and
 Gimelshein, arXiv 1805.02867).
 """
 
@@ -16,7 +16,7 @@ from visurf_ray.models import BANNED_BIAS
 
 
 class _ChunkedLogprob(torch.autograd.Function):
-    """Saves each token's normaliser; the backward pass computes a chunk's logits again.
+    """Saves each token's normaliser; the backward pass computes the logits again, chunk by chunk.
 
     With z = logits / temperature, p = softmax(z), log-prob l = z[target] - logsumexp(z) and entropy H = -Σ p log p:
     dl/dz = onehot(target) - p and dH/dz = -p (log p + H).
@@ -25,7 +25,7 @@ class _ChunkedLogprob(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, banned: list[int], temperature: float, chunk: int
-    ):
+    ) -> tuple[Tensor, Tensor]:
         chosen, peak, mass, moment = (hidden.new_zeros(len(hidden), dtype=_accumulate(hidden)) for _ in range(4))
         peak -= torch.inf  # largest z so far; mass = Σ exp(z - peak), moment = Σ exp(z - peak) (z - peak)
         for begin, end, z in _scaled_logits(hidden, weight, banned, temperature, chunk):
@@ -44,7 +44,8 @@ class _ChunkedLogprob(torch.autograd.Function):
         return chosen - normaliser, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logprob: Tensor, grad_entropy: Tensor):  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        grad_logprob, grad_entropy = gradients
         hidden, weight, target, normaliser, entropy = ctx.saved_tensors
         grad_hidden = torch.zeros_like(hidden, dtype=_accumulate(hidden))
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
@@ -71,18 +72,18 @@ def _accumulate(hidden: Tensor) -> torch.dtype:
 def _scaled_logits(
     hidden: Tensor, weight: Tensor, banned: list[int], temperature: float, chunk: int
 ) -> Iterator[tuple[int, int, Tensor]]:
-    """First word, end and logits (T, words) of each chunk of the vocabulary."""
+    """Yield, for each chunk of the vocabulary, its first index, its end, and logits / temperature (T, end - begin)."""
     for begin in range(0, len(weight), chunk):
         end = min(begin + chunk, len(weight))
         z = (hidden @ weight[begin:end].T).to(_accumulate(hidden))
-        z[:, [word - begin for word in banned if begin <= word < end]] += BANNED_BIAS
+        z[:, [token - begin for token in banned if begin <= token < end]] += BANNED_BIAS
         yield begin, end, z if temperature == 1.0 else z.div_(temperature)
 
 
 class LogprobHead(nn.Linear):
     """A language model's output head that returns log-probs and entropies; see `logprob_and_entropy`.
 
-    A module of its own, in the head's place, so that ZeRO-3 gathers its weight for the forward and the backward pass.
+    It is a module in the head's place because ZeRO-3 gathers weights for the forward and backward pass of a module.
     """
 
     banned: list[int]
@@ -111,9 +112,14 @@ def logprob_and_entropy(
     temperature: float = 1.0,
     chunk: int = 256,
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-    """Log-probability of each target, and the entropy (nats) of what it is drawn from; at least float32.
+    """Return the log-prob of each target under softmax(logits / temperature), and that distribution's entropy in nats.
 
-    Both are differentiable in `hidden` and `weight`. banned: token ids that are never sampled. chunk: words of the
-    vocabulary whose logits are held at once; memory and speed, never the result.
+    Both are differentiable in `hidden` and `weight`. Logits are products in the dtype of `hidden`; both results are
+    computed from them in float32, or in float64 if `hidden` is.
+
+    Args:
+        banned: token ids that are never sampled: BANNED_BIAS is added to their logits.
+        chunk: vocabulary entries whose logits are held at once; trades memory for speed. It changes the result by
+            rounding alone.
     """
     return _ChunkedLogprob.apply(hidden, weight, target, list(banned), temperature, chunk)

@@ -1,16 +1,16 @@
-"""What memory a rank takes, estimated from its configuration and from the model on PyTorch's meta device.
+"""Estimates of the memory that a rank needs, from its configuration and the model on PyTorch's meta device.
 
-Model states are those that DeepSpeed 0.19 holds with the settings of `rank`, as counted in its engine
-(tests/integration/test_memory.py). Activations are rough: see `activations`.
+Model states are those that DeepSpeed 0.19 allocates with the settings of `rank`; tests/integration/test_memory.py
+compares them with its engine. Activations are a rough estimate: see `activations`.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from visurf_ray.aliases import HFConfig
 from visurf_ray.config.schema import LearnerConfig
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import resolve_model
@@ -18,16 +18,22 @@ from visurf_ray.models import resolve_model
 Sizes = dict[str, float]  # bytes, by what they hold
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-_BUCKET = 5e8  # elements of DeepSpeed's reduce bucket, its default
-_SUB_GROUP = 1e9  # parameters that ZeRO-3 updates at once, its default
-_LIVE = 1e9  # parameters that ZeRO-3 keeps gathered at most, its default
-_SAVED = 2.5  # values kept for the backward pass for each output of a linear layer; 2.2 to 2.4 on Qwen2.5-VL
-_KEPT = 2.5  # the same for each value between layers, where what is inside of them is computed again
+_BUCKET = 5e8  # elements of a reduce bucket (DeepSpeed's default)
+_SUB_GROUP = 1e9  # parameters that ZeRO-3 updates at a time (its default)
+_LIVE = 1e9  # parameters that ZeRO-3 keeps gathered at most (its default)
+_SAVED = 2.5  # values saved for the backward pass per output of a linear layer; measured: 2.2 to 2.4 on Qwen2.5-VL
+_KEPT = 2.5  # with gradient checkpointing: values saved per value that passes between layers
 
 
 @dataclass(frozen=True)
 class Layers:
-    """A stack of layers: how many, the width between them, and the outputs of all linear layers inside of one."""
+    """A stack of equal layers.
+
+    Attributes:
+        count: number of layers.
+        width: number of values per token that pass from one layer to the next.
+        outputs: number of values per token that the linear layers of one layer return.
+    """
 
     count: int
     width: int
@@ -36,10 +42,19 @@ class Layers:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Numbers of parameters: all, those that are trained, those of the vision tower with its projector.
+    """What the memory of a vision-language model depends on.
 
-    kv_width: values that the KV cache holds for a token. patches: image patches in a visual token. tower_trained,
-    head_trained: whether anything in the vision tower's layers is, and the output head.
+    Attributes:
+        parameters: number of parameters, adapters included.
+        trained: number of parameters that are trained.
+        vision_parameters: number of parameters of the vision tower and its projector.
+        text: layers of the language model.
+        vision: layers of the vision tower.
+        vocabulary: number of token ids.
+        kv_width: values that the KV cache holds per token, over all layers.
+        patches: image patches per visual token.
+        tower_trained: whether any parameter in the vision tower's layers is trained.
+        head_trained: whether the output head is trained.
     """
 
     parameters: int
@@ -55,14 +70,15 @@ class ModelSize:
 
 
 def measure(path: str, trained: Trained) -> ModelSize:
-    """The size of the model at `path` (see `models.resolve_model`), whose weights are not read."""
+    """Return the size of the model at `path` (see `models.resolve_model`), without reading its weights."""
     return size_of(AutoConfig.from_pretrained(resolve_model(path)), trained)
 
 
-def size_of(config: Any, trained: Trained) -> ModelSize:
-    """The size of the vision-language model that a transformers configuration describes, adapters included.
+def size_of(config: HFConfig, trained: Trained) -> ModelSize:
+    """Return the size of the model that a transformers configuration describes.
 
-    Raises ConfigError for learner.lora.targets that the model does not have.
+    Raises:
+        ConfigError: the model has no layer that `trained.lora_targets` names.
     """
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
@@ -95,19 +111,18 @@ def _layers(module: torch.nn.Module) -> Layers:
 
 
 def model_states(size: ModelSize, learner: LearnerConfig) -> tuple[Sizes, Sizes]:
-    """What one rank holds of the model while it trains: on its device, and with learner.offload in the CPU's memory.
+    """Return the sizes of the model states of one rank: on its device, and with learner.offload in CPU memory.
 
-    P parameters, T of them trained, N ranks. Weights are in the training dtype; gradients are summed, and master
-    weights and Adam's two moments kept, in float32.
+    Weights are in the training dtype; summed gradients, master weights and Adam's two moments are in float32.
     """
     width, ranks, stage = _BYTES[learner.dtype], learner.ranks, learner.zero_stage
     share = size.trained / ranks
     device = {"weights": size.parameters * width / (ranks if stage == 3 else 1)}
     states = {"master weights": 4 * share, "optimizer states": 8 * share}
-    if stage == 1:  # every rank sums whole gradients; in bfloat16 DeepSpeed's optimizer is another without offload
+    if stage == 1:  # sums of whole gradients; in bfloat16, without offload, beside the gradients themselves
         device["gradients"] = size.trained * (4 + (width if width == 2 and not learner.offload else 0))
     if not learner.offload:
-        # ZeRO-3 makes a second float32 copy of the gradients that it updates with.
+        # ZeRO-3 makes a second float32 copy of the gradients of the sub-group that it updates.
         sharded = {1: 0, 2: 4 * share, 3: 4 * share + 4 * min(share, _SUB_GROUP)}[stage]
         return device | {"gradients": device.get("gradients", 0) + sharded} | states, {}
     copies = {1: 4 + width, 2: 8 + width, 3: 8}[stage]
@@ -115,9 +130,9 @@ def model_states(size: ModelSize, learner: LearnerConfig) -> tuple[Sizes, Sizes]
 
 
 def buffers(size: ModelSize, learner: LearnerConfig) -> Sizes:
-    """What DeepSpeed allocates to communicate."""
+    """Return the sizes of DeepSpeed's communication buffers."""
     width = _BYTES[learner.dtype]
-    # On a CPU the bucket's memory is there only where something is written to it.
+    # On a CPU the operating system provides only the part of the bucket that is written to.
     bucket = _BUCKET if learner.gpus else min(_BUCKET, size.trained)
     found = {"reduce bucket": bucket * (4 if learner.zero_stage == 1 else width)}
     if learner.zero_stage == 3 and learner.ranks > 1:
@@ -126,12 +141,16 @@ def buffers(size: ModelSize, learner: LearnerConfig) -> Sizes:
 
 
 def activations(size: ModelSize, learner: LearnerConfig, *, tokens: int, visual_tokens: int) -> Sizes:
-    """What a forward pass over a row of `tokens` keeps for the backward pass, roughly; and a chunk of logits.
+    """Estimate what a forward pass over a row saves for the backward pass, and the memory of logits.
 
-    Assumed: each linear layer's outputs are kept 2.5 times (with normalisation and what lies between), or with
-    gradient checkpointing those of one layer at a time and what is between layers. A frozen vision tower keeps none.
-    Logits of all tokens are there for a chunk of the vocabulary, in float32, three times (scaled, probabilities,
-    gradient), and the gradient of the output head where it is trained.
+    Assumptions: _SAVED values are saved per output of a linear layer; with gradient checkpointing those of one layer at
+    a time, and _KEPT per value that passes between layers. A frozen vision tower saves none. The logits of one chunk of
+    the vocabulary exist three times in float32 (scaled logits, probabilities, gradient), beside the gradient of the
+    output head if that is trained.
+
+    Args:
+        tokens: tokens of the row.
+        visual_tokens: how many of them are visual tokens.
     """
     width = _BYTES[learner.dtype]
     rows = [(size.text, tokens)]
@@ -148,15 +167,15 @@ def activations(size: ModelSize, learner: LearnerConfig, *, tokens: int, visual_
 
 
 def kv_bytes_per_token(size: ModelSize, dtype: str) -> int:
-    """Bytes that the KV cache holds for a token, over all layers; tensor parallelism divides them."""
+    """Return the bytes that the KV cache holds per token, over all layers and all GPUs of a worker."""
     return size.kv_width * _BYTES[dtype]
 
 
 def sampler_weights(size: ModelSize, dtype: str, gpus: int) -> float:
-    """Bytes of the weights on each GPU of a rollout worker, or in its process on a CPU."""
+    """Return the bytes of weights on each GPU of a rollout worker; `gpus` 0: in its process's memory."""
     return size.parameters * _BYTES[dtype] / max(gpus, 1)
 
 
 def reference_weights(size: ModelSize, dtype: str) -> float:
-    """Bytes of the frozen policy that a KL term compares with: each rank holds it whole."""
+    """Return the bytes of the reference policy of a KL term, of which each rank holds an unsharded copy."""
     return float(size.parameters * _BYTES[dtype])

@@ -1,34 +1,140 @@
-"""From the ranks' sums to the means that are logged."""
+"""What ranks report of an update, and the metrics that are logged from it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Self
 
-from visurf_ray.groups import Metrics
+from jaxtyping import Float
+from torch import Tensor
 
-DIFF_MAX = "rollout_logprob_diff_max"  # the one sum of `Rank.update` that is a maximum
+from visurf_ray.groups import Group, Metrics, Source
+from visurf_ray.learner.balance import cost
 
 
-def summarise(results: Sequence[Sequence[Metrics]]) -> Metrics:
-    """Means over all response tokens of an update.
+@dataclass(frozen=True)
+class _Sums:
+    """Adds up field by field."""
 
-    results: for each rank, for each minibatch, the sums that `Rank.update` returns. The loss is the minibatches' mean,
-    and so is the gradient norm, which all ranks know.
+    def __add__(self, other: Self) -> Self:
+        return replace(self, **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Tally(_Sums):
+    """A sum over tokens, and over how many tokens it was taken."""
+
+    total: float = 0.0
+    tokens: int = 0
+
+    @staticmethod
+    def of(values_T: Float[Tensor, " T"]) -> "Tally":
+        return Tally(values_T.sum().item(), len(values_T))
+
+    @property
+    def mean(self) -> float:
+        return self.total / self.tokens
+
+
+@dataclass(frozen=True)
+class SourceTallies(_Sums):
+    """Sums over the response tokens of one source; a field's name is the name of its metric.
+
+    Attributes:
+        entropy: of the distribution that each token is drawn from, in nats.
+        logprob: in nats.
+        ratio: probability under the policy over that under the old policy.
+        clip_share: 1 for a token whose gradient is clipped away, else 0.
+        kl: divergence from the reference policy in nats; empty where the loss has no such term.
     """
-    minibatches = len(results[0])
-    totals: Metrics = {}
-    for sums in (sums for rank in results for sums in rank):
-        for name, value in sums.items():
-            totals[name] = max(totals.get(name, 0.0), value) if name == DIFF_MAX else totals.get(name, 0.0) + value
+
+    entropy: Tally = Tally()
+    logprob: Tally = Tally()
+    ratio: Tally = Tally()
+    clip_share: Tally = Tally()
+    kl: Tally = Tally()
+
+
+@dataclass(frozen=True)
+class SamplerDifference:
+    """Absolute differences between the sampler's log-probs and the learner's, over the tokens that have both."""
+
+    difference: Tally = Tally()
+    largest: float = 0.0
+
+    @staticmethod
+    def of(old_logprobs_T: Float[Tensor, " T"], sampler_logprobs_T: Float[Tensor, " T"]) -> "SamplerDifference":
+        """sampler_logprobs_T: NaN for the tokens that have none."""
+        differences = (old_logprobs_T - sampler_logprobs_T)[~sampler_logprobs_T.isnan()].abs()
+        return SamplerDifference(Tally.of(differences), differences.max().item()) if len(differences) else NO_DIFFERENCE
+
+    def __add__(self, other: "SamplerDifference") -> "SamplerDifference":
+        return SamplerDifference(self.difference + other.difference, max(self.largest, other.largest))
+
+
+NO_DIFFERENCE = SamplerDifference()
+
+
+@dataclass(frozen=True)
+class UpdateSums(_Sums):
+    """Sums over tokens; they add up over micro-batches, ranks and minibatches.
+
+    Attributes:
+        loss: sum of the weighted losses of the tokens.
+    """
+
+    loss: float = 0.0
+    rollout: SourceTallies = SourceTallies()
+    label: SourceTallies = SourceTallies()
+    sampler: SamplerDifference = NO_DIFFERENCE
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a rank reports of one optimiser step.
+
+    Attributes:
+        sums: over this rank's tokens.
+        grad_norm: of the whole gradient before clipping; the same on all ranks.
+        learning_rate: that the step was taken with.
+    """
+
+    sums: UpdateSums
+    grad_norm: float
+    learning_rate: float
+
+
+def summarise(reports: Sequence[Sequence[StepReport]]) -> Metrics:
+    """The metrics of an update: means over all its response tokens.
+
+    Args:
+        reports: for each rank, for each minibatch. The loss and the gradient norm are means over minibatches.
+    """
+    first = reports[0]
+    sums = sum((report.sums for rank in reports for report in rank), start=UpdateSums())
     metrics = {
-        "train/loss": totals["loss"] / minibatches,
-        "train/grad_norm": sum(sums["grad_norm"] for sums in results[0]) / minibatches,
+        "train/loss": sums.loss / len(first),
+        "train/grad_norm": _mean(report.grad_norm for report in first),
+        "train/learning_rate": first[-1].learning_rate,
     }
-    for source in ("rollout", "label"):
-        if tokens := totals.get(f"tokens/{source}"):
-            for name in ("entropy", "logprob", "ratio", "clip_share"):
-                metrics[f"train/{name}/{source}"] = totals[f"{name}/{source}"] / tokens
-    if "kl/rollout" in totals:
-        metrics["train/kl/rollout"] = totals["kl/rollout"] / totals["tokens/rollout"]
-    if DIFF_MAX in totals:
-        metrics["train/rollout_logprob_diff"] = totals["rollout_logprob_diff"] / totals["tokens/compared"]
-        metrics[f"train/{DIFF_MAX}"] = totals[DIFF_MAX]
+    for source, tallies in ((Source.ROLLOUT, sums.rollout), (Source.LABEL, sums.label)):
+        for field in fields(tallies):
+            tally: Tally = getattr(tallies, field.name)
+            if tally.tokens:
+                metrics[f"train/{field.name}/{source}"] = tally.mean
+    if sums.sampler.difference.tokens:
+        metrics["train/rollout_logprob_diff"] = sums.sampler.difference.mean
+        metrics["train/rollout_logprob_diff_max"] = sums.sampler.largest
     return metrics
+
+
+def sizes(groups: Sequence[Group], seconds: float) -> Metrics:
+    """How many groups were learnt from, the mean length of rollouts, and tokens (prompts counted once) per second."""
+    metrics = {"train/groups": float(len(groups)), "train/tokens_per_second": sum(map(cost, groups)) / seconds}
+    if lengths := [rollout.length for group in groups for rollout in group.rollouts]:
+        metrics["train/response_length"] = _mean(lengths)
+    return metrics
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)

@@ -1,29 +1,37 @@
-"""Packing of groups: a row holds whole groups, each [prompt][response 1]…[response G+1], and no padding.
+"""Packing of groups: a row is a sequence of whole groups, each [prompt][response 1]…[response G+1], without padding.
 
 The prompt and its image are computed once for all responses. Each response sees the prompt and itself, never another
-response (see `attention`), and its positions start anew after the prompt.
+response, and its positions continue those of the prompt. Split attention pads inside of the attention layers only (see
+`attention`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from functools import cache
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from visurf_ray.aliases import Fetch
 from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group, Source
 from visurf_ray.learner.attention import GroupLength, SplitPlan, dense_mask, split_plan
 
+RopeIndex = Callable[..., tuple[Tensor, Tensor]]  # M-RoPE positions (3, batch, T), and what generation needs of them
+
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """A row of L tokens with T response tokens, in the order of groups, responses and tokens.
+    """A row of L tokens, and its T response tokens in the order of groups, responses and tokens.
 
-    position_ids: Qwen's M-RoPE positions (temporal, height, width). attention: the model's arguments for the back end.
-    column_T: where in the row the hidden state that predicts each response token lies. target_T: the token ids.
-    weight_T: of each token in the loss. sampler_logprob_T: NaN where there is none.
+    Attributes:
+        position_ids: Qwen's M-RoPE positions (temporal, height, width).
+        attention: the model's keyword arguments for the attention back end.
+        column_T: index into the row of the hidden state that predicts each response token.
+        target_T: the ids of the response tokens.
+        weight_T: weight of each response token in the loss.
+        sampler_logprob_T: NaN for tokens that have none.
     """
 
     input_ids: Int[Tensor, "1 L"]
@@ -44,35 +52,32 @@ class PackedGroups:
         return PackedGroups(attention=attention, **{name: value.to(device) for name, value in moved.items()})
 
 
-def restore_tokens(group: Group, fetch: Callable[[Any], Any]) -> None:
-    """Give the rollouts of a group their tokens where the group has them; `fetch` as in `Rank.update`."""
-    if group.tokens is not None:
-        token_ids, logprobs = fetch(group.tokens)
-        begin = 0
-        for response in group.rollouts:
-            of_response = slice(begin, begin + response.length)
-            response.token_ids = token_ids[of_response]
-            response.sampler_logprobs = None if logprobs is None else logprobs[of_response]
-            begin += response.length
-        group.tokens = None
-
-
 def pack(
     groups: Sequence[Group],
     weights: Sequence[Sequence[float]],
-    features: Sequence[dict[str, Tensor]],
-    rope_index: Any,
+    rope_index: RopeIndex,
     *,
+    fetch: Fetch,
     image_token_id: int,
     dtype: torch.dtype,
     packing: Packing = Packing.split,
 ) -> PackedGroups:
     """Pack groups into one row.
 
-    weights: of each token of each response (see `method.token_weights`). features: each group's `pixel_values` and
-    `image_grid_thw`. rope_index: the model's `get_rope_index`.
-    Raises ValueError for a group without responses or a response without tokens.
+    Args:
+        groups: examples with at least one response each.
+        weights: the weight of each token of each response (see `method.token_weights`).
+        rope_index: the model's `get_rope_index`.
+        fetch: returns what `prompt.features` and the stores of tokens refer to.
+        image_token_id: the id of the visual tokens in a prompt.
+        dtype: of the pixel values and the attention mask.
+        packing: the attention back end, see `attention`.
+
+    Raises:
+        ValueError: a group has no responses, or a response has no tokens.
     """
+    features = [fetch(group.example.prompt.features) for group in groups]
+    stored = cache(fetch)  # the rollouts of a group share one store
     input_ids: list[Tensor] = []
     positions: list[Tensor] = []
     lengths: list[GroupLength] = []
@@ -91,22 +96,21 @@ def pack(
         input_ids.append(prompt)
         positions.append(prompt_positions)
         begin += len(prompt)
-        predicts_first = begin - 1  # the prompt's last token, and not what lies before a response in the row
+        predicts_first = begin - 1  # the prompt's last token predicts the first token of every response
         for response, weight in zip(group.responses, group_weights, strict=True):
-            tokens = torch.tensor(response.token_ids, dtype=torch.long)
-            count = len(tokens) - 1  # the last token is predicted, never read
-            input_ids.append(tokens[:-1])
+            tokens = response.tokens.resolve(stored)
+            target = torch.tensor(tokens.ids, dtype=torch.long)
+            count = len(target) - 1  # the last token is predicted, but is no input
+            input_ids.append(target[:-1])
             positions.append(prompt_positions[:, -1:] + 1 + torch.arange(count))
-            sampler = response.sampler_logprobs
+            size, sampler = (len(target),), tokens.sampler_logprobs
             values = {
                 "column_T": torch.tensor([predicts_first, *range(begin, begin + count)]),
-                "target_T": tokens,
-                "advantage_T": torch.full((len(tokens),), response.advantage),
-                "weight_T": torch.full((len(tokens),), weight),
-                "is_label_T": torch.full((len(tokens),), response.source is Source.LABEL),
-                "sampler_logprob_T": torch.full((len(tokens),), torch.nan)
-                if sampler is None
-                else torch.tensor(sampler),
+                "target_T": target,
+                "advantage_T": torch.full(size, response.advantage),
+                "weight_T": torch.full(size, weight),
+                "is_label_T": torch.full(size, response.source is Source.LABEL),
+                "sampler_logprob_T": torch.full(size, torch.nan) if sampler is None else torch.tensor(sampler),
             }
             for name, value in values.items():
                 per_token[name].append(value)

@@ -1,12 +1,12 @@
-"""The policy: a Hugging Face vision-language model that returns log-probs of response tokens."""
+"""The policy: a Hugging Face vision-language model that returns the log-probs of response tokens."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from visurf_ray.aliases import HFModel
 from visurf_ray.config.schema import Packing
 from visurf_ray.learner.attention import SPLIT
 from visurf_ray.learner.logprob import LogprobHead
@@ -16,20 +16,20 @@ from visurf_ray.learner.packing import PackedGroups
 class Policy(nn.Module):
     """Wraps the model so that DeepSpeed sees one forward pass from packed groups to log-probs."""
 
-    def __init__(self, model: Any, temperature: float, banned: Sequence[int], chunk: int) -> None:
-        """temperature and banned token ids: as the sampler has them, so that both see one distribution.
+    def __init__(self, model: HFModel, temperature: float, banned: Sequence[int], chunk: int) -> None:
+        """Wrap the model and replace its output head.
 
-        chunk: words of the vocabulary whose logits are held at once. The model's output head is replaced.
+        Args:
+            temperature: the sampler's, so that both compute one distribution.
+            banned: token ids that the sampler never samples.
+            chunk: vocabulary entries whose logits are held at once.
         """
         super().__init__()
         self.model = model
         model.lm_head = LogprobHead(model.lm_head, banned=banned, temperature=temperature, chunk=chunk)
 
     def forward(self, packed: PackedGroups) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
-        """Log-probability of each response token, and the entropy (nats) of what it is drawn from.
-
-        Both of softmax(logits / temperature), in float32; logits exist for a chunk of the vocabulary at a time.
-        """
+        """Return log-prob and entropy of each response token; see `logprob_and_entropy`."""
         hidden = self.model.model(
             input_ids=packed.input_ids,
             position_ids=packed.position_ids,
@@ -41,8 +41,8 @@ class Policy(nn.Module):
         return self.model.lm_head(hidden[0, packed.column_T], packed.target_T)
 
 
-def load_model(path: str, *, dtype: torch.dtype, packing: Packing, gradient_checkpointing: bool) -> Any:
-    """Load the model for training. ZeRO-3 wants an `HfDeepSpeedConfig` alive before this is called."""
+def load_model(path: str, *, dtype: torch.dtype, packing: Packing, gradient_checkpointing: bool) -> HFModel:
+    """Load a model for training; for ZeRO-3, create an `HfDeepSpeedConfig` before and keep a reference to it."""
     from transformers import AutoModelForImageTextToText
 
     attention = {"text_config": SPLIT if packing is Packing.split else "sdpa", "vision_config": "sdpa"}

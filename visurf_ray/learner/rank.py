@@ -1,30 +1,36 @@
-"""One data-parallel rank: a DeepSpeed engine around the policy. Runs without Ray as well, as the tests do."""
+"""One data-parallel rank: a DeepSpeed engine around the policy. Does not depend on Ray."""
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from jaxtyping import Bool, Float
 from peft.helpers import rescale_adapter_scale
+from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
-from visurf_ray.groups import Group, Metrics
+from visurf_ray.aliases import Fetch, Json
+from visurf_ray.config.schema import Dtype
+from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cost, fill
 from visurf_ray.learner.config import RankConfig, Shard
-from visurf_ray.learner.metrics import DIFF_MAX
-from visurf_ray.learner.packing import PackedGroups, pack, restore_tokens
+from visurf_ray.learner.metrics import SamplerDifference, SourceTallies, StepReport, Tally, UpdateSums
+from visurf_ray.learner.packing import PackedGroups, pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
 from visurf_ray.weights.source import named_weights
 
+CHECKPOINT_TAG = "state"
+ADAPTER_FOLDER = "adapter"
+
 
 class Rank:
-    """Holds the policy and its optimizer; every method is called on all ranks at once."""
+    """Holds the policy and its optimizer. Call a method on all ranks together: most methods communicate."""
 
     def __init__(self, config: RankConfig, *, rank: int, world_size: int, address: str, port: int, seed: int) -> None:
         self.config = config
@@ -41,13 +47,14 @@ class Rank:
         if get_accelerator().device_name() == "cpu":
             _skip_compiled_collectives()
         deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
-        # Whole, so before ZeRO-3 has its way. Below adapters lies the policy of the start as it is.
+        # Load the reference unsharded: before HfDeepSpeedConfig makes ZeRO-3 partition what is loaded. With adapters no
+        # copy is needed: without them the model is the initial policy.
         self.reference = self._load_reference() if config.reference and not config.trained.lora_rank else None
         settings = self._deepspeed_settings()
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
         model = load_model(
             config.model_path,
-            dtype=torch.float32,  # DeepSpeed casts to the training dtype; below ZeRO-3 this is the master copy
+            dtype=torch.float32,  # DeepSpeed casts to the training dtype, and copies its float32 masters from that
             packing=config.packing,
             gradient_checkpointing=config.gradient_checkpointing,
         )
@@ -58,7 +65,7 @@ class Rank:
             lr=config.learning_rate,
             betas=config.adam_betas,
             weight_decay=config.weight_decay,
-            fused=True,  # also on the CPU, where offloaded states are updated
+            fused=True,  # exists for the CPU too, where offloaded states are updated
         )
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         self.model = model
@@ -66,7 +73,7 @@ class Rank:
         self.device = self.engine.device
 
     def _load_reference(self) -> Policy:
-        """The policy at the start, frozen, in the training dtype."""
+        """Load the initial policy, frozen, in the training dtype."""
         model = load_model(
             self.config.model_path,
             dtype=getattr(torch, self.config.dtype),
@@ -76,43 +83,49 @@ class Rank:
         policy = Policy(model, self.config.temperature, self.config.banned, self.config.logprob_chunk)
         return policy.requires_grad_(False).eval().to(get_accelerator().current_device_name())
 
-    def _deepspeed_settings(self) -> dict[str, Any]:
+    def _deepspeed_settings(self) -> dict[str, Json]:
         offload = {"offload_optimizer": {"device": "cpu"}} if self.config.offload else {}
         return {
-            "train_micro_batch_size_per_gpu": 1,  # of no effect here: micro-batches are groups, weighted by ourselves
+            "train_micro_batch_size_per_gpu": 1,  # required, but without effect: token weights scale the loss
             "gradient_accumulation_steps": 1,
-            "managed_gradient_accumulation": False,  # backward() accumulates, step() reduces: as many as there are
+            "managed_gradient_accumulation": False,  # backward() accumulates and step() reduces, however many there are
             "gradient_clipping": self.config.max_grad_norm,
             "zero_optimization": {"stage": self.config.zero_stage, "overlap_comm": False} | offload,
-            "zero_force_ds_cpu_optimizer": False,  # PyTorch's fused AdamW serves; DeepSpeed would compile its own
+            "zero_force_ds_cpu_optimizer": False,  # use PyTorch's fused AdamW: DeepSpeed would compile its own
             "zero_allow_untested_optimizer": True,
-            "bf16": {"enabled": self.config.dtype == "bfloat16"},
-            "data_types": {"grad_accum_dtype": "fp32"},  # sums over micro-batches: the same however many there are
+            "bf16": {"enabled": self.config.dtype == Dtype.bfloat16},
+            "data_types": {"grad_accum_dtype": "fp32"},  # in bf16 the sum would depend on the number of micro-batches
         }
 
     def update(
         self,
         minibatches: Sequence[Shard],
         loss: LossConfig,
-        fetch: Callable[[Any], Any],
-    ) -> list[Metrics]:
-        """One optimiser step for each minibatch; returns sums for each, over this rank's response tokens.
+        fetch: Fetch,
+    ) -> list[StepReport]:
+        """Take one optimiser step for each minibatch; returns a report of each.
 
-        fetch: turns `prompt.features` and `group.tokens` into what they refer to (in a cluster, `ray.get`). With
-        several minibatches the log-probs of the old policy are computed once, before the first step; with one, they
-        are those of the same forward pass.
+        With several minibatches the old policy's log-probs are computed once, before the first step. With one they are
+        those of its own forward pass.
+
+        Args:
+            minibatches: this rank's groups of each minibatch.
+            fetch: returns what a reference refers to (in a cluster, `ray.get`).
+
+        Raises:
+            FloatingPointError: the gradient is not finite.
         """
         packed = [self._pack(shard, self._rows(shard), fetch) for shard in minibatches]
         old = [[self._logprobs(part) for part in parts] for parts in packed] if len(packed) > 1 else None
         return [self._step(parts, old[index] if old else None, loss) for index, parts in enumerate(packed)]
 
-    def mean_logprobs(self, groups: Sequence[Group], fetch: Callable[[Any], Any]) -> list[list[float]]:
-        """The mean log-prob (nats) of a token of each response of each group; nothing is learnt."""
+    def mean_logprobs(self, groups: Sequence[Group], fetch: Fetch) -> list[list[float]]:
+        """Return, for each response of each group, the mean log-prob of its tokens in nats; trains nothing."""
         shard = [(group, [1.0] * len(group.responses)) for group in groups]
         rows = self._rows(shard)
         found: list[list[float]] = [[] for _ in groups]
         for number, packed in enumerate(self._pack(shard, rows, fetch)):
-            logprobs = self._logprobs(packed)  # idle rows too: ranks run in lockstep
+            logprobs = self._logprobs(packed)  # of idle rows too: ranks run in lockstep
             chosen = rows[number] if number < len(rows) else []
             for index in chosen:
                 lengths = [response.length for response in groups[index].responses]
@@ -121,34 +134,33 @@ class Rank:
         return found
 
     def _rows(self, shard: Shard) -> list[list[int]]:
-        """Which groups come into one forward pass."""
+        """Return the indices of the groups of each row; a row is one forward pass."""
         return fill([cost(group) for group, _ in shard], self.config.max_tokens_per_micro_batch)
 
-    def _pack(self, shard: Shard, rows: Sequence[Sequence[int]], fetch: Callable[[Any], Any]) -> list[PackedGroups]:
-        for group, _ in shard:
-            restore_tokens(group, fetch)
+    def _pack(self, shard: Shard, rows: Sequence[Sequence[int]], fetch: Fetch) -> list[PackedGroups]:
         parts = [[shard[index] for index in chosen] for chosen in rows]
         packed = [
             pack(
                 [group for group, _ in part],
                 [weights for _, weights in part],
-                [fetch(group.example.prompt.features) for group, _ in part],
                 self.model.model.get_rope_index,
+                fetch=fetch,
                 image_token_id=self.model.config.image_token_id,
                 dtype=self.dtype,
                 packing=self.config.packing,
             ).to(self.device)
             for part in parts
         ]
-        # Ranks run forward and backward in lockstep (ZeRO-3 gathers parameters in them), so all run equally many.
+        # ZeRO-3 gathers parameters in forward and backward passes, so all ranks must run equally many: a rank with
+        # fewer rows repeats its last one with weight 0.
         count = torch.tensor([len(packed)], device=self.device)
         torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
         idle = replace(packed[-1], weight_T=torch.zeros_like(packed[-1].weight_T))
         return packed + [idle] * (int(count) - len(packed))
 
     @torch.no_grad()
-    def _logprobs(self, packed: PackedGroups) -> torch.Tensor:
-        """Those of the policy as the sampler has it: without dropout."""
+    def _logprobs(self, packed: PackedGroups) -> Float[Tensor, " T"]:
+        """Return the policy's log-probs without dropout, as the sampler computes them."""
         self.engine.eval()
         try:
             return self.engine(packed)[0]
@@ -156,16 +168,17 @@ class Rank:
             self.engine.train()
 
     @torch.no_grad()
-    def _reference_logprobs(self, packed: PackedGroups) -> torch.Tensor:
-        """Those of the policy of the start."""
+    def _reference_logprobs(self, packed: PackedGroups) -> Float[Tensor, " T"]:
+        """Return the log-probs of the initial policy."""
         if self.reference:
             return self.reference(packed)[0]
-        # Scaled to nothing and not switched off: ZeRO-3 foresees the layers of a pass, and they stay the same.
+        # Scale adapters by 0 instead of disabling them: ZeRO-3 prefetches parameters in the order of earlier passes, so
+        # every pass must run the same layers.
         with rescale_adapter_scale(self.model, 0.0):
             return self._logprobs(packed)
 
-    def _step(self, parts: Sequence[PackedGroups], old: Sequence[torch.Tensor] | None, loss: LossConfig) -> Metrics:
-        sums: Metrics = {"loss": 0.0}
+    def _step(self, parts: Sequence[PackedGroups], old: Sequence[Tensor] | None, loss: LossConfig) -> StepReport:
+        sums = UpdateSums()
         for index, packed in enumerate(parts):
             sampled = bool((~packed.is_label_T).any())
             compares = self.config.reference and loss.kl_coef and sampled
@@ -183,25 +196,20 @@ class Rank:
                 loss,
             )
             weighted = (losses * packed.weight_T).sum()
-            # DeepSpeed averages over ranks; the weights' denominators are global already.
+            # DeepSpeed averages gradients over ranks, but the weights have global denominators.
             self.engine.backward(weighted * self.world_size)
             if packed.weight_T.any():
-                for name, value in _token_sums(packed, logprobs.detach(), old_logprobs, entropy.detach(), loss).items():
-                    sums[name] = max(sums.get(name, 0.0), value) if name == DIFF_MAX else sums.get(name, 0.0) + value
-                sums["loss"] += weighted.item()
-                if reference is not None:
-                    kl = divergences(logprobs.detach(), reference)[~packed.is_label_T].sum().item()
-                    sums["kl/rollout"] = sums.get("kl/rollout", 0.0) + kl
+                sums += _sums(packed, weighted, logprobs, old_logprobs, entropy, reference, loss)
         self.engine.step()
-        sums["grad_norm"] = float(self.engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(sums["grad_norm"]):
+        grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
+        if not math.isfinite(grad_norm):
             raise FloatingPointError(
-                "the gradient is not finite: lower learner.learning_rate, and look at the last steps in metrics.jsonl"
+                "the gradient is not finite: lower learner.learning_rate; the last steps in metrics.jsonl may show why"
             )
-        return sums
+        return StepReport(sums, grad_norm, self.config.learning_rate)
 
     def release(self) -> None:
-        """Give memory that is not in use back to the GPU, where an engine shares it."""
+        """Free cached GPU memory, if an engine shares the GPU."""
         if self.config.shares_gpu:
             get_accelerator().empty_cache()
 
@@ -210,20 +218,26 @@ class Rank:
         self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, exclude_frozen_parameters=True)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, with the same number of ranks and ZeRO stage; the configured rates stay."""
-        # Frozen parameters are not in it, hence not strict.
+        """Read a training state that `save` wrote with the same number of ranks and ZeRO stage.
+
+        Learning rate, betas and weight decay stay those of the configuration.
+
+        Raises:
+            ValueError: the folder has no such state.
+        """
+        # Not strict, because the state has no frozen parameters.
         loaded, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
-        for group in self.engine.optimizer.param_groups:  # DeepSpeed restores those of the run that wrote it
+        for group in self.engine.optimizer.param_groups:  # DeepSpeed has restored those of the saved run
             group["lr"] = self.config.learning_rate
             group["betas"] = self.config.adam_betas
             group["weight_decay"] = self.config.weight_decay
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face model, weights in the training dtype; every rank gathers, rank 0 writes.
+        """Write a Hugging Face model in the training dtype; all ranks gather its weights, rank 0 writes.
 
-        Adapters are merged into it, and also written by themselves, to `adapter/`.
+        Adapters are merged into the weights, and also written separately, to `adapter/`.
         """
         parameters = list(self.model.parameters())
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3):
@@ -235,36 +249,45 @@ class Rank:
         torch.distributed.barrier()
 
 
-CHECKPOINT_TAG = "state"
-ADAPTER_FOLDER = "adapter"
-
-
 def _skip_compiled_collectives() -> None:
-    """Keep DeepSpeed from compiling its collectives for the CPU, which takes a C++ compiler and a minute.
+    """Keep DeepSpeed from compiling its collectives for the CPU, which needs a C++ compiler and takes a minute.
 
-    `init_distributed` compiles whatever is compatible, and there is no setting against it (`build_shm_op` in
-    deepspeed/comm/torch.py). Only tensor-parallel inference calls them (`inference_all_reduce`): training's collectives
-    are PyTorch's with them and without.
+    `init_distributed` compiles whatever is compatible, and no setting prevents it (`build_shm_op` in
+    deepspeed/comm/torch.py). Only tensor-parallel inference calls these collectives (`inference_all_reduce`); training
+    uses PyTorch's with or without them.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
-def _token_sums(packed: PackedGroups, logprobs, old_logprobs, entropy, loss: LossConfig) -> Metrics:
-    """Sums over response tokens, by source, of what is logged as means."""
-    sums: Metrics = {}
-    ratio = torch.exp(logprobs - old_logprobs)
-    clipped = is_clipped(logprobs, old_logprobs, packed.advantage_T, packed.is_label_T, loss).float()
-    for source, chosen in (("rollout", ~packed.is_label_T), ("label", packed.is_label_T)):
-        if chosen.any():
-            sums[f"tokens/{source}"] = float(chosen.sum())
-            sums[f"entropy/{source}"] = entropy[chosen].sum().item()
-            sums[f"logprob/{source}"] = logprobs[chosen].sum().item()
-            sums[f"ratio/{source}"] = ratio[chosen].sum().item()
-            sums[f"clip_share/{source}"] = clipped[chosen].sum().item()
-    sampled = ~packed.sampler_logprob_T.isnan()
-    if sampled.any():
-        difference = (old_logprobs - packed.sampler_logprob_T)[sampled].abs()
-        sums["tokens/compared"] = float(sampled.sum())
-        sums["rollout_logprob_diff"] = difference.sum().item()
-        sums[DIFF_MAX] = difference.max().item()
-    return sums
+@torch.no_grad()
+def _sums(
+    packed: PackedGroups,
+    loss: Float[Tensor, ""],
+    logprobs_T: Float[Tensor, " T"],
+    old_logprobs_T: Float[Tensor, " T"],
+    entropies_T: Float[Tensor, " T"],
+    reference_logprobs_T: Float[Tensor, " T"] | None,
+    config: LossConfig,
+) -> UpdateSums:
+    """Return what is logged of a micro-batch, summed over its response tokens.
+
+    Args:
+        loss: the weighted sum of the tokens' losses.
+    """
+    values_T = {
+        "entropy": entropies_T,
+        "logprob": logprobs_T,
+        "ratio": torch.exp(logprobs_T - old_logprobs_T),
+        "clip_share": is_clipped(logprobs_T, old_logprobs_T, packed.advantage_T, packed.is_label_T, config).float(),
+    }
+    kl_T = {} if reference_logprobs_T is None else {"kl": divergences(logprobs_T, reference_logprobs_T)}
+
+    def tallies(chosen_T: Bool[Tensor, " T"], values_T: dict[str, Tensor]) -> SourceTallies:
+        return SourceTallies(**{name: Tally.of(value_T[chosen_T]) for name, value_T in values_T.items()})
+
+    return UpdateSums(
+        loss=loss.item(),
+        rollout=tallies(~packed.is_label_T, values_T | kl_T),
+        label=tallies(packed.is_label_T, values_T),
+        sampler=SamplerDifference.of(old_logprobs_T, packed.sampler_logprob_T),
+    )

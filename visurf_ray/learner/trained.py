@@ -1,21 +1,26 @@
-"""Which of a model's weights are trained: all, all but parts of the vision tower, or low-rank adapters alone."""
+"""The weights of a model that are trained: all, all but parts of the vision tower, or low-rank adapters alone."""
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from visurf_ray.aliases import HFModel
 from visurf_ray.errors import ConfigError
 from visurf_ray.names import nearest
 
 
 @dataclass(frozen=True)
 class Trained:
-    """See `learner` in `conf/config.yaml`. lora_rank 0: no adapters. With adapters all else is frozen."""
+    """Which weights are trained; see `learner` in `conf/config.yaml`.
+
+    Attributes:
+        lora_rank: 0 adds no adapters. With adapters all other weights are frozen.
+        lora_targets: names of linear layers of the language model; None for all.
+    """
 
     freeze_vision: bool = False
     freeze_projector: bool = False
@@ -24,11 +29,14 @@ class Trained:
     lora_dropout: float = 0.0
     lora_targets: list[str] | None = None
 
-    def apply(self, model: Any) -> PeftModel | None:
-        """Freeze the rest of the model, in place; returns the model with its adapters, if it is given any.
+    def apply(self, model: HFModel) -> PeftModel | None:
+        """Freeze the other weights and add adapters, in place; returns the wrapper of a model with adapters, else None.
 
-        Adapters are LoRA's (https://arxiv.org/abs/2106.09685), beside linear layers of the language model. They change
-        nothing until they have learnt something. Raises ConfigError for a target that is none of these layers.
+        Adapters are LoRA's, beside linear layers of the language model (https://arxiv.org/abs/2106.09685). They are
+        initialised so that the model's outputs do not change.
+
+        Raises:
+            ConfigError: `lora_targets` names no linear layer of the language model.
         """
         if self.lora_rank:
             return self._add_adapters(model)
@@ -40,7 +48,11 @@ class Trained:
         return None
 
     def check(self, path: str) -> None:
-        """Raise ConfigError, as `apply` does, for what the model at a path cannot have; no weights are loaded."""
+        """Check that the settings fit the model at a path, without loading its weights.
+
+        Raises:
+            ConfigError: there is no vision-language model at the path, or `apply` raises.
+        """
         try:
             with torch.device("meta"):
                 model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
@@ -49,7 +61,7 @@ class Trained:
             raise ConfigError(f"model.path={path}: no vision-language model ({reason})") from error
         self.apply(model)
 
-    def _add_adapters(self, model: Any) -> PeftModel:
+    def _add_adapters(self, model: HFModel) -> PeftModel:
         layers = model.model.language_model.named_modules()
         known = sorted({name.rpartition(".")[2] for name, layer in layers if isinstance(layer, nn.Linear)})
         targets = known if self.lora_targets is None else self.lora_targets
@@ -66,9 +78,9 @@ class Trained:
             # The vision tower has layers of the same names.
             target_modules=rf"model\.language_model\..*\.({'|'.join(map(re.escape, targets))})",
         )
-        # In the dtype of the weights beside them: DeepSpeed keeps the float32 master copy.
+        # Adapters in the dtype of the weights beside them, as DeepSpeed casts the whole model to the training dtype.
         return get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-# In `visual`: from patches to visual tokens, and Qwen3-VL's for the first layers of the language model.
+# Modules of `visual` that map patches to visual tokens; the second is Qwen3-VL's, whose output enters several layers.
 _PROJECTOR = ("merger", "deepstack_merger_list")

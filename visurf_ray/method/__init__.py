@@ -1,4 +1,4 @@
-"""The mathematics of ViSurf and of the paradigms it is compared with: labels, reward control, advantages, objective."""
+"""The mathematics of ViSurf and of the methods it is compared with: labels, reward control, advantages, objective."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 
 from visurf_ray.config.schema import ComparedWith, LabelStyle, LabelTerm, LabelThinking, MethodConfig
-from visurf_ray.groups import Example, Group, Metrics, Response, Source
+from visurf_ray.groups import Example, Group, Metrics, Response, Source, TokenSpan
 from visurf_ray.method.advantages import group_advantages
 from visurf_ray.method.control import eliminate_thinking, gate, label_is_active, smooth
 from visurf_ray.method.objective import LossConfig, divergences, is_clipped, token_losses, token_weights
@@ -15,7 +15,7 @@ __all__ = ["LossConfig", "Method", "divergences", "group_advantages", "is_clippe
 
 
 class Method:
-    """A post-training paradigm: what is in a group, and what each response is worth."""
+    """A post-training method: what a group consists of, and the advantage of each response."""
 
     def __init__(
         self,
@@ -27,8 +27,14 @@ class Method:
         longest: int,
         importance_cap: float | None,
     ) -> None:
-        """render: an example's ground truth as a response, in one of the named `styles`. encode: a response's token
-        ids, ending as a rollout ends. longest: tokens of a response at most. importance_cap: see LossConfig.
+        """Take the method's configuration and what it needs of task and tokenizer.
+
+        Args:
+            render: writes an example's ground truth as a response, in one of `styles`.
+            encode: returns a response's token ids, with the end-of-turn token that ends a rollout.
+            styles: the label styles that `render` knows.
+            longest: the longest response that can be sampled, in tokens.
+            importance_cap: see `LossConfig`.
         """
         self.config = config
         self.render = render
@@ -45,11 +51,11 @@ class Method:
 
     @property
     def chooses(self) -> bool:
-        """Whether it learns from some of the groups alone; see `instructive`."""
+        """Whether it learns from a selection of the groups; see `instructive`."""
         return self.config.dynamic_sampling and self.config.label_term is not LabelTerm.ce
 
     def loss(self, step: int) -> LossConfig:
-        """What the learner needs to know at a step; steps count from 0."""
+        """Return the loss of a step; steps count from 0."""
         config = self.config
         decay = 1.0 if config.label_decay is None else max(0.0, 1.0 - step / config.label_decay)
         return LossConfig(
@@ -67,31 +73,34 @@ class Method:
         )
 
     def append_label(self, group: Group) -> None:
-        """Append the aligned ground truth to the group, as its last response."""
+        """Append the ground truth in the aligned style to the group, if the method uses labels."""
         if self.config.label:
-            assert self.style is not None, "align before labels are appended"
+            assert self.style is not None, "call align before append_label"
             group.responses.append(self._label(group.example, self.style))
 
     def _label(self, example: Example, style: str) -> Response:
         if self.config.label_thinking is LabelThinking.empty and example.thinking is None:
             example = replace(example, thinking="")
         text = self.render(example, style)
-        return Response(Source.LABEL, text, self.encode(text))
+        return Response(Source.LABEL, text, TokenSpan.of(self.encode(text)))
 
     def aligns(self, step: int) -> bool:
-        """Whether the policy is to be asked for the labels' style at a step (§4.2.4, align)."""
+        """Return whether the style of labels is chosen anew at a step (§4.2.4, align); steps count from 0."""
         due = self.style is None or step % self.config.style_every == 0
         return self.config.label and self.config.style is LabelStyle.auto and due
 
     def in_each_style(self, examples: Sequence[Example]) -> list[Group]:
-        """Groups of each example's label in each style, for the learner to tell how likely they are."""
+        """Return, for each example, a group of its label in each style: the input of `LearnerGroup.mean_logprobs`."""
         return [Group(example, [self._label(example, style) for style in self.styles]) for example in examples]
 
     def align(self, logprobs: Sequence[Sequence[float]]) -> Metrics:
-        """Take the style that the policy finds likeliest, by mean log-prob of a token, for the labels to come.
+        """Choose the style of further labels: the one most likely under the policy.
 
-        logprobs: of the responses of `in_each_style`, in nats for a token. Returns each style's mean, and by how much
-        the first leads the second.
+        Args:
+            logprobs: the mean log-prob of a token, in nats, for each response of each group of `in_each_style`.
+
+        Returns:
+            Each style's mean over the examples, and the difference between the two highest.
         """
         means = [_mean(values) for values in zip(*logprobs, strict=True)]
         order = sorted(range(len(means)), key=lambda index: -means[index])
@@ -101,10 +110,13 @@ class Method:
         return by_style | {"align/margin": margin}
 
     def instructive(self, groups: Sequence[Group], at_least: int) -> list[Group]:
-        """The groups to learn from: with dynamic sampling those in which a response is better than another.
+        """Return the groups to learn from: with dynamic sampling, those with an advantage other than 0 (DAPO).
 
-        Groups without an advantage are kept as well where there would be less than `at_least`. Call it after
-        `assign_advantages`. Labels that are learnt by cross-entropy always teach.
+        Call it after `assign_advantages`. Returns all groups without dynamic sampling, and if labels are learnt by
+        cross-entropy.
+
+        Args:
+            at_least: groups without an advantage are appended until there are so many.
         """
         if not self.chooses:
             return list(groups)
@@ -115,9 +127,9 @@ class Method:
         return kept + others[: max(0, at_least - len(kept))]
 
     def assign_advantages(self, groups: Sequence[Group], step: int = 0) -> Metrics:
-        """Control the labels' rewards, then set every response's advantage; returns what to log of it.
+        """Control the labels' rewards, then set every response's advantage; returns what to log.
 
-        A label that is learnt by cross-entropy, or no more, is nothing that rollouts are compared with.
+        If labels are learnt by cross-entropy, or their loss has decayed to 0, rollouts are compared among themselves.
         """
         loss = self.loss(step)
         apart = loss.label_term is LabelTerm.ce or not loss.label_scale
@@ -145,7 +157,7 @@ class Method:
             for response, advantage in zip(compared, advantages.tolist(), strict=True):
                 response.advantage = advantage
             if smoothed and group.label:
-                group.label.advantage = 0.0  # as the mean's it is; floats may be off by their last bit
+                group.label.advantage = 0.0  # exactly: its reward is the mean up to rounding
         return metrics | _advantage_metrics(active)
 
 
@@ -154,7 +166,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _reward_metrics(groups: Sequence[Group]) -> Metrics:
-    """Mean reward by source and part, as scored."""
+    """Return mean rewards by source and part, before reward control."""
     metrics: Metrics = {}
     for source in Source:
         responses = [response for group in groups for response in group.responses if response.source is source]
@@ -167,19 +179,24 @@ def _reward_metrics(groups: Sequence[Group]) -> Metrics:
 
 
 def _activity_metrics(groups: Sequence[Group]) -> Metrics:
-    """Where labels compete with rollouts: how often they win, and by how much the best rollout leads."""
-    contested = [group for group in groups if group.label is not None and group.rollouts]
-    if not contested:
+    """Return, over groups of rollouts and a label, the share of active labels and the best rollout's mean lead."""
+    found = [
+        (float(label_is_active(group)), max(rollout.reward for rollout in group.rollouts) - group.label.reward)
+        for group in groups
+        if group.label is not None and group.rollouts
+    ]
+    if not found:
         return {}
-    margins = [max(r.reward for r in group.rollouts) - group.label.reward for group in contested]  # type: ignore[union-attr]
-    return {
-        "train/label_active": _mean([float(label_is_active(group)) for group in contested]),
-        "reward/margin": _mean(margins),
-    }
+    active, leads = zip(*found, strict=True)
+    return {"train/label_active": _mean(active), "reward/margin": _mean(leads)}
 
 
 def _advantage_metrics(active: Sequence[Group]) -> Metrics:
-    """Mean advantage by source over the groups whose label is active."""
+    """Return the mean advantage by source.
+
+    Args:
+        active: the groups whose label is active.
+    """
     if not active:
         return {}
     return {

@@ -15,15 +15,19 @@ def group_advantages(
     ddof: int = 1,
     eps: float = 1e-6,
 ) -> Float[Tensor, " G1"]:
-    """Advantages of one group's responses: (r - mean) / (std + eps), over rollouts and label alike.
+    """Return the advantages of one group's responses: (r - mean) / (std + eps).
 
-    rewards_G1: rewards of the G rollouts, then of the label if there is one. Equal rewards give exact zeros, and so
-    does a group of one.
-    compared_with: mean and deviation are those of so many first rewards: G leaves the label out of what it is compared
-    with. Where these are all equal, the deviation is that of the whole group.
-    divide_by_std: False gives r - mean (Dr.GRPO, arXiv 2503.20783). ddof: 1 for the sample standard deviation, 0 for
-    the population's.
-    Raises ValueError when a reward is not finite.
+    Equal rewards give exact zeros, and so does a group of one.
+
+    Args:
+        rewards_G1: rewards of the G rollouts, then of the label if there is one.
+        compared_with: how many of the first rewards mean and deviation are computed from; G leaves the label out, None
+            takes the whole group. If these rewards are all equal, the deviation is that of the whole group.
+        divide_by_std: False gives r - mean (Dr.GRPO, arXiv 2503.20783).
+        ddof: 1 for the sample's standard deviation, 0 for the population's.
+
+    Raises:
+        ValueError: a reward is not finite.
     """
     if not torch.isfinite(rewards_G1).all():
         raise ValueError(f"rewards must be finite, got {rewards_G1.tolist()}")

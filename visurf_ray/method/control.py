@@ -1,4 +1,4 @@
-"""Control of the label's reward (ViSurf §4.2.4): eliminate, gate, smooth. Aligning is the task's, by style."""
+"""Control of the label's reward (ViSurf §4.2.4): eliminate, gate, smooth. `Method.align` is the section's fourth."""
 
 from visurf_ray.groups import Group
 
@@ -7,9 +7,9 @@ _TOLERANCE = 1e-6  # rewards are sums of means: 7.000000000000005 is 7
 
 
 def eliminate_thinking(group: Group) -> None:
-    """Set the thinking part of the label's reward to 0: a label carries no reasoning, so none is to be praised.
+    """Set the thinking part of the label's reward to 0, unless the data give the label reasoning.
 
-    A label whose data do carry reasoning keeps its reward.
+    Otherwise a label would be rewarded for the form of a reasoning that it does not have.
     """
     label = group.label
     if label is not None and group.example.thinking is None and THINKING_PART in label.reward_parts:
@@ -18,7 +18,7 @@ def eliminate_thinking(group: Group) -> None:
 
 
 def label_is_active(group: Group) -> bool:
-    """Whether the label still teaches something: its reward is more than every rollout's."""
+    """Return whether the group has a label whose reward is greater than every rollout's."""
     label = group.label
     if label is None:
         return False
@@ -26,20 +26,21 @@ def label_is_active(group: Group) -> bool:
 
 
 def gate(group: Group) -> None:
-    """Where a rollout earns as much as the label, take the label out of the group: what is left is plain RLVR."""
+    """Remove the label from the group if a rollout's reward is at least the label's; the rest is plain RLVR."""
     label = group.label
     if label is not None and group.rollouts and not label_is_active(group):
         group.responses.remove(label)
 
 
 def smooth(group: Group) -> bool:
-    """Where a rollout earns as much as the label, give the label the rollouts' mean reward; whether that was so.
+    """Give the label the rollouts' mean reward if a rollout's reward is at least the label's; returns whether it did.
 
-    The group's mean is then the rollouts' own and the label's advantage 0: guidance that is not needed switches itself
-    off.
+    The group's mean is then that of the rollouts and the label's advantage 0: the label has no effect on the policy
+    where it is not needed.
     """
     label = group.label
     if label is None or not group.rollouts or label_is_active(group):
         return False
+    label.smoothed_from = label.reward
     label.reward = sum(rollout.reward for rollout in group.rollouts) / len(group.rollouts)
     return True

@@ -1,7 +1,7 @@
 """The combined objective (ViSurf eq. 8) over the tokens of any number of groups.
 
-Each token carries a weight, so that the loss is one weighted sum, whatever part of the batch is at hand: partitioning
-the groups over ranks, micro-batches or packing rows changes neither the loss nor its gradient.
+The loss is a weighted sum over tokens, with weights that depend on the whole batch. So partitioning the groups over
+ranks, micro-batches or packed rows changes neither the loss nor its gradient.
 """
 
 import math
@@ -19,22 +19,28 @@ from visurf_ray.groups import Group, Response, Source
 
 @dataclass(frozen=True)
 class LossConfig:
-    """What the learner needs to know about the method.
+    """The loss of an update: all that the learner knows about the method.
 
-    clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high]; unequal ones are DAPO's clip-higher
-    (arXiv 2503.14476). dual_clip: c > 1 bounds the loss of a token with A < 0 by -c A (Ye et al. 2020, arXiv
-    1912.09729); None: unbounded.
-    aggregation: `sequence`, the mean over examples of the mean over responses of the mean over tokens (eq. 8);
-    `token`, one mean over all tokens (DAPO); `constant`, sums of tokens over `longest`, the longest response that there
-    can be, instead of their means (Dr.GRPO, arXiv 2503.20783).
-    label_term: `ppo`, label tokens enter like rollout tokens (eq. 8); `shaped`, by -A p / (p + shaping) with p their
-    probability, unclipped (LUFFY, arXiv 2504.14945); `ce`, by their plain cross-entropy, with a denominator of their
-    own: rollouts and labels are then two losses. label_scale: factor of the label tokens' loss.
-    importance_cap: the loss of rollout tokens counts min(π_old / π_sampler, cap) times, π_old being the learner's
-    (truncated importance sampling: Yao et al. 2025, "Your efficient RL framework secretly brings you off-policy RL
-    training"); None: it counts once. That of label tokens always counts once.
-    entropy_coef: this times the entropy of rollout tokens is taken off that loss. kl_coef: this times the divergence
-    of rollout tokens from a reference policy is added to it (k3: Schulman 2020, "Approximating KL divergence").
+    Attributes:
+        clip_low: the ratio is clipped to [1 - clip_low, 1 + clip_high].
+        clip_high: DAPO's clip-higher where it is greater than `clip_low` (arXiv 2503.14476).
+        dual_clip: c > 1 bounds the loss of a token with A < 0 by -c A (Ye et al. 2020, arXiv 1912.09729); None does not
+            bound it.
+        aggregation: `sequence` is the mean over examples of the mean over responses of the mean over tokens (eq. 8).
+            `token` is one mean over all tokens (DAPO). `constant` divides a response's sum over tokens by `longest`
+            instead of its own length (Dr.GRPO, arXiv 2503.20783).
+        longest: the longest response that can be sampled, in tokens.
+        label_term: `ppo` treats label tokens like rollout tokens (eq. 8). `shaped` gives them the loss
+            -A p / (p + shaping), p being their probability, without clipping (LUFFY, arXiv 2504.14945). `ce` gives them
+            their cross-entropy, averaged over labels alone: rollouts and labels are then two losses.
+        label_scale: factor of the label tokens' loss.
+        shaping: see `label_term`.
+        entropy_coef: this times the entropy is subtracted from the loss of rollout tokens.
+        kl_coef: this times the divergence from a reference policy is added to the loss of rollout tokens (k3: Schulman
+            2020, "Approximating KL divergence").
+        importance_cap: the loss of rollout tokens is multiplied by min(π_old / π_sampler, importance_cap), π_old being
+            the learner's old policy (truncated importance sampling: Yao et al. 2025, "Your efficient RL framework
+            secretly brings you off-policy RL training"); None does not multiply it.
     """
 
     clip_low: float = 0.2
@@ -51,24 +57,25 @@ class LossConfig:
 
 
 def token_weights(groups: Sequence[Group], config: LossConfig) -> list[list[float]]:
-    """The weight of each token of each response, by `config.aggregation`.
+    """Return, for each response of each group, the weight of each of its tokens.
 
-    groups: all the groups of one optimiser step, over all ranks and micro-batches: denominators are global.
+    Args:
+        groups: all groups of one optimiser step, over all ranks and micro-batches: the denominators are global.
     """
     two_losses = config.label_term is LabelTerm.ce
 
-    def together(response: Response) -> Source | None:
+    def loss_of(response: Response) -> Source | None:
         return response.source if two_losses else None
 
-    counts = [Counter(map(together, group.responses)) for group in groups]
+    counts = [Counter(map(loss_of, group.responses)) for group in groups]
     groups_of = Counter(own for count in counts for own in count)
     tokens_of: Counter[Source | None] = Counter()
     for group in groups:
         for response in group.responses:
-            tokens_of[together(response)] += response.length
+            tokens_of[loss_of(response)] += response.length
 
     def weight(responses_of: Counter[Source | None], response: Response) -> float:
-        own = together(response)
+        own = loss_of(response)
         scale = config.label_scale if response.source is Source.LABEL else 1.0
         if config.aggregation is Aggregation.token:
             return scale / tokens_of[own]
@@ -90,10 +97,12 @@ def token_losses(
     reference_logprobs_T: Float[Tensor, " T"] | None,
     config: LossConfig,
 ) -> Float[Tensor, " T"]:
-    """The loss of each token, before weighting: -min(ρ A, clip(ρ) A), with ρ = exp(logprob - old logprob).
+    """Return the loss of each token before weighting: -min(ρ A, clip(ρ) A), with ρ = exp(logprob - old logprob).
 
-    entropies_T: of what each token is drawn from, in nats. sampler_logprobs_T: NaN for label tokens.
-    reference_logprobs_T: wanted for rollout tokens where `config.kl_coef` is not 0.
+    Args:
+        sampler_logprobs_T: needed for rollout tokens if `config.importance_cap` is set; NaN for tokens without any.
+        entropies_T: entropy of the distribution that each token is drawn from, in nats.
+        reference_logprobs_T: needed for rollout tokens if `config.kl_coef` is not 0.
     """
     ratio = torch.exp(logprobs_T - old_logprobs_T)
     clipped = ratio.clamp(1.0 - config.clip_low, 1.0 + config.clip_high)
@@ -118,7 +127,7 @@ def token_losses(
 
 
 def divergences(logprobs_T: Float[Tensor, " T"], reference_logprobs_T: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
-    """The k3 estimate of KL(π || reference) at each sampled token, in nats: q/p - 1 - log(q/p), never negative."""
+    """Return the k3 estimate of KL(π || reference) at each token, in nats: q/p - 1 - log(q/p), never negative."""
     difference = reference_logprobs_T - logprobs_T
     return torch.expm1(difference) - difference
 
@@ -129,7 +138,7 @@ def importance_weights(
     sampler_logprobs_T: Float[Tensor, " T"],
     cap: float,
 ) -> Float[Tensor, " T"]:
-    """min(π_old / π_sampler, cap) for rollout tokens, 1 for label tokens; no gradient flows through it."""
+    """Return min(π_old / π_sampler, cap) for rollout tokens and 1 for label tokens, without a gradient."""
     ratio = torch.exp(old_logprobs_T.detach() - sampler_logprobs_T).clamp(max=cap)
     return torch.where(is_label_T, 1.0, ratio)
 
@@ -141,7 +150,7 @@ def is_clipped(
     is_label_T: Bool[Tensor, " T"],
     config: LossConfig,
 ) -> Bool[Tensor, " T"]:
-    """Where clipping takes the token's gradient away."""
+    """Return which tokens have no gradient from the policy loss because of clipping."""
     ratio = torch.exp(logprobs_T - old_logprobs_T)
     beyond = ((advantages_T > 0) & (ratio > 1 + config.clip_high)) | (
         (advantages_T < 0) & (ratio < 1 - config.clip_low)

@@ -1,41 +1,49 @@
-"""Watching a run: the progress display, `metrics.jsonl` and W&B, sample responses, and the report at the end."""
+"""Monitoring of a run: the progress display, `metrics.jsonl` and W&B, sample responses, and the report at the end."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
+from visurf_ray.aliases import Json
 from visurf_ray.config.schema import WandbMode
-from visurf_ray.groups import Metrics
+from visurf_ray.groups import Group, Metrics
 from visurf_ray.monitor.files import to_json, write_text
 from visurf_ray.monitor.metrics import MetricsLog
 from visurf_ray.monitor.progress import Progress
 from visurf_ray.monitor.report import write_report
-from visurf_ray.monitor.samples import Sample, SampleResponse
+from visurf_ray.monitor.samples import Sample, SampleChooser
 
-__all__ = ["Monitor", "Sample", "SampleResponse"]
+__all__ = ["Monitor", "SampleChooser"]
 
-_LATEST_SAMPLES = 2  # tables of samples that the report shows besides the first
+_LATEST_SAMPLES = 2  # tables of samples in the report, besides the first
 
 
 class Monitor:
-    """Everything that is watched in one run; its files lie in `output_dir`.
-
-    `wandb` is auto, online, offline or disabled. A run that resumes gives the `run_id` and the step of its checkpoint;
-    later rows of `metrics.jsonl` are dropped, all of them when `start_step` is 0. `summary.json` exists when, and only
-    when, the run has finished. Raises as `MetricsLog` does.
-    """
+    """Records and shows one run; its files are in `output_dir`. `summary.json` exists only if the run has finished."""
 
     def __init__(
         self,
         output_dir: Path,
         *,
-        config: dict[str, Any],
+        config: dict[str, Json],
         project: str,
         wandb: WandbMode,
         total_steps: int,
         run_id: str | None = None,
         start_step: int = 0,
+        samples: SampleChooser | None = None,
     ) -> None:
+        """Begin a run, or resume one.
+
+        Args:
+            config: the run's configuration, for W&B and the report.
+            project: the W&B project.
+            wandb: see `MetricsLog`; so for what is raised.
+            total_steps: the step at which the run ends.
+            run_id: the W&B run of the checkpoint to resume from; None for a new run.
+            start_step: the step of that checkpoint. Later rows of `metrics.jsonl` are removed; all rows if it is 0.
+            samples: chooses the responses to show; None shows none.
+        """
         self._output_dir = output_dir
         self._config = config
         self._metrics = MetricsLog(
@@ -44,6 +52,7 @@ class Monitor:
         self._metrics.rewind(start_step if start_step > 0 else -1)
         for name in ("summary.json", "report.html"):
             (output_dir / name).unlink(missing_ok=True)
+        self._chooser = samples
         self._samples: list[tuple[int | str, list[Sample]]] = []
         self._progress = Progress(total_steps, start_step=start_step)
         self._progress.say(f"W&B   {self._metrics.where}")
@@ -54,31 +63,34 @@ class Monitor:
         return self._metrics.run_id
 
     def phase(self, name: str) -> AbstractContextManager[None]:
-        """Time and show a phase of the step: sample, reward, learn, sync, evaluate, … Phases do not nest."""
+        """Time and show a phase of a step: sample, reward, learn, sync, evaluate, … Phases do not nest."""
         return self._progress.phase(name)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Record a training step, with the seconds of each phase since the last one (`time/<phase>`, `time/step`)."""
+        """Record a training step, with the seconds that each phase took since the last one, as `time/<phase>`."""
         times = self._progress.take_times()
         row = metrics | times | {"time/step": sum(times.values())}
         self._metrics.log(step, row)
         self._progress.step(step, row)
 
     def log_eval(self, step: int, metrics: Metrics) -> None:
-        """Record an evaluation, `{"giou": …}`, as `eval/giou`, with the seconds of the phase `evaluate`."""
+        """Record the scores of an evaluation as `eval/<name>`, with the seconds of the phase `evaluate`."""
         row = {f"eval/{name}": value for name, value in metrics.items()} | self._progress.take_times("evaluate")
         self._metrics.log(step, row)
         self._progress.evaluation(step, metrics)
 
-    def show_samples(self, step: int, samples: list[Sample]) -> None:
-        """A W&B table of `samples`; the first table and the latest ones come into the report too."""
+    def show_samples(self, step: int, groups: Sequence[Group]) -> None:
+        """Show some responses of a step in W&B, if they are due; the report shows the first and the latest of them."""
+        if self._chooser is None or not self._chooser.due(step):
+            return
+        samples = self._chooser.choose(groups)
         self._metrics.table(step, "samples", samples)
         self._samples.append((step, samples))
         if len(self._samples) > 1 + _LATEST_SAMPLES:
             del self._samples[1]
 
-    def finish(self, summary: dict[str, Any]) -> None:
-        """End a run that succeeded: `report.html`, then `summary.json`, then W&B's upload."""
+    def finish(self, summary: dict[str, Json]) -> None:
+        """End a run that succeeded: write `report.html`, then `summary.json`, then finish W&B's upload."""
         self._progress.close()
         write_report(
             self._output_dir / "report.html",
@@ -91,6 +103,6 @@ class Monitor:
         self._metrics.finish()
 
     def close(self) -> None:
-        """End a run that failed: its metrics stay, W&B marks it as failed, and there is no summary."""
+        """End a run that failed: keep its metrics, mark it as failed in W&B, and write no summary."""
         self._progress.close()
         self._metrics.finish(exit_code=1)

@@ -1,44 +1,44 @@
-"""Which curves the report shows, and what each of them says."""
+"""The charts of the report: which curves they show, with titles and notes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from visurf_ray.monitor.figures import Curve
+from visurf_ray.monitor.files import Row
 
-Row = dict[str, Any]
 _Line = tuple[str, str, str]  # label, metric, colour
 
-# One colour for each source everywhere, so that a reader learns it once.
+# Each source has the same colour in all charts.
 ROLLOUT, LABEL = "blue", "orange"
 _OTHERS = ("teal", "pink", "purple", "blue", "orange", "grey")
 
-# What tasks measure, between 0 and 1 and the more the better: name and meaning. The foremost come first.
+# The metrics of tasks, all between 0 and 1, higher is better: name and meaning. The most important come first.
 SCORES = {
     "giou": ("gIoU", "mean overlap of answer and truth"),
     "accuracy": ("Accuracy", "right answers"),
     "relaxed_accuracy": ("Relaxed accuracy", "right answers, numbers within 5 %"),
     "map": ("mAP", "average precision at IoU 0.50 to 0.95"),
     "iou": ("IoU", "mean overlap of the two boxes"),
-    "roc_auc": ("ROC AUC", "by how much of the image is answered"),
-    "bbox_acc": ("Box accuracy", "boxes found, of objects that are there"),
+    "roc_auc": ("ROC AUC", "of the area that an answer marks"),
+    "bbox_acc": ("Box accuracy", "boxes found, of objects that are present"),
     "map50": ("mAP 50", "average precision at IoU 0.50"),
     "acc50": ("Box accuracy", "boxes with an IoU above 0.5"),
-    "anls": ("ANLS", "likeness of the answers' letters"),
-    "n_acc": ("N-Acc", "empty answers, where nothing is meant"),
-    "ciou": ("cIoU", "overlap of all areas together"),
-    "accuracy_one": ("Accuracy of one", "right answers of a single item"),
-    "ap50_agnostic": ("AP 50", "of all boxes as of one category"),
-    "roc_auc_binarised": ("ROC AUC, binarised", "by whether anything is answered"),
+    "anls": ("ANLS", "similarity of answers as text"),
+    "n_acc": ("N-Acc", "empty answers to questions without a target"),
+    "ciou": ("cIoU", "overlap of all areas, summed"),
+    "accuracy_one": ("Accuracy of one", "right answers with a single item"),
+    "ap50_agnostic": ("AP 50", "of all boxes, as one category"),
+    "roc_auc_binarised": ("ROC AUC, binarised", "of whether an answer marks anything"),
     "bbox_acc_any": ("Any box", "any box, or all together, has an IoU above 0.5"),
 }
 RATES = {
     "format_rate": ("Format rate", "answers that can be read"),
-    "thinking_rate": ("Thinking rate", "answers that reason first"),
+    "thinking_rate": ("Thinking rate", "answers that begin with reasoning"),
 }
-_SCORE_COLOURS = ("blue", "teal", "orange", "pink")  # of as many scores, the foremost
+_SCORE_COLOURS = ("blue", "teal", "orange", "pink")  # the first so many scores are drawn
 _RATE_COLOURS = ("grey", "purple")
 _PHASES = {
     "sample": "blue",
@@ -51,7 +51,7 @@ _PHASES = {
 
 @dataclass(frozen=True)
 class Chart:
-    """One picture of the report. `kind`, `low` and `high` are those of `figures.figure`."""
+    """One chart of the report; `kind`, `low` and `high` are arguments of `figures.figure`."""
 
     title: str
     note: str
@@ -62,7 +62,7 @@ class Chart:
 
 
 def charts(rows: list[Row]) -> list[tuple[str, list[Chart]]]:
-    """The charts by section, of the metrics that `rows` have; a chart or section without any is left out."""
+    """Return the charts by section; a chart without values and a section without charts are omitted."""
     sections = [
         ("What it learned", _outcome(rows)),
         ("What taught it", _guidance(rows)),
@@ -74,7 +74,7 @@ def charts(rows: list[Row]) -> list[tuple[str, list[Chart]]]:
 
 
 def _outcome(rows: list[Row]) -> list[Chart]:
-    # At ratio 1 the loss of sampled groups is their mean advantage: noise around 0. It says something of labels alone.
+    # The loss is shown without rollouts only: at ratio 1 the loss of rollouts is their mean advantage, about 0.
     sampled = any("reward/rollout/total" in row for row in rows)
     loss: list[_Line] = [] if sampled else [("loss", "train/loss", "teal")]
     return [
@@ -96,7 +96,7 @@ def _guidance(rows: list[Row]) -> list[Chart]:
     active: list[_Line] = [("active", "train/label_active", LABEL)]
     margin: list[_Line] = [("margin", "reward/margin", ROLLOUT)]
     return [
-        Chart("Label active", "share of groups it still teaches", _curves(rows, active), low=0, high=1),
+        Chart("Label active", "share of groups where it beats all rollouts", _curves(rows, active), low=0, high=1),
         Chart("Advantage", "mean, where the label is active", _by_source(rows, "advantage/{}")),
         Chart("Reward margin", "best rollout − label", _curves(rows, margin)),
     ]
@@ -136,7 +136,7 @@ def _reward_parts(rows: list[Row]) -> list[_Line]:
 
 
 def _phases(rows: list[Row]) -> list[Curve]:
-    """Seconds of each phase in every training step; a step without a phase spent 0 in it."""
+    """Return the seconds of each phase in every training step, 0 for a step without the phase."""
     steps = [row for row in rows if "time/step" in row]
     found = [name for name in _names(steps, "time/") if name != "step"]
     names = [name for name in _PHASES if name in found] + [name for name in found if name not in _PHASES]
@@ -145,12 +145,12 @@ def _phases(rows: list[Row]) -> list[Curve]:
 
 
 def _names(rows: list[Row], prefix: str) -> list[str]:
-    """What follows `prefix` in the metrics' names, in order of appearance."""
+    """Return the names of metrics that begin with `prefix`, without it, in order of appearance."""
     return list(dict.fromkeys(key.removeprefix(prefix) for row in rows for key in row if key.startswith(prefix)))
 
 
 def _curves(rows: list[Row], lines: Iterable[_Line]) -> list[Curve]:
-    """A curve for each line with a finite value. Of several rows for one step, the last counts."""
+    """Return a curve for each line that has a finite value. Of several rows for one step, the last counts."""
     curves = []
     for label, key, colour in lines:
         points = {row["step"]: row[key] for row in rows if key in row}

@@ -1,4 +1,4 @@
-"""Curves as inline SVG. Colours are CSS variables of the page, so that one picture serves light and dark."""
+"""Curves as inline SVG. Colours are CSS variables of the page, so that a figure follows its light or dark theme."""
 
 import io
 import re
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _SIZE = (5.4, 2.5)  # inches of 72 units; one unit is about one CSS pixel on the page
-# Matplotlib knows no CSS variables: it draws in colours that nothing else has, and they are replaced in its output.
+# Matplotlib cannot draw in CSS variables: it draws in unique colours, which are replaced in its output.
 _NAMES = ("ink", "grid", "blue", "orange", "teal", "pink", "purple", "grey")
 _STAND_INS = {name: f"#0102{number:02x}" for number, name in enumerate(_NAMES, start=1)}
 
@@ -30,11 +30,14 @@ class Curve:
 
 
 def figure(curves: list[Curve], kind: str, *, last_step: float, low: float | None, high: float | None) -> str:
-    """An `<svg>` of the curves over 0…`last_step`.
+    """Return an `<svg>` of the curves over the steps 0 to `last_step`.
 
-    `kind`: line (the raw series light, its moving average strong), points (few values, joined), log (logarithmic y
-    axis; linear when no value is positive) or stack (curves of equal steps, one upon the other). `low` and `high` are
-    the ends of the y axis, as long as no value lies beyond; None to fit the values.
+    Args:
+        kind: `line` draws the values light and their moving average strong; `points` draws few values, joined; `log`
+            has a logarithmic y axis, or a linear one if no value is positive; `stack` puts curves with the same steps
+            on top of one another.
+        low: lower end of the y axis unless a value is below; None fits the values.
+        high: upper end, likewise.
     """
     with rc_context({"svg.fonttype": "none", "font.size": 11, "path.simplify_threshold": 0.3}):
         picture = Figure(figsize=_SIZE)
@@ -48,7 +51,7 @@ def figure(curves: list[Curve], kind: str, *, last_step: float, low: float | Non
 
 
 def smooth(values_N: Floats) -> Floats:
-    """Centred moving average (N,) over about a tenth of the series; gaps stay gaps. Short series stay as they are."""
+    """Return the centred moving average (N,) over about a tenth of the series; gaps stay gaps."""
     half = min(len(values_N) // 20, 25)
     known_N = np.isfinite(values_N)
     window = np.ones(2 * half + 1)
@@ -92,13 +95,13 @@ def _limit(axes: Axes, curves: list[Curve], kind: str, low: float | None, high: 
         axes.set_yscale("log", nonpositive="mask")
         axes.yaxis.set_major_locator(LogLocator(numticks=6))
         axes.minorticks_off()
-        # Whole powers of ten: at least two of them carry a label.
+        # The axis ends at powers of ten, so that at least two ticks have a label.
         axes.set_ylim(10.0 ** np.floor(exponents.min()), 10.0 ** (np.floor(exponents.max()) + 1))
         return
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
     axes.ticklabel_format(axis="y", useOffset=False)
     bottom, top = axes.get_ylim()
-    # A constant series is a line in the middle, not rounding noise blown up.
+    # Draw a constant series as a line in the middle, instead of magnifying its rounding errors.
     least = 0.02 * max(abs(bottom), abs(top), 1e-3)
     if top - bottom < least:
         bottom, top = bottom - least / 2, top + least / 2
@@ -110,7 +113,7 @@ def _limit(axes: Axes, curves: list[Curve], kind: str, low: float | None, high: 
 
 
 def _inline(svg: str) -> str:
-    """The `<svg>` element alone, sized by the page: no XML prologue, metadata or name spaces, which HTML needs not."""
+    """Return the `<svg>` element for a page that sets its size, without XML prologue, metadata and name spaces."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     view_box = re.search(r'viewBox="[^"]*"', svg)

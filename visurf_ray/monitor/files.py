@@ -1,14 +1,17 @@
-"""Files that are whole or not there, and JSON that any reader accepts."""
+"""Files that are written in one piece, and JSON that any reader accepts."""
 
 import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+
+from visurf_ray.aliases import Json
+
+Row = dict[str, Json]  # a line of metrics.jsonl: step, time, and numbers by metric, null for those that JSON lacks
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace `path` with `text` in one move: a reader, or a crash, sees the old file or the new one."""
+    """Replace the file at `path` in one step: after a crash it has either the old text or the new one."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         temporary.write_text(text, encoding="utf-8")
@@ -17,12 +20,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def to_json(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON; numbers that JSON does not have (NaN, infinities) become null."""
+def to_json(value: Json, indent: int | None = None) -> str:
+    """Return `value` as JSON; numbers that JSON does not have (NaN, infinities) become null."""
     return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: Json) -> Json:
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

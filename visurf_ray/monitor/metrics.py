@@ -1,36 +1,49 @@
-"""A run's numbers: one JSON object a line in `metrics.jsonl`, and the same names in W&B."""
+"""A run's metrics: one JSON object per line in `metrics.jsonl`, and under the same names in W&B."""
 
 import json
 import os
 import time
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import wandb
-from wandb.sdk.lib import wbauth
 
+from visurf_ray.aliases import Json
 from visurf_ray.config.schema import WandbMode
+from visurf_ray.errors import UserError
 from visurf_ray.groups import Metrics
-from visurf_ray.monitor.files import to_json, write_text
+from visurf_ray.monitor.files import Row, to_json, write_text
 from visurf_ray.monitor.samples import Sample, sample_table
-
-Row = dict[str, Any]
 
 
 class MetricsLog:
-    """Writes the metrics of one run to `output_dir/metrics.jsonl` and to W&B (its files: `output_dir/wandb`).
-
-    `mode` is auto (online when there is an API key, offline otherwise), online, offline or disabled. `run_id` is
-    the W&B run to continue; None begins one. Raises RuntimeError when W&B does not answer.
-    """
+    """Writes the metrics of one run to `output_dir/metrics.jsonl` and to W&B (its files: `output_dir/wandb`)."""
 
     def __init__(
-        self, output_dir: Path, *, config: dict[str, Any], project: str, mode: WandbMode, run_id: str | None, name: str
+        self,
+        output_dir: Path,
+        *,
+        config: dict[str, Json],
+        project: str,
+        mode: WandbMode,
+        run_id: str | None,
+        name: str,
     ) -> None:
+        """Begin the W&B run, or continue it.
+
+        Args:
+            mode: `auto` takes the mode that WANDB_MODE names. If that is not set, it is online if W&B finds
+                credentials, else offline.
+            run_id: the W&B run to continue; None begins one.
+
+        Raises:
+            UserError: WANDB_MODE is unknown.
+            RuntimeError: W&B does not answer.
+        """
         self.path = output_dir / "metrics.jsonl"
         self.mode = _resolve(mode)
         output_dir.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # advertises itself where vLLM has imported openai
+        os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it prints an advertisement once vLLM has imported openai
         try:
             self._run = wandb.init(
                 project=project,
@@ -46,23 +59,23 @@ class MetricsLog:
             raise RuntimeError(
                 f"W&B does not answer: {error}. Set monitor.wandb=offline to log to disk alone"
             ) from error
-        # W&B's own step only grows. Ours goes back when a run resumes, and is shared by training and evaluation.
+        # Not W&B's own step, which can only grow: ours goes back when a run resumes from an older checkpoint.
         self._run.define_metric("*", step_metric="step")
 
     @property
     def run_id(self) -> str:
-        """What a checkpoint keeps, so that a resumed run continues the same W&B run."""
+        """The id of the W&B run, with which a resumed run continues it."""
         return self._run.id
 
     @property
     def where(self) -> str:
-        """Where W&B shows the run, or how to get it there."""
+        """The address of the run in W&B, or how to upload it."""
         if self.mode is WandbMode.offline:
             return f"offline; upload with: wandb sync {Path(self._run.dir).parent}"
         return self._run.url or self.mode
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Append one row. Numbers that are not finite are null in the file; W&B takes them as they are."""
+        """Append one row. Numbers that are not finite are null in the file; W&B receives them as they are."""
         row = {"step": step} | {name: float(value) for name, value in metrics.items()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(to_json({"step": step, "time": time.time()} | row) + "\n")
@@ -73,19 +86,23 @@ class MetricsLog:
         self._run.log({"step": step, key: sample_table(step, samples)})
 
     def rewind(self, step: int) -> None:
-        """Drop the rows after `step`, as a run that resumes there writes them again."""
+        """Remove the rows after `step`; a run that resumes there writes them again."""
         kept = [to_json(row) + "\n" for row in self.read() if row["step"] <= step]
         write_text(self.path, "".join(kept))
 
     def read(self) -> list[Row]:
-        """The rows written so far, in order. Raises ValueError, naming the line, for one that is not JSON."""
+        """Return the rows written so far, in order.
+
+        Raises:
+            ValueError: a line is not JSON.
+        """
         if not self.path.exists():
             return []
         rows = []
         with self.path.open(encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 if not line.endswith("\n"):
-                    break  # a process was killed while it wrote its last line
+                    break  # the process was killed while it wrote its last line
                 try:
                     rows.append(json.loads(line))
                 except json.JSONDecodeError as error:
@@ -93,7 +110,7 @@ class MetricsLog:
         return rows
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the W&B run; another exit code than 0 marks it as failed."""
+        """Close the W&B run; an exit code other than 0 marks it as failed."""
         self._run.finish(exit_code=exit_code)
 
 
@@ -105,12 +122,13 @@ _WANDB_MODES: dict[WandbMode, Literal["online", "offline", "disabled"]] = {
 
 
 def _resolve(mode: WandbMode) -> WandbMode:
-    if mode is WandbMode.auto:
-        return WandbMode.online if _has_key() else WandbMode.offline
-    return mode
-
-
-def _has_key() -> bool:
-    """Whether W&B finds credentials (environment, stored login); never asks for any."""
-    host = wandb.setup().settings.base_url
-    return wbauth.authenticate_session(host=host, source="visurf_ray", prompt=False, update_session=False) is not None
+    """Return the mode that `auto` stands for; another mode is returned as it is."""
+    if mode is not WandbMode.auto:
+        return mode
+    if named := os.environ.get("WANDB_MODE"):
+        if named not in _WANDB_MODES:
+            raise UserError(f"WANDB_MODE={named} is unknown: set it to {', '.join(_WANDB_MODES)}, or unset it")
+        return WandbMode(named)
+    # Looks for credentials in the environment and the stored login; being silent, it does not ask the server.
+    wandb.setup(settings=wandb.Settings(silent=True))
+    return WandbMode.online if wandb.login(prompt=False, verify=False) else WandbMode.offline

@@ -1,4 +1,4 @@
-"""What a person watching sees: a live display on a terminal, one line for each step anywhere else."""
+"""The progress display: live on a terminal, one line per step elsewhere."""
 
 import time
 from collections import deque
@@ -13,7 +13,7 @@ from rich.text import Text
 
 from visurf_ray.groups import Metrics
 
-# What a step's line says: a word, the metric and its format. Of the entries in one list, the first that the step has.
+# The columns of a step's line: word, metric, format. A column has alternatives; the first metric that exists is shown.
 _HEADLINE: list[list[tuple[str, str, str]]] = [
     [("reward", "reward/rollout/total", "5.2f"), ("loss", "train/loss", "7.4f")],
     [("label", "train/label_active", "4.2f")],
@@ -22,17 +22,20 @@ _HEADLINE: list[list[tuple[str, str, str]]] = [
     [("diff", "train/rollout_logprob_diff", "5.0e")],
 ]
 _EVERY_STEP = ("sample", "reward", "learn", "sync")
-_ETA_STEPS = 20  # the time left is judged by the mean of so many steps
+_ETA_STEPS = 20  # the time left is estimated from the mean of so many steps
 
 
 class Progress:
-    """Times the phases of a step, and shows them with the step's numbers.
-
-    `total_steps` is where the run ends, `start_step` the steps done before (a resumed run). `console` is where to show
-    it; by default standard output.
-    """
+    """Times the phases of a step, and shows them with the step's metrics."""
 
     def __init__(self, total_steps: int, *, start_step: int = 0, console: Console | None = None) -> None:
+        """Start the display.
+
+        Args:
+            total_steps: the step at which the run ends.
+            start_step: steps that a resumed run has done before.
+            console: where to print; standard output by default.
+        """
         self._total = total_steps
         self._console = console or Console()
         self._times: dict[str, float] = {}
@@ -56,7 +59,11 @@ class Progress:
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time a phase (sample, reward, learn, sync, evaluate, …). Raises RuntimeError inside another phase."""
+        """Time a phase of a step (sample, reward, learn, sync, evaluate, …).
+
+        Raises:
+            RuntimeError: called inside of another phase.
+        """
         if self._phase is not None:
             raise RuntimeError(f"phase {name!r} inside {self._phase!r}: phases are timed one at a time")
         self._phase = name
@@ -69,12 +76,12 @@ class Progress:
             self._phase = None
 
     def take_times(self, *names: str) -> Metrics:
-        """Seconds in each phase since it was last taken, as `time/<phase>`: those named, or all of them."""
+        """Return and reset the seconds of the named phases, or of all, as `time/<phase>`."""
         taken = names or tuple(self._times)
         return {f"time/{name}": self._times.pop(name) for name in taken if name in self._times}
 
     def step(self, step: int, metrics: Metrics) -> None:
-        """Show a finished step. `time/step`, where given, tells how long the rest will take."""
+        """Show a finished step. The time left is estimated from `time/step`, if the metrics have it."""
         if "time/step" in metrics:
             self._recent.append(metrics["time/step"])
         eta = clock((self._total - step) * sum(self._recent) / len(self._recent)) if self._recent else "-"
@@ -88,29 +95,29 @@ class Progress:
             self._last.plain = f"{headline}\n{phases}  {speed}"
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
-        """Print one line with an evaluation's numbers, named as they are given."""
+        """Print the scores of an evaluation in one line."""
         width = len(str(self._total))
         self.say(f"eval  {step:>{width}}/{self._total}  " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
 
     def say(self, line: str) -> None:
-        """Print a line; on a terminal it stays above the live display."""
+        """Print a line, on a terminal above the live display."""
         self._console.print(line, soft_wrap=True, highlight=False, markup=False)
 
     def close(self) -> None:
-        """End the live display; its last state stays on the terminal."""
+        """End the live display, and leave its last state on the terminal."""
         if self._live is not None:
             self._live.stop()
 
 
 def clock(seconds: float) -> str:
-    """Seconds as 4:12 or 1:04:12."""
+    """Return seconds as 4:12 or 1:04:12."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
 def compact(number: float) -> str:
-    """A number with two to three digits: 850, 1.2k, 31k."""
+    """Return a number in two to three digits: 850, 1.2k, 31k."""
     if number < 1000:
         return f"{number:.0f}"
     return f"{number / 1000:.1f}k" if number < 10_000 else f"{number / 1000:.0f}k"
@@ -129,7 +136,7 @@ def _headline(metrics: Metrics) -> str:
 def _phases(metrics: Metrics) -> str:
     times = {key.removeprefix("time/"): value for key, value in metrics.items() if key.startswith("time/")}
     times.pop("step", None)
-    # Those of every step first and in their order: the columns of a log stay where they are.
+    # Phases of every step come first and in a fixed order, so that the columns of a log stay aligned.
     names = [name for name in _EVERY_STEP if name in times] + [name for name in times if name not in _EVERY_STEP]
     return "  ".join(f"{name} {times[name]:4.1f} s" for name in names)
 

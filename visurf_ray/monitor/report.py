@@ -1,4 +1,4 @@
-"""`report.html`: one page, nothing outside it, that shows what a run did."""
+"""The report of a run: `report.html`, one page that needs no other file."""
 
 import base64
 import io
@@ -7,35 +7,38 @@ import re
 from html import escape
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from visurf_ray.aliases import Json
 from visurf_ray.groups import Source
-from visurf_ray.monitor.charts import LABEL, RATES, ROLLOUT, SCORES, Chart, Row, charts
+from visurf_ray.monitor.charts import LABEL, RATES, ROLLOUT, SCORES, Chart, charts
 from visurf_ray.monitor.figures import Curve, figure, smooth
-from visurf_ray.monitor.files import write_text
+from visurf_ray.monitor.files import Row, write_text
 from visurf_ray.monitor.progress import clock, compact
 from visurf_ray.monitor.samples import Sample, SampleResponse, draw
 from visurf_ray.paper_rows import PaperRow, find_row
 
-_PICTURE = 252  # pixels; three times a miniature scene, shown as large as it is drawn
+_PICTURE = 252  # pixels of a picture's side: three times a miniature scene
 _SOURCE_COLOURS = {Source.ROLLOUT: ROLLOUT, Source.LABEL: LABEL}
 
 
 def write_report(
     path: Path,
     *,
-    config: dict[str, Any],
-    summary: dict[str, Any],
+    config: dict[str, Json],
+    summary: dict[str, Json],
     rows: list[Row],
     samples: list[tuple[int | str, list[Sample]]],
 ) -> None:
-    """Write the report of a run.
+    """Write the report of a run. What a run does not have (rollouts, labels, an evaluation) is omitted.
 
-    `summary` is what `summary.json` holds, `rows` those of `metrics.jsonl`, `samples` the tables to show, each with its
-    step or a name. Whatever a method does not have is left out. The numbers of the row that monitor.paper_row names, if
-    it does, stand beside the run's.
+    Args:
+        summary: the content of `summary.json`.
+        rows: the rows of `metrics.jsonl`.
+        samples: responses to show, with their step or a name.
+
+    The numbers of the paper's row that monitor.paper_row names are shown beside the run's.
     """
     method = str(summary.get("method", _lookup(config, "method", "name")))
     task, model = _lookup(config, "task", "name"), _lookup(config, "model", "path")
@@ -61,8 +64,8 @@ def write_report(
     write_text(path, page)
 
 
-def to_yaml(config: dict[str, Any], indent: str = "") -> str:
-    """Nested dicts as YAML. Values are written as JSON, which YAML contains, plain words without their quotes."""
+def to_yaml(config: dict[str, Json], indent: str = "") -> str:
+    """Return nested dictionaries as YAML. Values are JSON, which is valid YAML, and plain words without quotes."""
     lines = []
     for key, value in config.items():
         if isinstance(value, dict) and value:
@@ -72,18 +75,18 @@ def to_yaml(config: dict[str, Any], indent: str = "") -> str:
     return "".join(lines)
 
 
-def _yaml_value(value: Any) -> str:
+def _yaml_value(value: Json) -> str:
     words = isinstance(value, str) and re.fullmatch(r"[A-Za-z_/][\w./-]*", value)
     reserved = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
     return str(value) if words and value.lower() not in reserved else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _lookup(config: dict[str, Any], section: str, key: str) -> str:
+def _lookup(config: dict[str, Json], section: str, key: str) -> str:
     found = config.get(section)
     return str(found.get(key, "–")) if isinstance(found, dict) else "–"
 
 
-def _before_after(summary: dict[str, Any], paper: PaperRow | None) -> str:
+def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
     names = SCORES | RATES
     shown = [key for key in names if key in after]
@@ -130,7 +133,7 @@ def _metric_line(name: str, meaning: str, before: float | None, after: float | N
     )
 
 
-def _facts(summary: dict[str, Any], rows: list[Row], paper: PaperRow | None) -> str:
+def _facts(summary: dict[str, Json], rows: list[Row], paper: PaperRow | None) -> str:
     facts: dict[str, str] = {}
     if "steps" in summary:
         facts["Steps"] = str(summary["steps"])
@@ -176,7 +179,7 @@ def _chart(chart: Chart, last_step: float) -> str:
 
 
 def _latest(curve: Curve, kind: str) -> str:
-    """What the key says of a curve: where it ended, smoothed as it is drawn."""
+    """Return the last value of a curve as it is drawn, for the chart's key."""
     values = smooth(curve.values) if kind in ("line", "stack") else curve.values
     last = float(values[np.isfinite(values)][-1])
     return (f"{last:.3g}" if abs(last) < 1000 else compact(last)).replace("-", "−")
@@ -201,7 +204,7 @@ def _sample(sample: Sample) -> str:
 
 
 def _legend(boxes: int) -> str:
-    truth = {0: "nothing is meant", 1: "one box"}.get(boxes, f"{boxes} boxes")
+    truth = {0: "no box", 1: "one box"}.get(boxes, f"{boxes} boxes")
     return (
         f'<p class="quiet"><i class="swatch" style="background:var(--truth)"></i>truth: {truth} '
         f'<i class="swatch" style="background:var(--answer);margin-left:12px"></i>answer</p>'
@@ -215,6 +218,7 @@ def _response(sample: Sample, response: SampleResponse) -> str:
     parts = "".join(
         f"<span>{escape(name.replace('_', ' '))} {value:.2g}</span>" for name, value in response.parts.items()
     )
+    smoothed = "" if response.smoothed_from is None else f", smoothed from {response.smoothed_from:.2f}"
     advantage = ""
     if response.advantage is not None:
         direction = "up" if response.advantage > 0 else "down" if response.advantage < 0 else "quiet"
@@ -223,6 +227,6 @@ def _response(sample: Sample, response: SampleResponse) -> str:
     return (
         f'<div class="response"><img alt="" src="data:image/png;base64,{picture}"><div><div class="scores">'
         f'<span class="source" style="background:var(--{_SOURCE_COLOURS[response.source]})">{response.source}</span>'
-        f"<span>reward <b>{response.reward:.2f}</b></span>{advantage}</div>"
+        f"<span>reward <b>{response.reward:.2f}</b>{smoothed}</span>{advantage}</div>"
         f'<div class="parts">{parts}</div><pre>{text}</pre></div></div>'
     )

@@ -1,26 +1,38 @@
-"""Sample responses that a person can look at: the image with its boxes, the text, what it earned."""
+"""Sample responses to look at: the image with its boxes, the text, the reward."""
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import wandb
 from PIL import Image, ImageDraw, ImageOps
 
-from visurf_ray.groups import Source
+from visurf_ray.groups import Example, Group, Source
 
-Box = tuple[float, float, float, float]
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the sample's image
 
 TRUTH_COLOUR = (0, 184, 82)
 ANSWER_COLOUR = (255, 112, 10)
-LINE = 2  # pixels of the drawn picture
+LINE = 2  # width of lines, in pixels of the drawn picture
 _FRAME_COLOUR = (128, 128, 128)
 
-_COLUMNS: list[str | int] = ["step", "image", "question", "truth", "source", "text", "reward", "parts", "advantage"]
+_COLUMNS: list[str | int] = [
+    "step",
+    "image",
+    "question",
+    "truth",
+    "source",
+    "text",
+    "reward",
+    "smoothed from",
+    "parts",
+    "advantage",
+]
 
 
 @dataclass(frozen=True)
 class SampleResponse:
-    """One response. `boxes` are those it answers, (x1, y1, x2, y2) in pixels of the sample's image."""
+    """A response and the boxes that it gives; the other fields are those of `Response`."""
 
     source: Source
     text: str
@@ -28,11 +40,12 @@ class SampleResponse:
     parts: dict[str, float]
     advantage: float | None
     boxes: list[Box]
+    smoothed_from: float | None = None
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One example and some of its responses. `truth`: the boxes meant, in pixels of `image`, or None without boxes."""
+    """An example and some of its responses. `truth` has the true boxes; None if the task has no boxes."""
 
     image: Image.Image
     question: str
@@ -40,12 +53,59 @@ class Sample:
     responses: list[SampleResponse]
 
 
-def draw(sample: Sample, response: SampleResponse, side: int = 336) -> Image.Image:
-    """The sample's image with the truth (green, around each box) and the answer (orange, inside each box).
+@dataclass(frozen=True)
+class SampleChooser:
+    """Chooses the responses that a run shows.
 
-    The longer side becomes `side` pixels; a small image grows by a whole factor, so that its pixels stay crisp. A frame
-    of LINE pixels goes around it: lines around a box at the image's edge show too. Boxes may be inverted or lie outside
-    the image, as a policy's answers do.
+    Attributes:
+        count: groups that are shown at a time.
+        every: steps from one time to the next, beginning with the first step; 0 shows none.
+        image: returns an example's image as the model sees it.
+        boxes: returns the boxes that a response gives, in an image of that width and height.
+        true_boxes: returns the true boxes of an example; None if the task has no boxes.
+    """
+
+    count: int
+    every: int
+    image: Callable[[Example], Image.Image]
+    boxes: Callable[[str, tuple[int, int]], list[Box]]
+    true_boxes: Callable[[Example], list[Box] | None]
+
+    def due(self, step: int) -> bool:
+        """Return whether responses of a step are shown; steps count from 1."""
+        return self.every > 0 and (step - 1) % self.every == 0
+
+    def choose(self, groups: Sequence[Group]) -> list[Sample]:
+        """Return the best and the worst rollout, and the label, of the first `count` groups."""
+        return [self._sample(group) for group in groups[: self.count]]
+
+    def _sample(self, group: Group) -> Sample:
+        example = group.example
+        by_reward = sorted(group.rollouts, key=lambda rollout: rollout.reward)
+        chosen = ([by_reward[-1], by_reward[0]] if by_reward else []) + ([group.label] if group.label else [])
+        responses = [
+            SampleResponse(
+                source=response.source,
+                text=response.text,
+                reward=response.reward,
+                parts=response.reward_parts,
+                advantage=response.advantage,
+                boxes=self.boxes(response.text, example.size),
+                smoothed_from=response.smoothed_from,
+            )
+            for response in chosen
+        ]
+        return Sample(self.image(example), example.question, self.true_boxes(example), responses)
+
+
+def draw(sample: Sample, response: SampleResponse, side: int = 336) -> Image.Image:
+    """Draw the true boxes (green, around each box) and the answered ones (orange, inside each box) into the image.
+
+    A frame of LINE pixels surrounds the image, so that lines around a box at its edge are visible. Boxes may be
+    inverted or outside of the image, as a policy's answers can be.
+
+    Args:
+        side: length of the longer side in pixels. A smaller image is enlarged by a whole factor, to keep pixels sharp.
     """
     longest = max(sample.image.size)
     scale = float(side // longest) if longest <= side else side / longest
@@ -64,14 +124,14 @@ def draw(sample: Sample, response: SampleResponse, side: int = 336) -> Image.Ima
 
 
 def _span(start: float, end: float, scale: float, limit: int) -> tuple[int, int]:
-    """First and last pixel inside the frame of a drawn box, along one axis of `limit` pixels."""
+    """Return the first and last pixel of a drawn box along one axis of `limit` pixels, frame included."""
     first, last = (min(max(round(edge * scale), 0), limit) for edge in sorted((start, end)))
     first = min(first, limit - 1)
     return LINE + first, LINE + max(first, last - 1)
 
 
 def sample_table(step: int, samples: list[Sample]) -> wandb.Table:
-    """One row for each response."""
+    """Return a W&B table with a row for each response."""
     table = wandb.Table(columns=_COLUMNS)
     for sample in samples:
         truth = json.dumps(sample.truth)
@@ -84,6 +144,7 @@ def sample_table(step: int, samples: list[Sample]) -> wandb.Table:
                 response.source.value,
                 response.text,
                 response.reward,
+                response.smoothed_from,
                 json.dumps(response.parts),
                 response.advantage,
             )

@@ -5,35 +5,51 @@ import os
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import ray
 
-from visurf_ray.groups import Example, Response, Source
+from visurf_ray.config.schema import Dtype
+from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS, banned_token_ids
+
+if TYPE_CHECKING:  # vLLM reads its environment variables on import, so the actor imports it after setting them
+    from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """What an engine needs of `conf/config.yaml`; see there. `model_path` is a folder or a hub id."""
+    """Settings of an engine; see `conf/config.yaml`.
+
+    Attributes:
+        model_path: a folder or a hub id.
+        memory: the KV cache in GiB on a CPU, the share of the GPU's memory otherwise.
+        gpus: GPUs of the engine (tensor parallel); 0 samples on the CPU.
+        sleeps: whether the engine shares its GPU with a learner rank, and sleeps while the rank computes.
+    """
 
     model_path: str
-    dtype: str
+    dtype: Dtype
     max_model_len: int
     memory: float
     gpus: int
     enforce_eager: bool
-    sleeps: bool  # it shares its GPU with a learner rank
+    sleeps: bool
     seed: int
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample: `n` responses of at most `max_tokens` tokens; temperature 0 is greedy. Top-p and top-k are off.
+    """How to sample; top-p and top-k are off.
 
-    logprobs_every: one prompt of so many brings its responses' log-probs; 0: none does. vLLM takes a fifth longer where
-    all prompts of a small model bring them.
+    Attributes:
+        n: responses per prompt.
+        temperature: 0 is greedy.
+        max_tokens: the longest response.
+        logprobs_every: one prompt of so many returns the log-probs of its responses; 0: none does. With a small model
+            vLLM takes a fifth longer if all prompts return them.
     """
 
     n: int
@@ -43,37 +59,44 @@ class Sampling:
 
 
 class Sampled(NamedTuple):
-    """The responses to the example with the caller's `number`, without their tokens; `tokens` as in `Group`."""
+    """The rollouts of the example with the caller's number; their tokens are in one store."""
 
     number: int
     responses: list[Response]
-    tokens: Any
 
 
 @ray.remote
 class RolloutActor:
-    """Samples responses, and takes new weights by vLLM's weight-transfer protocol (`RayVLLMWeightSyncClient`)."""
+    """Samples responses, and receives weights by vLLM's weight-transfer protocol.
+
+    The methods from `init_weight_transfer_engine` to `update_weight_version` are those that vLLM's
+    `RayVLLMWeightSyncClient` calls.
+    """
 
     def __init__(self, config: EngineConfig, worker: int, cores: list[int]) -> None:
-        """worker: this one's number. cores: what it may use of a CPU, where there is no GPU."""
+        """Start the engine.
+
+        Args:
+            worker: the number of this worker, from 0.
+            cores: the CPU cores to compute on; not used with GPUs.
+        """
         os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        self.first_process = worker * config.gpus  # GPU processes of the workers before this one
+        self.first_process = worker * config.gpus  # number of GPU processes of all workers before this one
         backend = "ipc" if config.sleeps else "nccl"
         if config.sleeps:
-            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # handles of GPU memory reach the engine as pickles
-        memory: dict[str, Any] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM pickles the handles of GPU memory
+        memory: dict[str, float] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
         if not config.gpus:
             from visurf_ray.weights.shared_memory import BACKEND
 
             backend = BACKEND
-            # Only whole blocks of the prompt are shared by its samples, and the CPU's default block is 128 tokens long.
+            # A prompt's samples share its whole blocks only, and the CPU's default block has 128 tokens.
             memory = {"kv_cache_memory_bytes": int(config.memory * 2**30), "block_size": 32}
             os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
-            os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets 1 for an actor with less than a core
-            if (
-                config.enforce_eager
-            ):  # vLLM's sampler compiles all the same, which takes a C++ compiler and half a minute
+            os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to 1 for an actor with less than one CPU
+            if config.enforce_eager:
+                # vLLM's sampler is compiled even so, which needs a C++ compiler and takes half a minute.
                 os.environ["TORCH_COMPILE_DISABLE"] = "1"
         from vllm import AsyncEngineArgs
         from vllm.config import WeightTransferConfig
@@ -83,13 +106,13 @@ class RolloutActor:
         load_general_plugins()
         arguments = AsyncEngineArgs(
             model=config.model_path,
-            dtype=config.dtype,  # type: ignore[arg-type]
+            dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=256,
-            # A prefill is never chunked: with seeds the CPU engine cannot, and images arrive whole.
+            # Never chunk a prefill: the CPU engine fails at that with seeds, and an image must be in one chunk.
             max_num_batched_tokens=max(8192, config.max_model_len),
             limit_mm_per_prompt={"image": 1, "video": 0},
-            logprobs_mode="processed_logprobs",  # after the temperature, as the learner computes them
+            logprobs_mode="processed_logprobs",  # after the temperature and banned tokens, as the learner computes them
             weight_transfer_config=WeightTransferConfig(backend=backend),
             enforce_eager=config.enforce_eager,
             enable_sleep_mode=config.sleeps,
@@ -104,9 +127,9 @@ class RolloutActor:
         self.running: set[asyncio.Task[Sampled]] = set()
 
     async def sample(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
-        """Begin with these numbered examples, and return all that have finished since the last call.
+        """Begin sampling numbered examples; return all that have finished since the last call.
 
-        Waits for the first where none has.
+        Waits for the first to finish if none has.
         """
         self.running |= {asyncio.create_task(self._respond(*entry, sampling)) for entry in examples}
         done, _ = await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
@@ -114,8 +137,8 @@ class RolloutActor:
         return [task.result() for task in done if not task.cancelled()]
 
     async def abort(self) -> None:
-        """Give up what is running; returns when the engine has heard of it."""
-        running, self.running = self.running, set()  # a late call may begin others while we wait
+        """Abort all running prompts; returns when the engine has dropped them."""
+        running, self.running = self.running, set()  # a late call of `sample` may begin others during the wait
         for task in running:
             task.cancel()
         if running:
@@ -134,11 +157,11 @@ class RolloutActor:
             n=sampling.n,
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
-            logprobs=0 if with_logprobs else None,  # 0: the sampled token's alone
-            flat_logprobs=True,  # in lists, not in an object for each token
-            detokenize=False,  # token by token it costs more than all at once, below
+            logprobs=0 if with_logprobs else None,  # 0: of the sampled token only
+            flat_logprobs=True,  # lists instead of an object per token
+            detokenize=False,  # decoding all at once, below, is cheaper than token by token
             logit_bias=self.banned,
-            output_kind=RequestOutputKind.FINAL_ONLY,  # all n at the end; else an output holds only what is new
+            output_kind=RequestOutputKind.FINAL_ONLY,  # one output with all n samples at the end
         )
         prompt = TokensPrompt(prompt_token_ids=example.prompt.token_ids, multi_modal_data={"image": image})
         final = None
@@ -153,32 +176,38 @@ class RolloutActor:
         token_ids = [output.token_ids for output in final.outputs]
         logprobs = None
         if with_logprobs:
-            flat = [output.logprobs.logprobs for output in final.outputs]  # type: ignore[union-attr]
+            flat = [output.logprobs.logprobs for output in final.outputs]
             logprobs = np.concatenate(flat, dtype=np.float32)
-        tokens = np.concatenate(token_ids, dtype=np.int32), logprobs
+        store = ray.put(Tokens(np.concatenate(token_ids, dtype=np.int32), logprobs))
+        bounds = pairwise(accumulate(map(len, token_ids), initial=0))
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
-        responses = [Response(Source.ROLLOUT, t, length=len(ids)) for t, ids in zip(texts, token_ids, strict=True)]
-        return Sampled(number, responses, ray.put(tokens))
+        spans = [TokenSpan(store, begin, end) for begin, end in bounds]
+        responses = [Response(Source.ROLLOUT, text, span) for text, span in zip(texts, spans, strict=True)]
+        return Sampled(number, responses)
 
-    async def init_weight_transfer_engine(self, request: Any) -> None:
+    async def init_weight_transfer_engine(self, request: "WeightTransferInitRequest") -> None:
         await self.engine.init_weight_transfer_engine(own_ranks(request, self.first_process))
 
     async def start_weight_update(self) -> None:
         await self.engine.start_weight_update()
 
-    async def update_weights(self, request: Any) -> None:
+    async def update_weights(self, request: "WeightTransferUpdateRequest") -> None:
         await self.engine.update_weights(request)
 
     async def finish_weight_update(self) -> None:
-        """Load the weights for good and forget all that the old ones computed.
+        """Finish the update, and reset all caches of what the old weights computed.
 
-        The encoder cache is keyed by the image alone: without its reset a cached image keeps the old vision tower's
-        features (vllm-project/vllm#44910). Between batches the engine is idle, and nothing has to be paused; the prefix
-        cache cannot be reset while a request is in the engine, and so an update during sampling raises.
+        The encoder cache is keyed by the image alone: without its reset a cached image would keep the old vision
+        tower's features (vllm-project/vllm#44910).
+
+        Raises:
+            RuntimeError: a request is in the engine, so that its prefix cache cannot be reset.
         """
         await self.engine.finish_weight_update()
         if not await self.engine.reset_prefix_cache():
-            raise RuntimeError("vLLM kept its prefix cache over a weight update: its samples would be of two policies")
+            raise RuntimeError(
+                "vLLM could not reset its prefix cache after a weight update: its samples would mix two policies"
+            )
         await self.engine.reset_mm_cache()
         await self.engine.reset_encoder_cache()
 
@@ -186,11 +215,11 @@ class RolloutActor:
         await self.engine.update_weight_version(version)
 
     async def sleep(self, level: int) -> None:
-        """Give the GPU's memory back; see `rollout.sleep_level` and https://docs.vllm.ai/en/v0.32.0/features/sleep_mode."""
+        """Free the GPU's memory; see `rollout.sleep_level` and https://docs.vllm.ai/en/v0.32.0/features/sleep_mode."""
         await self.engine.sleep(level)
 
     async def wake_up(self, tag: str) -> None:
-        """Take the memory of the `weights`, or of the `kv_cache`, again."""
+        """Allocate the GPU memory of the `weights` or of the `kv_cache` again."""
         await self.engine.wake_up([tag])
 
     async def shut_down(self) -> None:
@@ -198,11 +227,15 @@ class RolloutActor:
         self.engine.shutdown()
 
     async def ready(self) -> None:
-        """Returns when the engine is up."""
+        """Return when the engine has started."""
 
 
-def own_ranks(request: Any, first_process: int) -> Any:
-    """The request with the NCCL ranks of this engine's processes: vLLM's client sends all engines the same one."""
+def own_ranks(request: "WeightTransferInitRequest", first_process: int) -> "WeightTransferInitRequest":
+    """Return the request with the NCCL rank of this engine's first process: vLLM's client sends all engines the same.
+
+    Args:
+        first_process: number of GPU processes of all engines before this one.
+    """
     if "rank_offset" not in request.init_info:
         return request
     return replace(

@@ -1,81 +1,117 @@
 """The pool of rollout workers."""
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing, nullcontext
 from itertools import islice
-from typing import Any
+from threading import Lock
 
 import ray
 
-from visurf_ray.groups import Example, Group, Prediction
+from visurf_ray.aliases import ActorHandle
+from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
 
 
 class RolloutPool:
-    """Feeds vLLM engines: each has its even share of the prompts that are left, and a bounded number at once.
+    """Feeds prompts to vLLM engines: each holds an even share of the prompts that are left, up to `max_in_flight`.
 
-    A worker has one call at a time, which brings new prompts and takes back all that has finished since the last one.
-    So the calls are as few as the driver has time for.
+    An engine has one call in flight, which submits new prompts and returns all rollouts that have finished since the
+    last call; the slower the driver, the fewer and larger are the calls. Sampling and weight syncs exclude each other,
+    also when different threads call.
     """
 
     def __init__(
-        self, actors: Sequence[Any], *, sampling: Sampling, max_in_flight: int, sleep_level: int | None = None
+        self,
+        actors: Sequence[ActorHandle],
+        *,
+        sampling: Sampling,
+        max_in_flight: int,
+        oversample: int = 0,
+        sleep_level: int | None = None,
     ) -> None:
-        """Takes engines that are up, or coming up.
+        """Take engines that have started or are starting.
 
         Args:
             actors: `RolloutActor` handles.
-            sampling: of training; evaluation is greedy.
-            max_in_flight: prompts that an engine holds at once.
-            sleep_level: how deep engines sleep that share GPUs with the learner; None where they share none.
+            sampling: settings of training; evaluation is greedy.
+            max_in_flight: the most prompts that an engine holds.
+            oversample: prompts to draw beyond a batch; the same number of the slowest are aborted.
+            sleep_level: how deep engines sleep while the learner uses their GPUs; None if they share no GPUs.
         """
         self.actors = list(actors)
-        self.sleep_level = sleep_level
-        self.asleep = False
         self.sampling = sampling
         self.max_in_flight = max_in_flight
+        self.oversample = oversample
+        self.sleep_level = sleep_level
+        self._asleep = False
+        self._send_weights: Callable[[], None] | None = None
+        self._turn = Lock()  # held while the engines sample, or take weights
 
-    def sample(self, examples: Sequence[Example], count: int) -> Iterator[dict[int, Group]]:
-        """Groups of rollouts by their examples' indices, some at a time as they finish: the first `count` of them.
+    def connect(self, send_weights: Callable[[], None]) -> None:
+        """Set the function that sends the learner's weights to all engines."""
+        self._send_weights = send_weights
 
-        The others are aborted, so that the longest responses keep nobody waiting.
+    def prompts(self, batch_size: int) -> int:
+        """Return how many prompts to draw for a batch of groups."""
+        return batch_size + self.oversample
+
+    def sample(self, examples: Sequence[Example], enough: int) -> Generator[dict[int, Group], None, None]:
+        """Yield groups by the index of their example, as they finish, until there are `enough`; abort the others.
+
+        Exhaust or close the generator: it blocks `sync` and `answer` until then.
         """
-        with closing(self._generate(examples, self.sampling)) as generated:
+        with self._turn, closing(self._generate(examples, self.sampling)) as generated:
             for finished in generated:
-                chosen = finished[:count]
-                yield {index: Group(examples[index], responses, tokens) for index, responses, tokens in chosen}
-                count -= len(chosen)
-                if not count:
+                chosen = finished[:enough]
+                yield {index: Group(examples[index], responses) for index, responses in chosen}
+                enough -= len(chosen)
+                if not enough:
                     return
 
     def answer(self, examples: Sequence[Example], *, max_tokens: int) -> list[Prediction]:
-        """One greedy answer to each example."""
-        generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
-        answers = {index: responses[0].text for finished in generated for index, responses, _ in finished}
+        """Return one greedy answer to each example."""
+        with self._turn:
+            generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
+            answers = {index: responses[0].text for finished in generated for index, responses in finished}
         return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
 
-    def sleep(self) -> None:
-        """Give the GPUs to the learner, where it shares them, until new weights come."""
-        if self.sleep_level is not None:
-            ray.get([actor.sleep.remote(self.sleep_level) for actor in self.actors])
-            self.asleep = True
+    def sync(self, phase: Phase = nullcontext) -> None:
+        """Wait for the batch that is being sampled, then give the engines the learner's weights.
 
-    @contextmanager
-    def taking_weights(self) -> Iterator[None]:
-        """Engines that sleep are awake inside for new weights, and afterwards for all."""
-        if self.asleep:
-            ray.get([actor.wake_up.remote("weights") for actor in self.actors])
-        yield
-        if self.asleep:
-            ray.get([actor.wake_up.remote("kv_cache") for actor in self.actors])
-            self.asleep = False
+        Args:
+            phase: times the phases `wait` and `sync`.
+        """
+        with phase("wait"):
+            self._turn.acquire()
+        try:
+            with phase("sync"):
+                self._take_weights()
+        finally:
+            self._turn.release()
+
+    def sleep(self) -> None:
+        """Put engines that share GPUs with the learner to sleep. They wake in `sync`, and when they sample."""
+        if self.sleep_level is not None and not self._asleep:
+            ray.get([actor.sleep.remote(self.sleep_level) for actor in self.actors])
+            self._asleep = True
 
     def shut_down(self) -> None:
-        """End the engines and their child processes; one that has died already is passed by."""
+        """End the engines and their child processes; those that have died already are skipped."""
         ray.wait([actor.shut_down.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
 
+    def _take_weights(self) -> None:
+        assert self._send_weights is not None, "call connect before sync"
+        if self._asleep:  # the KV cache is allocated after the transfer, during which the learner needs the memory
+            ray.get([actor.wake_up.remote("weights") for actor in self.actors])
+        self._send_weights()
+        if self._asleep:
+            ray.get([actor.wake_up.remote("kv_cache") for actor in self.actors])
+            self._asleep = False
+
     def _generate(self, examples: Sequence[Example], sampling: Sampling) -> Generator[list[Sampled], None, None]:
-        """What is sampled, as it finishes, by the examples' indices. What runs when the caller stops is aborted."""
+        """Yield rollouts as they finish, numbered by example; abort those that run when the generator is closed."""
+        if self._asleep:  # sleeping engines may have dropped their weights
+            self._take_weights()
         left = len(examples)
         pending = iter(enumerate(examples))
         loads = [0] * len(self.actors)
@@ -102,9 +138,14 @@ class RolloutPool:
         finally:
             if left:
                 self._abort(calls)
-                self._abort(())  # a call may arrive later than its abort, and has then begun requests
+                self._abort(())  # a call that arrived after its abort has begun requests since
 
     def _abort(self, calls: Iterable[ray.ObjectRef]) -> None:
-        """Returns when the engines have dropped everything, and the calls have returned: weights may come then."""
+        """Abort all requests; return when the calls have returned and the engines are idle."""
         references = [*calls, *(actor.abort.remote() for actor in self.actors)]
         ray.wait(references, num_returns=len(references))
+
+
+def without_rollouts(examples: Sequence[Example]) -> Generator[dict[int, Group], None, None]:
+    """Yield groups without rollouts, in the form of `RolloutPool.sample`, for methods that do not sample."""
+    yield {index: Group(example, []) for index, example in enumerate(examples)}

@@ -1,7 +1,9 @@
-"""Registers our weight-transfer backend with vLLM.
+"""Registers the weight-transfer backend `shared_memory` with vLLM.
 
-An entry point of the group `vllm.general_plugins`: every process of an engine runs it, its children included.
+`register` is an entry point of the group `vllm.general_plugins`, which vLLM runs in every process of an engine.
 """
+
+from functools import cache
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
@@ -9,9 +11,8 @@ _MODULE = "visurf_ray.weights.shared_memory"
 _NAME = "shared_memory"
 
 
+@cache
 def register() -> None:
-    """Register both sides; calling it again is harmless."""
-    if _NAME not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(_NAME, _MODULE, "SharedMemoryEngine")
-    if _NAME not in WeightTransferTrainerFactory._registry:
-        WeightTransferTrainerFactory.register_engine(_NAME, _MODULE, "SharedMemoryTrainerEngine")
+    """Register the engine's side and the trainer's. Later calls do nothing: vLLM refuses a name that it knows."""
+    WeightTransferEngineFactory.register_engine(_NAME, _MODULE, "SharedMemoryEngine")
+    WeightTransferTrainerFactory.register_engine(_NAME, _MODULE, "SharedMemoryTrainerEngine")

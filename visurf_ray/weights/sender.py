@@ -1,7 +1,6 @@
-"""The learner's end of the weight transfer, one on each rank."""
+"""The learner's end of the weight transfer, one per rank."""
 
 import math
-from typing import Any
 
 from torch import nn
 from vllm.distributed.weight_transfer.base import TrainerInitInfo
@@ -11,23 +10,19 @@ from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
+from visurf_ray.aliases import ActorHandle
 from visurf_ray.weights.plugin import register
 from visurf_ray.weights.shared_memory import SharedMemoryTrainerInitInfo
 from visurf_ray.weights.source import ZeroSource
 
 
 class WeightSender:
-    """Sends a module's weights to all engines; made, and called, on every learner rank at once.
-
-    engines: handles of the rollout actors. gpu_workers: how many GPU processes they have together; 0 on a CPU, where
-    weights travel through shared memory. colocated: each rank shares its GPU with an engine, which maps its memory
-    (CUDA IPC); otherwise weights are broadcast by NCCL from rank 0.
-    """
+    """Sends a module's weights to all engines. Create and call it on all learner ranks together."""
 
     def __init__(
         self,
         module: nn.Module,
-        engines: list[Any],
+        engines: list[ActorHandle],
         *,
         rank: int,
         gpu_workers: int,
@@ -35,11 +30,24 @@ class WeightSender:
         address: str,
         port: int,
     ) -> None:
+        """Open the transfer.
+
+        Args:
+            module: the model, which DeepSpeed trains.
+            engines: `RolloutActor` handles.
+            rank: this learner rank.
+            gpu_workers: number of GPU processes of all engines together. 0 on a CPU: weights are sent through shared
+                memory.
+            colocated: whether each rank shares its GPU with an engine. Weights are then sent as CUDA IPC handles,
+                otherwise by an NCCL broadcast from rank 0.
+            address: rank 0's address, for NCCL.
+            port: a free port there.
+        """
         register()
         source = ZeroSource(module)
         init_info: TrainerInitInfo
         if colocated:
-            # In chunks: ZeRO-3 never gathers the whole model. None may be smaller than a tensor.
+            # Send in chunks, so that ZeRO-3 never gathers the whole model. A chunk must hold the largest tensor.
             largest = max(math.prod(meta.shape) * meta.dtype.itemsize for meta in source.metadata())
             init_info = IPCTrainerInitInfo(
                 rank=rank, packed=True, packed_buffer_size_bytes=max(largest, DEFAULT_PACKED_BUFFER_SIZE_BYTES)
@@ -55,4 +63,5 @@ class WeightSender:
         )
 
     def send(self) -> None:
+        """Send the current weights; returns when the engines have loaded them."""
         self.engine.send_weights()

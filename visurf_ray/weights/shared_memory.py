@@ -1,9 +1,9 @@
 """A weight-transfer backend for machines without a GPU: tensors in shared memory.
 
 vLLM's own backends (`nccl`, `ipc`) move weights between GPUs. This one follows the same protocol
-(https://docs.vllm.ai/en/v0.32.0/training/weight_transfer). The sender lays out a file under /dev/shm once; when every
-engine has mapped it, its name is removed, so that the memory goes with the last process, however that ends. A transfer
-is then one copy into that memory and one out of it. Sampler and learner must be on one machine.
+(https://docs.vllm.ai/en/v0.32.0/training/weight_transfer). The sender creates a file under /dev/shm once and removes
+its name when every engine has mapped it, so that the operating system frees the memory when the last process ends, even
+by a crash. A transfer is one copy into that memory and one out of it. Sampler and learner must be on one machine.
 """
 
 import os
@@ -25,30 +25,32 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from visurf_ray.aliases import HFModel
+
 BACKEND = "shared_memory"
 _SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass
 class SharedMemoryInitInfo(WeightTransferInitInfo):
-    """The file to map: tensors by their names in the checkpoint."""
+    """The file to map. It holds tensors by their names in a checkpoint."""
 
     path: str
 
 
 @dataclass
 class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """The weights lie where they always do."""
+    """Empty: the weights are in the mapped file."""
 
 
 def _map(path: str) -> dict[str, Tensor]:
-    """The tensors of a file, in memory that is shared with every process that maps it."""
+    """Map a file of tensors; changes are seen by all processes that map it."""
     with torch.serialization.set_default_mmap_options(MAP_SHARED):
         return torch.load(path, mmap=True, weights_only=True)
 
 
 class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
-    """The side of vLLM's worker."""
+    """The receiving side, in vLLM's worker."""
 
     init_info_cls = SharedMemoryInitInfo
     update_info_cls = SharedMemoryUpdateInfo
@@ -58,7 +60,7 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
             self.weights = _map(init_info.path)
         except FileNotFoundError as error:
             raise RuntimeError(
-                f"{init_info.path} is not there: without GPUs weights travel through shared memory, "
+                f"{init_info.path} does not exist here: without GPUs weights are sent through shared memory, "
                 "so rollout workers and learner ranks must be on one machine"
             ) from error
 
@@ -68,15 +70,16 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
         initialize_layerwise_reload(self.model)
 
     def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        self.model.load_weights(iter(self.weights.items()))  # type: ignore[operator]  # a vLLM model, typed as a module
+        model: HFModel = self.model  # vLLM types it as a torch module, which has no load_weights
+        model.load_weights(iter(self.weights.items()))
 
     def finish_weight_update(self) -> None:
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
 
         finalize_layerwise_reload(self.model, self.model_config)
-        # A head tied to the embedding shares its weight and is given none of its own, so the reload passes it by; on a
-        # CPU it computes with a packed copy, which would stay that of the weights before.
+        # The reload skips a head that is tied to the embedding, because it has no weight of its own. On a CPU such a
+        # head computes with a packed copy of the weight, which must be made again.
         for module in self.model.modules():
             if isinstance(module, ParallelLMHead):
                 module.quant_method.process_weights_after_loading(module)
@@ -87,13 +90,13 @@ class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemory
 
 @dataclass
 class SharedMemoryTrainerInitInfo(TrainerInitInfo):
-    """Rank 0 sends."""
+    """Names the backend; rank 0 is the sender."""
 
     backend: ClassVar[str] = BACKEND
 
 
 class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerInitInfo]):
-    """The side of the learner's ranks."""
+    """The sending side, on the learner's ranks."""
 
     init_info_cls = SharedMemoryTrainerInitInfo
 
@@ -113,7 +116,7 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
         return engine
 
     def _share(self, source: WeightSource) -> None:
-        """Lay the memory out, have every engine map it, and remove its name."""
+        """Create the file, have every engine map it, and remove its name."""
         handle, path = tempfile.mkstemp(prefix="visurf_ray-", dir=_SHARED_MEMORY)
         os.close(handle)
         try:
@@ -125,7 +128,7 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
 
     def send_weights(self) -> None:
         assert self.source is not None
-        for name, tensor in self.source:  # gathering is a collective: every rank walks through it
+        for name, tensor in self.source:  # iterate on every rank: gathering is a collective operation
             if self.is_sender:
                 self.weights[name].copy_(tensor.detach())
         if self.is_sender:

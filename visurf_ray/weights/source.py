@@ -1,7 +1,7 @@
-"""The trainer's weights as vLLM's weight transfer takes them, whatever ZeRO stage they lie in, adapters merged.
+"""The trainer's weights in the form that vLLM's weight transfer takes, for any ZeRO stage, adapters merged.
 
-vLLM's own `ModuleSource` knows plain and FSDP modules. Under ZeRO-3 a parameter is a shard whose full shape is
-`ds_shape`, and gathering it is a collective: all ranks walk the same parameters in the same order.
+vLLM's own `ModuleSource` supports plain and FSDP modules. Under ZeRO-3 a parameter is a shard whose full shape is
+`ds_shape`, and gathering it is a collective operation: all ranks iterate over the same parameters in the same order.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layer
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight of the model as it is without adapters: a parameter, and the adapter beside it, if there is one."""
+    """A weight of the model without adapters: a parameter, and the adapter that changes it, if there is one."""
 
     parameter: nn.Parameter
     adapter: lora.Linear | None
@@ -27,11 +27,11 @@ class Weight:
 
     @property
     def parts(self) -> list[nn.Parameter]:
-        """The parameters that `value` reads."""
+        """The parameters that `value` reads; under ZeRO-3 these must be gathered."""
         return [self.parameter] if self.adapter is None else list(self.adapter.parameters())
 
     def value(self) -> torch.Tensor:
-        """With the adapter merged into it, and no parameter changed; all parts must be gathered."""
+        """Return the weight with the adapter merged; changes no parameter. All `parts` must be gathered."""
         weight = self.parameter.detach()
         if self.adapter is None:
             return weight
@@ -40,7 +40,7 @@ class Weight:
 
 
 def named_weights(module: nn.Module) -> dict[str, Weight]:
-    """All weights, tied ones once, by the names that they have without adapters."""
+    """Return all weights, tied ones once, by the names that they have in the model without adapters."""
     layers = module.named_modules()
     adapters = {f"{name}.base_layer.weight": layer for name, layer in layers if isinstance(layer, lora.Linear)}
     return {
@@ -51,11 +51,11 @@ def named_weights(module: nn.Module) -> dict[str, Weight]:
 
 
 class ZeroSource(WeightSource):
-    """Weights of a module that DeepSpeed trains, gathered one layer at a time under ZeRO-3.
+    """The weights that a weight update sends, gathered one layer at a time under ZeRO-3.
 
-    Frozen weights stay where they are: vLLM keeps the layers that an update leaves out. But it joins layers (queries,
-    keys and values; gate and up), and what an update leaves out of a joined one is lost: beside an adapted layer all of
-    its siblings are sent.
+    Frozen weights are not sent: vLLM keeps the layers that an update omits. But vLLM fuses some layers (query, key and
+    value; gate and up), and an update must have all parts of a fused layer. So all siblings of an adapted layer are
+    sent.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -80,5 +80,5 @@ class ZeroSource(WeightSource):
 
 
 def _block(name: str) -> str:
-    """The module that holds the layer that holds the weight: `….self_attn` of `….self_attn.q_proj.weight`."""
+    """Return the name of the parent of a weight's layer: `….self_attn` for `….self_attn.q_proj.weight`."""
     return name.rsplit(".", 2)[0]

@@ -1,0 +1,90 @@
+"""Evaluation of a checkpoint, or of stored predictions."""
+
+import json
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import cast
+
+from omegaconf import OmegaConf
+
+from visurf_ray.assembly import start_data, start_rollouts, start_segmentation, wait_for
+from visurf_ray.checkpoints import read_state
+from visurf_ray.checks import check_vllm, rollout_demand, segmenter_demand
+from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
+from visurf_ray.config.schema import EvaluateConfig, ModelConfig
+from visurf_ray.errors import ConfigError
+from visurf_ray.groups import Metrics
+from visurf_ray.learner.trained import Trained
+from visurf_ray.models import load_processor, resolve_model
+from visurf_ray.scoring.predictions import read_predictions, write_predictions
+from visurf_ray.scoring.segmenter import check_segmenter
+from visurf_ray.tasks import load_task
+
+
+def evaluate(config: EvaluateConfig) -> Metrics:
+    """Score greedy answers of `checkpoint` to the held-out split, or stored `predictions`; returns the scores.
+
+    Writes answers and scores to `output_dir`.
+    """
+    if config.checkpoint is None:
+        return _score_again(config)
+    check_vllm(config)
+    check_segmenter(config.task.segmenter, "task.segmenter")
+    output = Path(config.output_dir).expanduser().resolve()
+    task = load_task(config.task, config.seed)
+    with ExitStack() as stack:
+        config.model.path = _as_model(config.checkpoint, output, stack)
+        stack.enter_context(connected(config.cluster.address))
+        check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
+        data = start_data(config, train=False)
+        rollouts = start_rollouts(config)
+        stack.callback(rollouts.shut_down)
+        segmentation = start_segmentation(config)
+        wait_for(rollouts, config)
+        examples = data.held_out(config.eval.examples)
+        predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
+        if segmentation:
+            predictions = segmentation.segment(examples, predictions)
+    output.mkdir(parents=True, exist_ok=True)
+    write_predictions(predictions, output / "predictions.jsonl")
+    return _write_scores(task.metrics(predictions), output)
+
+
+def _score_again(config: EvaluateConfig) -> Metrics:
+    """Score a predictions.jsonl by the task's metrics, and write the scores to `output_dir`."""
+    found = read_predictions(Path(config.predictions or "").expanduser())
+    try:
+        scores = load_task(config.task, config.seed).metrics(found)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"predictions={config.predictions}: not of task={config.task.name} ({error})") from error
+    output = Path(config.output_dir).expanduser().resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    return _write_scores(scores, output)
+
+
+def _write_scores(scores: Metrics, output: Path) -> Metrics:
+    (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
+    return scores
+
+
+def _as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
+    """Return a folder or hub id that `from_pretrained` loads.
+
+    A training checkpoint is converted into a temporary folder in `output`, which all nodes share, until `stack` ends.
+    """
+    path = Path(checkpoint).expanduser()
+    if not (path / "state.json").is_file():
+        return resolve_model(checkpoint, "checkpoint")
+    from visurf_ray.learner.export import export_checkpoint
+
+    run = path.resolve().parent.parent / "config.yaml"
+    if not run.is_file():
+        raise ConfigError(f"checkpoint={checkpoint}: {run}, the configuration of its run, is missing")
+    saved = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(run).model)
+    model = cast(ModelConfig, OmegaConf.to_object(saved))
+    output.mkdir(parents=True, exist_ok=True)
+    folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
+    export_checkpoint(path, resolve_model(model.path), Trained(**read_state(path).trained), Path(folder))
+    load_processor(model).save_pretrained(folder)
+    return folder
