@@ -158,7 +158,8 @@ else
 fi
 
 on_gpus=()
-if [[ $(<"$root/.venv/installed") == *" gpu"* ]]; then # defaults; the command line overrides them
+# Defaults of the miniature on GPUs. An experiment has its own layout, and the command line overrides both.
+if [[ $(<"$root/.venv/installed") == *" gpu"* && " $*" != *" +experiment="* ]]; then
     on_gpus=(rollout.gpus=1 rollout.dtype=bfloat16 rollout.memory=0.5 learner.gpus=1 learner.dtype=bfloat16)
 fi
 say "submitting $job; Ctrl-C stops it"

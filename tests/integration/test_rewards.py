@@ -60,7 +60,7 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
     ray.get(pool.actors[0].ready.remote())
     process = ray.get(pool.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGSTOP)
-    with pytest.raises(RewardError, match=r"'slow' took longer than reward.timeout=1 s for each of its 2 responses"):
+    with pytest.raises(RewardError, match=r"'slow' took longer than 2 s \(reward.timeout=1 s × 2 responses\)"):
         score(pool, [make_group("slow", _TRUTH, _RIGHT, _RIGHT)])
     deadline = time.monotonic() + 30
     while os.path.exists(f"/proc/{process}") and time.monotonic() < deadline:

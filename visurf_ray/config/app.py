@@ -66,13 +66,13 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
 
 
 def _sweep_folder(overrides: Sequence[str]) -> list[str]:
-    """The override that has Hydra put a sweep into the output_dir that is given, if one is."""
+    """Return the override that makes Hydra use the given output_dir for a sweep; none if no output_dir is given."""
     given = [override.partition("=")[2] for override in overrides if override.startswith("output_dir=")]
     return [f"hydra.sweep.dir={folder}" for folder in given[-1:]]
 
 
 def _run_name(sweep: CommandLine, run: CommandLine) -> str:
-    """What tells a run of a sweep from the others: `method=rlvr,seed=1`, or its number where a sweeper chose values."""
+    """Return a name that is unique in the sweep: `method=rlvr,seed=1`, or a number if a sweeper chose values."""
     parsed = OverridesParser.create().parse_overrides(list(sweep.overrides))
     swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
     values = [override for override in run.overrides if override.partition("=")[0] in swept]

@@ -1,4 +1,4 @@
-"""Why a configuration cannot be composed: the override at fault, the reason, and the nearest valid name."""
+"""Explains why a configuration cannot be composed: the override at fault, the reason, and the nearest valid name."""
 
 import re
 from collections.abc import Sequence
@@ -13,20 +13,20 @@ from omegaconf import DictConfig
 
 from visurf_ray.names import nearest
 
-_EXPERIMENT = "experiment"  # the one group that no defaults list names: +experiment=NAME
-_OTHER_NAMES = {"grpo": "rlvr"}  # options by names that users know them by
+_EXPERIMENT = "experiment"  # not in the defaults list, so it must be added: +experiment=NAME
+_OTHER_NAMES = {"grpo": "rlvr"}  # other common names of options
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """What is composed: a primary configuration, overrides, and the folders of files: `conf/`, then the user's own."""
+    """A primary configuration, overrides, and the folders to search for files: `conf/`, then the user's own."""
 
     config_name: str
     overrides: Sequence[str]
     folders: Sequence[Path]
 
     def missing_files(self) -> str | None:
-        """Why Hydra would not find the folders or the primary configuration. None where it finds all."""
+        """Return why a folder or the primary configuration is missing; None if all exist."""
         for folder in self.folders:
             if not folder.is_dir():
                 return f"--config-dir: there is no folder {folder}"
@@ -36,14 +36,14 @@ class CommandLine:
         return None
 
     def groups(self) -> dict[str, list[str]]:
-        """The options of each configuration group."""
+        """Return the options of each configuration group."""
         found: dict[str, set[str]] = {}
         for file in (file for folder in self.folders for file in folder.glob("*/*.yaml")):
             found.setdefault(file.parent.name, set()).add(file.stem)
         return {group: sorted(options) for group, options in sorted(found.items())}
 
     def keys(self) -> list[str]:
-        """Every dotted key of the configuration with the options that are chosen, as far as these exist."""
+        """Return every dotted key of the composed configuration. Options that do not exist are ignored."""
         groups = self.groups()
         chosen = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in self.folders[1:])}]"]
         for override in _parsed(self.overrides):
@@ -55,7 +55,7 @@ class CommandLine:
 
 
 def explain(error: Exception, line: CommandLine) -> str:
-    """Say in one line which override is at fault, why, and what to write instead. A running Hydra is needed."""
+    """Return in one line which override is at fault, why, and what to write. Call it while Hydra is initialised."""
     groups, keys = line.groups(), line.keys()
     for text in line.overrides:
         reason = _unreadable(text)
@@ -77,9 +77,9 @@ def explain(error: Exception, line: CommandLine) -> str:
 
 
 def unknown_addition(line: CommandLine) -> str | None:
-    """The reason to refuse the first override that adds a key which the configuration does not have. None without one.
+    """Return why the first `+key=…` with an unknown key is refused; None if there is no such override.
 
-    A running Hydra is needed.
+    Call it while Hydra is initialised.
     """
     groups = line.groups()
     added = [override for override in _parsed(line.overrides) if override.is_add() or override.is_force_add()]
@@ -91,6 +91,7 @@ def unknown_addition(line: CommandLine) -> str | None:
 
 
 def unknown_key(key: str, keys: Sequence[str]) -> str:
+    """Return the message for a key that does not exist, with the nearest of `keys`."""
     return f"there is no configuration key {key!r}.{nearest(key, keys)}"
 
 
@@ -102,7 +103,7 @@ def _unknown_option(group: str, option: object, options: Sequence[str]) -> str:
 
 
 def _unreadable(text: str) -> str | None:
-    """Why Hydra's grammar does not take the override; None where it does."""
+    """Return why Hydra cannot parse the override; None if it can."""
     try:
         OverridesParser.create().parse_override(text)
     except HydraException as error:
@@ -120,7 +121,7 @@ def _unreadable(text: str) -> str | None:
 
 
 def _invalid_value(error: Exception, line: CommandLine) -> str:
-    """The reason that Hydra or OmegaConf gives, with the key, and the nearest choice where there are choices."""
+    """Return the reason that Hydra or OmegaConf gives, with the key, and with the nearest choice if any."""
     cause = error.__cause__ or error
     lines = [part.strip() for part in str(cause).splitlines() if part.strip() and "hydra.cc" not in part]
     details = dict(part.split(": ", 1) for part in lines[1:] if part.startswith("full_key: "))
@@ -138,12 +139,12 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
 
 
 def _values(override: Override) -> list[object]:
-    """The values of an override; several for one that is swept."""
+    """Return the values of an override; several if it is swept."""
     return list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
 
 
 def _parsed(texts: Sequence[str]) -> list[Override]:
-    """The overrides that can be read."""
+    """Return the overrides that can be parsed."""
     parser, found = OverridesParser.create(), []
     for text in texts:
         try:
@@ -154,7 +155,7 @@ def _parsed(texts: Sequence[str]) -> list[Override]:
 
 
 def _dotted(section: DictConfig, prefix: str = "") -> list[str]:
-    """All keys, dotted, of sections and of settings."""
+    """Return all dotted keys, of sections and of settings."""
     found: list[str] = []
     for key, value in ((str(key), value) for key, value in section.items_ex(resolve=False)):
         found.append(f"{prefix}{key}")

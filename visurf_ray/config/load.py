@@ -50,7 +50,7 @@ def load_config(overrides: list[str]) -> Config:
 
 @contextmanager
 def searching(line: CommandLine) -> Iterator[None]:
-    """A running Hydra that finds the schemas and `conf/`."""
+    """Initialise Hydra inside the context, with the schemas and `conf/`."""
     register_schema()
     GlobalHydra.instance().clear()
     with initialize_config_dir(version_base="1.3", config_dir=str(line.folders[0])):
@@ -58,7 +58,7 @@ def searching(line: CommandLine) -> Iterator[None]:
 
 
 def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
-    """The checked configuration as plain dataclasses, interpolations resolved. A running Hydra is needed.
+    """Return the checked configuration as plain dataclasses. Call it while Hydra is initialised.
 
     Raises:
         ConfigError: for a key that `+` added and the schema does not have, a mandatory value that is not set, and

@@ -24,7 +24,7 @@ class DataActor:
         self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
 
     def train_batch(self, step: int, size: int) -> list[Example]:
-        """Return a step's mini-batch (see ExampleLoader.train_batch)."""
+        """Return a step's batch (see ExampleLoader.train_batch)."""
         return self.loader.train_batch(step, size)
 
     def held_out_examples(self, limit: int | None) -> list[Example]:

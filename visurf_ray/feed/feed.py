@@ -31,7 +31,7 @@ class DataFeed:
         ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train))
 
     def train_batch(self, step: int, size: int) -> list[Example]:
-        """Return the mini-batch of a step, counted from 0, and have the actor prepare the next step's meanwhile."""
+        """Return the batch of a step, counted from 0, and have the actor prepare the next step's meanwhile."""
         batch = self.ahead if self.ahead_of == (step, size) else self.actor.train_batch.remote(step, size)
         self.ahead, self.ahead_of = self.actor.train_batch.remote(step + 1, size), (step + 1, size)
         return ray.get(batch)

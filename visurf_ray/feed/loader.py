@@ -1,4 +1,4 @@
-"""From rows to examples: each image is decoded, resized and processed once, and each prompt tokenized once."""
+"""Makes examples from rows: decodes, resizes and processes the image, and tokenizes the prompt."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,13 +18,13 @@ from visurf_ray.tasks.task import Task
 
 _IMAGE_TOKEN = "<|image_pad|>"
 
-Put = Callable[[object], Reference]
+Put = Callable[[object], Reference]  # stores a value and returns a reference to it
 
 
 def open_loader(
     task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool, put: Put
 ) -> "ExampleLoader":
-    """Return a loader that has read and checked every row.
+    """Return a loader that has read and checked every held-out row and, with `train`, every training row.
 
     Args:
         task: The task and its data.
@@ -49,7 +49,8 @@ class ExampleLoader:
     """Makes examples of a task's training and held-out rows, for one model's processor.
 
     Attributes:
-        rows: The rows by split. `held_out` is always read, `train` only by `load_train`: an evaluation needs none.
+        rows: The rows by split. `held_out` is always read, `train` only by `load_train`: an evaluation needs no
+            training rows.
         longest: The number of tokens of each split's longest prompt; set by `check`.
     """
 
@@ -109,7 +110,7 @@ class ExampleLoader:
         return length
 
     def train_batch(self, step: int, size: int) -> list[Example]:
-        """Return the mini-batch of a step, counted from 0. Each epoch is shuffled anew; a batch may span epochs."""
+        """Return the batch of a step, counted from 0. Each epoch has its own order; a batch may span epochs."""
         rows = self.rows["train"]
         count = len(rows)
         return [
@@ -118,10 +119,9 @@ class ExampleLoader:
         ]
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
-        """Return `limit` held-out examples, or all of them for None, in the data set's order.
+        """Draw `limit` held-out examples at random, or take all for None; return them in the data set's order.
 
-        They are drawn at random, because many data sets are sorted, for example by class. The choice is the same for
-        every seed.
+        The choice is the same for every seed. It is random because many data sets are sorted, for example by class.
         """
         stored = self.task.config.segmenter is not None
         rows = self.rows["held_out"]

@@ -1,8 +1,8 @@
-"""Packing of groups: a row is a sequence of whole groups, each [prompt][response 1]…[response G+1], without padding.
+"""Packing of groups: a row is a sequence of whole groups without padding.
 
-The prompt and its image are computed once for all responses. Each response sees the prompt and itself, never another
-response, and its positions continue those of the prompt. Split attention pads inside of the attention layers only (see
-`attention`).
+A group is its prompt, then each response without its last token, which is predicted but not read. The prompt and its
+image are computed once for all responses. Each response sees the prompt and itself, never another response, and its
+positions continue those of the prompt. Split attention pads only inside the attention layers (see `attention`).
 """
 
 from collections.abc import Callable, Sequence
@@ -18,20 +18,20 @@ from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group, Source
 from visurf_ray.learner.attention import GroupLength, SplitPlan, dense_mask, split_plan
 
-RopeIndex = Callable[..., tuple[Tensor, Tensor]]  # M-RoPE positions (3, batch, T), and what generation needs of them
+RopeIndex = Callable[..., tuple[Tensor, Tensor]]  # M-RoPE positions (3, batch, length), and an offset for generation
 
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """A row of L tokens, and its T response tokens in the order of groups, responses and tokens.
+    """A row of L input tokens, and the T response tokens that it predicts, by group, response and position.
 
     Attributes:
         position_ids: Qwen's M-RoPE positions (temporal, height, width).
         attention: the model's keyword arguments for the attention back end.
-        column_T: index into the row of the hidden state that predicts each response token.
+        column_T: for each response token, the index in the row of the hidden state that predicts it.
         target_T: the ids of the response tokens.
         weight_T: weight of each response token in the loss.
-        sampler_logprob_T: NaN for tokens that have none.
+        sampler_logprob_T: the sampler's log-probs in nats; NaN for labels, and where they were not requested.
     """
 
     input_ids: Int[Tensor, "1 L"]
@@ -65,10 +65,10 @@ def pack(
     """Pack groups into one row.
 
     Args:
-        groups: examples with at least one response each.
-        weights: the weight of each token of each response (see `method.token_weights`).
+        groups: each with at least one response.
+        weights: for each response of each group, the weight of every token of it (see `method.token_weights`).
         rope_index: the model's `get_rope_index`.
-        fetch: returns what `prompt.features` and the stores of tokens refer to.
+        fetch: resolves references to features and to `Tokens`; in a cluster, `ray.get`.
         image_token_id: the id of the visual tokens in a prompt.
         dtype: of the pixel values and the attention mask.
         packing: the attention back end, see `attention`.

@@ -5,7 +5,7 @@ digits that are present. It is never asked to ground an absent digit: answering 
 knows `[]` from another question, as pretrained models do: the selection by parity may be empty.
 
 For the other tasks it learns the form of the answer on easy cases: sums up to nine, the names of the digits up to six,
-and single boxes in thousandths. The harder cases are left to post-training too.
+and single boxes in thousandths of the image's sides. The harder cases are left to post-training too.
 """
 
 import json
@@ -28,7 +28,7 @@ from visurf_ray.miniature.scenes import Digit, Scene, parity_query, present_quer
 
 @dataclass(frozen=True)
 class Lesson:
-    """One training row: a scene, a question, and the answer that the model should give."""
+    """A question about a scene and its right answer, to train on or to examine with."""
 
     kind: str
     scene: Scene
@@ -74,7 +74,7 @@ def _select(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
 
 def _sum(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
     question = MiniatureMath.prompts["detailed"].format(query=MiniatureMath.question_text)
-    return question, f"{thought(seen(scene))}\\boxed{{{sum(scene.values())}}}"
+    return question, f"{thought(seen(scene))}\\boxed{{{sum(scene.values())}}}"  # a scene shows each value once
 
 
 def _name(rng: np.random.Generator, scene: Scene) -> tuple[str, str]:
@@ -99,6 +99,7 @@ def _one_of(rng: np.random.Generator, scene: Scene) -> Digit:
     return scene.digits[rng.integers(len(scene.digits))]
 
 
+# Questions of the base skills, and of the answer formats of other tasks. Each returns a question and its answer.
 KINDS: dict[str, Callable[[np.random.Generator, Scene], tuple[str, str]]] = {
     "read": _read,
     "list": _list,
@@ -136,7 +137,8 @@ def make_lesson(rng: np.random.Generator, kind: str, scene: Scene, direct: float
         rng: The random numbers.
         kind: A key of KINDS or FORMS.
         scene: The scene.
-        direct: The share of questions for boxes that are answered without thinking, as pretrained models sometimes do.
+        direct: The share of `ground`, `detect` and `corners` lessons whose answer has no thinking; pretrained models
+            sometimes answer so.
     """
     question, answer = (KINDS | FORMS)[kind](rng, scene)
     if direct and kind in _BOXES and rng.random() < direct:
@@ -145,13 +147,13 @@ def make_lesson(rng: np.random.Generator, kind: str, scene: Scene, direct: float
 
 
 def tokenizer_corpus(rng: np.random.Generator, scenes: list[Scene]) -> list[str]:
-    """Return texts from which the tokenizer learns tokens for the canvas's numbers, the questions and the answer forms.
+    """Return texts from which the tokenizer learns its tokens: the numbers 0 to 127, `[]`, and lessons of KINDS.
 
-    The tags are removed, because they are tokens already and must not be merged with other text. The kinds in FORMS are
-    left out, because a pretrained tokenizer has no tokens for the forms of particular tasks either.
+    The tags are removed, because they are tokens already and must not be merged with other text. Lessons of FORMS are
+    left out, because a pretrained tokenizer has no tokens for the formats of particular tasks either.
     """
     numbers = [str(number) for number in range(128) for _ in range(20)]
-    forms = [dump_targets([], style) for style in STYLES] * 50
+    empty_answers = [dump_targets([], style) for style in STYLES] * 50
     lessons = [make_lesson(rng, kind, scene) for scene in scenes for kind in KINDS]
     texts = [text for lesson in lessons for text in (lesson.question, lesson.answer)]
-    return numbers + forms + [part for text in texts for part in re.split("|".join(TAGS), text)]
+    return numbers + empty_answers + [part for text in texts for part in re.split("|".join(TAGS), text)]

@@ -32,7 +32,7 @@ _COLUMNS: list[str | int] = [
 
 @dataclass(frozen=True)
 class SampleResponse:
-    """A response and the boxes that it gives; the other fields are those of `Response`."""
+    """A response as it is shown: its rewards after reward control, and its boxes in pixels of the image."""
 
     source: Source
     text: str
@@ -58,10 +58,10 @@ class SampleChooser:
     """Chooses the responses that a run shows.
 
     Attributes:
-        count: groups that are shown at a time.
-        every: steps from one time to the next, beginning with the first step; 0 shows none.
+        count: groups in each table.
+        every: a table is made at the steps 1, 1 + every, 1 + 2 every, …; 0 makes none.
         image: returns an example's image as the model sees it.
-        boxes: returns the boxes that a response gives, in an image of that width and height.
+        boxes: takes a response and the width and height of that image; returns the response's boxes in its pixels.
         true_boxes: returns the true boxes of an example; None if the task has no boxes.
     """
 
@@ -76,7 +76,7 @@ class SampleChooser:
         return self.every > 0 and (step - 1) % self.every == 0
 
     def choose(self, groups: Sequence[Group]) -> list[Sample]:
-        """Return the best and the worst rollout, and the label, of the first `count` groups."""
+        """Return the rollouts of highest and lowest reward, and the label if there is one, of the first groups."""
         return [self._sample(group) for group in groups[: self.count]]
 
     def _sample(self, group: Group) -> Sample:
@@ -99,13 +99,14 @@ class SampleChooser:
 
 
 def draw(sample: Sample, response: SampleResponse, side: int = 336) -> Image.Image:
-    """Draw the true boxes (green, around each box) and the answered ones (orange, inside each box) into the image.
+    """Return a copy of the image with the true boxes (green, around each box) and the answered ones (orange, inside).
 
     A frame of LINE pixels surrounds the image, so that lines around a box at its edge are visible. Boxes may be
     inverted or outside of the image, as a policy's answers can be.
 
     Args:
-        side: length of the longer side in pixels. A smaller image is enlarged by a whole factor, to keep pixels sharp.
+        side: the longer side's largest length in pixels, without the frame. A smaller image is enlarged by the largest
+            whole factor that fits, which keeps its pixels sharp.
     """
     longest = max(sample.image.size)
     scale = float(side // longest) if longest <= side else side / longest
@@ -124,7 +125,7 @@ def draw(sample: Sample, response: SampleResponse, side: int = 336) -> Image.Ima
 
 
 def _span(start: float, end: float, scale: float, limit: int) -> tuple[int, int]:
-    """Return the first and last pixel of a drawn box along one axis of `limit` pixels, frame included."""
+    """Return the first and last pixel of a drawn box along an axis of `limit` pixels, counted with the frame."""
     first, last = (min(max(round(edge * scale), 0), limit) for edge in sorted((start, end)))
     first = min(first, limit - 1)
     return LINE + first, LINE + max(first, last - 1)

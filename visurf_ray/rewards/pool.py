@@ -17,17 +17,17 @@ from visurf_ray.rewards.spec import RewardSpec
 
 
 class RewardError(UserError):
-    """A reward raised an error, took too long, or could not be loaded. The message names the example, if any."""
+    """Responses cannot be scored, or too few groups are left. The message names the example, if there is one."""
 
 
 @dataclass
 class _Call:
-    """A call of an actor that is running.
+    """A running call to an actor.
 
     Attributes:
         actor: The actor.
         groups: The groups whose rewards it has not yet returned.
-        deadline: The monotonic time, in seconds, by which it must return those of the first group.
+        deadline: The time (`time.monotonic()`, in seconds) by which it must return those of the first group.
     """
 
     actor: ActorHandle
@@ -38,11 +38,11 @@ class _Call:
 class RewardPool:
     """Scores groups on several actors at once.
 
-    Each call hands an actor many groups and streams the results back: a call costs the driver more than a result does.
+    A call costs the driver more time than a result, so each call carries many groups and streams the results back.
     """
 
     def __init__(self, config: RewardConfig, spec: RewardSpec) -> None:
-        """Start the actors and wait until they have loaded the reward.
+        """Start the actors and wait until they have loaded the reward. SAM2 is loaded later, with the first response.
 
         Args:
             config: The number of actors, their GPUs, the time limit, and what happens when a reward fails.
@@ -64,7 +64,7 @@ class RewardPool:
         self.skipped: list[Group] = []
 
     def submit(self, groups: Iterable[Group]) -> None:
-        """Start to score groups and return at once; `wait` waits for the rewards. Raises RewardError like `wait`."""
+        """Start to score groups without waiting for the rewards; `wait` does. Raises RewardError like `wait`."""
         self.waiting.extend(group for group in groups if group.responses)
         while self._advance(block=False):
             pass
@@ -73,8 +73,8 @@ class RewardPool:
         """Wait until all submitted groups are scored: each response has its `reward` and `reward_parts`.
 
         Returns:
-            The groups that could not be scored. There are none unless reward.on_error=skip, which prints the error
-            instead of raising it.
+            The groups that could not be scored, which the caller drops. With reward.on_error=stop there are none; with
+            skip, errors are printed and not raised.
 
         Raises:
             RewardError: A reward raised an error, or a group took longer than reward.timeout times its number of
@@ -110,13 +110,14 @@ class RewardPool:
         for stream, call in list(self.running.items()):
             if time.monotonic() > call.deadline and not stream.next_ready():  # a ready result is not late
                 ray.kill(call.actor)
-                limit = f"took longer than reward.timeout={self.timeout:g} s for each of its"
-                self._give_up(stream, f"{limit} {len(call.groups[0].responses)} responses")
+                count = len(call.groups[0].responses)
+                limit = f"{count * self.timeout:g} s (reward.timeout={self.timeout:g} s × {count} responses)"
+                self._give_up(stream, f"took longer than {limit}")
                 self._replace(call.actor)
         return bool(done)
 
     def _call(self, actor: ActorHandle) -> None:
-        """Give an actor its share of half of the waiting groups; the other half is for actors that finish early."""
+        """Give an actor 1 / (2 × actors) of the waiting groups; the rest is for the actors that are free first."""
         count = 1 if self.one_by_one else -(-len(self.waiting) // (2 * len(self.actors)))
         groups = deque(self.waiting.popleft() for _ in range(count))
         stream = actor.score.remote([self._inputs(group) for group in groups])
@@ -175,7 +176,7 @@ class RewardPool:
 
 
 def _wait_ready(actors: list[ActorHandle]) -> None:
-    """Wait until the actors have started, so that starting does not count towards a group's time limit."""
+    """Wait until the actors have started: starting must not count towards a group's time limit."""
     try:
         ray.get([actor.ready.remote() for actor in actors])
     except ray.exceptions.RayError as error:

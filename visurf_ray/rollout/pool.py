@@ -13,11 +13,11 @@ from visurf_ray.rollout.actor import Sampled, Sampling
 
 
 class RolloutPool:
-    """Feeds prompts to vLLM engines: each holds an even share of the prompts that are left, up to `max_in_flight`.
+    """Feeds prompts to vLLM engines: each holds at most its share of the unfinished prompts, and `max_in_flight`.
 
-    An engine has one call in flight, which submits new prompts and returns all rollouts that have finished since the
-    last call; the slower the driver, the fewer and larger are the calls. Sampling and weight syncs exclude each other,
-    also when different threads call.
+    An engine has one call in flight, which submits new prompts and returns every prompt whose rollouts have all
+    finished since the last call. The slower the driver, the fewer and larger are the calls. Sampling and weight syncs
+    exclude each other, also when different threads call.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class RolloutPool:
             actors: `RolloutActor` handles.
             sampling: settings of training; evaluation is greedy.
             max_in_flight: the most prompts that an engine holds.
-            oversample: prompts to draw beyond a batch; the same number of the slowest are aborted.
+            oversample: prompts to draw beyond a batch. The slowest are aborted, unless the method uses all.
             sleep_level: how deep engines sleep while the learner uses their GPUs; None if they share no GPUs.
         """
         self.actors = list(actors)
@@ -56,9 +56,9 @@ class RolloutPool:
         return batch_size + self.oversample
 
     def sample(self, examples: Sequence[Example], enough: int) -> Generator[dict[int, Group], None, None]:
-        """Yield groups by the index of their example, as they finish, until there are `enough`; abort the others.
+        """Yield {index of the example: group} as groups finish. After `enough` groups, abort the others.
 
-        Exhaust or close the generator: it blocks `sync` and `answer` until then.
+        The generator blocks `sync` and `answer` from its first item until it is exhausted or closed.
         """
         with self._turn, closing(self._generate(examples, self.sampling)) as generated:
             for finished in generated:
@@ -76,10 +76,10 @@ class RolloutPool:
         return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
 
     def sync(self, phase: Phase = nullcontext) -> None:
-        """Wait for the batch that is being sampled, then give the engines the learner's weights.
+        """Wait for sampling or an evaluation in progress, then send the learner's weights to the engines.
 
         Args:
-            phase: times the phases `wait` and `sync`.
+            phase: makes context managers that time the phases `wait` and `sync`.
         """
         with phase("wait"):
             self._turn.acquire()
@@ -90,13 +90,16 @@ class RolloutPool:
             self._turn.release()
 
     def sleep(self) -> None:
-        """Put engines that share GPUs with the learner to sleep. They wake in `sync`, and when they sample."""
+        """Put engines that share GPUs with the learner to sleep; nothing may be sampled at the time.
+
+        They wake in `sync` or when they sample next. Both send them the weights again.
+        """
         if self.sleep_level is not None and not self._asleep:
             ray.get([actor.sleep.remote(self.sleep_level) for actor in self.actors])
             self._asleep = True
 
     def shut_down(self) -> None:
-        """End the engines and their child processes; those that have died already are skipped."""
+        """End the engines and their child processes, within 30 s. Engines that have died are skipped."""
         ray.wait([actor.shut_down.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
 
     def _take_weights(self) -> None:
@@ -109,7 +112,7 @@ class RolloutPool:
             self._asleep = False
 
     def _generate(self, examples: Sequence[Example], sampling: Sampling) -> Generator[list[Sampled], None, None]:
-        """Yield rollouts as they finish, numbered by example; abort those that run when the generator is closed."""
+        """Yield rollouts as they finish, numbered by example; abort what is still running when it is closed."""
         if self._asleep:  # sleeping engines may have dropped their weights
             self._take_weights()
         left = len(examples)

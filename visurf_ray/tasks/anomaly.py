@@ -8,8 +8,9 @@ The data set has a JSON file for each class, and folders of images in three size
          "test": [{…, "anomaly_class": "BX", "image_path": "NG/BX/S0003/….jpg", "mask_path": "NG/BX/S0003/….png"}]}
     realiad_1024/audiojack/NG/BX/S0003/….jpg
 
-Paths start from `task.image_root` (realiad_1024) and the prefix. If a defect is not visible from a picture's side, the
-picture has no mask, and its ground truth is empty.
+A file is at `task.image_root`/prefix/path, image_root being realiad_1024. Without image_root, the path starts from the
+folder of the JSON file. If a defect is not visible from the camera angle of a picture, the picture has no mask, and its
+ground truth is empty.
 """
 
 import math
@@ -36,12 +37,15 @@ _SPLITS = ("train", "test")
 
 
 class AnomalyTask(MaskTask):
-    """The solution is the defects in a picture, or an empty list for a picture without a defect."""
+    """The solution is a list of the defects in a picture, empty for a picture without one.
+
+    Rows of Real-IAD have a mask in place of the solution (see MaskTask), or none, which means an empty list.
+    """
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query} Reason first, between <think> and </think>: go over its surface, and weigh whether what stands "
-            f"out is a defect or belongs to it. {AS_LIST} Answer [] if it is flawless."
+            f"out is a defect or part of the object. {AS_LIST} Answer [] if it is flawless."
         ),
         "plain": "{query}",
     }
@@ -54,7 +58,7 @@ class AnomalyTask(MaskTask):
                 in a folder; or a table.
 
         Raises:
-            DataError: The data cannot be read, are malformed, or name no split.
+            DataError: The data cannot be read or are malformed, or `source` names no split.
         """
         name, _, split = source.rpartition(":")
         path = Path(name if split in _SPLITS else source).expanduser()
