@@ -1,4 +1,4 @@
-"""COCO's average precision: by hand, and against 101-point interpolation written out."""
+"""COCO's average precision: by hand, and compared with 101-point interpolation."""
 
 import numpy as np
 import pytest
@@ -14,16 +14,16 @@ def ap50(*images) -> float:
     return average_precision([("cat", found, true) for found, true in images])[1]
 
 
-def test_perfect_answers_have_1():
+def test_perfect_answers_have_ap_1():
     images = [("cat", [(A, 0.9), (B, 0.2)], [A, B]), ("dog", [(C, 0.1)], [C]), ("cat", [], [])]
     assert average_precision(images) == pytest.approx((1.0, 1.0))
 
 
-def test_no_answers_have_0():
+def test_without_answers_ap_is_0():
     assert average_precision([("cat", [], [A])]) == (0.0, 0.0)
 
 
-def test_where_nothing_is_true_there_is_no_precision():
+def test_without_true_boxes_there_is_no_ap():
     assert average_precision([]) is None
     assert average_precision([("cat", [(A, 0.9)], [])]) is None
 
@@ -37,13 +37,13 @@ def test_a_curve_by_hand():
     )
 
 
-def test_confidences_compete_over_all_images():
+def test_boxes_are_ranked_by_confidence_over_all_images():
     """A miss in one image that is surer than the hit in another halves the precision."""
     assert ap50(([(A, 0.5)], [A]), ([(A, 0.9)], [])) == pytest.approx(0.5)
     assert ap50(([(A, 0.9)], [A]), ([(A, 0.5)], [])) == pytest.approx(1.0)
 
 
-def test_a_box_is_found_once():
+def test_a_true_box_is_found_once():
     assert ap50(([(A, 0.9), ((0, 0, 100, 99), 0.8), (B, 0.7)], [A, B])) == pytest.approx((51 + 50 * 2 / 3) / 101)
 
 
@@ -53,7 +53,7 @@ def test_thresholds_are_0_50_to_0_95():
     assert (whole, half) == pytest.approx((0.5, 1.0))
 
 
-def test_categories_have_equal_weight_and_one_that_is_nowhere_has_none():
+def test_categories_weigh_equally_and_one_without_true_boxes_is_left_out():
     images = [("cat", [(A, 0.9)], [A])] * 3 + [("dog", [(NOWHERE, 0.9)], [A]), ("bird", [(A, 0.9)], [])]
     assert average_precision(images) == pytest.approx((0.5, 0.5))
 

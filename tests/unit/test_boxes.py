@@ -1,4 +1,4 @@
-"""Answers as text: rendering, parsing, and what is wrong with a malformed ground truth."""
+"""Answers as text: rendering, parsing, and errors of a malformed ground truth."""
 
 import json
 
@@ -85,7 +85,7 @@ def test_items_are_a_json_list_or_nothing(answer, items):
         ([1, 10**400], None),
     ],
 )
-def test_numbers_are_finite_and_as_many_as_asked_for(value, found):
+def test_numbers_are_finite_and_of_the_requested_count(value, found):
     assert numbers(value, 2) == found
 
 
@@ -123,7 +123,7 @@ def test_a_malformed_ground_truth_is_named(text, complaint):
         ((0, 0, 10, 10), (5, -1), "item 1 reaches outside"),
     ],
 )
-def test_boxes_that_cannot_be_are_named(box, point, complaint):
+def test_impossible_boxes_are_named(box, point, complaint):
     with pytest.raises(ValueError, match=complaint):
         check_targets([Target((0, 0, 1, 1), (0, 0)), Target(box, point)], 40, 30)
 

@@ -1,4 +1,4 @@
-"""From rows to examples: images in the model's size, boxes with them, prompts that fit, and epochs."""
+"""From rows to examples: images resized with their boxes, prompts that fit, and epochs."""
 
 import json
 import re
@@ -33,7 +33,7 @@ def test_boxes_are_scaled_as_the_image_is_resized(write_parquet, make_loader):
     ]
 
 
-def test_nothing_is_touched_where_the_size_fits(write_parquet, make_loader):
+def test_an_image_of_a_fitting_size_is_not_resized(write_parquet, make_loader):
     image = picture(112, 56)
     truth = '[{"bbox_2d": [10.5, 10, 50, 40], "point_2d": [30, 25]}]'
     source = write_parquet({"image": {"bytes": encoded(image), "path": None}, "solution": truth})
@@ -71,7 +71,7 @@ def test_one_image_placeholder_becomes_one_per_visual_token(write_parquet, make_
     assert '"the small dog"' in text and text.endswith("<|im_start|>assistant\n")
 
 
-def test_only_references_to_image_and_features_go_with_an_example(write_parquet, make_loader):
+def test_an_example_holds_only_references_to_image_and_features(write_parquet, make_loader):
     store: list = []
 
     def put(value):
@@ -173,7 +173,7 @@ def test_a_batch_may_span_two_epochs_or_more(seven, make_loader):
     assert identities(loader, 0, 20) == order[:20]
 
 
-def test_batches_depend_on_seed_and_step_alone(seven, make_loader):
+def test_batches_depend_only_on_seed_and_step(seven, make_loader):
     first, again, other = make_loader(seven, seed=3), make_loader(seven, seed=3), make_loader(seven, seed=4)
     later = identities(first, 5, 4)
     assert identities(again, 5, 4) == later, "a resumed run goes on with the same rows"
@@ -186,7 +186,7 @@ def test_held_out_examples_come_in_their_own_order(seven, make_loader):
     assert [example.id for example in loader.held_out_examples(None)] == [str(n) for n in range(7)]
 
 
-def test_some_held_out_examples_are_drawn_from_all_in_their_order_and_the_same_for_every_seed(seven, make_loader):
+def test_a_limited_number_of_held_out_examples_is_the_same_for_every_seed(seven, make_loader):
     drawn = [example.id for example in make_loader(seven).held_out_examples(3)]
     assert drawn == sorted(set(drawn)) and len(drawn) == 3 and set(drawn) != {"0", "1", "2"}
     assert [example.id for example in make_loader(seven, seed=5).held_out_examples(3)] == drawn

@@ -1,4 +1,4 @@
-"""Masks that are image files, and the box around all of a mask."""
+"""Mask images, and the box around a whole mask."""
 
 import numpy as np
 import pytest

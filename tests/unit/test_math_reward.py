@@ -1,4 +1,4 @@
-"""The reward for mathematical answers: what is read as one, what is equal, and on which thread."""
+"""The reward for mathematical answers: finding the answer, comparing it, and threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -34,7 +34,7 @@ THOUGHT = "<think>reason</think>"
         ("", 0.0, 0.0),
     ],
 )
-def test_what_is_read_as_an_answer(response, accuracy, thinking):
+def test_the_answer_is_found_in_every_form(response, accuracy, thinking):
     parts = load_reward("math")(response, "2").parts
     assert parts == {"accuracy": accuracy, "thinking_format": thinking}
 
@@ -49,7 +49,7 @@ def test_forms_of_the_truth(truth):
 
 
 @pytest.mark.parametrize("truth", ["", " ", r"\boxed{}", "<answer></answer>"])
-def test_a_truth_must_be_something(truth):
+def test_an_empty_ground_truth_is_refused(truth):
     with pytest.raises(ValueError, match="is empty"):
         load_reward("math")(r"\boxed{2}", truth)
 
@@ -83,7 +83,7 @@ PAIRS = [
 
 
 @pytest.mark.parametrize(("given", "truth", "same"), PAIRS)
-def test_what_is_equal(given, truth, same):
+def test_equal_and_unequal_answers(given, truth, same):
     assert equal(given, truth) is same
 
 
@@ -96,6 +96,6 @@ def test_every_thread_scores_alike():
     assert [earned.parts["accuracy"] == 1.0 for earned in here] == [same for *_, same in PAIRS]
 
 
-def test_what_has_no_end_is_broken_off(monkeypatch):
+def test_an_endless_comparison_is_stopped(monkeypatch):
     monkeypatch.setattr("visurf_ray.answers.formulas._SECONDS", 1)
     assert load_reward("math")(r"\boxed{9^{9^{9}}}", "2").parts["accuracy"] == 0.1

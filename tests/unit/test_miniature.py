@@ -1,4 +1,4 @@
-"""The embedded default: real scans in one split each, scenes and questions and lessons that are right."""
+"""The embedded default: disjoint splits of real scans, and correct scenes, questions and lessons."""
 
 import json
 import re
@@ -104,7 +104,7 @@ def test_boxes_hold_all_the_ink():
             assert scene.pixels[y1:y2, x1:x2, GREEN].max() > int(background[0]) + 60, "a digit can be seen"
 
 
-def test_the_light_tells_the_place():
+def test_colour_encodes_position():
     for scene in scenes(20):
         columns, rows = scene.pixels[:, :, 0].min(axis=0).astype(int), scene.pixels[:, :, 2].min(axis=1).astype(int)
         assert (np.diff(columns) >= 0).all() and columns[-1] > columns[0] + 60
@@ -138,7 +138,7 @@ def test_the_digits_of_a_scene_can_be_chosen():
     assert scene.values() == {4, 0, 9}
 
 
-def test_what_is_seen_names_every_digit_with_its_box():
+def test_seen_names_every_digit_with_its_box():
     seven, three = Digit(7, (1, 2, 21, 22)), Digit(3, (60, 33, 80, 53))
     scene = Scene(np.zeros((CANVAS, CANVAS, 3), np.uint8), (seven, three))
     assert seen(scene) == "a 7 [1, 2, 21, 22], a 3 [60, 33, 80, 53]"
@@ -161,7 +161,7 @@ def meant(text: str, scene: Scene) -> set[Digit]:
     return {digit for digit in scene.digits if digit.value == int(match[1])}
 
 
-def test_questions_for_present_digits_mean_all_of_them_and_no_others():
+def test_questions_for_present_digits_refer_to_exactly_these():
     rng = np.random.default_rng(0)
     kinds: Counter[str] = Counter()
     for scene in scenes(1500):
@@ -176,7 +176,7 @@ def test_questions_for_present_digits_mean_all_of_them_and_no_others():
     assert min(kinds.values()) > 30 and kinds["the 7"] > 900
 
 
-def test_questions_for_absent_digits_mean_nothing_in_the_scene():
+def test_questions_for_absent_digits_refer_to_nothing():
     rng = np.random.default_rng(0)
     kinds: Counter[str] = Counter()
     for scene in scenes(1000):
@@ -248,7 +248,7 @@ def lessons() -> dict[str, list[Lesson]]:
     return {kind: [make_lesson(rng, kind, scene) for scene in scenes(400, seed=1)] for kind in KINDS}
 
 
-def test_no_grounding_question_is_ever_answered_by_nothing(lessons):
+def test_no_grounding_lesson_is_answered_with_the_empty_list(lessons):
     assert set(lessons) == {"read", "list", "count", "presence", "ground", "select"}
     for lesson in (lesson for kind in lessons if kind != "select" for lesson in lessons[kind]):
         text = re.sub(r"\s", "", lesson.question + lesson.answer)

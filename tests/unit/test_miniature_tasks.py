@@ -1,4 +1,4 @@
-"""The drawn tasks: what is asked can be seen in the picture, solutions are right, and they can be learnt from."""
+"""The drawn tasks: questions can be answered from the picture, and solutions are right."""
 
 import json
 import re
@@ -89,7 +89,7 @@ def _normalised(rows: np.ndarray) -> np.ndarray:
 
 
 @every_task
-def test_a_seed_always_draws_the_same_rows_and_another_one_others(name, make):
+def test_the_same_seed_draws_the_same_rows_and_another_draws_others(name, make):
     first, again, other = (contents(make(name, seed).train_rows()) for seed in (1, 1, 2))
     assert first == again and len(first) == 40
     assert not {row[-1] for row in first} & {row[-1] for row in other}
@@ -129,7 +129,7 @@ def test_every_prompt_and_label_fits_the_default_lengths_and_the_tokenizer_can_w
 
 
 @every_task
-def test_the_plain_prompt_is_the_bare_question(name, make):
+def test_the_plain_prompt_is_the_question(name, make):
     task = make(name, 0, "task.prompt=plain")
     for row in task.held_out_rows():
         assert task.question(row) == row.problem
@@ -140,7 +140,7 @@ def test_the_plain_prompt_is_the_bare_question(name, make):
 
 
 @every_task
-def test_labels_earn_full_marks_and_those_of_other_questions_do_not(name, make, base_processor):
+def test_labels_earn_the_maximum_only_for_their_own_question(name, make, base_processor):
     """By the reward that the task chooses, and by the task's metrics."""
     config = load_config([f"task={name}"])
     reward = RewardSpec.of(config.reward).load()
@@ -175,7 +175,7 @@ def test_labels_earn_full_marks_and_those_of_other_questions_do_not(name, make, 
 
 
 @pytest.mark.parametrize(("name", "nothing"), [("miniature_anomaly", "[]"), ("miniature_detection", "[]")])
-def test_the_share_of_questions_for_what_is_absent_is_exact(name, nothing, make):
+def test_the_share_of_questions_for_absent_objects_is_exact(name, nothing, make):
     task = make(name, 3, "task.absent_share=0.3")
     assert sum(row.solution == nothing for row in task.train_rows()) == 12
     assert sum(row.solution == nothing for row in task.held_out_rows()) == 15
@@ -184,7 +184,7 @@ def test_the_share_of_questions_for_what_is_absent_is_exact(name, nothing, make)
 # Each of them: the solution against the picture
 
 
-def test_the_button_to_click_bears_the_digit_and_its_box_is_the_buttons_frame(make):
+def test_the_answer_is_the_frame_of_the_button_with_the_digit(make):
     sizes = set()
     for split, rows in (("train", make("miniature_gui").train_rows()), ("test", make("miniature_gui").held_out_rows())):
         for row in rows:

@@ -1,4 +1,4 @@
-"""predictions.jsonl: what was written can be scored again, and what is not a prediction is named by its line."""
+"""predictions.jsonl: written predictions can be scored again, and a malformed line is named."""
 
 import json
 from dataclasses import replace
@@ -18,7 +18,7 @@ def test_predictions_come_back_as_they_were_written(tmp_path):
     assert read_predictions(path) == [PREDICTION, PREDICTION]
 
 
-def test_a_mask_is_written_where_there_is_one(tmp_path):
+def test_a_mask_is_written_if_there_is_one(tmp_path):
     path = tmp_path / "predictions.jsonl"
     masked = replace(PREDICTION, mask={"size": [2, 3], "counts": "06"})
     write_predictions([PREDICTION, masked], path)
@@ -28,7 +28,7 @@ def test_a_mask_is_written_where_there_is_one(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["no JSON", "[]", '{"id": "a"}', json.dumps(vars(PREDICTION) | {"colour": "red"})])
-def test_a_line_that_is_no_prediction_is_named(tmp_path, line):
+def test_a_malformed_line_is_named(tmp_path, line):
     path = tmp_path / "predictions.jsonl"
     write_predictions([PREDICTION], path)
     path.write_text(path.read_text() + line + "\n")

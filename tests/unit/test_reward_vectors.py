@@ -1,4 +1,4 @@
-"""Every recorded value of the originals (`data/reward_vectors.json`): ours equals it, or is mended on purpose."""
+"""Every recorded value of the originals (`data/reward_vectors.json`): ours is equal, or differs by a listed fix."""
 
 import json
 from collections.abc import Callable
@@ -188,7 +188,7 @@ def same(ours: Any, theirs: Any) -> bool:
     [row for row in ROWS if not absent(row["function"])],
     ids=lambda row: f"{row['function']}-{row['case']}",
 )
-def test_equals_the_original_or_is_mended(row):
+def test_each_value_equals_the_originals_or_is_fixed_on_purpose(row):
     ours = OURS[row["function"]](*row["args"])
     if (mend := mended(row)) is None:
         assert same(ours, row["value"]), f"ours is {ours}, the original's {row['value']}"
@@ -198,7 +198,7 @@ def test_equals_the_original_or_is_mended(row):
         assert same(ours, expected)
 
 
-def test_every_mend_is_of_a_row_and_every_absence_of_a_function():
+def test_every_listed_fix_is_about_a_recorded_row():
     rows = {(row["function"], row["case"]) for row in ROWS}
     assert set(MENDED) <= rows
     assert set(MENDED_ARGUMENTS) <= {(row["function"], json.dumps(row["args"])) for row in ROWS}

@@ -1,4 +1,4 @@
-"""Masks as run lengths: against numpy, and objects made from masks by hand and by brute force."""
+"""Masks as run lengths, compared with numpy; objects made from masks, by hand and by brute force."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ def rng(request):
     return np.random.default_rng(request.param)
 
 
-def test_what_is_encoded_is_decoded_and_measured(rng):
+def test_an_encoded_mask_decodes_to_itself_and_is_measured(rng):
     mask = rng.random((13, 8)) < 0.4
     rle = encode(mask)
     assert rle["size"] == [13, 8] and isinstance(rle["counts"], str)
@@ -59,7 +59,7 @@ def test_coco_run_lengths_in_every_form():
         {"counts": 1},
     ],
 )
-def test_what_is_no_run_lengths_is_refused(value):
+def test_a_malformed_rle_is_refused(value):
     with pytest.raises(ValueError, match="is not a COCO RLE"):
         check_rle(value)
 
@@ -73,18 +73,18 @@ def test_parts_that_touch_at_a_corner_are_one():
     assert [found.bbox_2d for found in objects_in(drawn((2, 2, 5, 5), (5, 5, 8, 8)))] == [(2, 2, 8, 8)]
 
 
-def test_specks_are_no_objects_but_the_largest_part_always_is():
+def test_specks_are_not_objects_but_the_largest_part_always_is():
     large = drawn((0, 0, 15, 15), (20, 3, 21, 4))
     assert [found.bbox_2d for found in objects_in(large)] == [(0, 0, 15, 15)]
     assert [found.bbox_2d for found in objects_in(drawn((20, 3, 21, 4)))] == [(20, 3, 21, 4)]
 
 
-def test_a_given_box_is_kept_and_the_point_is_the_masks():
+def test_a_given_box_is_kept_and_the_point_comes_from_the_mask():
     mask = drawn((2, 3, 9, 10), (20, 1, 25, 4))
     assert objects_in(mask, [0, 1, 26, 11]) == [Target((0, 1, 26, 11), (5, 6))]
 
 
-def test_nothing_shown_nothing_found():
+def test_an_empty_mask_has_no_objects():
     assert objects_in(drawn()) == objects_in(drawn(), [0, 0, 5, 5]) == []
 
 
@@ -93,7 +93,7 @@ def test_the_frame_is_an_edge_and_a_full_mask_has_its_point_in_the_middle():
     assert found == Target((0, 0, 9, 9), (4, 4))
 
 
-def test_the_point_is_the_farthest_from_what_is_not_the_object(rng):
+def test_the_point_is_the_farthest_from_pixels_outside_the_object(rng):
     """By brute force over all pixels, those of a frame around the image included."""
     mask = drawn((3, 2, 20, 15)) & (rng.random((20, 30)) < 0.9)
     outside = np.argwhere(~np.pad(mask, 1)) - 1
@@ -110,7 +110,7 @@ def test_the_point_is_the_farthest_from_what_is_not_the_object(rng):
 ONE = [Target((1, 2, 3, 4), (2, 3))]
 
 
-def test_a_ground_truth_has_masks_only_where_there_are_some():
+def test_a_ground_truth_has_only_the_given_masks():
     mask, ignore = encode(drawn((1, 2, 3, 4))), encode(drawn((5, 5, 6, 6)))
     assert parse_truth(dump_truth(ONE)) == {"objects": [{"bbox_2d": [1, 2, 3, 4], "point_2d": [2, 3]}]}
     text = dump_truth(ONE, mask=mask, ignore=ignore)
@@ -130,7 +130,7 @@ def test_rewards_take_both_forms():
         assert with_mask == reward(response, dump_truth(ONE)) and with_mask.parts["accuracy"] > 0
 
 
-def test_a_mask_that_is_none_is_named():
+def test_a_malformed_mask_is_named():
     with pytest.raises(ValueError, match="has a mask that is not a COCO RLE"):
         parse_masks('{"objects": [], "mask": 7}')
 

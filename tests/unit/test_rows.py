@@ -1,4 +1,4 @@
-"""Reading data: real files of both kinds, and every way in which a row can be bad, named by file, row and id."""
+"""Reading data: every kind of file, and errors that name a bad row by file, row and id."""
 
 import json
 import re
@@ -170,18 +170,18 @@ def test_trls_columns(write_jsonl, prompt, problem, image, solution):
         ({"problem": None, "prompt": ["How many?"]}, 'the prompt is not a conversation: ."How many'),
     ],
 )
-def test_what_no_schema_allows_is_named_by_row(write_jsonl, row, complaint):
+def test_a_row_outside_the_schemas_is_named(write_jsonl, row, complaint):
     source = write_jsonl(row | {"id": "bad"})
     with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 0 \(id bad\): .*{complaint}"):
         read_rows(source)
 
 
-def test_a_solution_that_is_no_text_is_kept_as_json(write_jsonl):
+def test_a_solution_that_is_not_text_is_written_as_json(write_jsonl):
     source = write_jsonl({"solution": [{"bbox_2d": [1, 2, 3, 4], "point_2d": [2, 3]}]})
     assert json.loads(read_rows(source)[0].solution) == [{"bbox_2d": [1, 2, 3, 4], "point_2d": [2, 3]}]
 
 
-def test_a_tasks_own_columns_and_what_it_reads_beside_them(write_jsonl):
+def test_a_tasks_own_columns_and_its_extra_columns(write_jsonl):
     columns = {"problem": ("question", "problem"), "solution": ("solution",), "image": ("image",), "unit": ("unit",)}
     first = read_rows(write_jsonl({"question": "How long?", "unit": "cm"}), columns=columns)[0]
     assert (first.id, first.problem, first.extra) == ("0", "How long?", {"unit": "cm"})
@@ -213,14 +213,14 @@ def test_a_missing_file_is_named(data_folder, name):
 
 @pytest.mark.parametrize("key", ["train", "held_out"])
 @pytest.mark.parametrize("source", ["a/b", "nowhere", "nowhere/at/all", "a/b:test"])
-def test_what_is_neither_a_folder_nor_on_the_hub_is_named_with_its_key(make_task, key, source):
+def test_a_source_that_is_neither_a_folder_nor_on_the_hub_is_named_with_its_key(make_task, key, source):
     """A misspelt folder `a/b` looks like a data set's id."""
     task = make_task(source)
     with pytest.raises(DataError, match=rf"task\.{key}: {source} .*no such folder.*no such Hugging Face data set"):
         (task.train_rows if key == "train" else task.held_out_rows)()
 
 
-def test_a_folder_without_data_and_a_split_that_is_not_there_are_named(folder, data_folder):
+def test_an_empty_folder_and_a_missing_split_are_named(folder, data_folder):
     (data_folder / "empty").mkdir()
     for source in (str(data_folder / "empty"), f"{folder}:validation"):
         with pytest.raises(DataError, match=rf"^{re.escape(source)} cannot be read: (?!there is no such folder)"):
@@ -255,13 +255,13 @@ def test_a_parquet_file_without_rows_is_named(write_parquet):
 
 
 @pytest.mark.parametrize("name", ["data.jsonl", "data.parquet"])
-def test_a_file_that_is_not_what_its_name_says_is_named(data_folder, name):
+def test_a_file_whose_content_contradicts_its_suffix_is_named(data_folder, name):
     (data_folder / name).write_text("these are no rows at all\n")
     with pytest.raises(DataError, match=rf"{re.escape(str(data_folder / name))} cannot be read"):
         read_rows(str(data_folder / name))
 
 
-def test_a_missing_column_is_named_beside_those_that_are_there(write_jsonl):
+def test_a_missing_column_is_named_with_the_existing_ones(write_jsonl):
     source = write_jsonl({"solution": None, "reply": "[]"})
     with pytest.raises(DataError, match=rf"{re.escape(source)} has no column solution or answer; it has .*reply"):
         read_rows(source)
@@ -305,7 +305,7 @@ def test_a_bad_row_without_an_id_is_named_by_file_and_row(write_jsonl, make_task
         check_last(make_task(source))
 
 
-def test_embedded_bytes_that_are_no_image_are_named(write_parquet, make_task):
+def test_embedded_bytes_that_are_not_an_image_are_named(write_parquet, make_task):
     source = write_parquet({}, {"image": {"bytes": b"I am no picture", "path": None}})
     with pytest.raises(
         DataError, match=rf"^{re.escape(source)}, row 1 \(id row-1\): the embedded bytes cannot be read"
@@ -330,7 +330,7 @@ def test_a_truncated_image_is_named_when_it_is_decoded(write_parquet, kind):
         row.load_image()
 
 
-def test_an_image_of_more_pixels_than_pillow_dares_is_named(write_parquet):
+def test_an_image_above_pillows_pixel_limit_is_named(write_parquet):
     """A head that promises 100,000 x 100,000 pixels: Pillow refuses it with an error of its own kind."""
     head = bytearray(encoded(picture()))
     head[16:24] = (100_000).to_bytes(4, "big") * 2

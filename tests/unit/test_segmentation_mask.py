@@ -1,4 +1,4 @@
-"""The reward for masks, with a real SAM2 of random weights: what it segments is the truth, whatever it is."""
+"""The reward for masks, with a real SAM2 of random weights; the true masks are what it segments."""
 
 import json
 
@@ -34,7 +34,7 @@ def truth(mask: np.ndarray, **more) -> str:
     return json.dumps(json.loads(dump_truth([TARGET], mask=encode(mask))) | more)
 
 
-def test_what_is_segmented_is_compared_with_the_true_mask(reward, masks):
+def test_the_segmented_mask_is_compared_with_the_true_one(reward, masks):
     assert reward(RIGHT, truth(masks[0]), picture()).parts == {
         "mask_iou": 1.0,
         "answer_format": 1.0,
@@ -48,7 +48,7 @@ def test_what_is_segmented_is_compared_with_the_true_mask(reward, masks):
     assert reward(RIGHT, ignored, picture()).parts["mask_iou"] == 1.0
 
 
-def test_two_strings_are_enough_where_the_truth_names_its_image(reward, masks, tmp_path):
+def test_the_ground_truth_may_name_the_image(reward, masks, tmp_path):
     picture().save(tmp_path / "a.png")
     named = truth(masks[1], image=str(tmp_path / "a.png"))
     assert reward(RIGHT, named) == reward(RIGHT, truth(masks[1]), picture())
@@ -80,7 +80,7 @@ def test_answers_that_segment_nothing(reward, masks, response, mask_iou, answer_
     )
 
 
-def test_where_nothing_is_meant_the_empty_answer_earns_it_all(sam2, reward):
+def test_the_empty_answer_earns_everything_for_an_empty_ground_truth(sam2, reward):
     nothing = dump_truth([], mask=encode(np.zeros((60, 100), bool)))
     empty = render([], thinking="a")
     for ground_truth in ("[]", nothing):
@@ -91,7 +91,7 @@ def test_where_nothing_is_meant_the_empty_answer_earns_it_all(sam2, reward):
     assert strict(empty, nothing).parts == {"mask_iou": 0.0, "answer_format": 0.0, "thinking_format": 1.0}
 
 
-def test_what_it_needs_it_says(reward, masks):
+def test_errors_name_what_is_missing(reward, masks):
     with pytest.raises(ValueError, match="has objects but no mask: reward=segmentation_mask needs data with masks"):
         reward(RIGHT, dump_truth([TARGET]), picture())
     with pytest.raises(ValueError, match="needs an image: pass image=, or name one in the ground truth"):
@@ -114,7 +114,7 @@ def test_only_rewards_that_need_the_image_get_it(reward, sam2, masks, tmp_path):
     assert alone("", "1", picture()).parts["width"] == 100
 
 
-def test_the_specification_knows_who_needs_the_image(sam2, tmp_path):
+def test_the_specification_says_whether_the_image_is_needed(sam2, tmp_path):
     from visurf_ray.config.load import load_config
 
     def needs(*overrides: str) -> bool:

@@ -1,4 +1,4 @@
-"""SAM2: prompts made of answers, and masks that equal transformers' own calls."""
+"""SAM2: prompts made from answers, and masks that equal those of direct transformers calls."""
 
 import json
 
@@ -61,7 +61,7 @@ def test_more_objects_than_are_segmented_at_once(segmenter, direct):
     assert (segmenter.segment(image, prompts) == np.logical_or.reduce([direct(image, *p) for p in prompts])).all()
 
 
-def test_each_image_is_seen_anew(segmenter, direct):
+def test_each_image_is_encoded_anew(segmenter, direct):
     first, second = picture(seed=0), picture(70, 90, seed=1)
     for image in (first, second, first):
         assert (segmenter.segment(image, [(BOX, POINT)]) == direct(image, BOX, POINT)).all()
@@ -91,7 +91,7 @@ def test_prompts_are_scaled_and_rounded_as_the_original_does():
     assert prompts_of(answer(item)) == [((0, 1, 7, 10), (2, 3))]
 
 
-def test_an_item_without_a_point_keeps_its_box_and_costs_the_others_nothing():
+def test_an_item_without_a_point_keeps_its_box_and_does_not_affect_the_others():
     items = [{"bbox_2d": BOX, "point_2d": POINT}, {"bbox_2d": OTHER}, {"bbox_2d": OTHER, "point_2d": ["1", 2]}]
     assert prompts_of(answer(*items)) == [(BOX, POINT), (OTHER, None), (OTHER, None)]
 
@@ -108,7 +108,7 @@ def test_an_item_without_a_point_keeps_its_box_and_costs_the_others_nothing():
         "<answer>[</answer>",
     ],
 )
-def test_answers_that_give_no_box_prompt_nothing(response):
+def test_answers_without_a_box_give_no_prompts(response):
     assert prompts_of(response) == []
 
 
@@ -121,7 +121,7 @@ def test_answers_that_give_no_box_prompt_nothing(response):
         ("nobody/no-such-model", "cannot be loaded as a SAM2 model"),
     ],
 )
-def test_what_is_no_model_is_told(path, message, tmp_path, monkeypatch):
+def test_a_path_without_a_model_is_refused(path, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"task\.segmenter={path}:? {message}"):
         Segmenter(path, "task.segmenter")

@@ -1,4 +1,4 @@
-"""Images stay in the table: what is held does not grow with them, and their bytes are those that were written."""
+"""Images stay in the table: memory does not grow with them, and their bytes are unchanged."""
 
 import tracemalloc
 
@@ -39,7 +39,7 @@ def test_each_row_has_its_own_image(write_parquet):
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
-def test_all_that_a_column_may_hold(kind):
+def test_every_type_of_image_column(kind):
     struct = pa.struct({"bytes": kind, "path": pa.string()})
     cells = [{"bytes": b"one", "path": None}, {"bytes": None, "path": "two.png"}, None, {"bytes": b"four", "path": "x"}]
     for column, stored in (

@@ -1,4 +1,4 @@
-"""Real-IAD's layout on the disk, its masks as boxes, and ROC-AUC against ranks by hand."""
+"""Real-IAD's files, boxes made from its masks, and ROC-AUC compared with a computation from ranks."""
 
 import json
 import re
@@ -85,13 +85,13 @@ def test_all_classes_of_a_folder(real_iad, open_anomaly):
     ]
 
 
-def test_the_split_must_be_told(real_iad, open_anomaly):
+def test_a_source_without_a_split_is_refused(real_iad, open_anomaly):
     source = f"{real_iad()}/audiojack.json"
     with pytest.raises(DataError, match=rf"{re.escape(source)} holds two splits: write {re.escape(source)}:train or"):
         open_anomaly(source).train_rows()
 
 
-def test_a_defect_that_does_not_show_has_no_mask_and_nothing_to_find(real_iad, open_anomaly, open_loader, tmp_path):
+def test_a_picture_without_a_mask_has_an_empty_ground_truth(real_iad, open_anomaly, open_loader, tmp_path):
     path = tmp_path / "realiad_jsons" / "audiojack.json"
     source = f"{real_iad()}/audiojack.json:test"
     content = json.loads(path.read_text())
@@ -161,13 +161,13 @@ def test_roc_auc_against_the_rank_test(score):
     assert found["roc_auc_binarised"] == pytest.approx(rates)
 
 
-def test_overlaps_count_once_and_what_reaches_outside_not_at_all(score):
+def test_overlapping_areas_count_once_and_areas_outside_the_image_do_not_count(score):
     twice, outside = answer((0, 0, 10, 20), (0, 0, 10, 20)), answer((90, 0, 500, 20))
     alike = score([prediction(DEFECT, twice), prediction("[]", outside)])
     assert alike["roc_auc"] == 0.5  # both cover 10×20
 
 
-def test_a_mask_counts_in_the_place_of_the_boxes():
+def test_the_covered_share_is_the_masks_if_there_is_one():
     drawn = np.zeros((60, 100), dtype=np.uint8, order="F")
     drawn[10:30, 20:30] = 1
     encoded = rle.encode(drawn)
@@ -178,7 +178,7 @@ def test_a_mask_counts_in_the_place_of_the_boxes():
 
 
 @pytest.mark.parametrize("truth", [DEFECT, "[]"])
-def test_pictures_of_one_kind_have_no_roc_auc(score, truth):
+def test_roc_auc_is_left_out_if_all_pictures_are_of_one_kind(score, truth):
     scores = score([prediction(truth, answer()), prediction(truth, answer((0, 0, 10, 10)))])
     assert not {"roc_auc", "roc_auc_binarised"} & scores.keys() and "format_rate" in scores
     assert score([]) == {}

@@ -1,4 +1,4 @@
-"""Visual-RFT's classification: its files, the questions, labels that earn all, and what the metrics say."""
+"""Visual-RFT's classification: files, questions, labels that earn the full reward, and metrics."""
 
 import re
 
@@ -27,7 +27,7 @@ def make(write_visual_rft, make_task):
     )
 
 
-def test_the_problem_is_the_prompt_as_it_is_or_is_told_the_form(make):
+def test_the_plain_prompt_is_the_problem_and_the_detailed_one_adds_the_form(make):
     task = make((PROBLEM, TRUTH))
     assert [task.question(row) for row in task.train_rows()] == [PROBLEM]
     task = make(("Which flower is this?", "pink primrose"), prompt="detailed")
@@ -94,6 +94,6 @@ def test_shares_over_all_answers():
     assert score_names([]) == {}
 
 
-def test_boxes_are_none_of_its_business(make):
+def test_a_classification_has_no_boxes(make):
     task = make((PROBLEM, TRUTH))
     assert task.boxes(TRUTH, (112, 56)) == [] and task.true_boxes(example(TRUTH)) is None

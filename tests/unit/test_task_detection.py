@@ -1,4 +1,4 @@
-"""Visual-RFT's detection: its files, the questions, labels that earn all, and what the metrics say."""
+"""Visual-RFT's detection: files, questions, labels that earn the full reward, and metrics."""
 
 import re
 
@@ -36,12 +36,12 @@ def make(write_visual_rft, make_task):
     return lambda *rows, prompt="plain": make_task(write_visual_rft(*rows), f"task.prompt={prompt}", name="detection")
 
 
-def test_the_problem_is_the_prompt_as_it_is(make):
+def test_the_plain_prompt_is_the_problem(make):
     task = make((problem("umbrella"), TRUTH), (problem("hot dog"), NONE))
     assert [task.question(row) for row in task.train_rows()] == [problem("umbrella"), problem("hot dog")]
 
 
-def test_detailed_tells_the_form_in_other_words(make):
+def test_the_detailed_prompt_names_the_category_and_the_form(make):
     task = make((problem("hot dog"), TRUTH), ("umbrella", NONE), prompt="detailed")
     first, second = (task.question(row) for row in task.train_rows())
     assert '"hot dog"' in first and "'hot dog'" not in first
@@ -61,7 +61,7 @@ def test_detailed_tells_the_form_in_other_words(make):
         ("the dog's collar and the cat's bowl", "the dog's collar and the cat's bowl"),
     ],
 )
-def test_the_category_that_is_asked_for(question, category):
+def test_the_category_is_the_first_quoted_text_or_the_question(question, category):
     assert asked_category(question) == category
 
 
@@ -110,7 +110,7 @@ def test_a_bad_solution_is_named_by_file_and_row(make, solution, complaint):
         task.check(bad)
 
 
-def test_what_is_rounded_to_nothing_is_no_error(make):
+def test_a_box_without_area_after_rounding_is_accepted(make):
     task = make((problem("bird"), "<answer>[{'Position': [30, 40, 30, 42], 'Confidence': 1}]</answer>"))
     task.check(task.train_rows()[0])
 

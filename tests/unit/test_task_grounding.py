@@ -1,4 +1,4 @@
-"""Visual-RFT's reasoning grounding: its files, the questions, labels that earn all, and what the metrics say."""
+"""Visual-RFT's reasoning grounding: files, questions, labels that earn the full reward, and metrics."""
 
 import re
 
@@ -23,7 +23,7 @@ def make(write_visual_rft, make_task):
     return lambda *rows, prompt="plain": make_task(write_visual_rft(*rows), f"task.prompt={prompt}", name="grounding")
 
 
-def test_the_problem_is_the_prompt_as_it_is_or_is_told_the_form(make):
+def test_the_plain_prompt_is_the_problem_and_the_detailed_one_adds_the_form(make):
     task = make((PROBLEM, TRUTH))
     assert [task.question(row) for row in task.train_rows()] == [PROBLEM]
     task = make(("the one that can fly", TRUTH), prompt="detailed")

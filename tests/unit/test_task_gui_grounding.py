@@ -1,4 +1,4 @@
-"""OmniACT's layout on the disk, which element a script points at, and accuracy as VisionReasoner counts it."""
+"""OmniACT's files, the element that a script points at, and accuracy as VisionReasoner computes it."""
 
 import json
 import re
@@ -43,7 +43,7 @@ def omniact(tmp_path):
     return write
 
 
-def test_the_smallest_element_around_the_click_is_meant(omniact, open_task):
+def test_the_target_is_the_smallest_element_around_the_click(omniact, open_task):
     (row,) = open_task("gui_grounding", omniact("pyautogui.click(50.5,15.0)")).train_rows()
     assert (row.id, row.problem) == ("2849", "Stop the clock")
     assert json.loads(row.solution) == [{"bbox_2d": [40, 10, 60, 20], "point_2d": [51, 15]}]
@@ -59,7 +59,7 @@ def test_the_smallest_element_around_the_click_is_meant(omniact, open_task):
         ('pyautogui.click(50,15)\npyautogui.write("noon")', [40, 10, 60, 20]),
     ],
 )
-def test_what_a_script_may_point_with(omniact, open_task, script, box):
+def test_clicks_and_moves_are_read_from_scripts(omniact, open_task, script, box):
     (row,) = open_task("gui_grounding", omniact(script)).train_rows()
     assert json.loads(row.solution)[0]["bbox_2d"] == box
 
@@ -156,7 +156,7 @@ def test_accuracy_by_hand(omniact, open_task, response, accuracy, accuracy_one):
     assert scores["accuracy"] == load_reward("point_in_box")(response, TRUTH).parts["accuracy"]
 
 
-def test_scores_are_means_and_no_examples_have_none(open_task):
+def test_scores_are_means_and_without_examples_there_are_none(open_task):
     task = open_task("gui_grounding", "a.jsonl")
     right = answer({"bbox_2d": [40, 10, 60, 20], "point_2d": [50, 15]})
     assert task.metrics([prediction(TRUTH, right), prediction(TRUTH, "?")]) == {

@@ -1,4 +1,4 @@
-"""ISIC's layout on the disk, the lesion's box, and box accuracy by hand."""
+"""ISIC's files, the lesion's box, and box accuracy by hand."""
 
 import json
 import re
@@ -92,7 +92,7 @@ def test_bbox_accuracy_by_hand(open_task, boxes, any_hits, matched):
     ("response", "right"),
     [("<answer>[]</answer>", 1), ("none", 0), (f"<answer>{targets(TRUE)}</answer>", 0), ("<answer>[7]</answer>", 0)],
 )
-def test_where_nothing_is_meant_the_empty_list_alone_is_right(open_task, response, right):
+def test_only_the_empty_list_is_right_for_an_empty_ground_truth(open_task, response, right):
     assert open_task("lesion", "a.jsonl").metrics([prediction("[]", response)])["bbox_acc_any"] == right
 
 

@@ -1,4 +1,4 @@
-"""MathVista's layout, what counts as right for choices and numbers, and that reward and metric agree."""
+"""MathVista's files, right answers to choices and numbers, and agreement of reward and metric."""
 
 import json
 import re
@@ -159,14 +159,14 @@ CASES = [
 
 
 @pytest.mark.parametrize(("truth", "given", "right"), CASES)
-def test_what_is_right_to_reward_and_metric_alike(open_task, truth, given, right):
+def test_reward_and_metric_agree_on_what_is_right(open_task, truth, given, right):
     response = rf"{THOUGHT}\boxed{{{given}}}"
     assert Truth.parse(truth.dump()) == truth
     assert load_reward("math")(response, truth.dump()).parts["accuracy"] == (1.0 if right else 0.1)
     assert open_task("math", "a.jsonl").metrics([prediction(truth.dump(), response)])["accuracy"] == right
 
 
-def test_scores_are_means_and_no_examples_have_none(open_task):
+def test_scores_are_means_and_without_examples_there_are_none(open_task):
     task = open_task("math", "a.jsonl")
     responses = [THOUGHT + r"\boxed{2}", THOUGHT + "<answer>2</answer>", r"\boxed{3}", "2"]
     assert task.metrics([prediction("2", response) for response in responses]) == {
@@ -177,7 +177,7 @@ def test_scores_are_means_and_no_examples_have_none(open_task):
     assert task.metrics([]) == {}
 
 
-def test_prompts_tell_the_form_or_not(math_vista, open_task):
+def test_only_the_detailed_prompt_asks_for_the_form(math_vista, open_task):
     source = math_vista(CHOICE)
     (row,) = open_task("math", source).train_rows()
     assert r"\boxed{}" in open_task("math", source).question(row)
@@ -199,13 +199,13 @@ def test_words_are_compared_as_words():
     assert Truth("x y").matches("y x"), "single letters are factors"
 
 
-def test_a_list_of_answers_is_no_answer():
+def test_a_list_of_answers_is_refused():
     with pytest.raises(ValueError, match="is a list of answers"):
         Truth.parse('["12", "twelve"]')
     assert Truth.parse("[1, 2]").answer == "[1, 2]", "an interval"
 
 
 @pytest.mark.parametrize("setting", ["task.absent_share=0.5", "task.segmenter=some/sam2"])
-def test_a_setting_that_means_nothing_to_the_task_is_refused(math_vista, open_task, setting):
+def test_a_setting_that_the_task_does_not_support_is_refused(math_vista, open_task, setting):
     with pytest.raises(DataError, match=rf"{setting}: math .* set it to null"):
         open_task("math", math_vista(FREE), setting)

@@ -1,4 +1,4 @@
-"""Metrics of box answers: by hand, and unions against a raster of pixels."""
+"""Metrics of box answers: by hand, and unions compared with a raster of pixels."""
 
 import json
 
@@ -71,14 +71,14 @@ def test_unions_agree_with_a_raster(seed):
         ([(10, 10, 0, 0)], [LEFT], 0.0, 0.0),  # corners swapped
     ],
 )
-def test_boxes_that_are_meant(given, true, giou, bbox_acc):
+def test_bbox_acc_and_empty_rate_by_hand(given, true, giou, bbox_acc):
     scores = score_pairs([(answer(*given), targets(*true))])
     assert scores["giou"] == pytest.approx(giou) and scores["bbox_acc"] == pytest.approx(bbox_acc)
     assert scores["empty_rate"] == (given == [])
     assert "n_acc" not in scores
 
 
-def test_each_box_is_matched_once_and_as_well_as_can_be():
+def test_each_box_is_matched_once_in_the_best_matching():
     """The first answer hits both targets, the second one target: both must count."""
     true = [(0, 0, 100, 100), (0, 0, 100, 150)]
     scores = score_pairs([(answer((0, 0, 100, 120), (0, 0, 100, 60)), targets(*true))])
@@ -104,7 +104,7 @@ def test_each_box_is_matched_once_and_as_well_as_can_be():
         (answer((10, 10, 0, 0)), 0.0),
     ],
 )
-def test_where_nothing_is_meant_the_empty_list_alone_is_right(response, right):
+def test_only_the_empty_list_is_right_for_an_empty_ground_truth(response, right):
     scores = score_pairs([(response, "[]")])
     assert scores["n_acc"] == scores["giou"] == right
     assert "bbox_acc" not in scores and "empty_rate" not in scores
@@ -114,7 +114,7 @@ def test_a_box_without_an_area_is_not_the_empty_answer():
     assert score_pairs([(answer((5, 5, 5, 5)), targets(LEFT))])["empty_rate"] == 0.0
 
 
-def test_malformed_boxes_are_left_out_of_the_others():
+def test_malformed_boxes_are_skipped():
     response = '<answer>[{"bbox_2d": [0, 0, 10, 10]}, {"bbox_2d": [1, 2]}, 7, {"bbox_2d": [9, 9, 9, 12]}]</answer>'
     assert answered_boxes(response) == [LEFT]
     assert answered_boxes("<answer>?</answer>") is None
@@ -203,7 +203,7 @@ def test_the_originals_own_example():
     assert (scores["giou"], scores["ciou"], scores["n_acc"]) == pytest.approx((0.5, 5 / 18, 0.5))
 
 
-def test_ignored_pixels_count_neither_for_nor_against():
+def test_ignored_pixels_do_not_count():
     scores = score_boxes([masked(FULL, CORNER, ignore=STRIPE & ~CORNER)])
     assert scores["giou"] == scores["ciou"] == pytest.approx(4 / 12)
 

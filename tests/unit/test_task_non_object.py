@@ -1,4 +1,4 @@
-"""VisionReasoner's evaluation sets in their layout: masks in every form, boxes with them, and malformed ones by row."""
+"""VisionReasoner's evaluation sets: masks in every form, with boxes, and malformed ones named by row."""
 
 import json
 
@@ -66,7 +66,7 @@ def test_nested_booleans(write_masks, make_task):
         task.check(row)
 
 
-def test_a_box_of_the_data_is_the_one_object(write_masks, make_task):
+def test_a_box_in_the_data_is_the_only_object(write_masks, make_task):
     import datasets
 
     two = MASK.copy()
@@ -103,7 +103,7 @@ def test_masks_that_are_run_lengths(write_masks, make_task):
         assert parse_masks(row.solution) == {"mask": encode(MASK)} and parse_targets(row.solution) == FOUND
 
 
-def test_six_columns_may_carry_masks_too(write_parquet, make_loader):
+def test_training_columns_may_have_masks(write_parquet, make_loader):
     solution = json.dumps({"objects": [{"bbox_2d": [20, 10, 41, 31], "point_2d": [30, 20]}], "mask": encode(MASK)})
     loader = make_loader(write_parquet({"solution": solution}))
     loader.check()
@@ -124,7 +124,7 @@ def test_a_mask_must_be_of_the_images_size(write_masks, make_task):
 
 
 @pytest.mark.parametrize("mask", [None, [], [[True], [True, False]]])
-def test_a_mask_that_is_none_is_named(write_masks, make_task, mask):
+def test_a_malformed_mask_is_named_by_row(write_masks, make_task, mask):
     task = make_task(write_masks({}, {"mask": mask}))
     with pytest.raises(DataError, match=r"row 1 \(id 1-7\): the mask must be nested booleans"):
         [task.check(row) for row in task.held_out_rows()]
@@ -146,7 +146,7 @@ def test_a_malformed_box_is_named(write_masks, make_task):
         task.held_out_rows()
 
 
-def test_ciou_counts_stored_pixels_alone_where_there_are_masks():
+def test_ciou_counts_pixels_of_the_stored_image_if_there_are_masks():
     """A hit of 100 pixels, and 100 pixels where nothing is meant, in images that the model sees at a tenth."""
     shown = np.zeros((100, 100), dtype=bool)
     shown[:10, :10] = True

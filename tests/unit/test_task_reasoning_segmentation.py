@@ -1,4 +1,4 @@
-"""ReasonSeg's folders, written as they are: masks by hand, wordings, labels, and what is wrong with an annotation."""
+"""ReasonSeg's folders: masks by hand, wordings, labels, and errors that name a bad annotation."""
 
 import json
 
@@ -81,7 +81,7 @@ def test_points_are_cut_off_to_whole_pixels_and_lines_belong_to_the_polygon():
     assert (paint([triangle], 9, 9) == (rows + columns <= 8)).all()
 
 
-def test_an_image_in_which_nothing_is_meant(write_folder):
+def test_an_image_without_targets_has_an_empty_ground_truth(write_folder):
     task = make_task(write_folder(a={"shapes": []}))
     (row,) = task.held_out_rows()
     assert parse_targets(row.solution) == [] and not decode(parse_masks(row.solution)["mask"]).any()
@@ -120,7 +120,7 @@ def test_without_a_segmenter_no_stored_image_is_kept(write_folder, processor):
     assert loader.held_out_examples(None)[0].stored is None
 
 
-def test_the_plain_prompt_is_the_bare_question(write_folder):
+def test_the_plain_prompt_is_the_question(write_folder):
     task = make_task(write_folder(a={}), "task.prompt=plain")
     assert task.question(task.held_out_rows()[0]) == "What holds the tea?"
 

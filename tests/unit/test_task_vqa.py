@@ -1,4 +1,4 @@
-"""ChartQA's and DocVQA's layouts, relaxed accuracy and ANLS by hand, and training without a reward."""
+"""ChartQA's and DocVQA's files, relaxed accuracy and ANLS by hand, and training without a named reward."""
 
 import json
 import re
@@ -155,19 +155,19 @@ def test_similarity_against_the_recursive_definition(seed):
         ("It is 12", 0.0, 0.0),
     ],
 )
-def test_the_best_of_the_right_answers_counts_wherever_the_answer_stands(open_task, response, relaxed, anls):
+def test_the_best_match_counts_in_every_form_of_answer(open_task, response, relaxed, anls):
     scores = open_task("vqa", "a.jsonl").metrics([prediction('["twelve", "12"]', response)])
     assert scores == pytest.approx({"relaxed_accuracy": relaxed, "anls": anls})
 
 
-def test_scores_are_means_and_no_examples_have_none(open_task):
+def test_scores_are_means_and_without_examples_there_are_none(open_task):
     task = open_task("vqa", "a.jsonl")
     predictions = [prediction('["100"]', "104"), prediction('["kitten"]', "kittens")]
     assert task.metrics(predictions) == pytest.approx({"relaxed_accuracy": 0.5, "anls": (2 / 3 + 6 / 7) / 2})
     assert task.metrics([]) == {}
 
 
-def test_it_has_no_reward_and_training_says_so_but_takes_the_users(tmp_path):
+def test_training_needs_the_users_own_reward(tmp_path):
     data = ["task=vqa", "task.train=a.jsonl", "task.held_out=a.jsonl"]
     with pytest.raises(ConfigError, match=r"both null: there is nothing to score.*reward\.function=module"):
         RewardSpec.of(load_config(data).reward)

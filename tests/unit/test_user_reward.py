@@ -1,4 +1,4 @@
-"""A user's own reward function: found by module or file, weighted with a named reward, refused in clear words."""
+"""A user's own reward function: by module or file, weighted with a named reward, with clear errors."""
 
 import sys
 
@@ -96,7 +96,7 @@ def test_a_dict_gives_named_parts(file):
         ("FILE", "must be module:function or path/to/file.py:function"),
     ],
 )
-def test_what_cannot_be_used_is_refused_and_names_the_key(file, name, message):
+def test_an_unusable_function_is_refused_with_its_key(file, name, message):
     with pytest.raises(UserError, match=f"reward.function=.*{message}"):
         load_function(name.replace("FILE", file))
 
@@ -112,12 +112,12 @@ def test_a_file_that_breaks_is_refused(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:coroutine")
 @pytest.mark.parametrize("name", ["nothing", "text", "infinite", "later"])
-def test_what_is_no_reward_is_refused(file, name):
+def test_an_invalid_return_value_is_refused(file, name):
     with pytest.raises(UserError, match=f"reward.function=.*:{name} must return a finite number or a dict"):
         load_function(f"{file}:{name}")("a", "b")
 
 
-def test_a_files_name_is_made_absolute_for_processes_that_stand_elsewhere(file, tmp_path, monkeypatch):
+def test_a_file_name_is_made_absolute_for_actors_in_other_folders(file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute("my_rewards.py:score") == f"{file}:score"
     assert absolute("my_rewards:score") == "my_rewards:score"
@@ -152,12 +152,12 @@ def test_the_named_reward_alone_with_its_options():
     assert reward("\\boxed{3}", "2").parts == {"accuracy": 0.0, "thinking_format": 0.0}
 
 
-def test_a_part_of_both_is_refused(file):
+def test_a_part_name_in_both_rewards_is_refused(file):
     with pytest.raises(UserError, match=r"has a part 'accuracy', as reward\.name=vision_reasoner has: give it another"):
         spec(f"reward.function='{file}:accuracy'").load()(RIGHT, TRUTH)
 
 
-def test_options_of_another_kind_are_refused():
+def test_options_of_the_wrong_type_are_refused():
     with pytest.raises(UserError, match=r"reward\.options\.credit_empty='perhaps' must be a bool"):
         spec("reward.options.credit_empty=perhaps").load()
     with pytest.raises(UserError, match=r"reward\.options\.boxed_credit=None must be a float"):

@@ -1,4 +1,4 @@
-"""VisionReasoner's reward: by hand, against the original where that is right, and where it is mended."""
+"""VisionReasoner's reward: by hand, compared with the original where that is right, and the fixed bugs."""
 
 import json
 import time
@@ -205,7 +205,7 @@ def test_accuracy_of_one_box_by_hand(reward, item, value):
     assert reward(answer(item), json.dumps([A])).parts["accuracy"] == value
 
 
-def test_an_iou_of_exactly_one_half_is_no_hit(reward):
+def test_an_iou_of_exactly_one_half_is_a_miss(reward):
     whole = {"bbox_2d": [0, 0, 199, 199], "point_2d": [100, 150]}
     half, more = ({"bbox_2d": [0, 0, 199, y], "point_2d": [0, 0]} for y in (99, 100))
     assert reward(answer(half), json.dumps([whole])).parts["accuracy"] == 0.0
@@ -276,7 +276,7 @@ def test_of_several_answers_the_last_counts(reward):
     assert reward(answer(A) + f"<answer>{json.dumps([B])}</answer>", json.dumps([A])).parts["accuracy"] == 0.0
 
 
-def test_an_answer_inside_the_thinking_is_none(reward):
+def test_an_answer_inside_the_thinking_does_not_count(reward):
     thinking = f"<think>Perhaps {answer(B, think='')}?</think>"
     assert reward(answer(A, think=thinking), json.dumps([A])).total == 7.0
     assert reward(f"<think>{answer(A, think='')}</think>", json.dumps([A])).total == 1.0
@@ -330,7 +330,7 @@ def test_scoring_takes_no_time_whatever_the_response(reward, text):
 
 
 @pytest.mark.parametrize("truth", ["nothing", "{}", '[{"bbox_2d": [1, 2, 3]}]', "[7]"])
-def test_a_malformed_ground_truth_is_an_error_and_no_zero(reward, truth):
+def test_a_malformed_ground_truth_raises(reward, truth):
     with pytest.raises(ValueError):
         reward(answer(A), truth)
 

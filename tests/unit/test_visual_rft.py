@@ -1,4 +1,4 @@
-"""Visual-RFT's rewards by hand, and where they are mended; the originals' values are in test_reward_vectors.py."""
+"""Visual-RFT's rewards by hand, and the fixed bugs; the originals' values are in test_reward_vectors.py."""
 
 import json
 import time
@@ -63,12 +63,12 @@ def test_the_most_confident_box_chooses_first(detect):
     assert detect(answer(boxes((nearer, 0.6), (near, 0.8))), boxes((A, 1))) == pytest.approx((0.8 / 2, (0.8 + 0.4) / 2))
 
 
-def test_numbers_that_agree_are_no_boxes_that_agree(detect):
+def test_equal_numbers_in_different_boxes_do_not_count(detect):
     assert detect(answer(boxes(([900, 110, 950, 115], 0.3))), boxes(([100, 110, 300, 310], 1))) == (0.0, 0.7)
 
 
 @pytest.mark.parametrize("truth", ["No Objects", "<answer>No Objects</answer>", "[]", "<answer>[]</answer>"])
-def test_that_there_is_nothing_may_be_right(detect, truth):
+def test_an_empty_answer_is_right_if_there_are_no_objects(detect, truth):
     for right in ("No Objects", "[]", " no objects\n"):
         assert detect(answer(right), truth) == (1.0, 1.0)
         assert load_reward("visual_rft_detection", credit_empty=False)(answer(right), truth).total == 1.0
@@ -77,7 +77,7 @@ def test_that_there_is_nothing_may_be_right(detect, truth):
         assert detect(answer(wrong), truth) == (0.0, 0.0)
 
 
-def test_nothing_where_there_is_something(detect):
+def test_an_empty_answer_is_wrong_if_there_are_objects(detect):
     assert detect(answer("No Objects")) == detect(answer("[]")) == (0.0, 0.0)
 
 
@@ -109,7 +109,7 @@ def test_what_is_read_as_an_answer(detect, response, value):
 
 
 @pytest.mark.parametrize("truth", ["", "[{}]", "[{'Position': [1, 2, 3]}]", "seven", "{}"])
-def test_a_malformed_truth_is_an_error_and_no_zero(detect, truth):
+def test_a_malformed_ground_truth_raises(detect, truth):
     with pytest.raises(ValueError):
         detect(answer(WHOLE), truth)
 
@@ -146,7 +146,7 @@ def test_classification(response, truth, accuracy):
     ("given", "right"),
     [("Boeing_737-200", True), ("737-200", False), ("o", False), ("a Boeing 737-200", False), ("", False)],
 )
-def test_the_whole_name_can_be_wanted(given, right):
+def test_class_name_requires_the_whole_name(given, right):
     reward = load_reward("class_name")
     for truth in ("Boeing 737-200", "<answer>boeing 737-200</answer>"):
         assert reward(answer(given), truth).parts == {"accuracy": float(right), "format": 1.0}

@@ -1,1 +1,1 @@
-"""How data lie on the disk: tables, their rows, stored images."""
+"""How data are stored on disk: tables, their rows, encoded images."""

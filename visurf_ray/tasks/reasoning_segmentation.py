@@ -89,8 +89,8 @@ def _read(image: Path) -> list[Row]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         reason = f"{error} is missing" if isinstance(error, KeyError) else error
         raise DataError(f"{path} is not a ReasonSeg annotation with text and shapes: {reason}") from error
-    meant, ignored = painted == _TARGET, painted == _IGNORE
-    solution = dump_truth(objects_in(meant), mask=encode(meant), ignore=encode(ignored) if ignored.any() else None)
+    target, ignored = painted == _TARGET, painted == _IGNORE
+    solution = dump_truth(objects_in(target), mask=encode(target), ignore=encode(ignored) if ignored.any() else None)
     return [
         Row(f"{image.stem}-{number}" if number else image.stem, text, solution, str(image), str(path))
         for number, text in enumerate(texts)
