@@ -1,7 +1,7 @@
 """The real stack on the miniature: a model, examples of its task, and one Ray cluster for all tests."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -36,6 +36,19 @@ def loader(config, processor):
     return loader
 
 
+@pytest.fixture
+def train_here(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
+    """`python -m visurf_ray.train` with these arguments, in this process: its exit status, and what it printed."""
+    from visurf_ray.train import main
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["visurf_ray.train", *arguments])
+        capsys.readouterr()
+        return main(), *capsys.readouterr()
+
+    return call
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     import ray
@@ -44,3 +57,31 @@ def ray_cluster() -> Iterator[None]:
     ray.init(address="local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def learner_actors(ray_cluster) -> Callable[[int], list]:
+    """So many learner actors as there are ranks, the same ones at every call: a process imports DeepSpeed for seconds.
+
+    They hold no learner. They keep their process group, which is why each number of ranks has actors of its own.
+    """
+    import gc
+
+    import ray
+
+    from visurf_ray.learner.actor import LearnerActor
+
+    def forget(actor) -> None:
+        vars(actor).clear()
+        gc.collect()
+
+    actors = {}
+
+    def get(ranks: int) -> list:
+        if ranks not in actors:
+            options = {"num_cpus": 0, "runtime_env": {"env_vars": {"DS_ACCELERATOR": "cpu"}}}
+            actors[ranks] = [LearnerActor.options(**options).remote() for _ in range(ranks)]
+        ray.get([actor.__ray_call__.remote(forget) for actor in actors[ranks]])
+        return actors[ranks]
+
+    return get

@@ -1,27 +1,24 @@
-"""A dry run from its command line: what it tells, that it leaves nothing, and that it refuses what a run refuses."""
-
-import os
-import subprocess
-import sys
-from pathlib import Path
+"""A dry run: what it tells, that it leaves nothing, and that it refuses what a run refuses."""
 
 import pytest
 
-from tests.integration.test_train import grounding
+from tests.integration.test_train import grounding, is_refused, run
 
 
-def dry_run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """In an empty working folder, with the output folder below it."""
-    folder.mkdir()
-    command = [sys.executable, "-m", "visurf_ray.train", "train.dry_run=true", "cluster.address=local", *arguments]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=folder, env=environment)
-
-
-def test_a_dry_run_tells_what_would_be_run_and_leaves_nothing(tmp_path):
+@pytest.fixture
+def dry_run(tmp_path, monkeypatch, train_here):
+    """A dry run in an empty working folder, with the output folder below it."""
     folder = tmp_path / "work"
-    done = dry_run(folder, "task.train=40", "task.held_out=10", "train.steps=5", "learner.ranks=2", "learner.cpus=0.25")
-    assert done.returncode == 0, done.stderr[-3000:]
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield lambda *arguments: train_here("train.dry_run=true", "cluster.address=local", *arguments)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_dry_run_tells_what_would_be_run(dry_run):
+    settings = ["task.train=40", "task.held_out=10", "train.steps=5", "learner.ranks=2", "learner.cpus=0.25"]
+    status, stdout, stderr = dry_run(*settings)
+    assert status == 0, stderr
     for part in (
         "40 training rows, 10 held-out rows",
         "5 of 16 prompts: 2.00 epochs",
@@ -31,8 +28,7 @@ def test_a_dry_run_tells_what_would_be_run_and_leaves_nothing(tmp_path):
         "KV cache",
         "all checks passed; nothing was started or written",
     ):
-        assert part in done.stdout
-    assert list(folder.iterdir()) == []
+        assert part in stdout
 
 
 _REFUSED = {
@@ -53,28 +49,23 @@ _REFUSED = {
 
 
 @pytest.mark.parametrize("case", _REFUSED)
-def test_a_dry_run_refuses_in_one_line_what_a_run_refuses(tmp_path, case):
+def test_a_dry_run_refuses_in_one_line_what_a_run_refuses(tmp_path, dry_run, case):
     make, expected = _REFUSED[case]
-    done = dry_run(tmp_path / "work", *make(tmp_path))
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    for part in expected:
-        assert part in line
-    assert "Traceback" not in done.stderr
-    assert list((tmp_path / "work").iterdir()) == []
+    status, _, stderr = dry_run(*make(tmp_path))
+    assert is_refused(status, stderr, expected), stderr
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_dry_run_asks_the_cluster_and_starts_no_actor(tmp_path):
-    """On the tests' cluster of 8 CPUs, of which four are asked for; five times two are too many."""
+    """From its command line, on the tests' cluster of 8 CPUs: four are asked for; then five times two, too many."""
     import ray
 
-    address = f"cluster.address={ray.get_runtime_context().gcs_address}"
-    small = ["task.train=16", "task.held_out=4", "rollout.cpus=2"]
+    settings = [f"cluster.address={ray.get_runtime_context().gcs_address}", "train.dry_run=true"]
+    settings += ["task.train=16", "task.held_out=4", "rollout.cpus=2", f"output_dir={tmp_path}/output"]
     before = len(ray._private.state.actors())
-    done = dry_run(tmp_path / "fits", address, *small)
+    done = run("train", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1 node(s), 2 GPU, 8 CPU" in done.stdout
-    done = dry_run(tmp_path / "too-large", address, *small, "rollout.workers=5")
-    assert done.returncode == 2 and "rollout.workers=5" in done.stderr and "8 CPU (8 free)" in done.stderr
-    assert len(ray._private.state.actors()) == before
+    done = run("train", *settings, "rollout.workers=5")
+    assert is_refused(done.returncode, done.stderr, ["rollout.workers=5", "8 CPU (8 free)"]), done.stderr
+    assert len(ray._private.state.actors()) == before and list(tmp_path.iterdir()) == []

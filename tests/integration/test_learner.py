@@ -10,7 +10,6 @@ from transformers import AutoModelForImageTextToText
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
 from visurf_ray.config.schema import Packing
-from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
@@ -45,22 +44,14 @@ def rank_config(config, processor, **changes) -> RankConfig:
 
 
 @pytest.fixture
-def make_learner(config, processor):
-    learners = []
+def make_learner(config, processor, learner_actors):
+    """Makes a learner; the one before of as many ranks ends with it."""
 
     def make(ranks=1, minibatches=1, **changes) -> LearnerGroup:
-        actors = [
-            LearnerActor.options(num_cpus=0.5, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}}).remote()
-            for _ in range(ranks)
-        ]
-        learners.extend(actors)
-        return LearnerGroup(
-            actors, rank_config(config, processor, **changes), seed=0, minibatches=minibatches, cores=[[]] * ranks
-        )
+        settings = rank_config(config, processor, **changes)
+        return LearnerGroup(learner_actors(ranks), settings, seed=0, minibatches=minibatches, cores=[[]] * ranks)
 
-    yield make
-    for actor in learners:
-        ray.kill(actor)
+    return make
 
 
 @pytest.fixture(scope="module")

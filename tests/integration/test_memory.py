@@ -39,10 +39,11 @@ def watch(actor) -> None:
         return sum(storages.values()) - before
 
     engine.backward = watched
-    register_optimizer_step_post_hook(lambda *_: actor.seen.append(live_bytes()))
+    actor.hook = register_optimizer_step_post_hook(lambda *_: actor.seen.append(live_bytes()))
 
 
 def seen(actor) -> list[int]:
+    actor.hook.remove()
     return actor.seen
 
 
@@ -66,7 +67,7 @@ def test_model_states_are_what_the_engine_holds(make_learner, batches, stage, dt
     ray.get([actor.__ray_call__.remote(watch) for actor in learner.actors])
     for groups in batches:
         learner.update(groups, LossConfig())
-    measured = max(ray.get(learner.actors[0].__ray_call__.remote(seen)))
+    measured = max(ray.get([actor.__ray_call__.remote(seen) for actor in learner.actors])[0])
     settings = [
         f"learner.zero_stage={stage}",
         f"learner.offload={offload}",

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import ray
@@ -23,8 +24,8 @@ from visurf_ray.weights.sender import WeightSender
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def start_pool(config, workers: int, *, n: int = 4, temperature: float = 1.0) -> RolloutPool:
-    cores = sorted(os.sched_getaffinity(0))
+def start_engine(config, worker: int) -> Any:
+    """An engine that is up, on all cores."""
     engine = EngineConfig(
         model_path=resolve_model(config.model.path),
         dtype="float32",
@@ -35,24 +36,21 @@ def start_pool(config, workers: int, *, n: int = 4, temperature: float = 1.0) ->
         sleeps=False,
         seed=0,
     )
-    actors = [
-        RolloutActor.options(num_cpus=0.5).remote(engine, worker, cores[worker::workers]) for worker in range(workers)
-    ]
-    ray.get([actor.ready.remote() for actor in actors])
-    return RolloutPool(actors, sampling=Sampling(n, temperature, 60, logprobs_every=1), max_in_flight=8)
+    actor = RolloutActor.options(num_cpus=0.5).remote(engine, worker, sorted(os.sched_getaffinity(0)))
+    ray.get(actor.ready.remote())
+    return actor
 
 
-def stop_pool(pool: RolloutPool) -> None:
-    pool.shut_down()
-    for actor in pool.actors:
-        ray.kill(actor)
+def make_pool(actors) -> RolloutPool:
+    return RolloutPool(actors, sampling=Sampling(4, 1.0, 60, logprobs_every=1), max_in_flight=8)
 
 
 @pytest.fixture(scope="module")
 def pool(config):
-    pool = start_pool(config, workers=1)
+    pool = make_pool([start_engine(config, 0)])
     yield pool
-    stop_pool(pool)
+    pool.shut_down()
+    ray.kill(pool.actors[0])
 
 
 @pytest.fixture(scope="module")
@@ -230,18 +228,18 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
         recorded.append([replace(group, responses=list(group.responses)) for group in groups])
         expected.append(train_step(config, processor, groups, learner))
     learner.send_weights()
+    answers = pool.answer(examples, max_tokens=60)
 
-    pair = start_pool(config, workers=2)
-    try:
-        ranks = make_learner(ranks=2, zero_stage=2, max_tokens_per_micro_batch=1)
-        ranks.connect(pair.actors, gpu_workers=0, colocated=False)
-        for groups, metrics in zip(recorded, expected, strict=True):
-            ranks.send_weights()
-            found = train_step(config, processor, groups, ranks)
-            for name in _CURVES:
-                assert found[name] == pytest.approx(metrics[name], rel=1e-3, abs=1e-4), name
+    second = start_engine(config, 1)
+    pair = make_pool([*pool.actors, second])
+    ranks = make_learner(ranks=2, zero_stage=2, max_tokens_per_micro_batch=1)
+    ranks.connect(pair.actors, gpu_workers=0, colocated=False)
+    for groups, metrics in zip(recorded, expected, strict=True):
         ranks.send_weights()
-        answers = [p.answer(examples, max_tokens=60) for p in (pool, pair)]
-        assert [a.response for a in answers[0]] == [a.response for a in answers[1]]
-    finally:
-        stop_pool(pair)
+        found = train_step(config, processor, groups, ranks)
+        for name in _CURVES:
+            assert found[name] == pytest.approx(metrics[name], rel=1e-3, abs=1e-4), name
+    ranks.send_weights()
+    assert [p.response for p in pair.answer(examples, max_tokens=60)] == [p.response for p in answers]
+    make_pool([second]).shut_down()
+    ray.kill(second)

@@ -197,17 +197,34 @@ def grounding(path: Path) -> list[str]:
 
 
 _BAD_DATA = {
-    "missing image": ({"image": "nowhere.png"}, r"data.jsonl, row 0 \(id seven\): there is no image .*nowhere.png"),
-    "unreadable image": ({"image": "broken.png"}, r"row 0 \(id seven\): .*broken.png cannot be read as an image"),
-    "truncated image": ({"image": "cut.png"}, r"row 0 \(id seven\): the image is damaged"),
-    "not JSON": ({"solution": "[{"}, r"row 0 \(id seven\): the solution is not JSON"),
+    "no file": (lambda d: grounding(d / "none.jsonl"), r"task.held_out: there is no data file .*none.jsonl"),
+    "missing image": (
+        lambda d: grounding(data_file(d, image="nowhere.png")),
+        r"data.jsonl, row 0 \(id seven\): there is no image .*nowhere.png",
+    ),
+    "unreadable image": (
+        lambda d: grounding(data_file(d, image="broken.png")),
+        r"row 0 \(id seven\): .*broken.png cannot be read as an image",
+    ),
+    "truncated image": (
+        lambda d: grounding(data_file(d, image="cut.png")),
+        r"row 0 \(id seven\): the image is damaged",
+    ),
+    "not JSON": (
+        lambda d: grounding(data_file(d, solution="[{")),
+        r"row 0 \(id seven\): the solution is not JSON",
+    ),
     "malformed box": (
-        {"solution": '[{"bbox_2d": [1, 2, 3], "point_2d": [1, 2]}]'},
+        lambda d: grounding(data_file(d, solution='[{"bbox_2d": [1, 2, 3], "point_2d": [1, 2]}]')),
         r"row 0 \(id seven\): the solution item 0 needs bbox_2d with 4 numbers",
     ),
     "box outside": (
-        {"solution": '[{"bbox_2d": [1, 2, 99, 9], "point_2d": [5, 5]}]'},
+        lambda d: grounding(data_file(d, solution='[{"bbox_2d": [1, 2, 99, 9], "point_2d": [5, 5]}]')),
         r"row 0 \(id seven\): the solution item 0 reaches outside the image of 56×56",
+    ),
+    "long prompt": (
+        lambda d: ["task.train=8", "rollout.max_model_len=40"],
+        r"scene train-0.*rollout.max_model_len",
     ),
 }
 
@@ -219,20 +236,37 @@ def test_bad_data_is_refused_by_file_and_row(tmp_path, case):
     from visurf_ray.config.load import load_config
     from visurf_ray.errors import DataError
 
-    changes, message = _BAD_DATA[case]
+    make, message = _BAD_DATA[case]
     with pytest.raises(DataError) as raised:
-        start_data(load_config(grounding(data_file(tmp_path, **changes))))
+        start_data(load_config(make(tmp_path)))
     assert re.search(message, str(raised.value.cause))
 
 
-_BAD_INPUT = {
+def is_refused(status: int, stderr: str, expected: list[str]) -> bool:
+    """Whether a run ended with one line, which has all of `expected` in it."""
+    (line,) = stderr.splitlines()
+    return status == 2 and line.startswith("error: ") and all(part in line for part in expected)
+
+
+_REFUSED_BY_THE_CLUSTER = {
     "missing image": (
         lambda d: grounding(data_file(d, image="nowhere.png")),
         ["data.jsonl, row 0 (id seven)", "nowhere.png"],
     ),
-    "no data file": (lambda d: grounding(d / "none.jsonl"), ["none.jsonl"]),
-    "long prompt": (lambda d: ["task.train=8", "rollout.max_model_len=40"], ["scene train-0", "rollout.max_model_len"]),
     "too many workers": (lambda d: ["rollout.workers=4000"], ["rollout.workers=4000", "Lower"]),
+}
+
+
+@pytest.mark.parametrize("case", _REFUSED_BY_THE_CLUSTER)
+def test_a_run_that_finds_no_data_or_no_room_ends_in_one_line_and_writes_nothing(tmp_path, case):
+    make, expected = _REFUSED_BY_THE_CLUSTER[case]
+    folder = tmp_path / "output"
+    done = run("train", "cluster.address=local", *make(tmp_path), f"output_dir={folder}")
+    assert is_refused(done.returncode, done.stderr, expected), done.stderr
+    assert not folder.exists()
+
+
+_REFUSED = {
     "resume path": (lambda d: [f"train.resume={d}"], ["train.resume", "no checkpoint"]),
     "model": (lambda d: [f"model.path={d}"], ["model.path", "no config.json"]),
     "adapters": (
@@ -247,14 +281,11 @@ _BAD_INPUT = {
 }
 
 
-@pytest.mark.parametrize("case", _BAD_INPUT)
-def test_bad_input_is_refused_in_one_line_and_writes_nothing(tmp_path, case):
-    make, expected = _BAD_INPUT[case]
+@pytest.mark.parametrize("case", _REFUSED)
+def test_bad_input_is_refused_in_one_line_before_anything_starts(tmp_path, train_here, case):
+    """Without a process of its own: no Ray is started, and nothing is written."""
+    make, expected = _REFUSED[case]
     folder = tmp_path / "output"
-    done = run("train", "cluster.address=local", *make(tmp_path), f"output_dir={folder}")
-    assert done.returncode == 2
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    for part in expected:
-        assert part in line
-    assert "Traceback" not in done.stderr
+    status, _, stderr = train_here("cluster.address=local", *make(tmp_path), f"output_dir={folder}")
+    assert is_refused(status, stderr, expected), stderr
     assert not folder.exists()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
@@ -9,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from visurf_ray.config.load import load_config
+from visurf_ray.config.schema import TaskConfig
 
 TRUTH = json.dumps([{"bbox_2d": [10, 10, 50, 40], "point_2d": [30, 25]}])
 
@@ -20,14 +21,14 @@ TRUTH = json.dumps([{"bbox_2d": [10, 10, 50, 40], "point_2d": [30, 25]}])
 composed = cache(lambda *overrides: load_config(list(overrides)))  # nobody changes what it returns
 
 
-def task_config(name: str, source: Any, *overrides: str) -> DictConfig:
+def task_config(name: str, source: Any, *overrides: str) -> TaskConfig:
     """The task's settings, for training and evaluation on one source unless `overrides` name another.
 
     All sources share one composition, which takes Hydra a third of a second.
     """
     named = {override.partition("=")[0] for override in overrides}
     files = {split: str(source) for split in ("train", "held_out") if f"task.{split}" not in named}
-    return OmegaConf.merge(composed(f"task={name}", *overrides).task, files)
+    return replace(composed(f"task={name}", *overrides).task, **files)
 
 
 def picture(width: int = 100, height: int = 60, seed: int = 0) -> Image.Image:
