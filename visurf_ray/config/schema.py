@@ -268,7 +268,7 @@ class Config:
 
     @property
     def colocated(self) -> bool:
-        return self.cluster.layout is Layout.colocated
+        return self.cluster.layout == Layout.colocated
 
 
 @dataclass

@@ -40,7 +40,7 @@ class Method:
         self.render = render
         self.encode = encode
         self.styles = list(styles)
-        self.style: str | None = None if config.style is LabelStyle.auto else config.style
+        self.style: str | None = None if config.style == LabelStyle.auto else config.style
         self.longest = longest
         self.importance_cap = importance_cap
 
@@ -52,7 +52,7 @@ class Method:
     @property
     def chooses(self) -> bool:
         """Whether it learns from a selection of the groups; see `instructive`."""
-        return self.config.dynamic_sampling and self.config.label_term is not LabelTerm.ce
+        return self.config.dynamic_sampling and self.config.label_term != LabelTerm.ce
 
     def loss(self, step: int) -> LossConfig:
         """Return the loss of a step; steps count from 0."""
@@ -79,7 +79,7 @@ class Method:
             group.responses.append(self._label(group.example, self.style))
 
     def _label(self, example: Example, style: str) -> Response:
-        if self.config.label_thinking is LabelThinking.empty and example.thinking is None:
+        if self.config.label_thinking == LabelThinking.empty and example.thinking is None:
             example = replace(example, thinking="")
         text = self.render(example, style)
         return Response(Source.LABEL, text, TokenSpan.of(self.encode(text)))
@@ -87,7 +87,7 @@ class Method:
     def aligns(self, step: int) -> bool:
         """Return whether the style of labels is chosen anew at a step (§4.2.4, align); steps count from 0."""
         due = self.style is None or step % self.config.style_every == 0
-        return self.config.label and self.config.style is LabelStyle.auto and due
+        return self.config.label and self.config.style == LabelStyle.auto and due
 
     def in_each_style(self, examples: Sequence[Example]) -> list[Group]:
         """Return, for each example, a group of its label in each style: the input of `LearnerGroup.mean_logprobs`."""
@@ -132,7 +132,7 @@ class Method:
         If labels are learnt by cross-entropy, or their loss has decayed to 0, rollouts are compared among themselves.
         """
         loss = self.loss(step)
-        apart = loss.label_term is LabelTerm.ce or not loss.label_scale
+        apart = loss.label_term == LabelTerm.ce or not loss.label_scale
         metrics = _reward_metrics(groups)
         for group in groups:
             if self.config.eliminate:
@@ -148,7 +148,7 @@ class Method:
             advantages = group_advantages(
                 rewards,
                 compared_with=len(group.rollouts) or None
-                if self.config.advantage_from is ComparedWith.rollouts
+                if self.config.advantage_from == ComparedWith.rollouts
                 else None,
                 divide_by_std=self.config.advantage_std,
                 ddof=self.config.advantage_ddof,

@@ -62,7 +62,7 @@ def token_weights(groups: Sequence[Group], config: LossConfig) -> list[list[floa
     Args:
         groups: all groups of one optimiser step, over all ranks and micro-batches: the denominators are global.
     """
-    two_losses = config.label_term is LabelTerm.ce
+    two_losses = config.label_term == LabelTerm.ce
 
     def loss_of(response: Response) -> Source | None:
         return response.source if two_losses else None
@@ -77,9 +77,9 @@ def token_weights(groups: Sequence[Group], config: LossConfig) -> list[list[floa
     def weight(responses_of: Counter[Source | None], response: Response) -> float:
         own = loss_of(response)
         scale = config.label_scale if response.source is Source.LABEL else 1.0
-        if config.aggregation is Aggregation.token:
+        if config.aggregation == Aggregation.token:
             return scale / tokens_of[own]
-        length = response.length if config.aggregation is Aggregation.sequence else config.longest
+        length = response.length if config.aggregation == Aggregation.sequence else config.longest
         return scale / (groups_of[own] * responses_of[own] * length)
 
     return [
@@ -110,9 +110,9 @@ def token_losses(
     if config.dual_clip is not None:
         bound = torch.where(advantages_T < 0, -config.dual_clip * advantages_T, torch.inf)
         losses = torch.minimum(losses, bound)
-    if config.label_term is LabelTerm.ce:
+    if config.label_term == LabelTerm.ce:
         losses = torch.where(is_label_T, -logprobs_T, losses)
-    elif config.label_term is LabelTerm.shaped:
+    elif config.label_term == LabelTerm.shaped:
         # p / (p + γ) as a sigmoid, so that a p that underflows still has its gradient.
         shaped = torch.sigmoid(logprobs_T - math.log(config.shaping))
         losses = torch.where(is_label_T, -advantages_T * shaped, losses)
@@ -157,4 +157,4 @@ def is_clipped(
     )
     if config.dual_clip is not None:
         beyond |= (advantages_T < 0) & (ratio > config.dual_clip)
-    return beyond if config.label_term is LabelTerm.ppo else beyond & ~is_label_T
+    return beyond if config.label_term == LabelTerm.ppo else beyond & ~is_label_T

@@ -70,7 +70,7 @@ class MetricsLog:
     @property
     def where(self) -> str:
         """The address of the run in W&B, or how to upload it."""
-        if self.mode is WandbMode.offline:
+        if self.mode == WandbMode.offline:
             return f"offline; upload with: wandb sync {Path(self._run.dir).parent}"
         return self._run.url or self.mode
 
@@ -123,7 +123,7 @@ _WANDB_MODES: dict[WandbMode, Literal["online", "offline", "disabled"]] = {
 
 def _resolve(mode: WandbMode) -> WandbMode:
     """Return the mode that `auto` stands for; another mode is returned as it is."""
-    if mode is not WandbMode.auto:
+    if mode != WandbMode.auto:
         return mode
     if named := os.environ.get("WANDB_MODE"):
         if named not in _WANDB_MODES:

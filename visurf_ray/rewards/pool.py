@@ -54,7 +54,7 @@ class RewardPool:
         self.spec = spec
         self.gpus = config.gpus
         self.timeout = config.timeout
-        self.skip = config.on_error is OnError.skip
+        self.skip = config.on_error == OnError.skip
         self.actors = [self._start() for _ in range(config.workers)]
         _wait_ready(self.actors)
         self.idle = deque(self.actors)
