@@ -3,8 +3,10 @@
 import pytest
 import ray
 
-from tests.integration.test_learner import batches, make_learner  # noqa: F401  # fixtures
+from tests.integration.test_learner import batches, rank_config  # noqa: F401  # a fixture
 from visurf_ray.config.load import load_config
+from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.memory import measure, model_states
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
@@ -39,12 +41,27 @@ def watch(actor) -> None:
         return sum(storages.values()) - before
 
     engine.backward = watched
-    actor.hook = register_optimizer_step_post_hook(lambda *_: actor.seen.append(live_bytes()))
+    register_optimizer_step_post_hook(lambda *_: actor.seen.append(live_bytes()))
 
 
 def seen(actor) -> list[int]:
-    actor.hook.remove()
     return actor.seen
+
+
+@pytest.fixture
+def new_learner(config, processor):
+    """Makes a learner in new processes: in shared ones the tensors of earlier learners would be counted too."""
+    started = []
+
+    def make(ranks, **changes) -> LearnerGroup:
+        options = {"num_cpus": 0, "runtime_env": {"env_vars": {"DS_ACCELERATOR": "cpu"}}}
+        started.extend(LearnerActor.options(**options).remote() for _ in range(ranks))
+        settings = rank_config(config, processor, **changes)
+        return LearnerGroup(started, settings, seed=0, minibatches=1, cores=[[]] * ranks)
+
+    yield make
+    for actor in started:
+        ray.kill(actor)
 
 
 GRID = [(1, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]
@@ -59,15 +76,15 @@ DIAGONAL = [(1, "float32", False), (1, "bfloat16", True), (2, "bfloat16", False)
         for offload in (False, True)
     ],
 )
-def test_model_states_are_what_the_engine_holds(make_learner, batches, stage, dtype, offload):  # noqa: F811
+def test_model_states_are_what_the_engine_holds(new_learner, batches, stage, dtype, offload):  # noqa: F811
     """At the fullest moment of the second step, when Adam's moments are there. Examples and gathered weights come on
     top; on a CPU device and host memory are one.
     """
-    learner = make_learner(2, zero_stage=stage, dtype=dtype, offload=offload, max_tokens_per_micro_batch=400)
+    learner = new_learner(2, zero_stage=stage, dtype=dtype, offload=offload, max_tokens_per_micro_batch=400)
     ray.get([actor.__ray_call__.remote(watch) for actor in learner.actors])
     for groups in batches:
         learner.update(groups, LossConfig())
-    measured = max(ray.get([actor.__ray_call__.remote(seen) for actor in learner.actors])[0])
+    measured = max(ray.get(learner.actors[0].__ray_call__.remote(seen)))
     settings = [
         f"learner.zero_stage={stage}",
         f"learner.offload={offload}",
