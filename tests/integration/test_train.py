@@ -150,23 +150,6 @@ def test_evaluation_of_a_checkpoint_gives_the_scores_of_its_run(finished, tmp_pa
     assert len(predictions) == 12 and predictions[0].keys() == {"id", "question", "ground_truth", "size", "response"}
 
 
-def test_sft_then_rlvr_is_one_run_of_two_stages(tmp_path):
-    """SFT samples nothing, RLVR has no label."""
-    settings = [
-        "method=sft_then_rlvr",
-        "method.sft_steps=1",
-        "method.kl_coef=0.01",
-        "train.steps=2",
-        "train.export=false",
-    ]
-    done = run("train", *SMALL, *settings, f"output_dir={tmp_path}/run")
-    assert done.returncode == 0, done.stderr[-3000:]
-    steps = [row for row in rows(tmp_path / "run") if "train/loss" in row]
-    for row, absent in zip(steps, ("rollout", "label"), strict=True):
-        assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
-    assert steps[1]["train/kl/rollout"] > 0.0 and steps[1]["train/rollout_logprob_diff_max"] < 1e-4
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("task", sorted(name for name in TASKS if name.startswith("miniature_")))
 def test_every_drawn_task_is_trained_and_scored(task, tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_train import SMALL
+from tests.integration.test_train import SMALL, rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,15 +34,27 @@ def test_the_installed_package_has_its_configuration(installed, tmp_path):
     assert done.returncode == 0 and str(installed / "visurf_ray" / "conf") in done.stdout
 
 
-def test_the_installed_package_runs_a_sweep_one_run_after_the_other(installed, tmp_path):
-    settings = ["train.steps=1", "train.export=false", "train.checkpoint_every=0", "output_dir=runs"]
-    done = run(installed, tmp_path, *SMALL, "-m", "method=rlvr,dapo", *settings)
+@pytest.fixture(scope="module")
+def sweep(installed, tmp_path_factory) -> Path:
+    """The folder of a sweep over two seeds, each run with two stages of one step."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    stages = ["method=sft_then_rlvr", "method.sft_steps=1", "method.kl_coef=0.01", "train.steps=2"]
+    settings = ["train.export=false", "train.checkpoint_every=0", "output_dir=runs"]
+    done = run(installed, folder, *SMALL, "-m", "seed=0,1", *stages, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == [
-        "method=dapo",
-        "method=rlvr",
-        "multirun.yaml",
-    ]
-    for method in ("rlvr", "dapo"):
-        summary = json.loads((tmp_path / "runs" / f"method={method}" / "summary.json").read_text())
-        assert (summary["method"], summary["steps"]) == (method, 1)
+    return folder / "runs"
+
+
+def test_the_installed_package_runs_a_sweep_one_run_after_the_other(sweep):
+    assert sorted(path.name for path in sweep.iterdir()) == ["multirun.yaml", "seed=0", "seed=1"]
+    summaries = [json.loads((sweep / f"seed={seed}" / "summary.json").read_text()) for seed in (0, 1)]
+    assert [(summary["seed"], summary["steps"]) for summary in summaries] == [(0, 2), (1, 2)]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_sft_then_rlvr_is_one_run_of_two_stages(sweep, seed):
+    """SFT samples nothing, RLVR has no label."""
+    first, second = (row for row in rows(sweep / f"seed={seed}") if "train/loss" in row)
+    for row, absent in ((first, "rollout"), (second, "label")):
+        assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
+    assert second["train/kl/rollout"] > 0.0 and second["train/rollout_logprob_diff_max"] < 1e-4
