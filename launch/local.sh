@@ -130,7 +130,7 @@ finish() {
     if [[ -d $output_dir ]]; then
         say "the run is in $output_dir"
         local folder name
-        for folder in "$output_dir" "$output_dir"/*=*/; do # the run's, or those of a sweep's runs
+        for folder in "$output_dir" "$output_dir"/*/; do # the run's, or those of a sweep's runs
             for name in config.yaml metrics.jsonl summary.json report.html export checkpoints; do
                 if [[ -e $folder/$name ]]; then echo "  ${folder%/}/$name"; fi
             done
@@ -158,8 +158,8 @@ else
 fi
 
 on_gpus=()
-# Defaults of the miniature on GPUs. An experiment has its own layout, and the command line overrides both.
-if [[ $(<"$root/.venv/installed") == *" gpu"* && " $*" != *" +experiment="* ]]; then
+# Defaults of the miniature on GPUs. The command line overrides them, and an experiment brings its own.
+if [[ $(<"$root/.venv/installed") == *" gpu"* && $* != *"+experiment="* ]]; then
     on_gpus=(rollout.gpus=1 rollout.dtype=bfloat16 rollout.memory=0.5 learner.gpus=1 learner.dtype=bfloat16)
 fi
 say "submitting $job; Ctrl-C stops it"

@@ -7,10 +7,11 @@ from pathlib import Path
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
-from visurf_ray.config.schema import Config
+from visurf_ray.config.schema import Config, WandbMode
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import check_model, load_processor, resolve_model
+from visurf_ray.monitor import check_wandb_mode
 from visurf_ray.paper_rows import find_row
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.scoring.segmenter import check_segmenter
@@ -38,6 +39,8 @@ def check(config: Config) -> Checked:
     """
     if config.monitor.paper_row is not None:
         find_row(config.monitor.paper_row, "monitor.paper_row")
+    if config.monitor.wandb == WandbMode.auto:
+        check_wandb_mode()
     check_vllm(config)
     check_model(config.model.path)
     processor = load_processor(config.model)

@@ -104,6 +104,7 @@ class Driver:
         if method.aligns(number):
             with phase("align"):
                 metrics = method.align(self.learner.mean_logprobs(method.in_each_style(examples[:size])))
+            self.rollouts.wake(phase)
         enough = len(examples) if method.chooses else size
         sampled = self.rollouts.sample(examples, enough) if method.samples else without_rollouts(examples)
         found: dict[int, Group] = {}

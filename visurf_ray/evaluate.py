@@ -7,6 +7,7 @@ instead of a checkpoint nothing is sampled: the metrics are computed from that p
 """
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from visurf_ray.config.app import run_app
@@ -14,8 +15,12 @@ from visurf_ray.config.schema import EvaluateConfig
 from visurf_ray.errors import ConfigError
 
 
-def evaluate(config: EvaluateConfig) -> None:
-    """Raises ConfigError unless just one of checkpoint and predictions is given."""
+def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
+    """Evaluate as the configuration says, and print the scores.
+
+    Raises:
+        ConfigError: not exactly one of checkpoint and predictions is given.
+    """
     if (config.checkpoint is None) == (config.predictions is None):
         raise ConfigError(
             "give one checkpoint=FOLDER to evaluate, checkpoint=miniature for the base model, "
@@ -23,16 +28,27 @@ def evaluate(config: EvaluateConfig) -> None:
         )
     if config.train.dry_run:
         raise ConfigError("train.dry_run=true is for training: an evaluation has no dry run")
-    if config.checkpoint is not None:
-        config.output_dir = config.output_dir or f"{config.checkpoint.rstrip('/')}-evaluation"
-    elif config.predictions is not None:
-        config.output_dir = config.output_dir or str(Path(config.predictions).parent)
+    set_defaults(config, overrides)
     from visurf_ray import evaluation  # heavy: torch, vllm and deepspeed come with it
 
     scores = evaluation.evaluate(config)
     for name, value in sorted(scores.items()):
         print(f"{name:>14} {value:.4f}")
     print(f"{'written to':>14} {config.output_dir}")
+
+
+def set_defaults(config: EvaluateConfig, overrides: Sequence[str]) -> None:
+    """Set output_dir and eval.examples, unless the command line gives them.
+
+    Those of an experiment do not count: they are the training's.
+    """
+    given = {override.partition("=")[0] for override in overrides}
+    if "output_dir" not in given and config.checkpoint is not None:
+        config.output_dir = f"{config.checkpoint.rstrip('/')}-evaluation"
+    elif "output_dir" not in given and config.predictions is not None:
+        config.output_dir = str(Path(config.predictions).parent)
+    if "eval.examples" not in given:
+        config.eval.examples = None
 
 
 def main() -> int:

@@ -4,12 +4,13 @@ Every argument is a Hydra override, and Hydra's flags work: `-m` sweeps, `--cfg 
 """
 
 import sys
+from collections.abc import Sequence
 
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import Config
 
 
-def train(config: Config) -> None:
+def train(config: Config, overrides: Sequence[str]) -> None:
     if config.train.dry_run:
         from visurf_ray.dry_run import dry_run
 

@@ -46,15 +46,15 @@ def sweep(installed, tmp_path_factory) -> Path:
 
 
 def test_the_installed_package_runs_a_sweep_one_run_after_the_other(sweep):
-    assert sorted(path.name for path in sweep.iterdir()) == ["multirun.yaml", "seed=0", "seed=1"]
-    summaries = [json.loads((sweep / f"seed={seed}" / "summary.json").read_text()) for seed in (0, 1)]
+    assert sorted(path.name for path in sweep.iterdir()) == ["multirun.yaml", "seed-0", "seed-1"]
+    summaries = [json.loads((sweep / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)]
     assert [(summary["seed"], summary["steps"]) for summary in summaries] == [(0, 2), (1, 2)]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_sft_then_rlvr_is_one_run_of_two_stages(sweep, seed):
     """SFT samples nothing, RLVR has no label."""
-    first, second = (row for row in rows(sweep / f"seed={seed}") if "train/loss" in row)
+    first, second = (row for row in rows(sweep / f"seed-{seed}") if "train/loss" in row)
     for row, absent in ((first, "rollout"), (second, "label")):
         assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
     assert second["train/kl/rollout"] > 0.0 and second["train/rollout_logprob_diff_max"] < 1e-4

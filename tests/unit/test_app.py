@@ -3,9 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
+
+from tests.unit.conftest import composed
+from visurf_ray.config.app import run_app
+from visurf_ray.config.schema import Config, EvaluateConfig, to_dict
+from visurf_ray.evaluate import set_defaults
 
 ROOT = Path(__file__).parents[2]
 
@@ -26,6 +33,7 @@ def own(tmp_path) -> Path:
     (folder / "experiment").mkdir()
     (folder / "experiment" / "short.yaml").write_text("# @package _global_\ntrain:\n  steps: 7\n")
     (folder / "mine.yaml").write_text("defaults: [config]\nseed: 5\n")
+    (folder / "task" / "misspelt.yaml").write_text("defaults: [non_object]\npromt: plain\n")
     return folder
 
 
@@ -61,6 +69,7 @@ def test_a_users_own_groups_stand_beside_ours(tmp_path, own):
     [
         (["--config-dir", "nowhere"], "--config-dir: there is no folder"),
         (["--config-name", "confg"], "--config-name=confg: there is no such file. Did you mean 'config'?"),
+        (["--config-dir", "own", "task=misspelt"], "task.promt: In 'task/misspelt': ConfigKeyError"),
         (["--config-dir", "own", "task=kettle"], "unknown task 'kettle'. Did you mean 'kettles'?"),
         (["rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         (["+rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
@@ -80,8 +89,8 @@ def test_a_sweep_refuses_each_run_by_its_name_and_goes_on(tmp_path):
     done = run(tmp_path, "-m", "learner.zero_stage=4,5", "output_dir=runs")
     assert done.returncode == 2
     assert [line for line in done.stdout.splitlines() if line] == [
-        "run learner.zero_stage=4",
-        "run learner.zero_stage=5",
+        "run learner.zero_stage-4",
+        "run learner.zero_stage-5",
     ]
     assert [line.split(" must")[0] for line in done.stderr.splitlines()] == [
         "error: learner.zero_stage=4",
@@ -97,3 +106,42 @@ def test_the_shell_completes_groups_options_and_keys(tmp_path):
 
     assert {"method=sft", "method=visurf"} <= set(completed("visurf-train method=").split())
     assert "learner.learning_rate=" in completed("visurf-train learner.learn").split()
+
+
+def test_an_error_of_the_task_itself_is_raised_and_not_taken_for_a_wrong_command_line(monkeypatch, tmp_path):
+    def task(config: Config, overrides: Sequence[str]) -> None:
+        raise ValueError(f"a defect at seed {config.seed}")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", "seed=3"])
+    with pytest.raises(ValueError, match="a defect at seed 3"):
+        run_app(task, Config, "config")
+    monkeypatch.setattr("sys.argv", ["train", "-m", "seed=4,5"])
+    with pytest.raises(ValueError, match="a defect at seed 4"):
+        run_app(task, Config, "config")
+
+
+def test_each_run_of_a_sweep_gets_a_folder_that_needs_no_quotes(monkeypatch, tmp_path):
+    folders = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", "-m", "method=visurf,rlvr", "seed=1,2", "output_dir=runs"])
+    assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
+    assert folders == [f"runs/method-{method}_seed-{seed}" for method in ("visurf", "rlvr") for seed in (1, 2)]
+    assert composed(f"output_dir={folders[0]}").output_dir == folders[0]
+
+
+def test_an_evaluation_ignores_the_folder_and_the_examples_of_an_experiment():
+    config = to_evaluate()
+    set_defaults(config, ["+experiment=paper", "checkpoint=runs/a/export"])
+    assert (config.output_dir, config.eval.examples) == ("runs/a/export-evaluation", None)
+    config = to_evaluate()
+    set_defaults(config, ["checkpoint=runs/a/export", "output_dir=there", "eval.examples=9"])
+    assert (config.output_dir, config.eval.examples) == ("there", 9)
+
+
+def to_evaluate() -> EvaluateConfig:
+    """An evaluation's configuration, with the folder and the number of examples of some training."""
+    plain = to_dict(composed()) | {"checkpoint": "runs/a/export", "predictions": None, "output_dir": "there"}
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluateConfig), plain))
+    config.eval.examples = 9
+    return config

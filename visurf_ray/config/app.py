@@ -1,6 +1,7 @@
 """Runs an entry point as a Hydra application: sweeps, --config-dir, --help and the like, with our own messages."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -13,19 +14,24 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from visurf_ray.config.explain import CommandLine, explain
-from visurf_ray.config.load import COMPOSING_ERRORS, CONFIG_DIR, C, register_schema, searching, typed
+from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain
+from visurf_ray.config.load import CONFIG_DIR, C, register_schema, searching, typed
 from visurf_ray.errors import ConfigError, UserError
 
 
-def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int:
-    """Compose the configuration that the command line asks for and call `task` with it, once for each run of a sweep.
+def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_name: str) -> int:
+    """Compose the configuration that the command line asks for and call `task`, once for each run of a sweep.
 
     A sweep (`-m`) runs one run after the other, each with an output_dir of its own: a folder that is named after the
     values that are swept, below the given output_dir or Hydra's sweep folder. A run that fails does not end the sweep.
 
+    Args:
+        task: takes the configuration and the overrides of the command line.
+        schema: the class of the configuration.
+        config_name: the primary configuration in `conf/`, unless --config-name gives another.
+
     Returns:
-        The exit status. A UserError is printed in one line, any other error is raised.
+        The exit status. A UserError is printed in one line; any other error of a task is raised.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     register_schema()
@@ -38,7 +44,8 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
     if reason := line.missing_files():
         return fail(ConfigError(reason))
 
-    failed: list[UserError] = []  # not raised through Hydra, which would print them too
+    refused: list[UserError] = []
+    crashed: list[Exception] = []  # neither is raised through Hydra, which would print it, or take it for its own
 
     def run(composed: DictConfig) -> None:
         job = HydraConfig.get()
@@ -48,12 +55,18 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
             print(f"run {name}", flush=True)
         try:
             config = typed(composed, schema, of_job)
-            if name is not None:
+            if name is None:
+                task(config, of_job.overrides)
+            else:
                 config.output_dir = str(Path(job.sweep.dir) / name)
-            task(config)
+                task(config, [*of_job.overrides, f"output_dir={config.output_dir}"])
         except UserError as error:
             fail(error)
-            failed.append(error)
+            refused.append(error)
+        except Exception as error:
+            if name is not None:
+                print(f"run {name} failed: {error!r}", file=sys.stderr, flush=True)
+            crashed.append(error)
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(run)()
@@ -62,7 +75,9 @@ def run_app(task: Callable[[C], None], schema: type[C], config_name: str) -> int
             return fail(ConfigError(explain(error, line)))
     except (UserError, KeyboardInterrupt) as error:
         return fail(error)
-    return _REFUSED if failed else 0
+    if crashed:
+        raise crashed[0]
+    return _REFUSED if refused else 0
 
 
 def _sweep_folder(overrides: Sequence[str]) -> list[str]:
@@ -72,11 +87,12 @@ def _sweep_folder(overrides: Sequence[str]) -> list[str]:
 
 
 def _run_name(sweep: CommandLine, run: CommandLine) -> str:
-    """Return a name that is unique in the sweep: `method=rlvr,seed=1`, or a number if a sweeper chose values."""
+    """Return a name that is unique in the sweep: `method-rlvr_seed-1`, or a number if a sweeper chose values."""
     parsed = OverridesParser.create().parse_overrides(list(sweep.overrides))
     swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
     values = [override for override in run.overrides if override.partition("=")[0] in swept]
-    return ",".join(values).replace("/", "_") or str(HydraConfig.get().job.num)
+    # No character that Hydra or a shell treats specially: the folder's path is an override of later commands.
+    return "_".join(re.sub(r"[^\w.+-]", "-", value) for value in values) or str(HydraConfig.get().job.num)
 
 
 _REFUSED = 2  # the exit status for what the user must change

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from hydra import compose
@@ -10,9 +11,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
 from visurf_ray.names import nearest
 
+COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # the last for method=null
 _EXPERIMENT = "experiment"  # not in the defaults list, so it must be added: +experiment=NAME
 _OTHER_NAMES = {"grpo": "rlvr"}  # other common names of options
 
@@ -45,7 +48,8 @@ class CommandLine:
     def keys(self) -> list[str]:
         """Return every dotted key of the composed configuration. Options that do not exist are ignored."""
         groups = self.groups()
-        chosen = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in self.folders[1:])}]"]
+        paths = [str(folder).replace("'", "\\'") for folder in self.folders[1:]]
+        chosen = ["hydra.searchpath=[" + ",".join(f"'file://{path}'" for path in paths) + "]"]
         for override in _parsed(self.overrides):
             option = _values(override)[0]
             if option in groups.get(override.key_or_group, []):
@@ -56,24 +60,37 @@ class CommandLine:
 
 def explain(error: Exception, line: CommandLine) -> str:
     """Return in one line which override is at fault, why, and what to write. Call it while Hydra is initialised."""
-    groups, keys = line.groups(), line.keys()
+    groups = line.groups()
     for text in line.overrides:
-        reason = _unreadable(text)
-        if reason:
+        if reason := _unreadable(text) or _unknown_choice(text, groups):
             return reason
-        (override,) = _parsed([text])
+    try:
+        keys = line.keys()
+    except COMPOSING_ERRORS:  # the fault is in a file
+        return _invalid_value(error, line)
+    for text, (override,) in ((text, _parsed([text])) for text in line.overrides):
         key = override.key_or_group
-        if key in groups:
-            for option in _values(override):
-                if option not in groups[key]:
-                    return _unknown_option(key, option, groups[key])
-            if key == _EXPERIMENT and not override.is_add():
-                return f"an experiment is added to the configuration: write +{text}"
-        elif key not in keys and key.partition(".")[0] != "hydra":
+        if key in groups or key.partition(".")[0] == "hydra":
+            continue
+        if key not in keys:
             return unknown_key(key, keys)
-        elif not override.is_delete() and (inner := [other for other in keys if other.startswith(f"{key}.")]):
+        if not override.is_delete() and (inner := [other for other in keys if other.startswith(f"{key}.")]):
             return f"{text}: {key} is a section: set one of its keys, such as {inner[0]}"
     return _invalid_value(error, line)
+
+
+def _unknown_choice(text: str, groups: dict[str, list[str]]) -> str | None:
+    """Return why an override of a group is refused; None if it is not one, or its options exist."""
+    (override,) = _parsed([text])
+    key = override.key_or_group
+    if key not in groups:
+        return None
+    for option in _values(override):
+        if option not in groups[key]:
+            return _unknown_option(key, option, groups[key])
+    if key == _EXPERIMENT and not override.is_add():
+        return f"an experiment is added to the configuration: write +{text}"
+    return None
 
 
 def unknown_addition(line: CommandLine) -> str | None:
@@ -129,7 +146,7 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
     if key is None:
         whole = " ".join(part.strip() for part in str(error).splitlines() if "hydra.cc" not in part)
         return " ".join([whole, *lines[:1]]) if cause is not error and lines[0] not in whole else whole
-    reason = lines[0].rstrip(".")
+    reason = " ".join(takewhile(lambda part: not part.startswith("full_key: "), lines)).rstrip(".")
     given = next((text for text in line.overrides if text.lstrip("+").startswith(f"{key}=")), key)
     if choices := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", reason):
         names = choices[2].split(", ")

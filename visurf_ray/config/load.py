@@ -8,12 +8,11 @@ from typing import TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from visurf_ray.config import rules
-from visurf_ray.config.explain import CommandLine, explain, unknown_addition
+from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain, unknown_addition
 from visurf_ray.config.schema import Config, EvaluateConfig
 from visurf_ray.errors import ConfigError
 
@@ -21,7 +20,6 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 # The checkout has `conf/` beside the package, an installed wheel inside of it.
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
-COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # the last for method=null
 C = TypeVar("C", bound=Config)
 
 

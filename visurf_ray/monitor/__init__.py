@@ -8,12 +8,12 @@ from visurf_ray.aliases import Json
 from visurf_ray.config.schema import WandbMode
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.monitor.files import to_json, write_text
-from visurf_ray.monitor.metrics import MetricsLog
+from visurf_ray.monitor.metrics import MetricsLog, check_wandb_mode
 from visurf_ray.monitor.progress import Progress
 from visurf_ray.monitor.report import write_report
 from visurf_ray.monitor.samples import Sample, SampleChooser
 
-__all__ = ["Monitor", "SampleChooser"]
+__all__ = ["Monitor", "SampleChooser", "check_wandb_mode"]
 
 _LATEST_SAMPLES = 2  # tables of samples in the report, besides the first
 

@@ -121,13 +121,19 @@ _WANDB_MODES: dict[WandbMode, Literal["online", "offline", "disabled"]] = {
 }
 
 
+def check_wandb_mode() -> None:
+    """Check the variable WANDB_MODE, if it is set. Raises UserError for a mode that is unknown."""
+    named = os.environ.get("WANDB_MODE")
+    if named and named not in _WANDB_MODES:
+        raise UserError(f"WANDB_MODE={named} is unknown: set it to {', '.join(_WANDB_MODES)}, or unset it")
+
+
 def _resolve(mode: WandbMode) -> WandbMode:
     """Return the mode that `auto` stands for; another mode is returned as it is."""
     if mode != WandbMode.auto:
         return mode
     if named := os.environ.get("WANDB_MODE"):
-        if named not in _WANDB_MODES:
-            raise UserError(f"WANDB_MODE={named} is unknown: set it to {', '.join(_WANDB_MODES)}, or unset it")
+        check_wandb_mode()
         return WandbMode(named)
     # Looks for credentials in the environment and the stored login; being silent, it does not ask the server.
     wandb.setup(settings=wandb.Settings(silent=True))

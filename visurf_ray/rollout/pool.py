@@ -89,6 +89,11 @@ class RolloutPool:
         finally:
             self._turn.release()
 
+    def wake(self, phase: Phase = nullcontext) -> None:
+        """Wake engines that sleep, which sends them the learner's weights; see `sync`."""
+        if self._asleep:
+            self.sync(phase)
+
     def sleep(self) -> None:
         """Put engines that share GPUs with the learner to sleep; nothing may be sampled at the time.
 
