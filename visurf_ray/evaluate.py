@@ -42,7 +42,7 @@ def set_defaults(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
     Those of an experiment do not count: they are the training's.
     """
-    given = {override.partition("=")[0] for override in overrides}
+    given = {override.lstrip("+").partition("=")[0] for override in overrides}
     if "output_dir" not in given and config.checkpoint is not None:
         config.output_dir = f"{config.checkpoint.rstrip('/')}-evaluation"
     elif "output_dir" not in given and config.predictions is not None:

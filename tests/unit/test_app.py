@@ -33,6 +33,7 @@ def own(tmp_path) -> Path:
     (folder / "experiment").mkdir()
     (folder / "experiment" / "short.yaml").write_text("# @package _global_\ntrain:\n  steps: 7\n")
     (folder / "mine.yaml").write_text("defaults: [config]\nseed: 5\n")
+    (folder / "task" / "damaged.yaml").write_text("defaults: [non_object\n")
     (folder / "task" / "misspelt.yaml").write_text("defaults: [non_object]\npromt: plain\n")
     return folder
 
@@ -70,6 +71,10 @@ def test_a_users_own_groups_stand_beside_ours(tmp_path, own):
         (["--config-dir", "nowhere"], "--config-dir: there is no folder"),
         (["--config-name", "confg"], "--config-name=confg: there is no such file. Did you mean 'config'?"),
         (["--config-dir", "own", "task=misspelt"], "task.promt: In 'task/misspelt': ConfigKeyError"),
+        (["--config-dir", "own", "task=damaged"], "while parsing a flow sequence"),
+        (["seed=???"], "output_dir: MissingMandatoryValue while resolving interpolation"),
+        (["method=glob(*)"], "Sweep parameters 'method=glob(*)' requires --multirun"),
+        (["eval.every='${.max_tokens}'", "learner.zero_stage=9"], "learner.zero_stage=9 must be at least 1"),
         (["--config-dir", "own", "task=kettle"], "unknown task 'kettle'. Did you mean 'kettles'?"),
         (["rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         (["+rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
@@ -128,6 +133,14 @@ def test_each_run_of_a_sweep_gets_a_folder_that_needs_no_quotes(monkeypatch, tmp
     assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
     assert folders == [f"runs/method-{method}_seed-{seed}" for method in ("visurf", "rlvr") for seed in (1, 2)]
     assert composed(f"output_dir={folders[0]}").output_dir == folders[0]
+
+
+def test_runs_of_a_sweep_never_share_a_folder(monkeypatch, tmp_path):
+    folders = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["train", "-m", "task.train=/a/b,/a-b", "++output_dir=runs"])
+    assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
+    assert folders == ["runs/0_task.train--a-b", "runs/1_task.train--a-b"]
 
 
 def test_an_evaluation_ignores_the_folder_and_the_examples_of_an_experiment():

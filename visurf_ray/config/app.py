@@ -12,7 +12,7 @@ from hydra._internal.utils import get_args_parser  # Hydra's own parser of its f
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain
 from visurf_ray.config.load import CONFIG_DIR, C, register_schema, searching, typed
@@ -49,7 +49,11 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
 
     def run(composed: DictConfig) -> None:
         job = HydraConfig.get()
-        of_job = CommandLine(line.config_name, list(job.overrides.task), line.folders)
+        texts = OmegaConf.to_container(
+            job.overrides.task, resolve=False
+        )  # interpolations are relative
+        assert isinstance(texts, list)
+        of_job = CommandLine(line.config_name, [str(text) for text in texts], line.folders)
         name = _run_name(line, of_job) if job.mode is RunMode.MULTIRUN else None
         if name is not None:
             print(f"run {name}", flush=True)
@@ -82,17 +86,23 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
 
 def _sweep_folder(overrides: Sequence[str]) -> list[str]:
     """Return the override that makes Hydra use the given output_dir for a sweep; none if no output_dir is given."""
-    given = [override.partition("=")[2] for override in overrides if override.startswith("output_dir=")]
+    given = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("output_dir=")]
     return [f"hydra.sweep.dir={folder}" for folder in given[-1:]]
 
 
 def _run_name(sweep: CommandLine, run: CommandLine) -> str:
-    """Return a name that is unique in the sweep: `method-rlvr_seed-1`, or a number if a sweeper chose values."""
+    """Return a name for a run of a sweep: `method-rlvr_seed-1`, or its number if a sweeper chose values.
+
+    Values with other characters than letters, digits, `.`, `+` and `-` are written with `-` after the run's number.
+    """
     parsed = OverridesParser.create().parse_overrides(list(sweep.overrides))
     swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
     values = [override for override in run.overrides if override.partition("=")[0] in swept]
     # No character that Hydra or a shell treats specially: the folder's path is an override of later commands.
-    return "_".join(re.sub(r"[^\w.+-]", "-", value) for value in values) or str(HydraConfig.get().job.num)
+    number = str(HydraConfig.get().job.num)
+    name = "_".join(re.sub(r"[^\w.+-]", "-", value) for value in values)
+    exact = all(re.fullmatch(r"[\w.+-]*=[\w.+-]*", value) for value in values)
+    return (name if exact else f"{number}_{name}")[:200] if name else number
 
 
 _REFUSED = 2  # the exit status for what the user must change

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+import yaml
 from hydra import compose
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from visurf_ray.names import nearest
 
-COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError)  # the last for method=null
+# ValueError: method=null. YAMLError, RecursionError: a file of the user's.
+COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError, RecursionError)
 _EXPERIMENT = "experiment"  # not in the defaults list, so it must be added: +experiment=NAME
 _OTHER_NAMES = {"grpo": "rlvr"}  # other common names of options
 
@@ -51,7 +53,7 @@ class CommandLine:
         paths = [str(folder).replace("'", "\\'") for folder in self.folders[1:]]
         chosen = ["hydra.searchpath=[" + ",".join(f"'file://{path}'" for path in paths) + "]"]
         for override in _parsed(self.overrides):
-            option = _values(override)[0]
+            option = next(iter(_values(override)), None)
             if option in groups.get(override.key_or_group, []):
                 plus = "+" if override.key_or_group == _EXPERIMENT else ""
                 chosen.append(f"{plus}{override.key_or_group}={option}")
@@ -70,7 +72,7 @@ def explain(error: Exception, line: CommandLine) -> str:
         return _invalid_value(error, line)
     for text, (override,) in ((text, _parsed([text])) for text in line.overrides):
         key = override.key_or_group
-        if key in groups or key.partition(".")[0] == "hydra":
+        if key in groups or re.split("[./]", key)[0] == "hydra":
             continue
         if key not in keys:
             return unknown_key(key, keys)
@@ -86,10 +88,12 @@ def _unknown_choice(text: str, groups: dict[str, list[str]]) -> str | None:
     if key not in groups:
         return None
     for option in _values(override):
+        if isinstance(option, list) or "/" in str(option):  # several options, or one of a subfolder: Hydra checks them
+            continue
         if option not in groups[key]:
             return _unknown_option(key, option, groups[key])
-    if key == _EXPERIMENT and not override.is_add():
-        return f"an experiment is added to the configuration: write +{text}"
+    if key == _EXPERIMENT and not (override.is_add() or override.is_force_add()):
+        return f"an experiment is added to the configuration: write +{text.lstrip('+')}"
     return None
 
 
@@ -148,7 +152,7 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
         return " ".join([whole, *lines[:1]]) if cause is not error and lines[0] not in whole else whole
     reason = " ".join(takewhile(lambda part: not part.startswith("full_key: "), lines)).rstrip(".")
     given = next((text for text in line.overrides if text.lstrip("+").startswith(f"{key}=")), key)
-    if choices := re.fullmatch(r"Invalid value '(.*)', expected one of \[(.*)\]", reason):
+    if choices := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason):
         names = choices[2].split(", ")
         return f"{given}: it must be one of {', '.join(names)}.{nearest(choices[1], names)}"
     hint = ". Write null for no value" if given.partition("=")[2] == "None" else ""
@@ -157,6 +161,8 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
 
 def _values(override: Override) -> list[object]:
     """Return the values of an override; several if it is swept."""
+    if override.value_type is ValueType.GLOB_CHOICE_SWEEP:  # chooses among options that exist
+        return []
     return list(override.sweep_iterator()) if override.is_discrete_sweep() else [override.value()]
 
 

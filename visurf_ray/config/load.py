@@ -64,12 +64,19 @@ def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
     """
     if reason := unknown_addition(line):
         raise ConfigError(reason)
-    for key in OmegaConf.missing_keys(composed):
+    try:
+        missing = OmegaConf.missing_keys(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, line)) from error
+    for key in missing:
         try:
             OmegaConf.update(composed, key, None)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key} is not set, and it must be") from error
-    config = OmegaConf.to_object(composed)
+    try:
+        config = OmegaConf.to_object(composed)
+    except OmegaConfBaseException as error:
+        raise ConfigError(explain(error, line)) from error
     if not isinstance(config, schema):
         raise ConfigError(f"{line.config_name}.yaml must name `schema` first in its defaults, as conf/config.yaml does")
     rules.check(config)
