@@ -49,9 +49,7 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
 
     def run(composed: DictConfig) -> None:
         job = HydraConfig.get()
-        texts = OmegaConf.to_container(
-            job.overrides.task, resolve=False
-        )  # interpolations are relative
+        texts = OmegaConf.to_container(job.overrides.task, resolve=False)  # interpolations are relative
         assert isinstance(texts, list)
         of_job = CommandLine(line.config_name, [str(text) for text in texts], line.folders)
         name = _run_name(line, of_job) if job.mode is RunMode.MULTIRUN else None
