@@ -91,7 +91,8 @@ def _sweep_folder(overrides: Sequence[str]) -> list[str]:
 def _run_name(sweep: CommandLine, run: CommandLine) -> str:
     """Return a name for a run of a sweep: `method-rlvr_seed-1`, or its number if a sweeper chose values.
 
-    Values with other characters than letters, digits, `.`, `+` and `-` are written with `-` after the run's number.
+    The run's number comes first where the values cannot stand in a folder's name as they are: where they have other
+    characters than letters, digits, `_`, `.`, `+` and `-`, or are long.
     """
     parsed = OverridesParser.create().parse_overrides(list(sweep.overrides))
     swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
@@ -99,8 +100,9 @@ def _run_name(sweep: CommandLine, run: CommandLine) -> str:
     # No character that Hydra or a shell treats specially: the folder's path is an override of later commands.
     number = str(HydraConfig.get().job.num)
     name = "_".join(re.sub(r"[^\w.+-]", "-", value) for value in values)
-    exact = all(re.fullmatch(r"[\w.+-]*=[\w.+-]*", value) for value in values)
-    return (name if exact else f"{number}_{name}")[:200] if name else number
+    if len(name) <= 200 and all(re.fullmatch(r"[\w.+-]*=[\w.+-]*", value) for value in values):
+        return name or number
+    return f"{number}_{name}"[:200]
 
 
 _REFUSED = 2  # the exit status for what the user must change

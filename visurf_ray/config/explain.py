@@ -102,13 +102,11 @@ def unknown_addition(line: CommandLine) -> str | None:
 
     Call it while Hydra is initialised.
     """
-    groups = line.groups()
-    added = [override for override in _parsed(line.overrides) if override.is_add() or override.is_force_add()]
-    added = [override for override in added if override.key_or_group not in groups]
+    added = [o.key_or_group for o in _parsed(line.overrides) if o.is_add() or o.is_force_add()]
     if not added:
         return None
-    keys = line.keys()
-    return next((unknown_key(o.key_or_group, keys) for o in added if o.key_or_group not in keys), None)
+    known = {*line.groups(), *(keys := line.keys())}
+    return next((unknown_key(key, keys) for key in added if key not in known), None)
 
 
 def unknown_key(key: str, keys: Sequence[str]) -> str:

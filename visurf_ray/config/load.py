@@ -39,10 +39,8 @@ def load_config(overrides: list[str]) -> Config:
     """
     line = CommandLine("config", overrides, [CONFIG_DIR])
     with searching(line):
-        try:
+        with explaining(line):
             composed = compose(line.config_name, overrides=overrides)
-        except COMPOSING_ERRORS as error:
-            raise ConfigError(explain(error, line)) from error
         return typed(composed, Config, line)
 
 
@@ -55,6 +53,15 @@ def searching(line: CommandLine) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def explaining(line: CommandLine) -> Iterator[None]:
+    """Turn an error of Hydra or OmegaConf inside the context into a ConfigError that explains it."""
+    try:
+        yield
+    except COMPOSING_ERRORS as error:
+        raise ConfigError(explain(error, line)) from error
+
+
 def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
     """Return the checked configuration as plain dataclasses. Call it while Hydra is initialised.
 
@@ -64,19 +71,15 @@ def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
     """
     if reason := unknown_addition(line):
         raise ConfigError(reason)
-    try:
+    with explaining(line):
         missing = OmegaConf.missing_keys(composed)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, line)) from error
     for key in missing:
         try:
             OmegaConf.update(composed, key, None)
         except OmegaConfBaseException as error:
             raise ConfigError(f"{key} is not set, and it must be") from error
-    try:
+    with explaining(line):
         config = OmegaConf.to_object(composed)
-    except OmegaConfBaseException as error:
-        raise ConfigError(explain(error, line)) from error
     if not isinstance(config, schema):
         raise ConfigError(f"{line.config_name}.yaml must name `schema` first in its defaults, as conf/config.yaml does")
     rules.check(config)
