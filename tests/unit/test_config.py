@@ -348,7 +348,7 @@ def test_colocation_composes():
 
 
 def test_the_label_styles_are_those_that_tasks_write():
-    from visurf_ray.answers.boxes import STYLES
+    from visurf_ray.answers.responses import STYLES
     from visurf_ray.tasks.detection import DetectionTask
 
     assert list(LabelStyle) == [*DetectionTask.styles, "auto"] == [*STYLES, "quoted", "auto"]
