@@ -107,7 +107,7 @@ def learner_demand(config: Config) -> Demand:
 
 
 def trained_weights(config: Config) -> Trained:
-    """Return which weights the run trains. Settings without effect keep their defaults, so that equal runs are equal."""
+    """Return which weights the run trains. Settings without effect keep their defaults: equal runs compare equal."""
     learner, lora = config.learner, config.learner.lora
     if not lora.rank:
         return Trained(freeze_vision=learner.freeze_vision, freeze_projector=learner.freeze_projector)
