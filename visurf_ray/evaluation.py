@@ -34,7 +34,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     output = Path(config.output_dir).expanduser().resolve()
     task = load_task(config.task, config.seed)
     with ExitStack() as stack:
-        config.model.path = _as_model(config.checkpoint, output, stack)
+        config.model.path = as_model(config.checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))
         check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
         data = start_data(config, train=False)
@@ -68,7 +68,7 @@ def _write_scores(scores: Metrics, output: Path) -> Metrics:
     return scores
 
 
-def _as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
+def as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
     """Return a folder or hub id that `from_pretrained` loads.
 
     A training checkpoint is converted into a temporary folder in `output`, which all nodes share, until `stack` ends.

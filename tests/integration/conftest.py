@@ -36,19 +36,6 @@ def loader(config, processor):
     return loader
 
 
-@pytest.fixture
-def train_here(monkeypatch, capsys) -> Callable[..., tuple[int, str, str]]:
-    """`python -m visurf_ray.train` with these arguments, in this process: its exit status, and what it printed."""
-    from visurf_ray.train import main
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr("sys.argv", ["visurf_ray.train", *arguments])
-        capsys.readouterr()
-        return main(), *capsys.readouterr()
-
-    return call
-
-
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     import ray

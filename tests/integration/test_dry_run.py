@@ -2,23 +2,24 @@
 
 import pytest
 
-from tests.integration.test_train import grounding, is_refused, run
+from tests.integration.runs import is_refused, run_here
+from tests.integration.test_train import grounding
 
 
 @pytest.fixture
-def dry_run(tmp_path, monkeypatch, train_here):
+def dry_run(tmp_path, monkeypatch):
     """A dry run in an empty working folder, with the output folder below it."""
     folder = tmp_path / "work"
     folder.mkdir()
     monkeypatch.chdir(folder)
-    yield lambda *arguments: train_here("train.dry_run=true", "cluster.address=local", *arguments)
+    yield lambda *arguments: run_here("train", "train.dry_run=true", *arguments)
     assert list(folder.iterdir()) == []
 
 
 def test_a_dry_run_tells_what_would_be_run(dry_run):
     settings = ["task.train=40", "task.held_out=10", "train.steps=5", "learner.ranks=2", "learner.cpus=0.25"]
-    status, stdout, stderr = dry_run(*settings)
-    assert status == 0, stderr
+    done = dry_run(*settings)
+    assert done.returncode == 0, done.stderr
     for part in (
         "40 training rows, 10 held-out rows",
         "5 of 16 prompts: 2.00 epochs",
@@ -28,7 +29,7 @@ def test_a_dry_run_tells_what_would_be_run(dry_run):
         "KV cache",
         "all checks passed; nothing was started or written",
     ):
-        assert part in stdout
+        assert part in done.stdout
 
 
 _REFUSED = {
@@ -51,21 +52,21 @@ _REFUSED = {
 @pytest.mark.parametrize("case", _REFUSED)
 def test_a_dry_run_refuses_in_one_line_what_a_run_refuses(tmp_path, dry_run, case):
     make, expected = _REFUSED[case]
-    status, _, stderr = dry_run(*make(tmp_path))
-    assert is_refused(status, stderr, expected), stderr
+    done = dry_run(*make(tmp_path))
+    assert is_refused(done, expected), done.stderr
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_dry_run_asks_the_cluster_and_starts_no_actor(tmp_path):
-    """From its command line, on the tests' cluster of 8 CPUs: four are asked for; then five times two, too many."""
+    """On the tests' cluster of 8 CPUs: four are asked for; then five times two, too many."""
     import ray
 
     settings = [f"cluster.address={ray.get_runtime_context().gcs_address}", "train.dry_run=true"]
     settings += ["task.train=16", "task.held_out=4", "rollout.cpus=2", f"output_dir={tmp_path}/output"]
     before = len(ray._private.state.actors())
-    done = run("train", *settings)
+    done = run_here("train", *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "1 node(s), 2 GPU, 8 CPU" in done.stdout
-    done = run("train", *settings, "rollout.workers=5")
-    assert is_refused(done.returncode, done.stderr, ["rollout.workers=5", "8 CPU (8 free)"]), done.stderr
+    done = run_here("train", *settings, "rollout.workers=5")
+    assert is_refused(done, ["rollout.workers=5", "8 CPU (8 free)"]), done.stderr
     assert len(ray._private.state.actors()) == before and list(tmp_path.iterdir()) == []

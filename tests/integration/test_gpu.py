@@ -6,8 +6,8 @@ import pytest
 import ray
 import torch
 
+from tests.integration.runs import run
 from tests.integration.test_learner import batches, rank_config  # noqa: F401  (the first is a fixture)
-from tests.integration.test_train import run
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.method import LossConfig
@@ -47,7 +47,6 @@ def test_the_learner_computes_on_a_gpu_what_it_computes_on_a_cpu(
 
 
 _SETTINGS = (
-    "cluster.address=local",
     "train.steps=3",
     "train.batch_size=8",
     "rollout.n=4",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import ray
 
-from tests.integration.test_train import run
+from tests.integration.runs import run_here
 from visurf_ray.answers.boxes import Target, dump_truth, render
 from visurf_ray.answers.rle import decode, encode, objects_in
 from visurf_ray.groups import Example, Group, Prediction, Prompt, Response, Source, TokenSpan
@@ -92,17 +92,17 @@ def reasonseg(tmp_path) -> str:
     return str(folder)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_an_evaluation_segments_and_scores_by_masks(reasonseg, sam2, tmp_path):
     output = tmp_path / "out"
     task = ["task=reasoning_segmentation", f"task.held_out={reasonseg}", f"task.segmenter={sam2}", "task.prompt=plain"]
     settings = [
-        "cluster.address=local",
         "rollout.memory=0.25",
         "rollout.max_tokens=70",
         "model.max_pixels=7056",
         f"output_dir={output}",
     ]
-    done = run("evaluate", "checkpoint=miniature", *task, *settings)
+    done = run_here("evaluate", "checkpoint=miniature", *task, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = [json.loads(line) for line in (output / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["0", "1", "2", "3"]
@@ -117,6 +117,6 @@ def test_an_evaluation_segments_and_scores_by_masks(reasonseg, sam2, tmp_path):
     each = np.divide(inter, union, out=np.zeros(4), where=union > 0)
     each[0] = nothing_said
     assert scores["giou"] == pytest.approx(each.mean()) and scores["n_acc"] == nothing_said
-    again = run("evaluate", f"predictions={output}/predictions.jsonl", "task=reasoning_segmentation")
+    again = run_here("evaluate", f"predictions={output}/predictions.jsonl", "task=reasoning_segmentation")
     assert again.returncode == 0, again.stderr[-3000:]
     assert json.loads((output / "metrics.json").read_text()) == pytest.approx(scores)

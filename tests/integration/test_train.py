@@ -1,37 +1,15 @@
 """The job from its command line: a short run, its outputs, resuming, evaluating; and bad input."""
 
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
+from tests.integration.runs import SMALL, is_refused, rows, run, run_here
 from visurf_ray.tasks import TASKS
-
-SMALL = [
-    "cluster.address=local",
-    "train.batch_size=4",
-    "rollout.n=3",
-    "rollout.max_tokens=70",
-    "rollout.memory=0.25",
-    "task.train=32",
-    "task.held_out=12",
-    "monitor.samples_every=1",
-]
-
-
-def run(module: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"WANDB_MODE": "offline", "WANDB_API_KEY": ""} | environment
-    command = [sys.executable, "-m", f"visurf_ray.{module}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=environment)
-
-
-def rows(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def without_compiler(folder: Path) -> dict[str, str]:
@@ -45,7 +23,7 @@ def without_compiler(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def finished_run(tmp_path_factory) -> tuple[Path, CompletedProcess[str]]:
     """The folder and the process of a ViSurf run of two steps with a checkpoint of each; no compiler is there."""
     folder = tmp_path_factory.mktemp("run")
     settings = ["train.steps=2", "train.checkpoint_every=1", "eval.every=1", f"output_dir={folder}"]
@@ -107,15 +85,15 @@ def test_every_step_is_logged_by_source(finished):
     assert [row["step"] for row in rows(finished) if "eval/n_acc" in row] == [0, 1, 2]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_run_is_resumed_where_it_was(finished, tmp_path):
     """From the first of two checkpoints: step 2 is made anew, in the same metrics file and the same W&B run."""
     folder = tmp_path / "run"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "checkpoints" / "step_000002")
-    done = run(
-        "train", *SMALL, "train.steps=3", "train.checkpoint_every=1", "train.resume=auto", f"output_dir={folder}"
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    settings = ["train.steps=3", "train.checkpoint_every=1", "train.resume=auto", f"output_dir={folder}"]
+    done = run_here("train", *SMALL, *settings)
+    assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows(folder) if "train/loss" in row] == [1, 2, 3]
     before, after = (json.loads((f / "summary.json").read_text()) for f in (finished, folder))
     assert after["before"] == before["before"] and after["train_seconds"] > 0
@@ -126,12 +104,13 @@ def test_a_run_is_resumed_where_it_was(finished, tmp_path):
     assert {state["run_id"] for state in states} == {original["run_id"]}
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_sampling_ahead_learns_from_older_weights_and_says_so(tmp_path):
     """The first batch is of the policy that learns from it, the later ones are one step older."""
     settings = ["pipeline=one_step_off", "rollout.oversample=2", "learner.learning_rate=1e-3", "train.steps=4"]
     settings += ["method.style=auto"]
-    done = run("train", *SMALL, *settings, "eval.every=2", "train.checkpoint_every=0", f"output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_here("train", *SMALL, *settings, "eval.every=2", "train.checkpoint_every=0", f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
     steps = [row for row in rows(tmp_path) if "train/loss" in row]
     assert [row["step"] for row in steps] == [1, 2, 3, 4]
     differences = [row["train/rollout_logprob_diff_max"] for row in steps]
@@ -141,9 +120,10 @@ def test_sampling_ahead_learns_from_older_weights_and_says_so(tmp_path):
     assert [row["step"] for row in rows(tmp_path) if "eval/n_acc" in row] == [0, 2, 4]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_evaluation_of_a_checkpoint_gives_the_scores_of_its_run(finished, tmp_path):
-    done = run("evaluate", f"checkpoint={finished}/checkpoints/step_000002", *SMALL, f"output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_here("evaluate", f"checkpoint={finished}/checkpoints/step_000002", *SMALL, f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
     expected = json.loads((finished / "summary.json").read_text())["after"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(expected)
     predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
@@ -151,12 +131,13 @@ def test_evaluation_of_a_checkpoint_gives_the_scores_of_its_run(finished, tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("task", sorted(name for name in TASKS if name.startswith("miniature_")))
 def test_every_drawn_task_is_trained_and_scored(task, tmp_path):
     """Its labels are right, and its metrics are those of the evaluation afterwards."""
     settings = [f"task={task}", "rollout.max_tokens=128", "train.checkpoint_every=0"]
-    done = run("train", *SMALL, *settings, "train.steps=1", f"output_dir={tmp_path}/run")
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run_here("train", *SMALL, *settings, "train.steps=1", f"output_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["before"] and summary["before"].keys() == summary["after"].keys()
     (step,) = (row for row in rows(tmp_path / "run") if "train/loss" in row)
@@ -212,23 +193,19 @@ _BAD_DATA = {
 }
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("case", _BAD_DATA)
 def test_bad_data_is_refused_by_file_and_row(tmp_path, case):
-    from visurf_ray.assembly import start_data
+    """By what the data actor calls; a missing image is refused by a whole run below."""
+    from visurf_ray.checks import max_prompt_tokens
     from visurf_ray.config.load import load_config
     from visurf_ray.errors import DataError
+    from visurf_ray.feed.loader import open_loader
 
     make, message = _BAD_DATA[case]
-    with pytest.raises(DataError) as raised:
-        start_data(load_config(make(tmp_path)))
-    assert re.search(message, str(raised.value.cause))
-
-
-def is_refused(status: int, stderr: str, expected: list[str]) -> bool:
-    """Whether a run ended with one line, which has all of `expected` in it."""
-    (line,) = stderr.splitlines()
-    return status == 2 and line.startswith("error: ") and all(part in line for part in expected)
+    config = load_config(make(tmp_path))
+    longest = max_prompt_tokens(config)
+    with pytest.raises(DataError, match=message):
+        open_loader(config.task, config.model, seed=0, max_prompt_tokens=longest, train=True, put=lambda value: value)
 
 
 _REFUSED_BY_THE_CLUSTER = {
@@ -240,12 +217,13 @@ _REFUSED_BY_THE_CLUSTER = {
 }
 
 
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("case", _REFUSED_BY_THE_CLUSTER)
 def test_a_run_that_finds_no_data_or_no_room_ends_in_one_line_and_writes_nothing(tmp_path, case):
     make, expected = _REFUSED_BY_THE_CLUSTER[case]
     folder = tmp_path / "output"
-    done = run("train", "cluster.address=local", *make(tmp_path), f"output_dir={folder}")
-    assert is_refused(done.returncode, done.stderr, expected), done.stderr
+    done = run_here("train", *make(tmp_path), f"output_dir={folder}")
+    assert is_refused(done, expected), done.stderr
     assert not folder.exists()
 
 
@@ -265,10 +243,9 @@ _REFUSED = {
 
 
 @pytest.mark.parametrize("case", _REFUSED)
-def test_bad_input_is_refused_in_one_line_before_anything_starts(tmp_path, train_here, case):
-    """Without a process of its own: no Ray is started, and nothing is written."""
+def test_bad_input_is_refused_in_one_line_before_anything_starts(tmp_path, case):
     make, expected = _REFUSED[case]
     folder = tmp_path / "output"
-    status, _, stderr = train_here("cluster.address=local", *make(tmp_path), f"output_dir={folder}")
-    assert is_refused(status, stderr, expected), stderr
+    done = run_here("train", *make(tmp_path), f"output_dir={folder}")
+    assert is_refused(done, expected), done.stderr
     assert not folder.exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_train import SMALL, rows
+from tests.integration.runs import SMALL, rows
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def installed(tmp_path_factory) -> Path:
 
 def run(installed: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(installed), "WANDB_MODE": "offline", "WANDB_API_KEY": ""}
-    command = [sys.executable, "-m", "visurf_ray.train", *arguments]
+    command = [sys.executable, "-m", "visurf_ray.train", "cluster.address=local", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=500, cwd=folder, env=environment)
 
 
@@ -36,25 +36,23 @@ def test_the_installed_package_has_its_configuration(installed, tmp_path):
 
 @pytest.fixture(scope="module")
 def sweep(installed, tmp_path_factory) -> Path:
-    """The folder of a sweep over two seeds, each run with two stages of one step."""
+    """The folder of a sweep: a run that is refused, then one with two stages of one step."""
     folder = tmp_path_factory.mktemp("elsewhere")
-    stages = ["method=sft_then_rlvr", "method.sft_steps=1", "method.kl_coef=0.01", "train.steps=2"]
+    stages = ["method=sft_then_rlvr", "method.sft_steps=9,1", "method.kl_coef=0.01", "train.steps=2"]
     settings = ["train.export=false", "train.checkpoint_every=0", "output_dir=runs"]
-    done = run(installed, folder, *SMALL, "-m", "seed=0,1", *stages, *settings)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run(installed, folder, *SMALL, "-m", *stages, *settings)
+    assert done.returncode == 2 and "method.sft_steps=9" in done.stderr, done.stderr[-3000:]
     return folder / "runs"
 
 
-def test_the_installed_package_runs_a_sweep_one_run_after_the_other(sweep):
-    assert sorted(path.name for path in sweep.iterdir()) == ["multirun.yaml", "seed-0", "seed-1"]
-    summaries = [json.loads((sweep / f"seed-{seed}" / "summary.json").read_text()) for seed in (0, 1)]
-    assert [(summary["seed"], summary["steps"]) for summary in summaries] == [(0, 2), (1, 2)]
+def test_the_installed_package_runs_a_sweep_and_a_refused_run_does_not_end_it(sweep):
+    assert sorted(path.name for path in sweep.iterdir()) == ["method.sft_steps-1", "multirun.yaml"]
+    assert json.loads((sweep / "method.sft_steps-1" / "summary.json").read_text())["steps"] == 2
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_sft_then_rlvr_is_one_run_of_two_stages(sweep, seed):
+def test_sft_then_rlvr_is_one_run_of_two_stages(sweep):
     """SFT samples nothing, RLVR has no label."""
-    first, second = (row for row in rows(sweep / f"seed-{seed}") if "train/loss" in row)
+    first, second = (row for row in rows(sweep / "method.sft_steps-1") if "train/loss" in row)
     for row, absent in ((first, "rollout"), (second, "label")):
         assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
     assert second["train/kl/rollout"] > 0.0 and second["train/rollout_logprob_diff_max"] < 1e-4

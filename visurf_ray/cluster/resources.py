@@ -24,9 +24,14 @@ class ClusterError(UserError):
 def connected(address: str) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, and disconnect at the end.
 
+    A process that is connected already, such as a notebook, keeps its connection and its cluster.
+
     Raises:
         ClusterError: there is no cluster at the address.
     """
+    if ray.is_initialized():
+        yield
+        return
     # Ray logs a warning that token authentication is on, its default. It is on purpose.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     try:
