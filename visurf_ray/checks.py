@@ -1,6 +1,7 @@
 """Checks that need no actor: `assembly` makes them before it starts a run, `dry_run` makes them instead of a run."""
 
 import importlib.metadata
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,6 +32,22 @@ class Checked:
     state: State
 
 
+def _writable(output_dir: str) -> Path:
+    """Return the output folder, which need not exist yet.
+
+    Raises:
+        ConfigError: no such folder can be written to.
+    """
+    output = Path(output_dir).expanduser().resolve()
+    try:
+        existing = next(path for path in (output, *output.parents) if path.exists())
+    except OSError as error:
+        raise ConfigError(f"output_dir={output_dir}: {error.strerror}") from error
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise ConfigError(f"output_dir={output_dir}: {existing} is no folder that can be written to")
+    return output
+
+
 def check(config: Config) -> Checked:
     """Check the row of a paper, the model, the reward, the task, the output folder and the checkpoint.
 
@@ -52,7 +69,7 @@ def check(config: Config) -> Checked:
         raise ConfigError(
             f"method.style={config.method.style}: task={config.task.name} writes labels as {', '.join(styles)}"
         )
-    output = Path(config.output_dir).expanduser().resolve()
+    output = _writable(config.output_dir)
     resume = find_resume(config.train.resume, output / "checkpoints")
     if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
         raise ConfigError(

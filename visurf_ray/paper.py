@@ -7,6 +7,7 @@ The rows are data: `paper_rows.yaml`. Nothing is run.
 """
 
 import argparse
+import os
 import shlex
 import sys
 import textwrap
@@ -27,7 +28,9 @@ def main() -> int:
     parser.add_argument("row", nargs="*", help="a row's name: print its command. Without one, list all rows")
     name = " ".join(parser.parse_args().row)
     try:
-        print(describe(find_row(name)) if name else listing(), end="")
+        print(describe(find_row(name)) if name else listing(), end="", flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; keep Python from flushing again at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -85,39 +85,39 @@ def test_every_step_is_logged_by_source(finished):
     assert [row["step"] for row in rows(finished) if "eval/n_acc" in row] == [0, 1, 2]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_run_is_resumed_where_it_was(finished, tmp_path):
-    """From the first of two checkpoints: step 2 is made anew, in the same metrics file and the same W&B run."""
-    folder = tmp_path / "run"
+@pytest.fixture(scope="module")
+def resumed(finished, ray_cluster, tmp_path_factory) -> Path:
+    """A copy of the run that goes on from the first of its checkpoints, one step off: step 2 is made anew."""
+    folder = tmp_path_factory.mktemp("resumed") / "run"
     shutil.copytree(finished, folder)
     shutil.rmtree(folder / "checkpoints" / "step_000002")
-    settings = ["train.steps=3", "train.checkpoint_every=1", "train.resume=auto", f"output_dir={folder}"]
-    done = run_here("train", *SMALL, *settings)
+    settings = ["train.steps=4", "train.checkpoint_every=3", "train.resume=auto", f"output_dir={folder}"]
+    settings += ["pipeline=one_step_off", "rollout.oversample=2", "learner.learning_rate=1e-3", "method.style=auto"]
+    done = run_here("train", *SMALL, *settings, "eval.every=3")
     assert done.returncode == 0, done.stderr
-    assert [row["step"] for row in rows(folder) if "train/loss" in row] == [1, 2, 3]
-    before, after = (json.loads((f / "summary.json").read_text()) for f in (finished, folder))
+    return folder
+
+
+def test_a_run_is_resumed_where_it_was(finished, resumed):
+    """In the same metrics file and the same W&B run."""
+    assert [row["step"] for row in rows(resumed) if "train/loss" in row] == [1, 2, 3, 4]
+    before, after = (json.loads((folder / "summary.json").read_text()) for folder in (finished, resumed))
     assert after["before"] == before["before"] and after["train_seconds"] > 0
     states = [
-        json.loads((folder / "checkpoints" / s / "state.json").read_text()) for s in ("step_000002", "step_000003")
+        json.loads((folder / "checkpoints" / name / "state.json").read_text())
+        for folder, name in ((finished, "step_000001"), (resumed, "step_000003"), (resumed, "step_000004"))
     ]
-    original = json.loads((finished / "checkpoints" / "step_000001" / "state.json").read_text())
-    assert {state["run_id"] for state in states} == {original["run_id"]}
+    assert len({state["run_id"] for state in states}) == 1
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_sampling_ahead_learns_from_older_weights_and_says_so(tmp_path):
+def test_sampling_ahead_learns_from_older_weights_and_says_so(resumed):
     """The first batch is of the policy that learns from it, the later ones are one step older."""
-    settings = ["pipeline=one_step_off", "rollout.oversample=2", "learner.learning_rate=1e-3", "train.steps=4"]
-    settings += ["method.style=auto"]
-    done = run_here("train", *SMALL, *settings, "eval.every=2", "train.checkpoint_every=0", f"output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    steps = [row for row in rows(tmp_path) if "train/loss" in row]
-    assert [row["step"] for row in steps] == [1, 2, 3, 4]
+    steps = [row for row in rows(resumed) if "train/loss" in row][1:]
     differences = [row["train/rollout_logprob_diff_max"] for row in steps]
     assert differences[0] < 1e-4 and min(differences[1:]) > 1e-3
     assert steps[0]["align/logprob/spaced"] > steps[0]["align/logprob/compact"], "as the base model writes"
     assert "align/margin" not in steps[1], "it is asked every 20 steps"
-    assert [row["step"] for row in rows(tmp_path) if "eval/n_acc" in row] == [0, 2, 4]
+    assert [row["step"] for row in rows(resumed) if "eval/n_acc" in row] == [0, 1, 3, 4]
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -222,13 +222,15 @@ _REFUSED_BY_THE_CLUSTER = {
 def test_a_run_that_finds_no_data_or_no_room_ends_in_one_line_and_writes_nothing(tmp_path, case):
     make, expected = _REFUSED_BY_THE_CLUSTER[case]
     folder = tmp_path / "output"
-    done = run_here("train", *make(tmp_path), f"output_dir={folder}")
+    done = run_here("train", f"output_dir={folder}", *make(tmp_path))
     assert is_refused(done, expected), done.stderr
     assert not folder.exists()
 
 
 _REFUSED = {
     "resume path": (lambda d: [f"train.resume={d}"], ["train.resume", "no checkpoint"]),
+    "long name": (lambda d: [f"output_dir={d}/{'x' * 256}"], ["output_dir=", "File name too long"]),
+    "no folder": (lambda d: [f"output_dir={data_file(d)}/run"], ["output_dir=", "data.jsonl is no folder"]),
     "model": (lambda d: [f"model.path={d}"], ["model.path", "no config.json"]),
     "adapters": (
         lambda d: ["learner.lora.rank=2", "learner.lora.targets=[q_proj,kproj]"],
@@ -246,6 +248,6 @@ _REFUSED = {
 def test_bad_input_is_refused_in_one_line_before_anything_starts(tmp_path, case):
     make, expected = _REFUSED[case]
     folder = tmp_path / "output"
-    done = run_here("train", *make(tmp_path), f"output_dir={folder}")
+    done = run_here("train", f"output_dir={folder}", *make(tmp_path))
     assert is_refused(done, expected), done.stderr
     assert not folder.exists()

@@ -36,6 +36,13 @@ def test_a_malformed_line_is_named(tmp_path, line):
         read_predictions(path)
 
 
+def test_bytes_that_are_no_text_are_named(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_bytes(b'{"id": "\xff"}')
+    with pytest.raises(DataError, match=r"predictions\.jsonl cannot be read: byte 8 is not UTF-8"):
+        read_predictions(path)
+
+
 def test_a_missing_and_an_empty_file_are_named(tmp_path):
     with pytest.raises(DataError, match=r"nowhere\.jsonl cannot be read: No such file"):
         read_predictions(tmp_path / "nowhere.jsonl")

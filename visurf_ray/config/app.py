@@ -10,7 +10,6 @@ from pathlib import Path
 import hydra
 from hydra._internal.utils import get_args_parser  # Hydra's own parser of its flags, which no public name offers
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -44,6 +43,10 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
     if reason := line.missing_files():
         return fail(ConfigError(reason))
 
+    if "output_dir" in line.swept():
+        return fail(ConfigError("output_dir cannot be swept: each run has a folder of its own below the given one"))
+
+    ran: list[str] = []  # the runs of a sweep
     refused: list[UserError] = []
     crashed: list[Exception] = []  # neither is raised through Hydra, which would print it, or take it for its own
 
@@ -54,6 +57,7 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
         of_job = CommandLine(line.config_name, [str(text) for text in texts], line.folders)
         name = _run_name(line, of_job) if job.mode is RunMode.MULTIRUN else None
         if name is not None:
+            ran.append(name)
             print(f"run {name}", flush=True)
         try:
             config = typed(composed, schema, of_job)
@@ -79,6 +83,8 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
         return fail(error)
     if crashed:
         raise crashed[0]
+    if arguments.multirun and not ran:
+        return fail(ConfigError("the sweep has no runs: a glob(…) in it matches no option"))
     return _REFUSED if refused else 0
 
 
@@ -94,9 +100,7 @@ def _run_name(sweep: CommandLine, run: CommandLine) -> str:
     The run's number comes first where the values cannot stand in a folder's name as they are: where they have other
     characters than letters, digits, `_`, `.`, `+` and `-`, or are long.
     """
-    parsed = OverridesParser.create().parse_overrides(list(sweep.overrides))
-    swept = {override.get_key_element() for override in parsed if override.is_sweep_override()}
-    values = [override for override in run.overrides if override.partition("=")[0] in swept]
+    values = [override for override in run.overrides if override.partition("=")[0] in sweep.swept()]
     # No character that Hydra or a shell treats specially: the folder's path is an override of later commands.
     number = str(HydraConfig.get().job.num)
     name = "_".join(re.sub(r"[^\w.+-]", "-", value) for value in values)

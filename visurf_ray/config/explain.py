@@ -40,6 +40,10 @@ class CommandLine:
             return f"--config-name={self.config_name}: there is no such file.{nearest(self.config_name, names)}"
         return None
 
+    def swept(self) -> set[str]:
+        """Return the keys that have several values."""
+        return {override.get_key_element() for override in _parsed(self.overrides) if override.is_sweep_override()}
+
     def groups(self) -> dict[str, list[str]]:
         """Return the options of each configuration group."""
         found: dict[str, set[str]] = {}

@@ -80,7 +80,11 @@ def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
             raise ConfigError(f"{key} is not set, and it must be") from error
     with explaining(line):
         config = OmegaConf.to_object(composed)
-    if not isinstance(config, schema):
-        raise ConfigError(f"{line.config_name}.yaml must name `schema` first in its defaults, as conf/config.yaml does")
+    if type(config) is not schema:
+        own = "config" if schema is Config else "evaluate"
+        raise ConfigError(
+            f"--config-name={line.config_name} is no configuration of this program: a file of your own must have {own} "
+            "first in its defaults"
+        )
     rules.check(config)
     return config

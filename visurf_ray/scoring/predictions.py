@@ -22,9 +22,11 @@ def read_predictions(path: Path) -> list[Prediction]:
         DataError: The file cannot be read or is empty, or a line is not a prediction.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text("utf-8").splitlines()
     except OSError as error:
         raise DataError(f"predictions={path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"predictions={path} cannot be read: byte {error.start} is not UTF-8") from error
     if not lines:
         raise DataError(f"predictions={path} is empty")
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
