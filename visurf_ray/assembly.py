@@ -19,6 +19,7 @@ from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.trained import Trained
 from visurf_ray.method import Method
 from visurf_ray.models import banned_token_ids, resolve_model
 from visurf_ray.monitor import Monitor, SampleChooser
@@ -73,10 +74,11 @@ def start_segmentation(config: Config) -> Segmentation | None:
     return Segmentation(config.task.segmenter, config.eval.segmenter_gpus) if config.task.segmenter else None
 
 
-def start_rollouts(config: Config, places: Sequence[ActorOptions] = ()) -> RolloutPool:
+def start_rollouts(config: Config, places: Sequence[ActorOptions] = (), trained: Trained | None = None) -> RolloutPool:
     """Begin to start vLLM engines; `wait_for` returns when they have started.
 
     Args:
+        trained: tells which adapters the engines will load; None: none.
         places: options of each actor, see `shared_gpus`; without any, engines have GPUs of their own.
     """
     rollout = config.rollout
@@ -89,6 +91,9 @@ def start_rollouts(config: Config, places: Sequence[ActorOptions] = ()) -> Rollo
         enforce_eager=rollout.enforce_eager,
         sleeps=config.colocated,
         seed=config.seed,
+        head_dtype=config.learner.head_dtype,
+        adapter_rank=trained.lora_rank if trained else 0,
+        adapts_vision=trained.adapts_vision if trained else False,
     )
     actors = [
         RolloutActor.options(num_cpus=rollout.cpus, **place).remote(  # type: ignore[attr-defined]
@@ -151,6 +156,7 @@ def start_learner(
         logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
+        head_dtype=learner.head_dtype,
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
     )
@@ -195,7 +201,7 @@ def start_policy(config: Config, tokenizer: Tokenizer, stack: ExitStack) -> tupl
         stack: ends the rollout workers' processes.
     """
     places = _shared_gpus(config) if config.colocated else []
-    rollouts = start_rollouts(config, places)
+    rollouts = start_rollouts(config, places, trained_weights(config))
     stack.callback(rollouts.shut_down)
     if config.colocated:  # an engine measures the free memory of its GPU, so it starts before the learner rank
         wait_for(rollouts, config)

@@ -25,7 +25,7 @@ import torch
 
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.models import random_group
-from visurf_ray.config.schema import Dtype, Packing
+from visurf_ray.config.schema import Dtype, HeadDtype, Packing
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cost
 from visurf_ray.method import LossConfig, token_weights
@@ -176,6 +176,7 @@ def measure(case: Case, folder: str, device: str, repeats: int) -> dict[str, Any
         packing=Packing.split,
         logprob_chunk=8192 if device == "cuda" else 256,
         gradient_checkpointing=size.checkpointing,
+        head_dtype=HeadDtype.float32,
         dtype=Dtype.bfloat16 if device == "cuda" else Dtype.float32,
     )
     with socket.socket() as probe:

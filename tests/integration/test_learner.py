@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
-from visurf_ray.config.schema import Packing
+from visurf_ray.config.schema import HeadDtype, Packing
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
@@ -39,6 +39,7 @@ def rank_config(config, processor, **changes) -> RankConfig:
         "logprob_chunk": 64,
         "gradient_checkpointing": False,
         "dtype": "float32",
+        "head_dtype": HeadDtype.float32,
     }
     return RankConfig(**(settings | changes))
 

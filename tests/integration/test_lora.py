@@ -18,10 +18,10 @@ from visurf_ray.config.schema import Packing
 from visurf_ray.errors import ConfigError
 from visurf_ray.evaluation import as_model
 from visurf_ray.learner.policy import Policy, load_model
-from visurf_ray.learner.trained import Trained
+from visurf_ray.learner.trained import Trained, adaptable, merged_weights
 from visurf_ray.method import LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model
-from visurf_ray.weights.source import ZeroSource, named_weights
+from visurf_ray.weights.source import ZeroSource
 
 
 def load(path):
@@ -60,19 +60,27 @@ def test_tower_and_projector_are_frozen_apart_and_only_the_rest_is_sent(model, t
         assert parameter.requires_grad is (name in sent) is not frozen, name
 
 
-@pytest.mark.parametrize("targets", [None, ["q_proj", "v_proj"]])
-def test_adapters_lie_beside_the_named_layers_of_the_language_model(tmp_path, targets):
+@pytest.mark.parametrize(
+    "targets", [None, ["q_proj", "v_proj"], ["q_proj", "visual.qkv", "visual.up_proj", "merger.0"]]
+)
+def test_adapters_lie_beside_the_named_layers(tmp_path, targets):
     model = load(make_model("qwen2_5_vl", tmp_path))
     Trained(lora_rank=2, lora_alpha=4.0, lora_targets=targets).apply(model)
     adapted = {name for name, layer in model.named_modules() if isinstance(layer, LoraLayer)}
     blocks = {"self_attn": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]}
-    assert adapted == {
+    expected = {
         f"model.language_model.layers.{layer}.{block}.{name}"
         for layer in range(3)
         for block, names in blocks.items()
         for name in names
         if targets is None or name in targets
     }
+    if targets and "merger.0" in targets:
+        expected |= {
+            f"model.visual.blocks.{layer}.{name}" for layer in range(3) for name in ("attn.qkv", "mlp.up_proj")
+        }
+        expected.add("model.visual.merger.mlp.0")
+    assert adapted == expected
     assert all((".lora_" in name) is parameter.requires_grad for name, parameter in model.named_parameters())
 
 
@@ -80,19 +88,23 @@ def test_an_unknown_target_is_named_with_the_nearest_and_all(miniature):
     with pytest.raises(ConfigError) as error:
         Trained(lora_rank=2, lora_alpha=4.0, lora_targets=["q_proj", "qkv_proj"]).apply(miniature)
     assert "'qkv_proj'" in str(error.value) and "Did you mean" in str(error.value)
-    assert "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj" in str(error.value)
+    assert "down_proj, gate_proj, k_proj, merger.0, merger.2, o_proj, q_proj, up_proj, v_proj" in str(error.value)
 
 
 # Merged weights
 
 
 def test_merged_weights_compute_what_the_adapters_do(model):
-    """On every architecture; and what is sent of a joined layer is whole, biases included."""
+    """On every architecture, in the vision tower and the projector too."""
     import copy
 
     plain = copy.deepcopy(model)
     model = copy.deepcopy(model)
-    randomise(Trained(lora_rank=3, lora_alpha=6.0, lora_targets=["q_proj", "up_proj"]).apply(model))
+    merger = [name for name in adaptable(model) if name.startswith("merger.")]
+    assert merger
+    randomise(
+        Trained(lora_rank=3, lora_alpha=6.0, lora_targets=["q_proj", "up_proj", "visual.qkv", *merger]).apply(model)
+    )
     groups = architecture_groups(model)
 
     def logprobs(model):
@@ -102,13 +114,26 @@ def test_merged_weights_compute_what_the_adapters_do(model):
 
     before = logprobs(copy.deepcopy(plain))
     with_adapters = logprobs(model)
-    assert {name for name, _ in plain.named_parameters()} == set(named_weights(model))
-    _, unexpected = plain.load_state_dict(sent := dict(ZeroSource(model)), strict=False)
-    assert not unexpected and (with_adapters - before).abs().max() > 0.1
+    merged = dict(merged_weights(model))
+    assert merged.keys() == dict(plain.named_parameters()).keys()
+    plain.load_state_dict(merged, strict=False)
+    assert (with_adapters - before).abs().max() > 0.1
     torch.testing.assert_close(logprobs(plain), with_adapters, atol=1e-4, rtol=1e-5)
-    for name in (name for name, _ in plain.named_parameters()):
-        joined = any(part in name for part in ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"))
-        assert not joined or ".visual." in name or name in sent, name
+
+
+def test_adapters_are_merged_in_float32_and_rounded_once(model):
+    """In bfloat16 the product and the sum would each be rounded on their way."""
+    import copy
+
+    model = copy.deepcopy(model).to(torch.bfloat16)
+    randomise(Trained(lora_rank=16, lora_alpha=32.0, lora_targets=["q_proj"]).apply(model))
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
+    merged = dict(merged_weights(model))
+    for name, layer in layers:
+        up, down = (getattr(layer, side)["default"].weight.double() for side in ("lora_B", "lora_A"))
+        exact = layer.base_layer.weight.double() + 2.0 * up @ down
+        error = (merged[f"{name}.weight"].double() - exact).abs()
+        assert (error <= exact.abs() * (2.0**-8 / (1 + 2.0**-8) + 1e-6)).all(), name  # half a unit in the last place
 
 
 # Training

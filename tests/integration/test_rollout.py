@@ -9,7 +9,7 @@ import ray
 import torch
 
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
-from visurf_ray.config.schema import Packing
+from visurf_ray.config.schema import HeadDtype, Packing
 from visurf_ray.groups import Group, Response, Source, Tokens
 from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method
@@ -35,6 +35,7 @@ def start_engine(config, worker: int) -> Any:
         enforce_eager=True,
         sleeps=False,
         seed=0,
+        head_dtype=HeadDtype.float32,
     )
     actor = RolloutActor.options(num_cpus=0.5).remote(engine, worker, sorted(os.sched_getaffinity(0)))
     ray.get(actor.ready.remote())

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from visurf_ray.config.schema import HeadDtype
 from visurf_ray.learner.logprob import logprob_and_entropy
 
 
@@ -61,6 +62,16 @@ def test_half_precision_heads_give_float32_logprobs():
     assert logprob.dtype == entropy.dtype == torch.float32
     logprob.sum().backward()
     assert hidden.grad.dtype == weight.grad.dtype == torch.bfloat16
+
+
+def test_a_float32_head_does_not_round_logits_to_half_precision():
+    hidden, weight, target = inputs(tokens=200, vocabulary=500, width=64, dtype=torch.bfloat16, scale=0.3)
+    exact = naive(hidden.double(), weight.double(), target, [], 1.0)[0]
+    errors = {
+        dtype: (logprob_and_entropy(hidden, weight, target, head_dtype=dtype)[0] - exact).abs().mean().item()
+        for dtype in HeadDtype
+    }
+    assert errors[HeadDtype.float32] < 1e-5 < 1e-3 < errors[HeadDtype.model]
 
 
 def test_a_frozen_head_gets_no_gradient():

@@ -38,6 +38,13 @@ class Dtype(StrEnum):
     bfloat16 = "bfloat16"
 
 
+class HeadDtype(StrEnum):
+    """Of the output head's products: float32, or the model's own dtype."""
+
+    float32 = "float32"
+    model = "model"
+
+
 class Layout(StrEnum):
     """Where rollout workers and learner ranks live: on GPUs or cores of their own, or two by two on shared GPUs."""
 
@@ -135,7 +142,7 @@ class RolloutConfig:
 
 @dataclass
 class LoraConfig:
-    rank: int = within(at_least=0)
+    rank: int = within(at_least=0, at_most=512)  # vLLM's limit
     alpha: float = within(above=0)
     dropout: float = within(at_least=0, below=1)
     targets: list[str] | None = MISSING
@@ -161,6 +168,7 @@ class LearnerConfig:
     gpus: int = within(at_least=0, at_most=1)  # more GPUs are more ranks
     cpus: float = within(at_least=0)
     dtype: Dtype = MISSING
+    head_dtype: HeadDtype = MISSING
 
 
 @dataclass

@@ -37,9 +37,15 @@ class LearnerActor:
         self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
 
     def connect(self, engines: list[ActorHandle], gpu_workers: int, colocated: bool, address: str, port: int) -> None:
-        """Open the weight transfer to the rollout workers; arguments as for `WeightSender`."""
+        """Open the weight transfer to the rollout workers; arguments as for `WeightSender`.
+
+        A policy with adapters needs none: its base weights do not change, and its adapters are small.
+        """
         from visurf_ray.weights.sender import WeightSender
 
+        self.engines = engines
+        if self.rank.adapters:
+            return
         self.sender = WeightSender(
             self.rank.model,
             engines,
@@ -51,7 +57,14 @@ class LearnerActor:
         )
 
     def send_weights(self) -> None:
-        self.sender.send()
+        """Send the trained weights to the rollout workers; returns when these have loaded them."""
+        if self.rank.adapters:
+            files = self.rank.adapter_files()
+            if files:
+                stored = ray.put(files)
+                ray.get([engine.load_adapters.remote(stored) for engine in self.engines])
+        else:
+            self.sender.send()
         self.rank.release()
 
     def update(self, minibatches: list[Shard], loss: LossConfig) -> list[StepReport]:

@@ -6,7 +6,7 @@ Separate from `rank`, so that the driver imports neither DeepSpeed nor vLLM.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from visurf_ray.config.schema import Dtype, Packing
+from visurf_ray.config.schema import Dtype, HeadDtype, Packing
 from visurf_ray.groups import Group
 from visurf_ray.learner.trained import Trained
 
@@ -37,6 +37,7 @@ class RankConfig:
     logprob_chunk: int
     gradient_checkpointing: bool
     dtype: Dtype
+    head_dtype: HeadDtype
     shares_gpu: bool = False
     reference: bool = False
 

@@ -7,8 +7,7 @@ from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoin
 from transformers import AutoModelForImageTextToText
 
 from visurf_ray.learner.rank import CHECKPOINT_TAG
-from visurf_ray.learner.trained import Trained
-from visurf_ray.weights.source import named_weights
+from visurf_ray.learner.trained import Trained, merged_weights
 
 _WRAPPER = "model."  # the policy holds the Hugging Face model under this name
 
@@ -32,4 +31,4 @@ def export_checkpoint(checkpoint: Path, base_model: str, trained: Trained, out: 
     if wrong := expected - tied ^ weights.keys() - tied:
         raise ValueError(f"{checkpoint} does not fit {base_model}: {sorted(wrong)[:3]}")
     model.load_state_dict(weights, strict=False)
-    model.save_pretrained(out, state_dict={name: weight.value() for name, weight in named_weights(model).items()})
+    model.save_pretrained(out, state_dict=dict(merged_weights(model)))

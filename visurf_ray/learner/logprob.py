@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from visurf_ray.config.schema import HeadDtype
 from visurf_ray.models import BANNED_BIAS
 
 
@@ -24,11 +25,18 @@ class _ChunkedLogprob(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, banned: list[int], temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        target: Tensor,
+        banned: list[int],
+        temperature: float,
+        chunk: int,
+        head_dtype: HeadDtype,
     ) -> tuple[Tensor, Tensor]:
         chosen, peak, mass, moment = (hidden.new_zeros(len(hidden), dtype=_accumulate(hidden)) for _ in range(4))
         peak -= torch.inf  # largest z so far; mass = Σ exp(z - peak), moment = Σ exp(z - peak) (z - peak)
-        for begin, end, z in _scaled_logits(hidden, weight, banned, temperature, chunk):
+        for begin, end, z in _scaled_logits(hidden, weight, banned, temperature, chunk, head_dtype):
             inside = ((target >= begin) & (target < end)).nonzero()[:, 0]
             chosen[inside] = z[inside, target[inside] - begin]
             highest = torch.maximum(peak, z.amax(-1))
@@ -40,7 +48,7 @@ class _ChunkedLogprob(torch.autograd.Function):
         normaliser = peak + mass.log()
         entropy = mass.log() - moment / mass
         ctx.save_for_backward(hidden, weight, target, normaliser, entropy)
-        ctx.banned, ctx.temperature, ctx.chunk = banned, temperature, chunk
+        ctx.banned, ctx.temperature, ctx.chunk, ctx.head_dtype = banned, temperature, chunk, head_dtype
         return chosen - normaliser, entropy
 
     @staticmethod
@@ -53,16 +61,16 @@ class _ChunkedLogprob(torch.autograd.Function):
         of_entropy = -grad_entropy[:, None] / ctx.temperature
         of_target = grad_logprob / ctx.temperature
         constant = of_entropy * entropy[:, None] - of_target[:, None]
-        for begin, end, z in _scaled_logits(hidden, weight, ctx.banned, ctx.temperature, ctx.chunk):
+        for begin, end, z in _scaled_logits(hidden, weight, ctx.banned, ctx.temperature, ctx.chunk, ctx.head_dtype):
             p = z.sub_(normaliser[:, None]).exp()
             grad = p.mul_(torch.addcmul(constant, z, of_entropy))
             inside = ((target >= begin) & (target < end)).nonzero()[:, 0]
             grad[inside, target[inside] - begin] += of_target[inside]
             grad = grad.to(weight.dtype)
-            grad_hidden += grad @ weight[begin:end]
+            grad_hidden += _product(grad, weight[begin:end], ctx.head_dtype)
             if grad_weight is not None:
                 torch.matmul(grad.T, hidden, out=grad_weight[begin:end])
-        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None
+        return grad_hidden.to(hidden.dtype), grad_weight, None, None, None, None, None
 
 
 def _accumulate(hidden: Tensor) -> torch.dtype:
@@ -70,14 +78,23 @@ def _accumulate(hidden: Tensor) -> torch.dtype:
 
 
 def _scaled_logits(
-    hidden: Tensor, weight: Tensor, banned: list[int], temperature: float, chunk: int
+    hidden: Tensor, weight: Tensor, banned: list[int], temperature: float, chunk: int, head_dtype: HeadDtype
 ) -> Iterator[tuple[int, int, Tensor]]:
     """Yield, for each chunk of the vocabulary, its first index, its end, and logits / temperature (T, end - begin)."""
     for begin in range(0, len(weight), chunk):
         end = min(begin + chunk, len(weight))
-        z = (hidden @ weight[begin:end].T).to(_accumulate(hidden))
+        z = _product(hidden, weight[begin:end].T, head_dtype)
         z[:, [token - begin for token in banned if begin <= token < end]] += BANNED_BIAS
         yield begin, end, z if temperature == 1.0 else z.div_(temperature)
+
+
+def _product(left: Tensor, right: Tensor, head_dtype: HeadDtype) -> Tensor:
+    """Return the product in float32 (float64), rounded to the factors' dtype before with HeadDtype.model."""
+    if head_dtype is HeadDtype.model:
+        return (left @ right).to(_accumulate(left))
+    if left.is_cuda and left.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(left, right, out_dtype=torch.float32)  # as vLLM does; PyTorch has it on CUDA alone
+    return left.to(_accumulate(left)) @ right.to(_accumulate(right))
 
 
 class LogprobHead(nn.Linear):
@@ -89,17 +106,26 @@ class LogprobHead(nn.Linear):
     banned: list[int]
     temperature: float
     chunk: int
+    head_dtype: HeadDtype
 
-    def __init__(self, head: nn.Linear, *, banned: Sequence[int], temperature: float, chunk: int) -> None:
+    def __init__(
+        self, head: nn.Linear, *, banned: Sequence[int], temperature: float, chunk: int, head_dtype: HeadDtype
+    ) -> None:
         super().__init__(head.in_features, head.out_features, bias=False, device="meta")
         if head.bias is not None:
             raise ValueError("an output head with a bias is not supported")
         self.weight = head.weight  # shared with the embedding where the model ties them
-        self.banned, self.temperature, self.chunk = list(banned), temperature, chunk
+        self.banned, self.temperature, self.chunk, self.head_dtype = list(banned), temperature, chunk, head_dtype
 
     def forward(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return logprob_and_entropy(
-            hidden, self.weight, target, banned=self.banned, temperature=self.temperature, chunk=self.chunk
+            hidden,
+            self.weight,
+            target,
+            banned=self.banned,
+            temperature=self.temperature,
+            chunk=self.chunk,
+            head_dtype=self.head_dtype,
         )
 
 
@@ -111,15 +137,17 @@ def logprob_and_entropy(
     banned: Sequence[int] = (),
     temperature: float = 1.0,
     chunk: int = 256,
+    head_dtype: HeadDtype = HeadDtype.float32,
 ) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
     """Return the log-prob of each target under softmax(logits / temperature), and that distribution's entropy in nats.
 
-    Both are differentiable in `hidden` and `weight`. Logits are products in the dtype of `hidden`; both results are
-    computed from them in float32, or in float64 if `hidden` is.
+    Both are differentiable in `hidden` and `weight`, and are computed in float32, or in float64 if `hidden` is.
 
     Args:
         banned: token ids that are never sampled: BANNED_BIAS is added to their logits.
         chunk: vocabulary entries whose logits are held at once; trades memory for speed. It changes the result by
             rounding alone.
+        head_dtype: `float32` accumulates and keeps logits in float32 (or float64); `model` rounds them to the dtype of
+            `hidden`.
     """
-    return _ChunkedLogprob.apply(hidden, weight, target, list(banned), temperature, chunk)
+    return _ChunkedLogprob.apply(hidden, weight, target, list(banned), temperature, chunk, head_dtype)

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visurf_ray.aliases import HFModel
-from visurf_ray.config.schema import Packing
+from visurf_ray.config.schema import HeadDtype, Packing
 from visurf_ray.learner.attention import SPLIT
 from visurf_ray.learner.logprob import LogprobHead
 from visurf_ray.learner.packing import PackedGroups
@@ -16,17 +16,27 @@ from visurf_ray.learner.packing import PackedGroups
 class Policy(nn.Module):
     """Wraps the model so that DeepSpeed sees one forward pass from packed groups to log-probs."""
 
-    def __init__(self, model: HFModel, temperature: float, banned: Sequence[int], chunk: int) -> None:
+    def __init__(
+        self,
+        model: HFModel,
+        temperature: float,
+        banned: Sequence[int],
+        chunk: int,
+        head_dtype: HeadDtype = HeadDtype.float32,
+    ) -> None:
         """Wrap the model and replace its output head.
 
         Args:
             temperature: the sampler's, so that both compute one distribution.
             banned: token ids that the sampler never samples.
             chunk: vocabulary entries whose logits are held at once.
+            head_dtype: of the logits; see `learner.head_dtype`.
         """
         super().__init__()
         self.model = model
-        model.lm_head = LogprobHead(model.lm_head, banned=banned, temperature=temperature, chunk=chunk)
+        model.lm_head = LogprobHead(
+            model.lm_head, banned=banned, temperature=temperature, chunk=chunk, head_dtype=head_dtype
+        )
 
     def forward(self, packed: PackedGroups) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
         """Return log-prob and entropy of each response token; see `logprob_and_entropy`."""

@@ -2,6 +2,7 @@
 
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from peft.helpers import rescale_adapter_scale
 from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
-from visurf_ray.aliases import Fetch, Json
+from visurf_ray.aliases import Fetch, HFModel, Json
 from visurf_ray.config.schema import Dtype
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cost, fill
@@ -22,8 +23,8 @@ from visurf_ray.learner.config import RankConfig, Shard
 from visurf_ray.learner.metrics import SamplerDifference, SourceTallies, StepReport, Tally, UpdateSums
 from visurf_ray.learner.packing import PackedGroups, pack
 from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.learner.trained import merged_weights
 from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
-from visurf_ray.weights.source import named_weights
 
 CHECKPOINT_TAG = "state"
 ADAPTER_FOLDER = "adapter"
@@ -59,7 +60,7 @@ class Rank:
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.adapters = config.trained.apply(model)
-        policy = Policy(model, config.temperature, config.banned, config.logprob_chunk)
+        policy = self._policy(model)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in policy.parameters() if parameter.requires_grad],
             lr=config.learning_rate,
@@ -72,6 +73,10 @@ class Rank:
         self.dtype = getattr(torch, config.dtype)
         self.device = self.engine.device
 
+    def _policy(self, model: HFModel) -> Policy:
+        config = self.config
+        return Policy(model, config.temperature, config.banned, config.logprob_chunk, config.head_dtype)
+
     def _load_reference(self) -> Policy:
         """Load the initial policy, frozen, in the training dtype."""
         model = load_model(
@@ -80,7 +85,7 @@ class Rank:
             packing=self.config.packing,
             gradient_checkpointing=False,
         )
-        policy = Policy(model, self.config.temperature, self.config.banned, self.config.logprob_chunk)
+        policy = self._policy(model)
         return policy.requires_grad_(False).eval().to(get_accelerator().current_device_name())
 
     def _deepspeed_settings(self) -> dict[str, Json]:
@@ -234,6 +239,23 @@ class Rank:
             group["betas"] = self.config.adam_betas
             group["weight_decay"] = self.config.weight_decay
 
+    def adapter_files(self) -> dict[str, bytes]:
+        """Return the adapters as PEFT stores them: the contents of each file by its name, on rank 0; nothing elsewhere.
+
+        All ranks gather the adapters under ZeRO-3.
+        """
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        with deepspeed.zero.GatheredParameters(trained, enabled=self.config.zero_stage == 3):
+            if self.rank:
+                return {}
+            with tempfile.TemporaryDirectory() as folder:
+                self._save_adapters(Path(folder))
+                return {path.name: path.read_bytes() for path in Path(folder).glob("adapter_*")}
+
+    def _save_adapters(self, folder: Path) -> None:
+        assert self.adapters is not None
+        self.adapters.save_pretrained(str(folder), save_embedding_layers=False)
+
     def export(self, folder: Path) -> None:
         """Write a Hugging Face model in the training dtype; all ranks gather its weights, rank 0 writes.
 
@@ -242,10 +264,10 @@ class Rank:
         parameters = list(self.model.parameters())
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3):
             if self.rank == 0:
-                state = {name: weight.value().cpu() for name, weight in named_weights(self.model).items()}
+                state = {name: weight.cpu() for name, weight in merged_weights(self.model)}
                 self.model.save_pretrained(folder, state_dict=state)
                 if self.adapters:
-                    self.adapters.save_pretrained(str(folder / ADAPTER_FOLDER), save_embedding_layers=False)
+                    self._save_adapters(folder / ADAPTER_FOLDER)
         torch.distributed.barrier()
 
 

@@ -1,11 +1,12 @@
 """The weights of a model that are trained: all, all but parts of the vision tower, or low-rank adapters alone."""
 
-import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from torch import nn
+from peft.tuners import lora
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from visurf_ray.aliases import HFModel
@@ -19,7 +20,7 @@ class Trained:
 
     Attributes:
         lora_rank: 0 adds no adapters. With adapters all other weights are frozen.
-        lora_targets: names of linear layers of the language model; None for all.
+        lora_targets: names of linear layers (see `adaptable`); None for all of the language model.
     """
 
     freeze_vision: bool = False
@@ -32,11 +33,11 @@ class Trained:
     def apply(self, model: HFModel) -> PeftModel | None:
         """Freeze the other weights and add adapters, in place; returns the wrapper of a model with adapters, else None.
 
-        Adapters are LoRA's, beside linear layers of the language model (https://arxiv.org/abs/2106.09685). They are
-        initialised so that the model's outputs do not change.
+        Adapters are LoRA's, beside linear layers (https://arxiv.org/abs/2106.09685). They are initialised so that the
+        model's outputs do not change.
 
         Raises:
-            ConfigError: `lora_targets` names no linear layer of the language model.
+            ConfigError: `lora_targets` names a layer that the model does not have.
         """
         if self.lora_rank:
             return self._add_adapters(model)
@@ -62,24 +63,63 @@ class Trained:
         self.apply(model)
 
     def _add_adapters(self, model: HFModel) -> PeftModel:
-        layers = model.model.language_model.named_modules()
-        known = sorted({name.rpartition(".")[2] for name, layer in layers if isinstance(layer, nn.Linear)})
-        targets = known if self.lora_targets is None else self.lora_targets
+        layers = adaptable(model)
+        known = sorted(layers)
+        targets = [name for name in known if "." not in name] if self.lora_targets is None else self.lora_targets
         for name in targets:
             if name not in known:
                 raise ConfigError(
-                    f"learner.lora.targets: the language model has no linear layers named {name!r}."
+                    f"learner.lora.targets: the model has no linear layers named {name!r}."
                     f"{nearest(name, known)} Known: {', '.join(known)}"
                 )
         config = LoraConfig(
             r=self.lora_rank,
             lora_alpha=self.lora_alpha,  # type: ignore[arg-type]  # typed as an integer, used as a factor
             lora_dropout=self.lora_dropout,
-            # The vision tower has layers of the same names.
-            target_modules=rf"model\.language_model\..*\.({'|'.join(map(re.escape, targets))})",
+            target_modules=[path for name in targets for path in layers[name]],
         )
         # Adapters in the dtype of the weights beside them, as DeepSpeed casts the whole model to the training dtype.
         return get_peft_model(model, config, autocast_adapter_dtype=False)
+
+    @property
+    def adapts_vision(self) -> bool:
+        """Whether adapters lie in the vision tower or its projector."""
+        return bool(self.lora_rank) and any("." in name for name in self.lora_targets or ())
+
+
+def adaptable(model: HFModel) -> dict[str, list[str]]:
+    """Return the layers that adapters can lie beside: their paths in the model, by the name of a target.
+
+    A linear layer of the language model has the last part of its path as name (`q_proj`), one of the vision tower has
+    `visual.` before it (`visual.qkv`), one of the projector `merger.` (`merger.0`).
+    """
+    found: dict[str, list[str]] = {}
+    for path, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and path.startswith("model."):
+            parts = path.split(".")
+            kind = "" if parts[1] != "visual" else "merger." if parts[2] in _PROJECTOR else "visual."
+            found.setdefault(kind + parts[-1], []).append(path)
+    return found
+
+
+def merged_weights(model: HFModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield all weights, tied ones once, by their names in the model without adapters.
+
+    Adapters are merged in float32 and the sum is rounded to the weight's dtype. Changes no parameter. Under ZeRO-3 all
+    parameters must be gathered.
+    """
+    layers = model.named_modules()
+    adapted = {f"{name}.base_layer.weight": layer for name, layer in layers if isinstance(layer, lora.Linear)}
+    for name, parameter in model.named_parameters():
+        if ".lora_" not in name:
+            weight = parameter.detach()
+            yield name.replace(".base_layer.", "."), _merge(weight, adapted[name]) if name in adapted else weight
+
+
+def _merge(weight: Tensor, layer: lora.Linear) -> Tensor:
+    (name,) = layer.active_adapters
+    down, up = (layer.get_parameter(f"{side}.{name}.weight").detach().float() for side in ("lora_A", "lora_B"))
+    return torch.addmm(weight.float(), up, down, alpha=layer.scaling[name]).to(weight.dtype)
 
 
 # Modules of `visual` that map patches to visual tokens; the second is Qwen3-VL's, whose output enters several layers.

@@ -2,21 +2,24 @@
 
 import asyncio
 import os
+import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray
 
-from visurf_ray.config.schema import Dtype
+from visurf_ray.config.schema import Dtype, HeadDtype
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS, banned_token_ids
 
 if TYPE_CHECKING:  # vLLM reads its environment variables on import, so the actor imports it after setting them
     from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
+    from vllm.lora.request import LoRARequest
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,9 @@ class EngineConfig:
         memory: the KV cache in GiB on a CPU, the share of the GPU's memory otherwise.
         gpus: GPUs of the engine (tensor parallel); 0 samples on the CPU.
         sleeps: whether the engine shares its GPU with a learner rank, and sleeps while the rank computes.
+        head_dtype: see `learner.head_dtype`.
+        adapter_rank: the rank of the adapters that the engine will load; 0: none.
+        adapts_vision: whether adapters lie in the vision tower or its projector too.
     """
 
     model_path: str
@@ -38,6 +44,9 @@ class EngineConfig:
     enforce_eager: bool
     sleeps: bool
     seed: int
+    head_dtype: HeadDtype
+    adapter_rank: int = 0
+    adapts_vision: bool = False
 
 
 @dataclass(frozen=True)
@@ -119,12 +128,15 @@ class RolloutActor:
             enable_prefix_caching=True,
             disable_log_stats=True,
             seed=config.seed,
+            hf_overrides={"head_dtype": config.head_dtype.value},
             **memory,
+            **_adapter_arguments(config),
         )
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.tokenizer = self.engine.get_tokenizer()
         self.banned = dict.fromkeys(banned_token_ids(self.tokenizer), BANNED_BIAS)
         self.running: set[asyncio.Task[Sampled]] = set()
+        self.adapters: LoRARequest | None = None  # the loaded ones
 
     async def sample(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
         """Begin sampling numbered examples; return all that have finished since the last call.
@@ -165,7 +177,8 @@ class RolloutActor:
         )
         prompt = TokensPrompt(prompt_token_ids=example.prompt.token_ids, multi_modal_data={"image": image})
         final = None
-        async for output in self.engine.generate(prompt, parameters, request_id=uuid.uuid4().hex):
+        request_id = uuid.uuid4().hex
+        async for output in self.engine.generate(prompt, parameters, request_id, lora_request=self.adapters):
             final = output
         assert final is not None and final.prompt_token_ids is not None and len(final.outputs) == sampling.n
         if final.prompt_token_ids != example.prompt.expanded_ids:
@@ -195,7 +208,29 @@ class RolloutActor:
         await self.engine.update_weights(request)
 
     async def finish_weight_update(self) -> None:
-        """Finish the update, and reset all caches of what the old weights computed.
+        """Finish the update, and reset all caches; see `_reset_caches`."""
+        await self.engine.finish_weight_update()
+        await self._reset_caches()
+
+    async def load_adapters(self, files: dict[str, bytes]) -> None:
+        """Load adapters in place of those that are loaded, and reset all caches; see `_reset_caches`.
+
+        Args:
+            files: the contents of each file of a PEFT adapter, by its name. Weights that have no adapter are those of
+                `model_path`.
+        """
+        from vllm.lora.request import LoRARequest
+
+        with tempfile.TemporaryDirectory() as folder:  # vLLM reads adapters from a folder
+            for name, content in files.items():
+                Path(folder, name).write_bytes(content)
+            if not await self.engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True)):
+                raise RuntimeError("vLLM did not load the adapters")
+            self.adapters = LoRARequest("policy", 1, folder)
+        await self._reset_caches()
+
+    async def _reset_caches(self) -> None:
+        """Reset all caches of what older weights computed.
 
         The encoder cache is keyed by the image alone: without its reset a cached image would keep the old vision
         tower's features (vllm-project/vllm#44910).
@@ -203,7 +238,6 @@ class RolloutActor:
         Raises:
             RuntimeError: a request is in the engine, so that its prefix cache cannot be reset.
         """
-        await self.engine.finish_weight_update()
         if not await self.engine.reset_prefix_cache():
             raise RuntimeError(
                 "vLLM could not reset its prefix cache after a weight update: its samples would mix two policies"
@@ -228,6 +262,15 @@ class RolloutActor:
 
     async def ready(self) -> None:
         """Return when the engine has started."""
+
+
+def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
+    """Return vLLM's arguments for an engine with adapters."""
+    if not config.adapter_rank:
+        return {}
+    ranks = (8, 16, 32, 64, 128, 256, 512)  # those that vLLM offers
+    room = next(rank for rank in ranks if rank >= config.adapter_rank)
+    return {"enable_lora": True, "max_lora_rank": room, "enable_tower_connector_lora": config.adapts_vision}
 
 
 def own_ranks(request: "WeightTransferInitRequest", first_process: int) -> "WeightTransferInitRequest":

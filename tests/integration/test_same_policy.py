@@ -1,0 +1,104 @@
+"""Sampler and learner are one policy: an update changes the log-probs of both alike, in both dtypes."""
+
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import ray
+
+from tests.integration.groups import make_groups
+from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
+from visurf_ray.config.schema import Dtype, HeadDtype
+from visurf_ray.learner.trained import Trained
+from visurf_ray.method import LossConfig
+from visurf_ray.models import resolve_model
+from visurf_ray.rollout.actor import EngineConfig, RolloutActor
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+LANGUAGE = Trained(lora_rank=16, lora_alpha=32.0)
+EVERYWHERE = replace(LANGUAGE, lora_targets=["q_proj", "v_proj", "up_proj", "visual.qkv", "visual.proj", "merger.0"])
+FULL = Trained()
+
+
+def start_engine(path: str, dtype: Dtype, trained: Trained):
+    engine = EngineConfig(
+        model_path=path,
+        dtype=dtype,
+        max_model_len=512,
+        memory=0.1,
+        gpus=0,
+        enforce_eager=True,
+        sleeps=False,
+        seed=0,
+        head_dtype=HeadDtype.float32,
+        adapter_rank=trained.lora_rank,
+        adapts_vision=trained.adapts_vision,
+    )
+    actor = RolloutActor.options(num_cpus=0.5).remote(engine, 0, sorted(os.sched_getaffinity(0)))
+    ray.get(actor.ready.remote())
+    return actor
+
+
+async def read(actor, prompt: list[int], responses: list[list[int]], image) -> list[np.ndarray]:
+    """The engine's log-probs of responses' tokens, which it reads as parts of prompts."""
+    from vllm import SamplingParams, TokensPrompt
+
+    found = []
+    for number, response in enumerate(responses):
+        tokens = TokensPrompt(prompt_token_ids=[*prompt, *response], multi_modal_data={"image": image})
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0)
+        async for output in actor.engine.generate(tokens, parameters, f"read-{number}", lora_request=actor.adapters):
+            final = output
+        last = list(zip(final.prompt_token_ids, final.prompt_logprobs, strict=True))[-len(response) :]
+        found.append(np.array([choices[token].logprob for token, choices in last]))
+    return found
+
+
+def of_sampler(engine, groups) -> np.ndarray:
+    found = []
+    for group in groups:
+        prompt = group.example.prompt
+        responses = [list(map(int, response.tokens.resolve(ray.get).ids)) for response in group.responses]
+        found += ray.get(engine.__ray_call__.remote(read, prompt.token_ids, responses, ray.get(prompt.image)))
+    return np.concatenate(found)
+
+
+def of_learner(learner, groups) -> np.ndarray:
+    def logprobs(actor) -> np.ndarray:
+        shard = [(group, [1.0] * len(group.responses)) for group in groups]
+        rows = actor.rank._pack(shard, [[index] for index in range(len(shard))], ray.get)
+        return np.concatenate([actor.rank._logprobs(row).numpy() for row in rows])
+
+    return ray.get(learner.actors[0].__ray_call__.remote(logprobs))
+
+
+@pytest.fixture(scope="module")
+def groups(loader):
+    """Groups whose images and features lie in the object store."""
+    groups = make_groups(loader, 4)
+    for group in groups:
+        prompt = group.example.prompt
+        prompt = replace(prompt, features=ray.put(prompt.features), image=ray.put(prompt.image))
+        group.example = replace(group.example, prompt=prompt)
+    return groups
+
+
+@pytest.mark.parametrize("trained", [LANGUAGE, EVERYWHERE, FULL], ids=["lora", "lora_with_vision", "full"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(Dtype.float32, 1e-3), (Dtype.bfloat16, 0.1)])
+def test_a_small_step_changes_both_alike(make_learner, config, groups, trained, dtype, tolerance):  # noqa: F811
+    path = resolve_model(config.model.path)
+    engine = start_engine(path, dtype, trained)
+    rate = float(os.environ.get("RATE", "1e-4"))
+    learner = make_learner(model_path=path, dtype=dtype, trained=trained, learning_rate=rate)
+    learner.connect([engine], gpu_workers=0, colocated=False)
+    learner.send_weights()
+    before = of_sampler(engine, groups), of_learner(learner, groups)
+    learner.update(groups, LossConfig())
+    learner.send_weights()
+    sampler, ours = (new - old for new, old in zip((of_sampler(engine, groups), of_learner(learner, groups)), before, strict=True))
+    ray.get(engine.shut_down.remote())
+    ray.kill(engine)
+    print("RATIO", rate, trained.lora_rank, trained.lora_targets, dtype, np.linalg.norm(sampler - ours) / np.linalg.norm(ours), np.abs(ours).mean(), np.abs(before[0] - before[1]).mean(), len(ours))
+    assert np.linalg.norm(sampler - ours) < tolerance * np.linalg.norm(ours)
