@@ -1,15 +1,17 @@
-"""New weights for vLLM, against a plain copy of as many bytes, with a model of half a billion parameters.
+"""A weight sync of all weights, and one of adapters alone, compared with a plain copy of as many bytes.
 
     python -m tests.benchmarks.weight_sync [--quick]
 
-Weights go from the learner's process into shared memory and from there into the engine: two copies, so that 0.5 of
-memcpy's speed is the limit of this way. The share is that of the default job's step on the miniature.
+The model has half a billion parameters in float32; adapters have rank 16. All weights go from the learner's process
+into shared memory, and from there into the engine: two copies, so half of memcpy's speed is the limit. `share` is the
+share of a step of the default job on the miniature.
 """
 
 import ctypes
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +24,36 @@ from visurf_ray.assembly import start_rollouts, wait_for
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 from visurf_ray.config.schema import Packing
+from visurf_ray.learner.trained import Trained, adapter_files
+
+ADAPTERS = Trained(lora_rank=16, lora_alpha=32.0)
+_COLUMNS = ("memcpy", "all", "adapters")
 
 
 @ray.remote(num_cpus=0.5)
 class Sender:
-    """A learner's end of the transfer, without an optimizer: with one the model would not fit beside its engine."""
+    """A learner's end of the transfer, without an optimizer: with one the model would not fit beside its engines."""
 
-    def __init__(self, path: str, engines: list[Any]) -> None:
+    def __init__(self, path: str, full: Any, with_adapters: Any) -> None:
+        """Take an engine that receives all weights, and one that receives adapters."""
         import torch
 
         from visurf_ray.learner.policy import load_model
         from visurf_ray.weights.sender import WeightSender
 
         self.model = load_model(path, dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False)
-        self.sender = WeightSender(self.model, engines, rank=0, gpu_workers=0, colocated=False, address="", port=0)
+        self.sender = WeightSender(self.model, [full], rank=0, gpu_workers=0, colocated=False, address="", port=0)
         size = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         self.source, self.target = (torch.ones(size, dtype=torch.uint8) for _ in range(2))
 
-    def send(self) -> None:
+        self.engine = with_adapters
+        self.adapters = ADAPTERS.apply(self.model)
+
+    def send_all(self) -> None:
         self.sender.send()
+
+    def send_adapters(self) -> None:
+        ray.get(self.engine.load_adapters.remote(ray.put(adapter_files(self.adapters))))
 
     def memcpy(self) -> None:
         """Copy as many bytes as the weights have."""
@@ -48,17 +61,20 @@ class Sender:
 
 
 def measure_sync(folder: str, repeats: int) -> dict[str, float]:
-    """Seconds of a transfer, and of a plain copy, of a model's weights."""
+    """Return the seconds of both kinds of transfer, and those of a plain copy of all weights."""
     config = load_config([f"model.path={folder}", "rollout.max_model_len=256", "rollout.memory=0.25"])
-    with connected("local"):
-        rollouts = start_rollouts(config)
-        try:
-            wait_for(rollouts, config)
-            sender = Sender.remote(folder, rollouts.actors)  # type: ignore[attr-defined]
-            runs = {"sync": lambda: ray.get(sender.send.remote()), "memcpy": lambda: ray.get(sender.memcpy.remote())}
-            return interleaved(runs, repeats)
-        finally:
-            rollouts.shut_down()
+    with connected("local"), ExitStack() as stack:
+        pools = [start_rollouts(config, trained=trained) for trained in (Trained(), ADAPTERS)]
+        for pool in pools:
+            stack.callback(pool.shut_down)
+            wait_for(pool, config)
+        sender = Sender.remote(folder, *(pool.actors[0] for pool in pools))  # type: ignore[attr-defined]
+        runs = {
+            "all": lambda: ray.get(sender.send_all.remote()),
+            "adapters": lambda: ray.get(sender.send_adapters.remote()),
+            "memcpy": lambda: ray.get(sender.memcpy.remote()),
+        }
+        return interleaved(runs, repeats)
 
 
 def measure_share(steps: int) -> float:
@@ -86,10 +102,11 @@ def main() -> None:
         seconds = measure_sync(folder, 2 if options.quick else 5)
     share = measure_share(3 if options.quick else 10)
     table(
-        ["parameters", "GiB", "memcpy s", "sync s", "share of a step"],
-        [[f"{parameters / 1e6:.0f} M", parameters * 4 / 2**30, seconds["memcpy"], seconds["sync"], share]],
+        ["parameters", "GiB", "memcpy s", "all weights s", "adapters s", "share of a step"],
+        [[f"{parameters / 1e6:.0f} M", parameters * 4 / 2**30, *(seconds[name] for name in _COLUMNS), share]],
     )
-    finish({"of_memcpy": seconds["memcpy"] / seconds["sync"], "share": share})
+    of_memcpy, over = seconds["memcpy"] / seconds["all"], seconds["adapters"] / seconds["all"]
+    finish({"of_memcpy": of_memcpy, "lora_over_full": over, "share": share})
 
 
 if __name__ == "__main__":

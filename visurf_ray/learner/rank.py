@@ -2,7 +2,6 @@
 
 import math
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,7 +22,7 @@ from visurf_ray.learner.config import RankConfig, Shard
 from visurf_ray.learner.metrics import SamplerDifference, SourceTallies, StepReport, Tally, UpdateSums
 from visurf_ray.learner.packing import PackedGroups, pack
 from visurf_ray.learner.policy import Policy, load_model
-from visurf_ray.learner.trained import merged_weights
+from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
 
 CHECKPOINT_TAG = "state"
@@ -246,15 +245,7 @@ class Rank:
         """
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with deepspeed.zero.GatheredParameters(trained, enabled=self.config.zero_stage == 3):
-            if self.rank:
-                return {}
-            with tempfile.TemporaryDirectory() as folder:
-                self._save_adapters(Path(folder))
-                return {path.name: path.read_bytes() for path in Path(folder).glob("adapter_*")}
-
-    def _save_adapters(self, folder: Path) -> None:
-        assert self.adapters is not None
-        self.adapters.save_pretrained(str(folder), save_embedding_layers=False)
+            return adapter_files(self.adapters) if self.adapters and not self.rank else {}
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face model in the training dtype; all ranks gather its weights, rank 0 writes.
@@ -267,7 +258,9 @@ class Rank:
                 state = {name: weight.cpu() for name, weight in merged_weights(self.model)}
                 self.model.save_pretrained(folder, state_dict=state)
                 if self.adapters:
-                    self._save_adapters(folder / ADAPTER_FOLDER)
+                    (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
+                    for name, content in adapter_files(self.adapters).items():
+                        (folder / ADAPTER_FOLDER / name).write_bytes(content)
         torch.distributed.barrier()
 
 

@@ -1,7 +1,9 @@
 """The weights of a model that are trained: all, all but parts of the vision tower, or low-rank adapters alone."""
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -100,6 +102,13 @@ def adaptable(model: HFModel) -> dict[str, list[str]]:
             kind = "" if parts[1] != "visual" else "merger." if parts[2] in _PROJECTOR else "visual."
             found.setdefault(kind + parts[-1], []).append(path)
     return found
+
+
+def adapter_files(adapters: PeftModel) -> dict[str, bytes]:
+    """Return the adapters as PEFT stores them: the contents of each file by its name. They must be gathered."""
+    with tempfile.TemporaryDirectory() as folder:
+        adapters.save_pretrained(folder, save_embedding_layers=False)
+        return {path.name: path.read_bytes() for path in Path(folder).glob("adapter_*")}
 
 
 def merged_weights(model: HFModel) -> Iterator[tuple[str, Tensor]]:
