@@ -47,7 +47,9 @@ class Sender:
         self.source, self.target = (torch.ones(size, dtype=torch.uint8) for _ in range(2))
 
         self.engine = with_adapters
-        self.adapters = ADAPTERS.apply(self.model)
+        adapters = ADAPTERS.apply(self.model)
+        assert adapters
+        self.adapters = adapters
 
     def send_all(self) -> None:
         self.sender.send()

@@ -37,8 +37,8 @@ class _ChunkedLogprob(torch.autograd.Function):
         chosen, peak, mass, moment = (hidden.new_zeros(len(hidden), dtype=_accumulate(hidden)) for _ in range(4))
         peak -= torch.inf  # largest z so far; mass = Σ exp(z - peak), moment = Σ exp(z - peak) (z - peak)
         for begin, end, z in _scaled_logits(hidden, weight, banned, temperature, chunk, head_dtype):
-            inside = ((target >= begin) & (target < end)).nonzero()[:, 0]
-            chosen[inside] = z[inside, target[inside] - begin]
+            inside, column = _columns(target, begin, end)
+            chosen = torch.where(inside, z.gather(1, column)[:, 0], chosen)
             highest = torch.maximum(peak, z.amax(-1))
             shift = (peak - highest).clamp_min_(torch.finfo(z.dtype).min)  # -inf at first, where mass and moment are 0
             p = z.sub_(highest[:, None]).exp()
@@ -64,8 +64,8 @@ class _ChunkedLogprob(torch.autograd.Function):
         for begin, end, z in _scaled_logits(hidden, weight, ctx.banned, ctx.temperature, ctx.chunk, ctx.head_dtype):
             p = z.sub_(normaliser[:, None]).exp()
             grad = p.mul_(torch.addcmul(constant, z, of_entropy))
-            inside = ((target >= begin) & (target < end)).nonzero()[:, 0]
-            grad[inside, target[inside] - begin] += of_target[inside]
+            inside, column = _columns(target, begin, end)
+            grad.scatter_add_(1, column, torch.where(inside, of_target, 0.0)[:, None])
             grad = grad.to(weight.dtype)
             grad_hidden += _product(grad, weight[begin:end], ctx.head_dtype)
             if grad_weight is not None:
@@ -75,6 +75,15 @@ class _ChunkedLogprob(torch.autograd.Function):
 
 def _accumulate(hidden: Tensor) -> torch.dtype:
     return torch.promote_types(hidden.dtype, torch.float32)
+
+
+def _columns(target: Tensor, begin: int, end: int) -> tuple[Tensor, Tensor]:
+    """Return which targets lie in a chunk (T,), and each one's column there (T, 1), any column for the others.
+
+    A mask needs no synchronisation with a GPU, where an index of the targets inside would need one.
+    """
+    column = (target - begin)[:, None]
+    return ((target >= begin) & (target < end)), column.clamp(0, end - begin - 1)
 
 
 def _scaled_logits(
