@@ -22,6 +22,25 @@ EVERYWHERE = replace(LANGUAGE, lora_targets=["q_proj", "v_proj", "up_proj", "vis
 FULL = Trained()
 
 
+@ray.remote(num_cpus=0.5)
+class Reader(RolloutActor.__ray_actor_class__):
+    """An engine that reads responses as parts of prompts."""
+
+    async def read(self, prompt: list[int], responses: list[list[int]], image) -> list[np.ndarray]:
+        """Return the log-prob of each token of each response."""
+        from vllm import SamplingParams, TokensPrompt
+
+        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0)
+        found = []
+        for number, response in enumerate(responses):
+            tokens = TokensPrompt(prompt_token_ids=[*prompt, *response], multi_modal_data={"image": image})
+            async for output in self.engine.generate(tokens, parameters, str(number), lora_request=self.adapters):
+                final = output
+            last = list(zip(final.prompt_token_ids, final.prompt_logprobs, strict=True))[-len(response) :]
+            found.append(np.array([choices[token].logprob for token, choices in last]))
+        return found
+
+
 def start_engine(path: str, dtype: Dtype, trained: Trained):
     engine = EngineConfig(
         model_path=path,
@@ -36,24 +55,9 @@ def start_engine(path: str, dtype: Dtype, trained: Trained):
         adapter_rank=trained.lora_rank,
         adapts_vision=trained.adapts_vision,
     )
-    actor = RolloutActor.options(num_cpus=0.5).remote(engine, 0, sorted(os.sched_getaffinity(0)))
+    actor = Reader.remote(engine, 0, sorted(os.sched_getaffinity(0)))
     ray.get(actor.ready.remote())
     return actor
-
-
-async def read(actor, prompt: list[int], responses: list[list[int]], image) -> list[np.ndarray]:
-    """The engine's log-probs of responses' tokens, which it reads as parts of prompts."""
-    from vllm import SamplingParams, TokensPrompt
-
-    found = []
-    for number, response in enumerate(responses):
-        tokens = TokensPrompt(prompt_token_ids=[*prompt, *response], multi_modal_data={"image": image})
-        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0)
-        async for output in actor.engine.generate(tokens, parameters, f"read-{number}", lora_request=actor.adapters):
-            final = output
-        last = list(zip(final.prompt_token_ids, final.prompt_logprobs, strict=True))[-len(response) :]
-        found.append(np.array([choices[token].logprob for token, choices in last]))
-    return found
 
 
 def of_sampler(engine, groups) -> np.ndarray:
@@ -61,7 +65,7 @@ def of_sampler(engine, groups) -> np.ndarray:
     for group in groups:
         prompt = group.example.prompt
         responses = [list(map(int, response.tokens.resolve(ray.get).ids)) for response in group.responses]
-        found += ray.get(engine.__ray_call__.remote(read, prompt.token_ids, responses, ray.get(prompt.image)))
+        found += ray.get(engine.read.remote(prompt.token_ids, responses, prompt.image))
     return np.concatenate(found)
 
 
