@@ -2,9 +2,8 @@
 
 import gc
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -13,14 +12,14 @@ from visurf_ray.aliases import ActorOptions, Tokenizer
 from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.checks import check, check_cluster, max_prompt_tokens, trained_weights, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, wait_ready
-from visurf_ray.config.schema import Config, LabelTerm, MethodConfig, to_dict
+from visurf_ray.config.schema import Config, ImportanceLevel, MethodConfig, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
-from visurf_ray.method import Method
+from visurf_ray.method import Importance, Method, sft_stage
 from visurf_ray.models import banned_token_ids, resolve_model
 from visurf_ray.monitor import Monitor, SampleChooser
 from visurf_ray.rewards.pool import RewardPool
@@ -51,6 +50,7 @@ def _start_monitor(config: Config, output: Path, state: State, samples: SampleCh
         run_id=state.run_id,
         start_step=state.step,
         samples=samples,
+        warn_logprob_diff=config.monitor.warn_logprob_diff,
     )
 
 
@@ -101,7 +101,7 @@ def start_rollouts(config: Config, places: Sequence[ActorOptions] = (), trained:
         )
         for worker, place in enumerate(places or [{"num_gpus": rollout.gpus}] * rollout.workers)
     ]
-    every = rollout.logprobs_every if config.pipeline.importance_cap is None else 1
+    every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
     sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
     return RolloutPool(
         actors,
@@ -235,7 +235,7 @@ def train(config: Config) -> Path:
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(
             config,
-            methods=build_methods(config, checked.task, processor.tokenizer),
+            methods=build_methods(config, checked.task, processor.tokenizer, checked.reward.thinking_parts),
             score=checked.task.metrics,
             data=data,
             rollouts=rollouts,
@@ -270,8 +270,15 @@ def exempt_from_collection() -> Iterator[None]:
         gc.unfreeze()
 
 
-def build_methods(config: Config, task: Task, tokenizer: Tokenizer) -> Callable[[int], Method]:
-    """Return a function from a step (from 0) to its method. The task writes the labels, the tokenizer encodes them."""
+def build_methods(
+    config: Config, task: Task, tokenizer: Tokenizer, thinking_parts: Collection[str]
+) -> Callable[[int], Method]:
+    """Return a function from a step (from 0) to its method.
+
+    Args:
+        task: writes the labels; the tokenizer encodes them.
+        thinking_parts: as for `Method`.
+    """
 
     def encode(text: str) -> list[int]:
         return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
@@ -283,10 +290,10 @@ def build_methods(config: Config, task: Task, tokenizer: Tokenizer) -> Callable[
             encode=encode,
             styles=task.styles,
             longest=config.rollout.max_tokens,
-            importance_cap=config.pipeline.importance_cap,
+            thinking_parts=thinking_parts,
+            importance=Importance.of(config.pipeline),
         )
 
     last = build(config.method)
-    sft = replace(config.method, rollouts=False, label=True, label_term=LabelTerm.ce, label_coef=1.0, label_decay=None)
-    first = build(sft)
+    first = build(sft_stage(config.method))
     return lambda step: first if step < config.method.sft_steps else last

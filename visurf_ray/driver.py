@@ -111,7 +111,7 @@ class Driver:
         with phase("sample"), closing(sampled):
             for finished in sampled:
                 for group in finished.values():
-                    method.append_label(group)
+                    method.append_label(group, number)
                 self.rewards.submit(finished.values())  # scored while others are sampled
                 found |= finished
         with phase("reward"):

@@ -115,6 +115,7 @@ class Response:
         reward: the reward after reward control: the sum of the parts, unless it was smoothed.
         smoothed_from: the label's reward before smoothing; None if it was not smoothed.
         advantage: of every token.
+        truncated: whether sampling stopped at the length limit.
     """
 
     source: Source
@@ -124,6 +125,7 @@ class Response:
     reward: float = 0.0
     smoothed_from: float | None = None
     advantage: float = 0.0
+    truncated: bool = False
 
     @property
     def length(self) -> int:

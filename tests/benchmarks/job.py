@@ -47,13 +47,14 @@ class Job:
                 wandb=WandbMode.disabled,
                 total_steps=0,
             )
+        reward = RewardSpec.of(config.reward)
         return Driver(
             config,
-            methods=build_methods(config, task, self.processor.tokenizer),
+            methods=build_methods(config, task, self.processor.tokenizer, reward.thinking_parts),
             score=task.metrics,
             data=self.data,
             rollouts=self.rollouts,
-            rewards=RewardPool(config.reward, RewardSpec.of(config.reward)),
+            rewards=RewardPool(config.reward, reward),
             learner=self.learner,
             checkpoints=Checkpoints(self.folder / "checkpoints", 1),
             monitor=monitor,

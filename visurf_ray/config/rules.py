@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from visurf_ray.config.schema import Bounds, Config, LabelTerm
+from visurf_ray.config.schema import IMITATION, SUPERVISED, Bounds, Clip, Config, ImportanceLevel, Route
 from visurf_ray.errors import ConfigError
 
 
@@ -57,28 +57,84 @@ def nothing_to_learn_from(config: Config) -> str | None:
 
 
 def group_of_one(config: Config) -> str | None:
-    responses = config.rollout.n + config.method.label
-    if config.method.rollouts and responses < 2:
+    method = config.method
+    stays = method.label_decay is None and method.mu.peak is None
+    compared = method.label and method.label_term not in IMITATION and stays
+    if method.rollouts and config.rollout.n + compared < 2:
         return f"rollout.n={config.rollout.n}: a group needs at least two responses to compare"
     return None
 
 
 def comparison_without_rollouts(config: Config) -> str | None:
     method = config.method
-    if not method.rollouts and method.label_term != LabelTerm.ce:
+    if not method.rollouts and method.label_term not in IMITATION:
         return (
             f"method.label_term={method.label_term} compares the label with rollouts: with method.rollouts=false set "
-            "method.label_term=ce"
+            "method.label_term to ce, dft or chord"
         )
     return None
 
 
 def selection_of_groups_that_all_teach(config: Config) -> str | None:
-    if config.method.dynamic_sampling and config.method.label_term == LabelTerm.ce:
+    method = config.method
+    if method.dynamic_sampling and method.label and method.label_term in SUPERVISED:
         return (
-            "method.dynamic_sampling leaves out groups without an advantage, but with method.label_term=ce every label "
-            "teaches: choose one of them"
+            "method.dynamic_sampling leaves out groups without an advantage, but with "
+            f"method.label_term={method.label_term} every label teaches: choose one of them"
         )
+    return None
+
+
+def labels_that_end_without_rollouts(config: Config) -> str | None:
+    method = config.method
+    if not method.rollouts and (method.label_decay is not None or not method.label_coef):
+        return (
+            f"method.label_decay={method.label_decay}, method.label_coef={method.label_coef:g}: with "
+            "method.rollouts=false nothing is left to learn from when the label's factor is 0"
+        )
+    return None
+
+
+def mu_without_two_losses(config: Config) -> str | None:
+    method = config.method
+    if method.mu.peak is not None and not (method.rollouts and method.label and method.label_term in SUPERVISED):
+        return (
+            f"method.mu.peak={method.mu.peak:g} weighs the rollouts' loss against the label's: it needs "
+            "method.rollouts=true, method.label=true and a method.label_term of ce, dft, chord or srft"
+        )
+    return None
+
+
+def two_factors_of_the_label(config: Config) -> str | None:
+    method = config.method
+    if method.mu.peak is not None and (method.label_decay is not None or method.label_coef != 1):
+        return (
+            f"method.mu.peak={method.mu.peak:g} is the factor of the label's loss: with it set method.label_decay=null "
+            "and method.label_coef=1"
+        )
+    return None
+
+
+def route_without_two_ways(config: Config) -> str | None:
+    method = config.method
+    if method.route == Route.hpt and not (method.rollouts and method.label and method.label_term in IMITATION):
+        return (
+            "method.route=hpt chooses between rollouts and a cross-entropy on the label: it needs "
+            "method.rollouts=true, method.label=true and a method.label_term of ce, dft or chord"
+        )
+    return None
+
+
+def two_choices_of_the_label(config: Config) -> str | None:
+    if config.method.route == Route.hpt and config.method.label_gate:
+        return "method.route=hpt decides which groups keep their label: set method.label_gate=false"
+    return None
+
+
+def second_clip_without_the_first(config: Config) -> str | None:
+    method = config.method
+    if method.dual_clip is not None and method.clip != Clip.ppo:
+        return f"method.dual_clip={method.dual_clip:g} belongs to method.clip=ppo: with {method.clip} set it to null"
     return None
 
 
@@ -115,8 +171,15 @@ def adapters_without_layers(config: Config) -> str | None:
 
 
 def stale_samples_without_weights(config: Config) -> str | None:
-    if config.pipeline.max_staleness and config.pipeline.importance_cap is None:
-        return "pipeline.max_staleness > 0 needs pipeline.importance_cap: stale samples must be weighted"
+    if config.pipeline.max_staleness and config.pipeline.importance == ImportanceLevel.off:
+        return "pipeline.max_staleness > 0 needs pipeline.importance=token or sequence: stale samples must be weighted"
+    return None
+
+
+def importance_without_room(config: Config) -> str | None:
+    low, high = config.pipeline.importance_low, config.pipeline.importance_high
+    if low >= high:
+        return f"pipeline.importance_low={low:g} must be below pipeline.importance_high={high:g}"
     return None
 
 
@@ -168,11 +231,18 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     group_of_one,
     comparison_without_rollouts,
     selection_of_groups_that_all_teach,
+    labels_that_end_without_rollouts,
+    mu_without_two_losses,
+    two_factors_of_the_label,
+    route_without_two_ways,
+    two_choices_of_the_label,
+    second_clip_without_the_first,
     sft_to_the_end,
     ranks_without_groups,
     betas_that_adam_cannot_have,
     adapters_without_layers,
     stale_samples_without_weights,
+    importance_without_room,
     devices_of_two_kinds,
     colocation_without_pairs,
     colocation_without_room,

@@ -68,6 +68,13 @@ class LabelTerm(StrEnum):
     ppo = "ppo"
     shaped = "shaped"
     ce = "ce"
+    dft = "dft"
+    chord = "chord"
+    srft = "srft"
+
+
+IMITATION = frozenset({LabelTerm.ce, LabelTerm.dft, LabelTerm.chord})  # labels have no advantage
+SUPERVISED = IMITATION | {LabelTerm.srft}  # labels have a cross-entropy, and so teach in every group
 
 
 class LabelThinking(StrEnum):
@@ -86,6 +93,41 @@ class Aggregation(StrEnum):
     sequence = "sequence"
     token = "token"
     constant = "constant"
+
+
+class RatioLevel(StrEnum):
+    token = "token"
+    sequence = "sequence"
+
+
+class Clip(StrEnum):
+    ppo = "ppo"
+    cispo = "cispo"
+    sapo = "sapo"
+
+
+class Route(StrEnum):
+    """What a group teaches: rollouts and label together, or one of the two."""
+
+    both = "both"
+    hpt = "hpt"
+
+
+class Overlong(StrEnum):
+    off = "off"
+    punish = "punish"
+    filter = "filter"
+
+
+class ImportanceLevel(StrEnum):
+    off = "off"
+    token = "token"
+    sequence = "sequence"
+
+
+class OnExcess(StrEnum):
+    clip = "clip"
+    mask = "mask"
 
 
 class OnError(StrEnum):
@@ -184,7 +226,16 @@ class MonitorConfig:
     wandb: WandbMode = MISSING
     samples: int = within(at_least=0)
     samples_every: int = within(at_least=0)
+    warn_logprob_diff: float | None = within(above=0)
     paper_row: str | None = MISSING
+
+
+@dataclass
+class MuConfig:
+    peak: float | None = within(at_least=0, at_most=1)
+    valley: float = within(at_least=0, at_most=1)
+    warmup: int = within(at_least=0)
+    decay: int = within(at_least=0)
 
 
 @dataclass
@@ -198,21 +249,31 @@ class MethodConfig:
     style_every: int = within(at_least=1)
     label_thinking: LabelThinking = MISSING
     label_gate: bool = MISSING
+    route: Route = MISSING
+    route_share: float = within(at_least=0, below=1)
     advantage_from: ComparedWith = MISSING
     advantage_std: bool = MISSING
     advantage_ddof: int = within(at_least=0, at_most=1)
     advantage_eps: float = within(at_least=0)
+    ratio: RatioLevel = MISSING
+    clip: Clip = MISSING
     clip_low: float = within(at_least=0, at_most=1)
     clip_high: float = within(at_least=0)
     dual_clip: float | None = within(above=1)
+    tau_positive: float = within(above=0)
+    tau_negative: float = within(above=0)
     aggregation: Aggregation = MISSING
     label_term: LabelTerm = MISSING
     label_coef: float = within(at_least=0)
     label_decay: int | None = within(at_least=1)
+    mu: MuConfig = MISSING
     shaping: float = within(above=0)
     entropy_coef: float = MISSING
     kl_coef: float = within(at_least=0)
     dynamic_sampling: bool = MISSING
+    overlong: Overlong = MISSING
+    overlong_buffer: float = within(above=0, at_most=1)
+    overlong_penalty: float = within(at_least=0)
     sft_steps: int = within(at_least=0)
 
 
@@ -253,7 +314,10 @@ class RewardConfig:
 @dataclass
 class PipelineConfig:
     max_staleness: int = within(at_least=0)
-    importance_cap: float | None = within(above=0)
+    importance: ImportanceLevel = MISSING
+    importance_low: float = within(at_least=0)
+    importance_high: float = within(above=0)
+    on_excess: OnExcess = MISSING
 
 
 @dataclass

@@ -1,81 +1,41 @@
 """What ranks report of an update, and the metrics that are logged from it."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Self
+from dataclasses import dataclass, fields
 
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from visurf_ray.config.schema import ImportanceLevel
 from visurf_ray.groups import Group, Metrics, Source
 from visurf_ray.learner.balance import cost
+from visurf_ray.learner.mismatch import NO_MISMATCH, NO_WEIGHTS, ImportanceSums, Mismatch
+from visurf_ray.learner.sums import NOTHING, Sums, Tally
+from visurf_ray.method import LossConfig, TokenValues, divergences, is_clipped, ratios
 
 
 @dataclass(frozen=True)
-class _Sums:
-    """Adds up field by field."""
-
-    def __add__(self, other: Self) -> Self:
-        return replace(self, **{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
-
-
-@dataclass(frozen=True)
-class Tally(_Sums):
-    """A sum over tokens, and over how many tokens it was taken."""
-
-    total: float = 0.0
-    tokens: int = 0
-
-    @staticmethod
-    def of(values_T: Float[Tensor, " T"]) -> "Tally":
-        return Tally(values_T.sum().item(), len(values_T))
-
-    @property
-    def mean(self) -> float:
-        return self.total / self.tokens
-
-
-@dataclass(frozen=True)
-class SourceTallies(_Sums):
+class SourceTallies(Sums):
     """Sums over the response tokens of one source; a field's name is the name of its metric.
 
     Attributes:
         entropy: of the distribution that each token is drawn from, in nats.
         logprob: in nats.
-        ratio: probability under the policy over that under the old policy.
-        clip_share: 1 for a token whose gradient is clipped away, else 0.
+        ratio: probability under the policy over that under the old policy, by token or by response as in the loss.
+        clip_share: 1 for a token on which a bound of the ratio acts, else 0.
         kl: divergence from the reference policy in nats; empty where the loss has no such term.
     """
 
-    entropy: Tally = Tally()
-    logprob: Tally = Tally()
-    ratio: Tally = Tally()
-    clip_share: Tally = Tally()
-    kl: Tally = Tally()
+    entropy: Tally = NOTHING
+    logprob: Tally = NOTHING
+    ratio: Tally = NOTHING
+    clip_share: Tally = NOTHING
+    kl: Tally = NOTHING
 
 
 @dataclass(frozen=True)
-class SamplerDifference:
-    """Absolute differences between the sampler's log-probs and the learner's, over the tokens that have both."""
-
-    difference: Tally = Tally()
-    largest: float = 0.0
-
-    @staticmethod
-    def of(old_logprobs_T: Float[Tensor, " T"], sampler_logprobs_T: Float[Tensor, " T"]) -> "SamplerDifference":
-        """sampler_logprobs_T: NaN for the tokens that have none."""
-        differences = (old_logprobs_T - sampler_logprobs_T)[~sampler_logprobs_T.isnan()].abs()
-        return SamplerDifference(Tally.of(differences), differences.max().item()) if len(differences) else NO_DIFFERENCE
-
-    def __add__(self, other: "SamplerDifference") -> "SamplerDifference":
-        return SamplerDifference(self.difference + other.difference, max(self.largest, other.largest))
-
-
-NO_DIFFERENCE = SamplerDifference()
-
-
-@dataclass(frozen=True)
-class UpdateSums(_Sums):
+class UpdateSums(Sums):
     """Sums over tokens; they add up over micro-batches, ranks and minibatches.
 
     Attributes:
@@ -85,7 +45,36 @@ class UpdateSums(_Sums):
     loss: float = 0.0
     rollout: SourceTallies = SourceTallies()
     label: SourceTallies = SourceTallies()
-    sampler: SamplerDifference = NO_DIFFERENCE
+    mismatch: Mismatch = NO_MISMATCH
+    importance: ImportanceSums = NO_WEIGHTS
+
+
+@torch.no_grad()
+def update_sums(tokens: TokenValues, loss: Float[Tensor, ""], config: LossConfig) -> UpdateSums:
+    """Return what is logged of a micro-batch, summed over its response tokens.
+
+    Args:
+        loss: the weighted sum of the tokens' losses.
+    """
+    values_T = {
+        "entropy": tokens.entropy_T,
+        "logprob": tokens.logprob_T,
+        "ratio": ratios(tokens, config.ratio),
+        "clip_share": is_clipped(tokens, config).float(),
+    }
+    reference_T = tokens.reference_logprob_T
+    kl_T = {} if reference_T is None else {"kl": divergences(tokens.logprob_T, reference_T)}
+
+    def tallies(chosen_T: Bool[Tensor, " T"], values_T: dict[str, Tensor]) -> SourceTallies:
+        return SourceTallies(**{name: Tally.of(value_T[chosen_T]) for name, value_T in values_T.items()})
+
+    return UpdateSums(
+        loss=loss.item(),
+        rollout=tallies(~tokens.is_label_T, values_T | kl_T),
+        label=tallies(tokens.is_label_T, values_T),
+        mismatch=Mismatch.of(tokens, config.importance.level if config.importance else ImportanceLevel.token),
+        importance=ImportanceSums.of(tokens, config.importance),
+    )
 
 
 @dataclass(frozen=True)
@@ -121,10 +110,7 @@ def summarise(reports: Sequence[Sequence[StepReport]]) -> Metrics:
             tally: Tally = getattr(tallies, field.name)
             if tally.tokens:
                 metrics[f"train/{field.name}/{source}"] = tally.mean
-    if sums.sampler.difference.tokens:
-        metrics["train/rollout_logprob_diff"] = sums.sampler.difference.mean
-        metrics["train/rollout_logprob_diff_max"] = sums.sampler.largest
-    return metrics
+    return metrics | sums.mismatch.metrics() | sums.importance.metrics()
 
 
 def sizes(groups: Sequence[Group], seconds: float) -> Metrics:

@@ -32,6 +32,7 @@ class PackedGroups:
         target_T: the ids of the response tokens.
         weight_T: weight of each response token in the loss.
         sampler_logprob_T: the sampler's log-probs in nats; NaN for labels, and where they were not requested.
+        response_T: the number of each token's response in the row, from 0.
     """
 
     input_ids: Int[Tensor, "1 L"]
@@ -45,6 +46,7 @@ class PackedGroups:
     weight_T: Float[Tensor, " T"]
     is_label_T: Bool[Tensor, " T"]
     sampler_logprob_T: Float[Tensor, " T"]
+    response_T: Int[Tensor, " T"]
 
     def to(self, device: torch.device) -> "PackedGroups":
         moved = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -111,6 +113,7 @@ def pack(
                 "weight_T": torch.full(size, weight),
                 "is_label_T": torch.full(size, response.source is Source.LABEL),
                 "sampler_logprob_T": torch.full(size, torch.nan) if sampler is None else torch.tensor(sampler),
+                "response_T": torch.full(size, len(per_token["target_T"])),
             }
             for name, value in values.items():
                 per_token[name].append(value)
@@ -131,4 +134,4 @@ def pack(
     )
 
 
-_PER_TOKEN = ("column_T", "target_T", "advantage_T", "weight_T", "is_label_T", "sampler_logprob_T")
+_PER_TOKEN = ("column_T", "target_T", "advantage_T", "weight_T", "is_label_T", "sampler_logprob_T", "response_T")

@@ -9,7 +9,7 @@ from pathlib import Path
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from peft.helpers import rescale_adapter_scale
 from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
@@ -19,11 +19,11 @@ from visurf_ray.config.schema import Dtype
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cost, fill
 from visurf_ray.learner.config import RankConfig, Shard
-from visurf_ray.learner.metrics import SamplerDifference, SourceTallies, StepReport, Tally, UpdateSums
+from visurf_ray.learner.metrics import StepReport, UpdateSums, update_sums
 from visurf_ray.learner.packing import PackedGroups, pack
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import adapter_files, merged_weights
-from visurf_ray.method import LossConfig, divergences, is_clipped, token_losses
+from visurf_ray.method import LossConfig, TokenValues, token_losses
 
 CHECKPOINT_TAG = "state"
 ADAPTER_FOLDER = "adapter"
@@ -188,22 +188,21 @@ class Rank:
             compares = self.config.reference and loss.kl_coef and sampled
             reference = self._reference_logprobs(packed) if compares else None
             logprobs, entropy = self.engine(packed)
-            old_logprobs = old[index] if old else logprobs.detach()
-            losses = token_losses(
-                logprobs,
-                old_logprobs,
-                packed.advantage_T,
-                packed.is_label_T,
-                packed.sampler_logprob_T,
-                entropy,
-                reference,
-                loss,
+            tokens = TokenValues(
+                logprob_T=logprobs,
+                old_logprob_T=old[index] if old else logprobs.detach(),
+                advantage_T=packed.advantage_T,
+                is_label_T=packed.is_label_T,
+                sampler_logprob_T=packed.sampler_logprob_T,
+                entropy_T=entropy,
+                response_T=packed.response_T,
+                reference_logprob_T=reference,
             )
-            weighted = (losses * packed.weight_T).sum()
+            weighted = (token_losses(tokens, loss) * packed.weight_T).sum()
             # DeepSpeed averages gradients over ranks, but the weights have global denominators.
             self.engine.backward(weighted * self.world_size)
             if packed.weight_T.any():
-                sums += _sums(packed, weighted, logprobs, old_logprobs, entropy, reference, loss)
+                sums += update_sums(tokens, weighted, loss)
         self.engine.step()
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
         if not math.isfinite(grad_norm):
@@ -272,37 +271,3 @@ def _skip_compiled_collectives() -> None:
     uses PyTorch's with or without them.
     """
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-
-
-@torch.no_grad()
-def _sums(
-    packed: PackedGroups,
-    loss: Float[Tensor, ""],
-    logprobs_T: Float[Tensor, " T"],
-    old_logprobs_T: Float[Tensor, " T"],
-    entropies_T: Float[Tensor, " T"],
-    reference_logprobs_T: Float[Tensor, " T"] | None,
-    config: LossConfig,
-) -> UpdateSums:
-    """Return what is logged of a micro-batch, summed over its response tokens.
-
-    Args:
-        loss: the weighted sum of the tokens' losses.
-    """
-    values_T = {
-        "entropy": entropies_T,
-        "logprob": logprobs_T,
-        "ratio": torch.exp(logprobs_T - old_logprobs_T),
-        "clip_share": is_clipped(logprobs_T, old_logprobs_T, packed.advantage_T, packed.is_label_T, config).float(),
-    }
-    kl_T = {} if reference_logprobs_T is None else {"kl": divergences(logprobs_T, reference_logprobs_T)}
-
-    def tallies(chosen_T: Bool[Tensor, " T"], values_T: dict[str, Tensor]) -> SourceTallies:
-        return SourceTallies(**{name: Tally.of(value_T[chosen_T]) for name, value_T in values_T.items()})
-
-    return UpdateSums(
-        loss=loss.item(),
-        rollout=tallies(~packed.is_label_T, values_T | kl_T),
-        label=tallies(packed.is_label_T, values_T),
-        sampler=SamplerDifference.of(old_logprobs_T, packed.sampler_logprob_T),
-    )

@@ -1,17 +1,70 @@
 """The mathematics of ViSurf and of the methods it is compared with: labels, reward control, advantages, objective."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import torch
 
-from visurf_ray.config.schema import ComparedWith, LabelStyle, LabelTerm, LabelThinking, MethodConfig
+from visurf_ray.config.schema import (
+    IMITATION,
+    SUPERVISED,
+    ComparedWith,
+    LabelStyle,
+    LabelTerm,
+    LabelThinking,
+    MethodConfig,
+    Overlong,
+    Route,
+)
+from visurf_ray.errors import UserError
 from visurf_ray.groups import Example, Group, Metrics, Response, Source, TokenSpan
 from visurf_ray.method.advantages import group_advantages
-from visurf_ray.method.control import eliminate_thinking, gate, label_is_active, smooth
-from visurf_ray.method.objective import LossConfig, divergences, is_clipped, token_losses, token_weights
+from visurf_ray.method.control import (
+    eliminate_thinking,
+    filter_overlong,
+    gate,
+    label_is_active,
+    punish_overlong,
+    route,
+    smooth,
+)
+from visurf_ray.method.importance import importance_ratios, importance_weights, is_excess
+from visurf_ray.method.loss import Importance, LossConfig, TokenValues
+from visurf_ray.method.metrics import activity_metrics, advantage_metrics, mean, reward_metrics, truncation_metrics
+from visurf_ray.method.objective import divergences, token_losses, token_weights
+from visurf_ray.method.schedule import loss_scales, mu
+from visurf_ray.method.surrogate import is_clipped, ratios
 
-__all__ = ["LossConfig", "Method", "divergences", "group_advantages", "is_clipped", "token_losses", "token_weights"]
+__all__ = [
+    "Importance",
+    "LossConfig",
+    "Method",
+    "TokenValues",
+    "divergences",
+    "group_advantages",
+    "importance_ratios",
+    "importance_weights",
+    "is_clipped",
+    "is_excess",
+    "ratios",
+    "sft_stage",
+    "token_losses",
+    "token_weights",
+]
+
+
+def sft_stage(config: MethodConfig) -> MethodConfig:
+    """Return the method of the first `sft_steps` steps: cross-entropy on the labels, with what else `config` says."""
+    return replace(
+        config,
+        rollouts=False,
+        label=True,
+        label_term=LabelTerm.ce,
+        label_coef=1.0,
+        label_decay=None,
+        mu=replace(config.mu, peak=None),
+        route=Route.both,
+    )
 
 
 class Method:
@@ -25,16 +78,18 @@ class Method:
         encode: Callable[[str], list[int]],
         styles: Sequence[str],
         longest: int,
-        importance_cap: float | None,
+        thinking_parts: Collection[str],
+        importance: Importance | None,
     ) -> None:
-        """Take the method's configuration and what it needs of task and tokenizer.
+        """Take the method's configuration and what it needs of task, reward and tokenizer.
 
         Args:
             render: writes an example's ground truth as a response, in one of `styles`.
             encode: returns a response's token ids, with the end-of-turn token that ends a rollout.
             styles: the label styles that `render` knows.
             longest: the longest response that can be sampled, in tokens.
-            importance_cap: see `LossConfig`.
+            thinking_parts: the names of the parts of the reward that reward thinking.
+            importance: see `LossConfig`.
         """
         self.config = config
         self.render = render
@@ -42,7 +97,8 @@ class Method:
         self.styles = list(styles)
         self.style: str | None = None if config.style == LabelStyle.auto else config.style
         self.longest = longest
-        self.importance_cap = importance_cap
+        self.thinking_parts = thinking_parts
+        self.importance = importance
 
     @property
     def samples(self) -> bool:
@@ -52,29 +108,45 @@ class Method:
     @property
     def chooses(self) -> bool:
         """Whether it learns from a selection of the groups; see `instructive`."""
-        return self.config.dynamic_sampling and self.config.label_term != LabelTerm.ce
+        return self.config.dynamic_sampling and not self._labels_teach
+
+    @property
+    def _labels_teach(self) -> bool:
+        """Whether labels have a cross-entropy, which teaches whatever the rollouts earn."""
+        return self.config.label and self.config.label_term in SUPERVISED
+
+    def labels(self, step: int) -> bool:
+        """Return whether groups have a label at a step; steps count from 0. They have none where its factor is 0."""
+        return self.config.label and loss_scales(self.config, step)[0] > 0.0
 
     def loss(self, step: int) -> LossConfig:
         """Return the loss of a step; steps count from 0."""
         config = self.config
-        decay = 1.0 if config.label_decay is None else max(0.0, 1.0 - step / config.label_decay)
+        label_scale, rollout_scale = loss_scales(config, step)
         return LossConfig(
+            ratio=config.ratio,
+            clip=config.clip,
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             dual_clip=config.dual_clip,
+            tau_positive=config.tau_positive,
+            tau_negative=config.tau_negative,
             aggregation=config.aggregation,
             longest=self.longest,
             label_term=config.label_term,
-            label_scale=config.label_coef * decay,
+            # A routed group has one source: its loss is the one or the other, and the mean is over all groups.
+            labels_apart=config.label_term in SUPERVISED and config.route == Route.both,
+            label_scale=label_scale,
+            rollout_scale=rollout_scale,
             shaping=config.shaping,
             entropy_coef=config.entropy_coef,
             kl_coef=config.kl_coef,
-            importance_cap=self.importance_cap,
+            importance=self.importance,
         )
 
-    def append_label(self, group: Group) -> None:
-        """Append the ground truth in the aligned style to the group, if the method uses labels."""
-        if self.config.label:
+    def append_label(self, group: Group, step: int) -> None:
+        """Append the ground truth in the aligned style to the group, if groups have labels at the step."""
+        if self.labels(step):
             assert self.style is not None, "call align before append_label"
             group.responses.append(self._label(group.example, self.style))
 
@@ -87,7 +159,7 @@ class Method:
     def aligns(self, step: int) -> bool:
         """Return whether the style of labels is chosen anew at a step (§4.2.4, align); steps count from 0."""
         due = self.style is None or step % self.config.style_every == 0
-        return self.config.label and self.config.style == LabelStyle.auto and due
+        return due and self.config.style == LabelStyle.auto and self.labels(step)
 
     def in_each_style(self, examples: Sequence[Example]) -> list[Group]:
         """Return, for each example, a group of its label in each style: the input of `LearnerGroup.mean_logprobs`."""
@@ -102,7 +174,7 @@ class Method:
         Returns:
             Each style's mean over the examples, and the difference between the two highest.
         """
-        means = [_mean(values) for values in zip(*logprobs, strict=True)]
+        means = [mean(values) for values in zip(*logprobs, strict=True)]
         order = sorted(range(len(means)), key=lambda index: -means[index])
         self.style = self.styles[order[0]]
         margin = means[order[0]] - means[order[1]] if len(order) > 1 else 0.0
@@ -113,93 +185,71 @@ class Method:
         """Return the groups to learn from: with dynamic sampling, those with an advantage other than 0 (DAPO).
 
         Call it after `assign_advantages`. Returns all groups without dynamic sampling, and if labels are learnt by
-        cross-entropy.
+        cross-entropy, but none that `overlong=filter` has left without responses.
 
         Args:
             at_least: groups without an advantage are appended until there are so many.
+
+        Raises:
+            UserError: so many responses were cut at the length limit that fewer than `at_least` groups are left.
         """
+        filled = [group for group in groups if group.responses]
+        if len(filled) < min(at_least, len(groups)):
+            raise UserError(
+                f"method.overlong=filter left {len(filled)} of {len(groups)} groups, and learner.ranks × "
+                f"learner.minibatches needs {at_least}: raise rollout.max_tokens, or set method.overlong=punish"
+            )
         if not self.chooses:
-            return list(groups)
+            return filled
         kept: list[Group] = []
         others: list[Group] = []
-        for group in groups:
+        for group in filled:
             (kept if any(response.advantage for response in group.responses) else others).append(group)
         return kept + others[: max(0, at_least - len(kept))]
 
     def assign_advantages(self, groups: Sequence[Group], step: int = 0) -> Metrics:
-        """Control the labels' rewards, then set every response's advantage; returns what to log.
+        """Control rewards and groups, then set every response's advantage; returns what to log.
 
-        If labels are learnt by cross-entropy, or their loss has decayed to 0, rollouts are compared among themselves.
+        If labels are learnt by imitation, rollouts are compared among themselves.
         """
-        loss = self.loss(step)
-        apart = loss.label_term == LabelTerm.ce or not loss.label_scale
-        metrics = _reward_metrics(groups)
+        config = self.config
         for group in groups:
-            if self.config.eliminate:
-                eliminate_thinking(group)
-        metrics |= _activity_metrics(groups)
+            if config.overlong == Overlong.punish:
+                buffer = config.overlong_buffer * self.longest
+                punish_overlong(group, longest=self.longest, buffer=buffer, penalty=config.overlong_penalty)
+        metrics = truncation_metrics(groups) | reward_metrics(groups)  # before control of rewards and groups
+        for group in groups:
+            if config.overlong == Overlong.filter:
+                filter_overlong(group)
+            if config.eliminate:
+                eliminate_thinking(group, self.thinking_parts)
+        metrics |= activity_metrics(groups)
         active = [group for group in groups if group.rollouts and label_is_active(group)]
+        if config.route == Route.hpt:
+            metrics["train/sft_share"] = mean([float(route(group, config.route_share)) for group in groups])
+        if (mixed := mu(config.mu, step)) is not None:
+            metrics["train/mu"] = mixed
         for group in groups:
-            if self.config.label_gate:
-                gate(group)
-            smoothed = self.config.smooth and smooth(group)
-            compared = (group.rollouts if apart else None) or group.responses
-            rewards = torch.tensor([response.reward for response in compared], dtype=torch.float64)
-            advantages = group_advantages(
-                rewards,
-                compared_with=len(group.rollouts) or None
-                if self.config.advantage_from == ComparedWith.rollouts
-                else None,
-                divide_by_std=self.config.advantage_std,
-                ddof=self.config.advantage_ddof,
-                eps=self.config.advantage_eps,
-            )
-            for response, advantage in zip(compared, advantages.tolist(), strict=True):
-                response.advantage = advantage
-            if smoothed and group.label:
-                group.label.advantage = 0.0  # exactly: its reward is the mean up to rounding
-        return metrics | _advantage_metrics(active)
+            self._compare(group)
+        return metrics | advantage_metrics(active)
 
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _reward_metrics(groups: Sequence[Group]) -> Metrics:
-    """Return mean rewards by source and part, before reward control."""
-    metrics: Metrics = {}
-    for source in Source:
-        responses = [response for group in groups for response in group.responses if response.source is source]
-        if responses:
-            metrics[f"reward/{source}/total"] = _mean([response.reward for response in responses])
-            for part in dict.fromkeys(part for response in responses for part in response.reward_parts):
-                earned = [response.reward_parts.get(part, 0.0) for response in responses]
-                metrics[f"reward/{source}/{part}"] = _mean(earned)
-    return metrics
-
-
-def _activity_metrics(groups: Sequence[Group]) -> Metrics:
-    """Return, over groups of rollouts and a label, the share of active labels and the best rollout's mean lead."""
-    found = [
-        (float(label_is_active(group)), max(rollout.reward for rollout in group.rollouts) - group.label.reward)
-        for group in groups
-        if group.label is not None and group.rollouts
-    ]
-    if not found:
-        return {}
-    active, leads = zip(*found, strict=True)
-    return {"train/label_active": _mean(active), "reward/margin": _mean(leads)}
-
-
-def _advantage_metrics(active: Sequence[Group]) -> Metrics:
-    """Return the mean advantage by source.
-
-    Args:
-        active: the groups whose label is active.
-    """
-    if not active:
-        return {}
-    return {
-        f"advantage/{source}": _mean([r.advantage for group in active for r in group.responses if r.source is source])
-        for source in Source
-    }
+    def _compare(self, group: Group) -> None:
+        """Set the advantages of a group's responses, after the last controls of its label."""
+        config = self.config
+        if config.label_gate:
+            gate(group)
+        smoothed = config.smooth and smooth(group)
+        compared = (group.rollouts if config.label_term in IMITATION else None) or group.responses
+        if not compared:
+            return
+        advantages = group_advantages(
+            torch.tensor([response.reward for response in compared], dtype=torch.float64),
+            compared_with=len(group.rollouts) or None if config.advantage_from == ComparedWith.rollouts else None,
+            divide_by_std=config.advantage_std,
+            ddof=config.advantage_ddof,
+            eps=config.advantage_eps,
+        )
+        for response, advantage in zip(compared, advantages.tolist(), strict=True):
+            response.advantage = advantage
+        if smoothed and group.label:
+            group.label.advantage = 0.0  # exactly: its reward is the mean up to rounding

@@ -32,6 +32,7 @@ class Monitor:
         run_id: str | None = None,
         start_step: int = 0,
         samples: SampleChooser | None = None,
+        warn_logprob_diff: float | None = None,
     ) -> None:
         """Begin a run, or resume one.
 
@@ -43,6 +44,7 @@ class Monitor:
             run_id: the W&B run of the checkpoint to resume from; None for a new run.
             start_step: the step of that checkpoint. Later rows of `metrics.jsonl` are removed; all rows if it is 0.
             samples: chooses the responses to show; None shows none.
+            warn_logprob_diff: see `monitor.warn_logprob_diff`.
         """
         self._output_dir = output_dir
         self._config = config
@@ -53,6 +55,7 @@ class Monitor:
         for name in ("summary.json", "report.html"):
             (output_dir / name).unlink(missing_ok=True)
         self._chooser = samples
+        self._warn_logprob_diff = warn_logprob_diff  # None also after the warning
         self._samples: list[tuple[int | str, list[Sample]]] = []
         self._progress = Progress(total_steps, start_step=start_step)
         self._progress.say(f"W&B   {self._metrics.where}")
@@ -72,6 +75,24 @@ class Monitor:
         row = metrics | times | {"time/step": sum(times.values())}
         self._metrics.log(step, row)
         self._progress.step(step, row)
+        self._check_mismatch(metrics.get("train/rollout_logprob_diff_p99", 0.0))
+
+    def _check_mismatch(self, difference: float) -> None:
+        """Warn, once in a run, that sampler and learner are not the same policy.
+
+        Args:
+            difference: the 99th percentile of the absolute differences of their log-probs, in nats.
+        """
+        if self._warn_logprob_diff is None or difference <= self._warn_logprob_diff:
+            return
+        self._progress.say(
+            f"WARNING: sampler and learner disagree: of the same tokens, 1 % differ by more than {difference:.2g} nats "
+            f"(monitor.warn_logprob_diff={self._warn_logprob_diff:g}). Compare rollout.dtype with learner.dtype, set "
+            "learner.head_dtype=float32, and look at the attention kernels of both sides, at whether every weight sync "
+            "succeeded, and at pipeline.max_staleness. pipeline.importance=token or sequence corrects what remains. "
+            "The charts train/rollout_… show how it develops; this warning is given once."
+        )
+        self._warn_logprob_diff = None
 
     def log_eval(self, step: int, metrics: Metrics) -> None:
         """Record the scores of an evaluation as `eval/<name>`, with the seconds of the phase `evaluate`."""

@@ -12,6 +12,8 @@ from visurf_ray.rewards.reward import Reward
 class ClassNameReward:
     """The ground truth is the class's name, with or without `<answer>` tags."""
 
+    thinking_parts = ("format",)
+
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError if the ground truth is empty."""
         right = plain_name(answer_or_rest(response)) == parse_true_name(ground_truth)

@@ -15,7 +15,7 @@ from PIL import Image
 
 from visurf_ray.errors import UserError
 from visurf_ray.names import nearest
-from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image
+from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, thinking_parts
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,14 @@ class UserReward:
         part: The name of the part when the function returns a single number.
         function: The user's function.
         needs_image: Whether the function takes `image=`.
+        thinking_parts: The parts of its result that reward thinking.
     """
 
     name: str
     part: str
     function: Callable[..., object]
     needs_image: bool
+    thinking_parts: tuple[str, ...]
 
     def __call__(self, response: str, ground_truth: str, **image: Image.Image | None) -> Reward:
         """Score one response. Raises UserError if the function returns anything but finite numbers."""
@@ -59,7 +61,8 @@ def load_function(name: str) -> RewardFunction:
 
     The function takes a response and a ground truth. If its attribute `needs_image` is true, it also takes `image=`,
     the PIL image as the model sees it. It returns a number, which becomes a part with the function's name, or a dict of
-    named parts; any other result raises UserError when the function is called.
+    named parts; any other result raises UserError when the function is called. Its attribute `thinking_parts`, a tuple
+    of names, says which parts reward thinking.
 
     Args:
         name: `module:function` or `path/to/file.py:function`.
@@ -82,7 +85,10 @@ def load_function(name: str) -> RewardFunction:
     except (TypeError, ValueError) as error:
         arguments = ", ".join(["response", "ground_truth", *image])
         raise UserError(f"reward.function={name} must take ({arguments}), but {error}") from error
-    return UserReward(name, attribute, function, needs_image(function))
+    parts = getattr(function, "thinking_parts", ())
+    if not isinstance(parts, tuple | list) or not all(isinstance(part, str) for part in parts):
+        raise UserError(f"reward.function={name}: thinking_parts={parts!r} must be a tuple of names of parts")
+    return UserReward(name, attribute, function, needs_image(function), thinking_parts(function))
 
 
 def _load_file(name: str, path: Path) -> ModuleType:

@@ -12,6 +12,7 @@ originals, whose bugs are fixed here:
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from visurf_ray.answers.formulas import Truth, find_answer, thinks_first
 from visurf_ray.rewards.reward import Reward
@@ -25,6 +26,7 @@ class MathReward:
         boxed_credit: The accuracy of a wrong answer in `\\boxed{}`, which rewards its form.
     """
 
+    thinking_parts: ClassVar[tuple[str, ...]] = ("thinking_format",)
     boxed_credit: float = 0.1
 
     def __call__(self, response: str, ground_truth: str) -> Reward:

@@ -22,6 +22,8 @@ from visurf_ray.rewards.reward import Reward
 class PointInBoxReward:
     """Scores the points of an answer against one box."""
 
+    thinking_parts = ("thinking_format",)
+
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response.
 

@@ -17,10 +17,15 @@ class Reward:
 
 
 # Takes a response and a ground truth, both text. A function whose attribute `needs_image` is true also takes `image=`,
-# the PIL image as the model sees it.
+# the PIL image as the model sees it. Its attribute `thinking_parts` names the parts that reward thinking, if any do.
 RewardFunction = Callable[..., Reward]
 
 
 def needs_image(reward: Callable[..., object]) -> bool:
     """Return whether a reward function must be called with `image=`."""
     return getattr(reward, "needs_image", False)
+
+
+def thinking_parts(reward: Callable[..., object]) -> tuple[str, ...]:
+    """Return the names of the parts that reward thinking: a label without reasoning earns nothing for them."""
+    return tuple(getattr(reward, "thinking_parts", ()))

@@ -27,6 +27,7 @@ class SegmentationMaskReward:
     """Scores the mask that SAM2 makes of an answer."""
 
     needs_image = True
+    thinking_parts = ("thinking_format",)
 
     def __init__(self, model: str = "facebook/sam2-hiera-large", credit_empty: bool = True) -> None:
         """Check the model, which is loaded when the first response is scored.

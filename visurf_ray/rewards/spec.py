@@ -8,7 +8,7 @@ from visurf_ray.config.schema import RewardConfig
 from visurf_ray.errors import ConfigError, UserError
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.function import absolute, load_function
-from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image
+from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, thinking_parts
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class RewardSpec:
         function: The user's function as `module:function` or `/path/to/file.py:function`, or None.
         function_weight: The factor of its parts.
         needs_image: Whether the loaded reward must be called with the image. Set by `of`.
+        thinking_parts: The parts that reward thinking, as the rewards themselves declare. Set by `of`.
     """
 
     name: str | None
@@ -30,6 +31,7 @@ class RewardSpec:
     function: str | None = None
     function_weight: float = 1.0
     needs_image: bool = False
+    thinking_parts: tuple[str, ...] = ()
 
     @staticmethod
     def of(config: RewardConfig) -> "RewardSpec":
@@ -46,7 +48,12 @@ class RewardSpec:
             )
         function = None if config.function is None else absolute(config.function)
         spec = RewardSpec(config.name, config.options, config.weight, function, config.function_weight)
-        return replace(spec, needs_image=any(needs_image(reward) for reward, _ in spec._terms()))
+        rewards = [reward for reward, _ in spec._terms()]
+        return replace(
+            spec,
+            needs_image=any(map(needs_image, rewards)),
+            thinking_parts=tuple(part for reward in rewards for part in thinking_parts(reward)),
+        )
 
     def load(self) -> RewardFunction:
         """Return the reward function. Its parts are those of the named reward and of the user's function, weighted.

@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -42,6 +43,7 @@ class VisionReasonerReward:
             in the same pixels.
     """
 
+    thinking_parts: ClassVar[tuple[str, ...]] = ("thinking_format",)
     credit_empty: bool = True
     box_distance: float = 10.0
     point_distance: float = 30.0

@@ -19,6 +19,7 @@ here:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.responses import has_thinking
@@ -35,6 +36,7 @@ class VisualRftDetectionReward:
         iou_threshold: A box is a hit if its IoU with a true box is above this.
     """
 
+    thinking_parts: ClassVar[tuple[str, ...]] = ("format",)
     credit_empty: bool = True
     iou_threshold: float = 0.5
 

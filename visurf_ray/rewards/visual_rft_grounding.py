@@ -20,6 +20,8 @@ from visurf_ray.rewards.reward import Reward
 class VisualRftGroundingReward:
     """The ground truth is one box, with or without `<answer>` tags."""
 
+    thinking_parts = ("format",)
+
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError if the ground truth is not one box."""
         truth = parse_true_box(ground_truth)

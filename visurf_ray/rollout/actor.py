@@ -195,7 +195,10 @@ class RolloutActor:
         bounds = pairwise(accumulate(map(len, token_ids), initial=0))
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         spans = [TokenSpan(store, begin, end) for begin, end in bounds]
-        responses = [Response(Source.ROLLOUT, text, span) for text, span in zip(texts, spans, strict=True)]
+        responses = [
+            Response(Source.ROLLOUT, text, span, truncated=output.finish_reason == "length")
+            for text, span, output in zip(texts, spans, final.outputs, strict=True)
+        ]
         return Sampled(number, responses)
 
     async def init_weight_transfer_engine(self, request: "WeightTransferInitRequest") -> None:
