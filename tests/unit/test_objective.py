@@ -6,40 +6,36 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor
 
 from tests.unit.groups import group, ids
-from visurf_ray.config.schema import Aggregation, LabelTerm
+from tests.unit.token_values import VOCABULARY, SoftmaxPolicy, gradient_of, some_tokens, weighted_loss, whole_loss
+from visurf_ray.config.schema import Aggregation, Clip, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
 from visurf_ray.groups import Group, Source, TokenSpan
-from visurf_ray.method import LossConfig, divergences, group_advantages, is_clipped, token_losses, token_weights
+from visurf_ray.method import (
+    Importance,
+    LossConfig,
+    TokenValues,
+    divergences,
+    group_advantages,
+    is_clipped,
+    token_losses,
+    token_weights,
+)
 
 PPO = LossConfig(clip_low=0.1, clip_high=0.3)
-CE = LossConfig(clip_low=0.1, clip_high=0.3, label_term=LabelTerm.ce)
-VOCABULARY = 7
+CE = LossConfig(clip_low=0.1, clip_high=0.3, label_term=LabelTerm.ce, labels_apart=True)
 
 
 @pytest.fixture
-def tokens() -> dict[str, Tensor]:
-    """Log-probs, old log-probs, advantages and source of 400 tokens: ratios from 0.5 to 2, advantages of both signs."""
-    generator = torch.Generator().manual_seed(0)
-    old = -3 * torch.rand(400, generator=generator, dtype=torch.float64)
-    shift = (torch.rand(400, generator=generator, dtype=torch.float64) - 0.5) * 2 * math.log(2)
-    advantages = torch.randn(400, generator=generator, dtype=torch.float64)
-    return {
-        "logprobs_T": old + shift,
-        "old_logprobs_T": old,
-        "advantages_T": advantages,
-        "is_label_T": (is_label := torch.rand(400, generator=generator) < 0.3),
-        "sampler_logprobs_T": torch.where(is_label, torch.nan, old + torch.randn(400, generator=generator) / 2),
-        "entropies_T": torch.rand(400, generator=generator, dtype=torch.float64),
-        "reference_logprobs_T": old + torch.randn(400, generator=generator, dtype=torch.float64),
-    }
+def tokens() -> TokenValues:
+    return some_tokens()
 
 
 @pytest.mark.parametrize("config", [PPO, CE], ids=["ppo", "ce"])
 def test_the_loss_of_each_token_by_a_plain_loop(tokens, config):
     expected, clipped = [], {"up": 0, "down": 0}
-    for new, old, advantage, is_label, *_ in zip(*(values.tolist() for values in tokens.values()), strict=True):
+    values = (tokens.logprob_T, tokens.old_logprob_T, tokens.advantage_T, tokens.is_label_T)
+    for new, old, advantage, is_label in zip(*(value.tolist() for value in values), strict=True):
         ratio = math.exp(new - old)
         bounded = min(max(ratio, 0.9), 1.3)
         clipped["up"] += advantage > 0 and ratio > 1.3
@@ -50,18 +46,17 @@ def test_the_loss_of_each_token_by_a_plain_loop(tokens, config):
             expected.append(-min(ratio * advantage, bounded * advantage))
     assert min(clipped.values()) > 20, "the cases must be there"
     torch.testing.assert_close(
-        token_losses(**tokens, config=config), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
+        token_losses(tokens, config), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-12
     )
 
 
 def test_dual_clip_bounds_the_loss_of_bad_tokens_by_a_plain_loop(tokens):
     """Ye et al. 2020, eq. 5: max(min(ρA, clip(ρ)A), cA) where A < 0; where it binds there is no gradient."""
     config = replace(PPO, dual_clip=1.5)
-    logprobs = tokens["logprobs_T"].requires_grad_()
-    found = token_losses(**tokens, config=config)
-    (gradient,) = torch.autograd.grad(found.sum(), logprobs)
+    found, gradient = gradient_of(tokens, config)
     expected, bound = [], []
-    for new, old, advantage in zip(*(tokens[n].tolist() for n in list(tokens)[:3]), strict=True):
+    values = (tokens.logprob_T, tokens.old_logprob_T, tokens.advantage_T)
+    for new, old, advantage in zip(*(value.tolist() for value in values), strict=True):
         ratio = math.exp(new - old)
         objective = min(ratio * advantage, min(max(ratio, 0.9), 1.3) * advantage)
         bound.append(advantage < 0 and ratio > 1.5)
@@ -71,30 +66,18 @@ def test_dual_clip_bounds_the_loss_of_bad_tokens_by_a_plain_loop(tokens):
     assert not gradient[torch.tensor(bound)].any()
 
 
-def test_shaped_labels_have_the_gradient_of_luffy(tokens):
-    """d/dlogp of -A p / (p + γ) is -A p γ / (p + γ)²; no clipping, and rollouts as ever."""
-    logprobs, label = tokens["logprobs_T"].requires_grad_(), tokens["is_label_T"]
-    found = token_losses(**tokens, config=replace(PPO, label_term=LabelTerm.shaped, shaping=0.2))
-    (gradient,) = torch.autograd.grad(found.sum(), logprobs)
-    p, advantages = logprobs.detach().exp(), tokens["advantages_T"]
-    torch.testing.assert_close(found[label], (-advantages * p / (p + 0.2))[label], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient[label], (-advantages * p * 0.2 / (p + 0.2) ** 2)[label], rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(found[~label], token_losses(**tokens, config=PPO)[~label], rtol=0, atol=0)
-
-
 def test_the_entropy_of_rollout_tokens_is_taken_off(tokens):
-    taken = token_losses(**tokens, config=PPO) - token_losses(**tokens, config=replace(PPO, entropy_coef=0.3))
-    expected = torch.where(tokens["is_label_T"], 0.0, 0.3 * tokens["entropies_T"])
+    taken = token_losses(tokens, PPO) - token_losses(tokens, replace(PPO, entropy_coef=0.3))
+    expected = torch.where(tokens.is_label_T, 0.0, 0.3 * tokens.entropy_T)
     torch.testing.assert_close(taken, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_the_divergence_from_the_reference_by_hand(tokens):
     """k3 is q/p - 1 - log(q/p), and on the average the KL divergence itself."""
-    added = token_losses(**tokens, config=replace(PPO, kl_coef=0.3)) - token_losses(**tokens, config=PPO)
+    added = token_losses(tokens, replace(PPO, kl_coef=0.3)) - token_losses(tokens, PPO)
     expected = []
-    for new, reference, is_label in zip(
-        *(tokens[name].tolist() for name in ("logprobs_T", "reference_logprobs_T", "is_label_T")), strict=True
-    ):
+    values = (tokens.logprob_T, tokens.reference_logprob_T, tokens.is_label_T)
+    for new, reference, is_label in zip(*(value.tolist() for value in values), strict=True):
         expected.append(0.0 if is_label else 0.3 * (math.exp(reference - new) - 1 - (reference - new)))
     torch.testing.assert_close(added, torch.tensor(expected, dtype=torch.float64), rtol=1e-9, atol=1e-9)
     p, q = (torch.randn(7, generator=torch.Generator().manual_seed(s)).double().softmax(-1) for s in (0, 1))
@@ -108,7 +91,8 @@ def test_the_divergence_from_the_reference_by_hand(tokens):
 )
 def test_clipping_by_hand(ratio, advantage, loss):
     new, old = torch.tensor([math.log(ratio) - 1.0]), torch.tensor([-1.0])
-    found = token_losses(new, old, torch.tensor([advantage]), torch.tensor([False]), old, old, None, PPO)
+    one = TokenValues(new, old, torch.tensor([advantage]), torch.tensor([False]), old, old, torch.tensor([0]))
+    found = token_losses(one, PPO)
     assert found.item() == pytest.approx(loss, rel=1e-6)
 
 
@@ -118,31 +102,10 @@ def test_clipping_by_hand(ratio, advantage, loss):
     ids=["ppo", "ce", "shaped", "dual"],
 )
 def test_is_clipped_is_where_the_gradient_vanishes(tokens, config):
-    logprobs = tokens["logprobs_T"].clone().requires_grad_()
-    losses = token_losses(**tokens | {"logprobs_T": logprobs}, config=config)
-    (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
-    clipped = is_clipped(**{name: tokens[name] for name in list(tokens)[:4]}, config=config)
+    _, gradient = gradient_of(tokens, config)
+    clipped = is_clipped(tokens, config)
     assert torch.equal(clipped, gradient == 0)
     assert 0 < clipped.sum() < len(clipped)
-
-
-@pytest.mark.parametrize("config", [PPO, CE], ids=["ppo", "ce"])
-def test_importance_weights_by_a_plain_loop(tokens, config):
-    """min(π_old / π_sampler, cap) for each rollout token; label tokens count once, and no gradient flows through."""
-    logprobs, old = tokens["logprobs_T"].requires_grad_(), tokens["old_logprobs_T"].requires_grad_()
-    capped = token_losses(**tokens, config=replace(config, importance_cap=1.5))
-    plain = token_losses(**tokens, config=config)
-    sampler, is_label = tokens["sampler_logprobs_T"].tolist(), tokens["is_label_T"].tolist()
-    weights = [
-        1.0 if label else min(math.exp(o - s), 1.5) for o, s, label in zip(old.tolist(), sampler, is_label, strict=True)
-    ]
-    assert 20 < sum(weight == 1.5 for weight in weights) < 380, "both sides of the cap must be there"
-    weights = torch.tensor(weights, dtype=torch.float64)
-    torch.testing.assert_close(capped, plain * weights, rtol=1e-12, atol=1e-12)
-    found = torch.autograd.grad(capped.sum(), [logprobs, old], retain_graph=True, allow_unused=True)
-    expected = torch.autograd.grad((plain * weights).sum(), [logprobs, old], allow_unused=True)
-    for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
 
 
 # Weights
@@ -176,8 +139,15 @@ def test_weights_are_one_over_examples_responses_and_tokens():
 @pytest.mark.parametrize("term", [LabelTerm.ppo, LabelTerm.ce])
 @pytest.mark.parametrize("aggregation", list(Aggregation))
 def test_aggregation_by_plain_loops(batch, aggregation, term):
-    """Each loss's sums, spelled out; `ce` makes rollouts and labels two losses, and labels count half here."""
-    config = LossConfig(aggregation=aggregation, longest=12, label_term=term, label_scale=0.5)
+    """Each loss's sums, spelled out; `ce` makes rollouts and labels two losses, and the two count differently."""
+    config = LossConfig(
+        aggregation=aggregation,
+        longest=12,
+        label_term=term,
+        labels_apart=term == "ce",
+        label_scale=0.5,
+        rollout_scale=0.3,
+    )
     weights = token_weights(batch, config)
     sources = [[Source.ROLLOUT], [Source.LABEL]] if term == "ce" else [[Source.ROLLOUT, Source.LABEL]]
     for chosen in sources:
@@ -192,7 +162,7 @@ def test_aggregation_by_plain_loops(batch, aggregation, term):
                         "token": 1 / sum(r.length for responses in members for r in responses),
                         "constant": 1 / len(members) / max(own, 1) / 12,
                     }[aggregation]
-                    scale = 0.5 if response.source is Source.LABEL else 1.0
+                    scale = 0.5 if response.source is Source.LABEL else 0.3
                     assert weight == pytest.approx(scale * expected, rel=1e-12)
 
 
@@ -205,45 +175,33 @@ def test_weights_of_all_tokens_sum_to_one(batch):
     assert total == pytest.approx(1.0, rel=1e-12)
 
 
-class SoftmaxPolicy:
-    """The next token given the one before: a table of logits, in float64."""
-
-    def __init__(self, seed: int) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.logits = torch.randn(VOCABULARY, VOCABULARY, generator=generator, dtype=torch.float64).requires_grad_()
-
-    def logprobs(self, token_ids: list[int]) -> Tensor:
-        before = torch.tensor([0, *token_ids[:-1]])
-        return self.logits.log_softmax(-1)[before, torch.tensor(token_ids)]
-
-    def gradient(self, loss: Tensor) -> Tensor:
-        return torch.autograd.grad(loss, self.logits)[0]
-
-
-def weighted_loss(policy, groups, weights, config=PPO, old: SoftmaxPolicy | None = None) -> Tensor:
-    """The sum that a learner computes for a part of the batch, as rank.py does."""
-    total = torch.zeros((), dtype=torch.float64)
-    for one, of_group in zip(groups, weights, strict=True):
-        for response, weight in zip(one.responses, of_group, strict=True):
-            new = policy.logprobs(ids(response))
-            losses = token_losses(
-                new,
-                (old.logprobs(ids(response)) if old else new).detach(),
-                torch.full_like(new, response.advantage),
-                torch.full(new.shape, response.source is Source.LABEL),
-                torch.full_like(new, torch.nan),
-                torch.zeros_like(new),
-                None,
-                config,
-            )
-            total = total + weight * losses.sum()
-    return total
+EVERYTHING = {
+    "importance": Importance(ImportanceLevel.token, 0.5, 2.0, OnExcess.clip),
+    "entropy_coef": 0.1,
+    "kl_coef": 0.1,
+    "rollout_scale": 0.7,
+    "label_scale": 0.3,
+}
+BY_RESPONSE = Importance(ImportanceLevel.sequence, 0.3, 4.0, OnExcess.mask)
+CONFIGS = {
+    "ppo": PPO,
+    "ppo whole": replace(PPO, dual_clip=3.0, **EVERYTHING),
+    "gspo": replace(PPO, ratio=RatioLevel.sequence),
+    "cispo": replace(PPO, clip=Clip.cispo, aggregation=Aggregation.token),
+    "sapo": replace(PPO, clip=Clip.sapo),
+    "gspo, importance by response": replace(PPO, ratio=RatioLevel.sequence, importance=BY_RESPONSE),
+    **{term: replace(PPO, label_term=term, labels_apart=term != "shaped") for term in LabelTerm if term != "ppo"},
+    "routed": replace(CE, labels_apart=False, importance=BY_RESPONSE),
+    "chord mixed": replace(CE, label_term=LabelTerm.chord, **EVERYTHING),
+}
 
 
-@pytest.mark.parametrize("config", [PPO, CE], ids=["ppo", "ce"])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 def test_neither_partition_nor_order_changes_loss_or_gradient(batch, config):
-    policy, old = SoftmaxPolicy(0), SoftmaxPolicy(1)  # ratios far from 1, so that clipping takes part
-    whole = weighted_loss(policy, batch, token_weights(batch, config), config, old)
+    """Whole groups in micro-batches, as `pack` keeps them; and cut between responses, each with its prompt again."""
+    policy = SoftmaxPolicy(0)  # ratios far from 1, so that clipping takes part
+    others = {"old": SoftmaxPolicy(1), "sampler": SoftmaxPolicy(2), "reference": SoftmaxPolicy(3)}
+    whole = whole_loss(policy, batch, config, **others)
     gradient = policy.gradient(whole)
     assert gradient.abs().max() > 1e-3
     rng = random.Random(1)
@@ -252,10 +210,18 @@ def test_neither_partition_nor_order_changes_loss_or_gradient(batch, config):
         shuffled = [batch[index] for index in order]
         weights = token_weights(shuffled, config)
         losses = [
-            weighted_loss(policy, shuffled[part::parts], weights[part::parts], config, old) for part in range(parts)
+            weighted_loss(policy, shuffled[part::parts], weights[part::parts], config, **others)
+            for part in range(parts)
         ]
         torch.testing.assert_close(sum(losses), whole, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(sum(map(policy.gradient, losses)), gradient, rtol=1e-12, atol=1e-12)
+    cut = [
+        weighted_loss(policy, [Group(one.example, [response])], [[weight]], config, **others)
+        for one, of_group in zip(batch, token_weights(batch, config), strict=True)
+        for response, weight in zip(one.responses, of_group, strict=True)
+    ]
+    torch.testing.assert_close(sum(cut), whole, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sum(map(policy.gradient, cut)), gradient, rtol=1e-12, atol=1e-12)
 
 
 def test_the_loss_is_the_nested_mean_of_the_paper(batch):
@@ -272,7 +238,7 @@ def test_the_loss_is_the_nested_mean_of_the_paper(batch):
             per_response.append(sum(terms) / len(terms))
         means.append(sum(per_response) / len(per_response))
     expected = -sum(means) / len(means)
-    found = weighted_loss(policy, batch, token_weights(batch, PPO), PPO, old)
+    found = whole_loss(policy, batch, PPO, old=old)
     assert found.item() == pytest.approx(expected, rel=1e-12)
 
 
@@ -294,7 +260,7 @@ def test_the_gradient_is_rlvr_scaled_plus_sft_weighted_by_the_labels_advantage(s
     assert label is not None and abs(label.advantage) > 0.01
     policy = SoftmaxPolicy(seed)
 
-    found = policy.gradient(weighted_loss(policy, [one], token_weights([one], PPO)))
+    found = policy.gradient(whole_loss(policy, [one], PPO))
 
     spelled_out = -sum(
         response.advantage * policy.gradient(policy.logprobs(ids(response)).mean()) for response in one.responses
@@ -302,8 +268,8 @@ def test_the_gradient_is_rlvr_scaled_plus_sft_weighted_by_the_labels_advantage(s
     torch.testing.assert_close(found, spelled_out, rtol=0, atol=1e-6)
 
     rlvr_group, sft_group = Group(one.example, one.rollouts), Group(one.example, [label])
-    rlvr = policy.gradient(weighted_loss(policy, [rlvr_group], token_weights([rlvr_group], PPO)))
-    sft = policy.gradient(weighted_loss(policy, [sft_group], token_weights([sft_group], CE), CE))
+    rlvr = policy.gradient(whole_loss(policy, [rlvr_group], PPO))
+    sft = policy.gradient(whole_loss(policy, [sft_group], CE))
     combined = rollouts / (rollouts + 1) * rlvr + label.advantage / (rollouts + 1) * sft
     torch.testing.assert_close(found, combined, rtol=0, atol=1e-6)
     assert found.abs().max() > 1e-3 and (label.advantage * sft).abs().max() > 1e-3

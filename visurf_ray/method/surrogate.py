@@ -49,7 +49,7 @@ def _cispo(ratio_T: Tensor, tokens: TokenValues, config: LossConfig) -> Tensor:
 
 
 def _sapo(ratio_T: Tensor, tokens: TokenValues, config: LossConfig) -> Tensor:
-    tau = torch.where(tokens.advantage_T > 0, config.tau_positive, config.tau_negative)
+    tau = torch.full_like(ratio_T, config.tau_negative).masked_fill_(tokens.advantage_T > 0, config.tau_positive)
     return -4.0 / tau * torch.sigmoid(tau * (ratio_T - 1.0)) * tokens.advantage_T
 
 
