@@ -11,7 +11,7 @@ from visurf_ray.config.schema import LabelTerm, Packing
 from visurf_ray.groups import Response, Source, Tokens, TokenSpan
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
-from visurf_ray.method import LossConfig, token_losses, token_weights
+from visurf_ray.method import LossConfig, TokenValues, token_losses, token_weights
 from visurf_ray.models import banned_token_ids, resolve_model
 
 
@@ -58,16 +58,16 @@ def gradient(model) -> dict[str, torch.Tensor]:
 
 def losses_of(logprobs, packed, config: LossConfig) -> torch.Tensor:
     """The loss of each token, on-policy."""
-    return token_losses(
-        logprobs,
-        logprobs.detach(),
-        packed.advantage_T,
-        packed.is_label_T,
-        packed.sampler_logprob_T,
-        torch.zeros_like(logprobs),
-        None,
-        config,
+    tokens = TokenValues(
+        logprob_T=logprobs,
+        old_logprob_T=logprobs.detach(),
+        advantage_T=packed.advantage_T,
+        is_label_T=packed.is_label_T,
+        sampler_logprob_T=packed.sampler_logprob_T,
+        entropy_T=torch.zeros_like(logprobs),
+        response_T=packed.response_T,
     )
+    return token_losses(tokens, config)
 
 
 def relative_error(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> float:

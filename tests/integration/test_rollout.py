@@ -99,10 +99,11 @@ def train_step(config, processor, groups, learner) -> dict[str, float]:
         encode=lambda text: [*tokenizer(text).input_ids, tokenizer.eos_token_id],
         styles=task.styles,
         longest=60,
-        importance_cap=None,
+        thinking_parts=("thinking_format",),
+        importance=None,
     )
     for group in groups:
-        method.append_label(group)
+        method.append_label(group, 0)
     rewards = RewardPool(config.reward, RewardSpec("vision_reasoner"))
     rewards.submit(groups)
     rewards.wait()

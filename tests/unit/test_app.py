@@ -48,7 +48,7 @@ def test_the_configuration_is_printed_and_nothing_written(tmp_path):
 def test_help_lists_the_options_of_each_group(tmp_path):
     done = run(tmp_path, "--help")
     assert done.returncode == 0
-    assert "method: dapo, rlvr, sft, sft_then_rlvr, visurf" in done.stdout and "learning_rate: 6.0e-05" in done.stdout
+    assert "method: chord, cispo, dapo, dft, gspo, hpt," in done.stdout and "learning_rate: 6.0e-05" in done.stdout
 
 
 def test_info_shows_where_the_configuration_comes_from(tmp_path, own):

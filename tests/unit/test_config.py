@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from tests.unit.conftest import composed
 from visurf_ray.config import rules
 from visurf_ray.config.load import CONFIG_DIR, load_config
-from visurf_ray.config.schema import Config, EvaluateConfig, LabelStyle, LabelTerm, Layout
+from visurf_ray.config.schema import Clip, Config, EvaluateConfig, ImportanceLevel, LabelStyle, LabelTerm, Layout, Route
 from visurf_ray.errors import ConfigError
 
 GROUPS = {
@@ -158,11 +158,11 @@ def test_methods_differ_in_what_defines_them():
         ("method=grpo", "unknown method 'grpo'. Did you mean 'rlvr'?"),
         ("learnr.ranks=2", "'learnr.ranks'. Did you mean 'learner.ranks'?"),
         ("train.batch=3", "Did you mean 'train.batch_size'?"),
-        ("method.clip=0.1", "Did you mean 'method.clip_"),
+        ("method.clip_hig=0.1", "Did you mean 'method.clip_high'?"),
         ("sed=1", "'sed'. Did you mean 'seed'?"),
         (
             "method=visruf",
-            "unknown method 'visruf'. Did you mean 'visurf'? Known: dapo, rlvr, sft, sft_then_rlvr, visurf",
+            "unknown method 'visruf'. Did you mean 'visurf'? Known: chord, cispo, dapo, dft, gspo, hpt,",
         ),
         ("model=miniatur", "unknown model 'miniatur'. Did you mean 'miniature'?"),
         ("task=non_objec", "unknown task 'non_objec'. Did you mean 'non_object'?"),
@@ -201,7 +201,7 @@ def test_the_override_at_fault_is_told_among_good_ones():
         ("learner.adam_betas=[a,b]", ["learner.adam_betas[0]", "could not be converted to Float"]),
         ("rollout=8", ["rollout is a section: set one of its keys, such as rollout.workers"]),
         ("rollout.n=1,2", ["To sweep over it, add --multirun"]),
-        ("method=null", ["unknown method None. Known: dapo"]),
+        ("method=null", ["unknown method None. Known: chord"]),
         ("~rollout.n", ["does not support deletion"]),
         ("rollout.n", ["it must be key=value"]),
         ("rollout.n=[1", ["at '['", "needs quotes"]),
@@ -232,7 +232,12 @@ def test_the_quotes_that_a_refusal_recommends_are_read():
         ("method.style=spacd", "must be one of spaced, compact, quoted, auto. Did you mean 'spaced'?"),
         ("method.aggregation=tokens", "Did you mean 'token'?"),
         ("method.advantage_from=x", "method.advantage_from=x: it must be one of group, rollouts."),
-        ("method.label_term=x", "method.label_term=x: it must be one of ppo, shaped, ce."),
+        ("method.label_term=x", "method.label_term=x: it must be one of ppo, shaped, ce, dft, chord, srft."),
+        ("method.ratio=sequenc", "Did you mean 'sequence'?"),
+        ("method.clip=pp", "method.clip=pp: it must be one of ppo, cispo, sapo. Did you mean 'ppo'?"),
+        ("method.overlong=false", "it must be one of off, punish, filter."),
+        ("pipeline.importance=tokens", "Did you mean 'token'?"),
+        ("pipeline.on_excess=cap", "it must be one of clip, mask."),
         ("learner.dtype=bfloat", "Did you mean 'bfloat16'?"),
         ("learner.packing=splt", "Did you mean 'split'?"),
         ("cluster.layout=colocate", "Did you mean 'colocated'?"),
@@ -280,7 +285,10 @@ def with_values(**values: Any) -> Config:
         ("learner__lora__alpha", 0.0, "learner.lora.alpha=0 must be above 0"),
         ("learner__learning_rate", float("nan"), "learner.learning_rate=nan must be a finite number"),
         ("learner__weight_decay", float("inf"), "learner.weight_decay=inf must be a finite number"),
-        ("pipeline__importance_cap", 0.0, "pipeline.importance_cap=0 must be above 0, or null"),
+        ("pipeline__importance_high", 0.0, "pipeline.importance_high=0 must be above 0"),
+        ("method__mu__peak", 1.5, "method.mu.peak=1.5 must be at least 0 and at most 1, or null"),
+        ("method__route_share", 1.0, "method.route_share=1 must be at least 0 and below 1"),
+        ("method__overlong_buffer", 0.0, "method.overlong_buffer=0 must be above 0 and at most 1"),
         ("seed", -1, "seed=-1 must be at least 0"),
     ],
 )
@@ -310,6 +318,39 @@ COLOCATED_VALUES = {
         ("group_of_one", {"rollout__n": 0}),
         ("comparison_without_rollouts", {"method__rollouts": False}),
         ("selection_of_groups_that_all_teach", {"method__dynamic_sampling": True, "method__label_term": LabelTerm.ce}),
+        ("group_of_one", {"rollout__n": 1, "method__label_term": LabelTerm.chord}),
+        ("group_of_one", {"rollout__n": 1, "method__label_decay": 10}),
+        ("comparison_without_rollouts", {"method__rollouts": False, "method__label_term": LabelTerm.srft}),
+        (
+            "selection_of_groups_that_all_teach",
+            {"method__dynamic_sampling": True, "method__label_term": LabelTerm.srft},
+        ),
+        (
+            "labels_that_end_without_rollouts",
+            {"method__rollouts": False, "method__label_term": LabelTerm.ce, "method__label_decay": 10},
+        ),
+        (
+            "labels_that_end_without_rollouts",
+            {"method__rollouts": False, "method__label_term": LabelTerm.dft, "method__label_coef": 0.0},
+        ),
+        ("mu_without_two_losses", {"method__mu__peak": 0.5}),
+        ("mu_without_two_losses", {"method__mu__peak": 0.5, "method__label_term": "ce", "method__label": False}),
+        (
+            "two_factors_of_the_label",
+            {"method__mu__peak": 0.5, "method__label_term": LabelTerm.ce, "method__label_decay": 10},
+        ),
+        (
+            "two_factors_of_the_label",
+            {"method__mu__peak": 0.5, "method__label_term": LabelTerm.ce, "method__label_coef": 0.5},
+        ),
+        ("route_without_two_ways", {"method__route": Route.hpt}),
+        ("route_without_two_ways", {"method__route": Route.hpt, "method__label_term": "srft"}),
+        (
+            "two_choices_of_the_label",
+            {"method__route": Route.hpt, "method__label_term": LabelTerm.ce, "method__label_gate": True},
+        ),
+        ("second_clip_without_the_first", {"method__dual_clip": 3.0, "method__clip": Clip.sapo}),
+        ("importance_without_room", {"pipeline__importance_low": 2.0}),
         ("sft_to_the_end", {"method__sft_steps": 80}),
         ("ranks_without_groups", {"train__batch_size": 1, "learner__ranks": 2}),
         ("betas_that_adam_cannot_have", {"learner__adam_betas": [0.9]}),
@@ -322,7 +363,7 @@ COLOCATED_VALUES = {
         ("colocation_without_room", COLOCATED_VALUES | {"rollout__memory": 1.0}),
         (
             "sampling_ahead_on_shared_gpus",
-            COLOCATED_VALUES | {"pipeline__max_staleness": 1, "pipeline__importance_cap": 2.0},
+            COLOCATED_VALUES | {"pipeline__max_staleness": 1, "pipeline__importance": ImportanceLevel.token},
         ),
         (
             "frozen_weights_that_no_sync_restores",

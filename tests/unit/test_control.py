@@ -29,8 +29,9 @@ def make_method() -> Callable[..., Method]:
             render=lambda example, style: f"<answer>{style} {example.ground_truth}</answer>",
             encode=lambda text: [*text.encode(), 0],
             styles=["spaced", "compact"],
-            longest=1,
-            importance_cap=None,
+            longest=100,
+            thinking_parts=("thinking_format",),
+            importance=None,
         )
 
     return make
@@ -57,7 +58,7 @@ def some_rewards(seed: int) -> list[float]:
 def test_the_label_is_the_last_response_and_ends_as_a_rollout_ends(visurf):
     groups = [Group(example("[]"), group([1.0, 2.0]).responses), Group(example(TRUTH), [])]
     for one in groups:
-        visurf.append_label(one)
+        visurf.append_label(one, 0)
     assert [len(one.responses) for one in groups] == [3, 1]
     for one, truth in zip(groups, ("[]", TRUTH), strict=True):
         text = f"<answer>spaced {truth}</answer>"
@@ -69,7 +70,7 @@ def test_the_label_is_the_last_response_and_ends_as_a_rollout_ends(visurf):
 def test_the_label_is_rendered_in_the_configured_style(make_method):
     groups = [Group(example(), [])]
     for one in groups:
-        make_method("method=visurf", "method.style=compact").append_label(one)
+        make_method("method=visurf", "method.style=compact").append_label(one, 0)
     assert groups[0].responses[0].text == "<answer>compact []</answer>"
 
 
@@ -85,7 +86,7 @@ def test_the_policy_chooses_the_labels_style_again_and_again(make_method):
     assert metrics == {"align/logprob/spaced": -1.5, "align/logprob/compact": -1.0, "align/margin": 0.5}
     assert [step for step in range(11) if method.aligns(step)] == [0, 5, 10]
     one = Group(example(), [])
-    method.append_label(one)
+    method.append_label(one, 0)
     assert one.responses[0].text == "<answer>compact []</answer>"
     assert not make_method("method=rlvr", "method.style=auto").aligns(0)
 
@@ -94,11 +95,12 @@ def test_rlvr_appends_no_label_and_rollouts_are_compared_alone(make_method):
     groups = [group([1.0, 2.0, 6.0])]
     rlvr = make_method("method=rlvr")
     for one in groups:
-        rlvr.append_label(one)
+        rlvr.append_label(one, 0)
     metrics = rlvr.assign_advantages(groups)
     expected = group_advantages(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)).tolist()
     assert advantages(groups[0]) == pytest.approx(expected)
-    assert set(metrics) == {"reward/rollout/total", "reward/rollout/thinking_format", "reward/rollout/accuracy"}
+    parts = {"reward/rollout/total", "reward/rollout/thinking_format", "reward/rollout/accuracy"}
+    assert set(metrics) == parts | {"train/truncated_share"}
     assert metrics["reward/rollout/total"] == 3.0
 
 
@@ -114,7 +116,7 @@ def test_sft_trains_on_labels_alone_by_cross_entropy(make_method):
 @pytest.mark.parametrize("name", ["visurf", "rlvr"])
 def test_the_learner_is_told_the_clip_range_and_the_label_term(make_method, name):
     method = make_method(f"method={name}", "method.clip_low=0.1", "method.clip_high=0.3")
-    assert method.loss(0) == LossConfig(clip_low=0.1, clip_high=0.3, label_term=LabelTerm.ppo)
+    assert method.loss(0) == LossConfig(clip_low=0.1, clip_high=0.3, label_term=LabelTerm.ppo, longest=100)
 
 
 # Eliminate
@@ -150,7 +152,7 @@ def test_elimination_is_for_labels_with_an_empty_thinking(make_method, task, eli
     method = make_method(f"method.eliminate={eliminate}", "method.label_thinking=empty")
     method.render = load_task(config.task, 0).render
     one = Group(example(truth), group([0.0, 0.5]).responses)
-    method.append_label(one)
+    method.append_label(one, 0)
     assert one.label.text.startswith("<think></think>")
     reward = RewardSpec.of(config.reward).load()(one.label.text, truth)
     one.label.reward_parts, one.label.reward = dict(reward.parts), reward.total
@@ -158,6 +160,17 @@ def test_elimination_is_for_labels_with_an_empty_thinking(make_method, task, eli
     assert one.label.reward == worth - (5.0 if task == "math" else 0.0)
     example_with_thinking = replace(example(truth), thinking="It is here.")
     assert "<think>It is here.</think>" in method._label(example_with_thinking, "spaced").text
+
+
+def test_elimination_takes_the_parts_that_the_reward_declares(make_method):
+    """Visual-RFT's rewards call it format; the sum is of what is left."""
+    method = make_method("method=visurf")
+    method.thinking_parts = ("format", "reasons")
+    one = group([1.0, 2.0], 6.0)
+    one.label.reward_parts = {"format": 1.0, "thinking_format": 1.0, "reasons": 2.0, "iou": 2.0}
+    method.assign_advantages([one])
+    assert one.label.reward_parts == {"format": 0.0, "thinking_format": 1.0, "reasons": 0.0, "iou": 2.0}
+    assert one.label.reward == 3.0
 
 
 def test_a_label_whose_data_carry_reasoning_keeps_what_it_earns(make_method):
@@ -204,20 +217,38 @@ def test_rewards_can_be_compared_with_rollouts_alone(make_method):
     assert advantages(one) == pytest.approx([-1.0, 0.0, 1.0, 4.0], abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("overrides", "step"),
-    [(["method.label_term=ce"], 0), (["method.label_coef=0"], 0), (["method.label_decay=10"], 10)],
-)
-def test_a_label_without_a_part_in_the_objective_has_none_in_the_comparison(make_method, overrides, step):
+@pytest.mark.parametrize("term", ["ce", "dft", "chord"])
+def test_a_label_that_is_imitated_has_no_part_in_the_comparison(make_method, term):
     """Rollouts are worth what they are under RLVR."""
     for rewards in ([4.0] * 8, [4.0, 4.0, 4.0, 5.0]):
         one, alone = group(rewards, 6.0), group(rewards)
-        make_method(*overrides).assign_advantages([one], step)
-        make_method("method=rlvr").assign_advantages([alone], step)
+        make_method(f"method.label_term={term}").assign_advantages([one])
+        make_method("method=rlvr").assign_advantages([alone])
         assert advantages(one) == [*advantages(alone), 0.0]
-    one = group([4.0] * 8, 6.0)
-    make_method("method.label_decay=10").assign_advantages([one], 9)
-    assert advantages(one)[0] == pytest.approx(-1 / 3, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "step", "there"),
+    [
+        (["method.label_coef=0"], 0, False),
+        (["method.label_decay=10"], 9, True),
+        (["method.label_decay=10"], 10, False),
+        (["method.label_decay=10"], 11, False),
+        (["method=chord", "method.mu.warmup=4"], 0, False),
+        (["method=chord", "method.mu.warmup=4"], 1, True),
+        (["method=chord", "method.mu.valley=0"], 0, False),
+        (["method=rlvr"], 0, False),
+    ],
+)
+def test_a_label_whose_factor_is_0_is_not_there(make_method, overrides, step, there):
+    """Neither scored nor learnt from: it is not appended, and its style is not chosen."""
+    method = make_method(*overrides, "method.style=auto")
+    method.style = "spaced"
+    one = group([1.0, 2.0])
+    method.append_label(one, step)
+    assert (one.label is not None) is there is method.labels(step)
+    method.style = None
+    assert method.aligns(step) is there
 
 
 # Dynamic sampling
@@ -324,6 +355,7 @@ def test_rewards_activity_and_margin_are_logged_by_name(visurf):
     ]
     metrics = visurf.assign_advantages(groups)
     assert set(metrics) == {
+        "train/truncated_share",
         "reward/rollout/total",
         "reward/rollout/thinking_format",
         "reward/rollout/accuracy",

@@ -9,7 +9,7 @@ import torch
 
 from tests.unit.token_values import gradient_of, some_tokens
 from visurf_ray.config.schema import Clip, LabelTerm
-from visurf_ray.method import LossConfig, TokenValues
+from visurf_ray.method import LossConfig, TokenValues, token_losses
 
 PPO = LossConfig(clip_low=0.1, clip_high=0.3, shaping=0.2)
 
@@ -86,8 +86,6 @@ def test_dfts_gradient_is_that_of_the_probability(tokens):
 
 def test_entropy_weights_have_no_gradient(tokens):
     entropy = tokens.entropy_T.clone().requires_grad_()
-    from visurf_ray.method import token_losses
-
     logprob = tokens.logprob_T.clone().requires_grad_()
     losses = token_losses(replace(tokens, entropy_T=entropy, logprob_T=logprob), LossConfig(label_term=LabelTerm.srft))
     _, of_entropy = torch.autograd.grad(losses.sum(), [logprob, entropy], allow_unused=True)

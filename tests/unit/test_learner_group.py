@@ -3,20 +3,18 @@
 import random
 
 import pytest
-import torch
 
 from tests.unit.groups import group
 from visurf_ray.learner.balance import balance, fill
 from visurf_ray.learner.group import split_evenly
 from visurf_ray.learner.metrics import (
-    SamplerDifference,
     SourceTallies,
     StepReport,
-    Tally,
     UpdateSums,
     sizes,
     summarise,
 )
+from visurf_ray.learner.sums import Tally
 
 
 def test_balance_by_hand():
@@ -105,16 +103,6 @@ def test_means_are_over_all_tokens_of_all_ranks_and_minibatches():
         | {f"train/{name}/rollout": 3.0 for name in ("entropy", "logprob", "ratio", "clip_share")}
         | {f"train/{name}/label": 4.0 for name in ("entropy", "logprob", "ratio", "clip_share")}
     )
-
-
-def test_the_samplers_difference_is_a_mean_and_a_maximum_over_the_tokens_that_bring_it():
-    none = torch.nan
-    first = SamplerDifference.of(torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-1.5, none, -3.25]))
-    other = SamplerDifference.of(torch.tensor([-1.0, -1.0]), torch.tensor([-1.0, -0.875]))
-    absent = SamplerDifference.of(torch.tensor([-1.0]), torch.tensor([none]))
-    metrics = summarise([[report(sampler=first)], [report(sampler=other)], [report(sampler=absent)], [report()]])
-    assert metrics["train/rollout_logprob_diff"] == pytest.approx((0.5 + 0.25 + 0.0 + 0.125) / 4)
-    assert metrics["train/rollout_logprob_diff_max"] == 0.5
 
 
 def test_a_source_or_a_comparison_without_tokens_is_left_out():

@@ -85,6 +85,24 @@ def begin(output_dir: Path, **settings: Any) -> Monitor:
     return Monitor(output_dir, config=CONFIG, project="test", **chosen)
 
 
+def test_a_mismatch_of_sampler_and_learner_is_warned_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monitor = begin(tmp_path, warn_logprob_diff=0.2)
+    for step, difference in enumerate([0.1, 0.3, 0.4]):
+        monitor.log(step + 1, {"train/rollout_logprob_diff_p99": difference})
+    monitor.log(4, {})
+    monitor.close()
+    printed = capsys.readouterr().out
+    assert printed.count("WARNING") == 1 and "1 % differ by more than 0.3 nats" in printed
+    for place in ("rollout.dtype", "learner.dtype", "learner.head_dtype", "attention", "weight sync"):
+        assert place in printed
+    silent = begin(tmp_path / "other", warn_logprob_diff=None)
+    silent.log(1, {"train/rollout_logprob_diff_p99": 5.0})
+    silent.close()
+    assert "WARNING" not in capsys.readouterr().out
+
+
 def rows(output_dir: Path) -> list[dict[str, Any]]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")

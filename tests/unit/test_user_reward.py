@@ -6,7 +6,7 @@ import pytest
 
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import UserError
-from visurf_ray.rewards import Reward
+from visurf_ray.rewards import REWARDS, Reward, load_reward
 from visurf_ray.rewards.function import absolute, load_function
 from visurf_ray.rewards.spec import RewardSpec
 
@@ -123,6 +123,14 @@ def test_a_file_name_is_made_absolute_for_actors_in_other_folders(file, tmp_path
     assert absolute("my_rewards:score") == "my_rewards:score"
 
 
+@pytest.mark.parametrize("declared", ['"format"', '["format", 3]', "None"])
+def test_thinking_parts_that_are_no_names_are_refused(file, declared):
+    with open(file, "a") as code:
+        code.write(f"\nscore.thinking_parts = {declared}\n")
+    with pytest.raises(UserError, match=r"reward\.function=.*:score: thinking_parts=.* must be a tuple of names"):
+        load_function(f"{file}:score")
+
+
 # With a named reward
 
 
@@ -141,6 +149,28 @@ def test_parts_are_weighted_and_added(file):
         "score": -2.0 * (len(RIGHT) + len(TRUTH)),
     }
     assert earned.total == sum(earned.parts.values())
+
+
+def test_rewards_declare_which_parts_reward_thinking(file):
+    with open(file, "a") as code:
+        code.write("\nbrevity.thinking_parts = ('short',)\n")
+    assert spec(f"reward.function='{file}:brevity'").thinking_parts == ("thinking_format", "short")
+    assert spec(f"reward.function='{file}:brevity'", "reward.name=null").thinking_parts == ("short",)
+    assert spec(f"reward.function='{file}:score'", "reward=class_name").thinking_parts == ("format",)
+
+
+def test_every_reward_declares_the_part_that_thinking_alone_changes():
+    """Each named reward gives this part, and no other, for a response with thinking tags and nothing else."""
+    truths = {"math": "5", "class_name": "cat", "visual_rft_classification": "cat", "point_in_box": "[1, 1, 9, 9]"}
+    truths |= {"visual_rft_grounding": "(1,1),(9,9)"}
+    for name in REWARDS:
+        reward = load_reward(name)
+        thoughtful, bare = (
+            reward(f"{thinking}<answer>none</answer>", truths.get(name, "[]")).parts
+            for thinking in ("<think>It is far away.</think>", "")
+        )
+        changed = tuple(part for part in bare if thoughtful[part] != bare[part])
+        assert changed == reward.thinking_parts, name
 
 
 def test_the_function_alone(file):

@@ -89,7 +89,7 @@ def punish_overlong(group: Group, *, longest: int, buffer: float, penalty: float
     """
     for rollout in group.rollouts:
         excess = (rollout.length - (longest - buffer)) / buffer
-        rollout.reward_parts[OVERLONG_PART] = penalty * min(max(-excess, -1.0), 0.0)
+        rollout.reward_parts[OVERLONG_PART] = 0.0 - penalty * min(max(excess, 0.0), 1.0)
         rollout.reward = sum(rollout.reward_parts.values())
 
 

@@ -116,12 +116,13 @@ def _policy(rows: list[Row]) -> list[Chart]:
 
 
 def _machine(rows: list[Row]) -> list[Chart]:
-    diff: list[_Line] = [("difference", "train/rollout_logprob_diff", "pink")]
+    difference = "train/rollout_logprob_diff"
+    diff: list[_Line] = [("mean", difference, "pink"), ("99 %", f"{difference}_p99", "purple")]
     speed: list[_Line] = [("tokens/s", "train/tokens_per_second", "teal")]
     return [
         Chart("Seconds per step", "by phase", _phases(rows), "stack", low=0),
         Chart("Throughput", "tokens per second", _curves(rows, speed), low=0),
-        Chart("Sampler − learner", "log-probs of the same tokens", _curves(rows, diff), "log"),
+        Chart("Sampler − learner", "log-probs of the same tokens, in nats", _curves(rows, diff), "log"),
     ]
 
 
