@@ -9,12 +9,12 @@ from transformers import AutoModelForImageTextToText
 
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
-from visurf_ray.config.schema import HeadDtype, Packing
+from visurf_ray.config.schema import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, Packing, RatioLevel
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
-from visurf_ray.method import LossConfig
+from visurf_ray.method import Importance, LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -117,6 +117,28 @@ def test_partition_changes_neither_loss_nor_weights(
         assert metrics["train/loss"] == pytest.approx(loss, abs=1e-5)
         assert metrics["train/grad_norm"] == pytest.approx(norm, rel=1e-4)
     assert distance(exported(learner, tmp_path), weights) < 1e-5
+
+
+SEQUENCE = Importance(ImportanceLevel.sequence, 0.1, 2.0, OnExcess.clip)
+OBJECTIVES = [
+    LossConfig(ratio=RatioLevel.sequence, importance=SEQUENCE),
+    LossConfig(clip=Clip.cispo, importance=replace(SEQUENCE, level=ImportanceLevel.token, on_excess=OnExcess.mask)),
+    LossConfig(clip=Clip.sapo, label_term=LabelTerm.srft, labels_apart=True, entropy_coef=0.1),
+    LossConfig(label_term=LabelTerm.chord, labels_apart=True, label_scale=0.3, rollout_scale=0.7),
+]
+
+
+def test_micro_batches_change_no_term_of_the_objective_and_no_metric(make_learner, batches):
+    """With a learning rate of 0 the policy stays, so that one learner tries them all."""
+    found = []
+    for micro_batch in (10_000, 300):
+        learner = make_learner(max_tokens_per_micro_batch=micro_batch, learning_rate=0.0, weight_decay=0.0)
+        found.append([learner.update(batches[0], objective) for objective in OBJECTIVES])
+    for one, several in zip(*found, strict=True):
+        one.pop("train/tokens_per_second"), several.pop("train/tokens_per_second")
+        assert one == pytest.approx(several, rel=1e-4, abs=1e-6)
+        assert one["train/grad_norm"] > 0.0 and 0.0 < one["train/rollout_ess"] <= 1.0
+    assert {"train/importance_weight", "train/importance_excess"} <= set(found[0][0])
 
 
 @pytest.mark.parametrize("ranks", [1, 2])

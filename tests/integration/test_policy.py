@@ -169,6 +169,14 @@ def test_packing_fetches_the_tokens_of_a_groups_rollouts_once(model, loader):
     torch.testing.assert_close(packed.sampler_logprob_T, expected.sampler_logprob_T, equal_nan=True)
 
 
+def test_every_token_knows_its_response(model, loader):
+    """Numbered over the row, so that no two responses share a number."""
+    groups = make_groups(loader, 3)
+    lengths = [response.length for group in groups for response in group.responses]
+    expected = [number for number, length in enumerate(lengths) for _ in range(length)]
+    assert packed_groups(model, groups).response_T.tolist() == expected
+
+
 def test_packing_refuses_a_response_without_tokens(model, loader):
     groups = make_groups(loader, 1)
     groups[0].responses[1] = Response(Source.ROLLOUT, "", TokenSpan.of([]))
