@@ -51,7 +51,7 @@ class Mismatch(Sums):
         difference: absolute differences of the log-probs in nats, |Δ|.
         far: 1 for a token with |Δ| > FAR, else 0.
         kl: k3 estimates of the divergence of the sampler from the learner in nats.
-        ratios: unbounded importance ratios: of tokens, or of responses where importance weights are of responses.
+        ratios: importance ratios, neither clipped nor masked: of tokens, or of responses if the loss weighs responses.
         histogram: how many |Δ| are in each bin of `_EDGES`, those above the last edge after it.
         largest: the largest |Δ|.
     """
