@@ -89,12 +89,22 @@ def groups(loader):
     return groups
 
 
-@pytest.mark.parametrize("trained", [LANGUAGE, EVERYWHERE, FULL], ids=["lora", "lora_with_vision", "full"])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(Dtype.float32, 1e-3), (Dtype.bfloat16, 0.1)])
-def test_a_small_step_changes_both_alike(make_learner, config, groups, trained, dtype, tolerance):  # noqa: F811
+@pytest.mark.parametrize(
+    ("dtype", "trained", "rate", "tolerance"),
+    [
+        (Dtype.float32, LANGUAGE, 1e-4, 1e-3),
+        (Dtype.float32, EVERYWHERE, 1e-4, 1e-3),
+        (Dtype.float32, FULL, 1e-4, 1e-3),
+        # Merged into bfloat16 weights, a third of this step would be lost. A tenth of it would not stand out from the
+        # 0.015 nats by which the kernels of both sides differ.
+        (Dtype.bfloat16, LANGUAGE, 1e-3, 0.1),
+        (Dtype.bfloat16, EVERYWHERE, 1e-3, 0.1),
+        (Dtype.bfloat16, FULL, 1e-4, 0.1),
+    ],
+)
+def test_a_small_step_changes_both_alike(make_learner, config, groups, dtype, trained, rate, tolerance):  # noqa: F811
     path = resolve_model(config.model.path)
     engine = start_engine(path, dtype, trained)
-    rate = float(os.environ.get("RATE", "1e-4"))
     learner = make_learner(model_path=path, dtype=dtype, trained=trained, learning_rate=rate)
     learner.connect([engine], gpu_workers=0, colocated=False)
     learner.send_weights()
@@ -105,7 +115,4 @@ def test_a_small_step_changes_both_alike(make_learner, config, groups, trained, 
     sampler, ours = (new - old for new, old in zip(after, before, strict=True))
     ray.get(engine.shut_down.remote())
     ray.kill(engine)
-    print("RATIO", rate, trained.lora_rank, trained.lora_targets, dtype)
-    print("RATIO", np.linalg.norm(sampler - ours) / np.linalg.norm(ours), np.abs(ours).mean())
-    print("RATIO", np.abs(before[0] - before[1]).mean(), len(ours))
     assert np.linalg.norm(sampler - ours) < tolerance * np.linalg.norm(ours)
