@@ -2,30 +2,31 @@
 
 import gc
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from visurf_ray.aliases import ActorOptions, Tokenizer
+from visurf_ray.aliases import ActorHandle, ActorOptions, Tokenizer
 from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.checks import check, check_cluster, max_prompt_tokens, trained_weights, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, wait_ready
-from visurf_ray.config.schema import Config, ImportanceLevel, MethodConfig, to_dict
+from visurf_ray.config.schema import Config, ImportanceLevel, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
-from visurf_ray.method import Importance, Method, sft_stage
 from visurf_ray.models import banned_token_ids, resolve_model
 from visurf_ray.monitor import Monitor, SampleChooser
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
-from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.rollout.pool import RolloutPool, WeightLink
 from visurf_ray.scoring.segmentation import Segmentation
+from visurf_ray.stages import build_stages
 from visurf_ray.tasks.task import Task
 
 
@@ -74,13 +75,28 @@ def start_segmentation(config: Config) -> Segmentation | None:
     return Segmentation(config.task.segmenter, config.eval.segmenter_gpus) if config.task.segmenter else None
 
 
-def start_rollouts(config: Config, places: Sequence[ActorOptions] = (), trained: Trained | None = None) -> RolloutPool:
-    """Begin to start vLLM engines; `wait_for` returns when they have started.
+def make_rollouts(config: Config, places: Sequence[ActorOptions] = (), trained: Trained | None = None) -> RolloutPool:
+    """Return a pool that starts vLLM engines when they are needed.
 
     Args:
         trained: tells which adapters the engines will load; None: none.
         places: options of each actor, see `shared_gpus`; without any, engines have GPUs of their own.
     """
+    rollout = config.rollout
+    every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
+    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
+    return RolloutPool(
+        partial(_launch_engines, config, places, trained),
+        wait=partial(_wait_for_engines, config),
+        sampling=sampling,
+        max_in_flight=rollout.max_in_flight,
+        oversample=rollout.oversample,
+        sleep_level=rollout.sleep_level if config.colocated else None,
+    )
+
+
+def _launch_engines(config: Config, places: Sequence[ActorOptions], trained: Trained | None) -> list[ActorHandle]:
+    """Begin to start vLLM engines."""
     rollout = config.rollout
     engine = EngineConfig(
         model_path=resolve_model(config.model.path),
@@ -95,36 +111,27 @@ def start_rollouts(config: Config, places: Sequence[ActorOptions] = (), trained:
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
     )
-    actors = [
+    return [
         RolloutActor.options(num_cpus=rollout.cpus, **place).remote(  # type: ignore[attr-defined]
             engine, worker, _shares(_cores(config)[0], rollout.workers)[worker]
         )
         for worker, place in enumerate(places or [{"num_gpus": rollout.gpus}] * rollout.workers)
     ]
-    every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
-    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
-    return RolloutPool(
-        actors,
-        sampling=sampling,
-        max_in_flight=rollout.max_in_flight,
-        oversample=rollout.oversample,
-        sleep_level=rollout.sleep_level if config.colocated else None,
-    )
 
 
-def _shared_gpus(config: Config) -> list[ActorOptions]:
-    cpus = config.rollout.cpus + config.learner.cpus
-    return shared_gpus(config.learner.ranks, cpus, timeout=config.cluster.start_timeout)
-
-
-def wait_for(rollouts: RolloutPool, config: Config) -> None:
+def _wait_for_engines(config: Config, engines: Sequence[ActorHandle]) -> None:
     """Wait until every engine has started.
 
     Raises:
         ClusterError: an engine has not started after cluster.start_timeout seconds.
     """
-    references = [actor.ready.remote() for actor in rollouts.actors]
+    references = [engine.ready.remote() for engine in engines]
     wait_ready(references, "the rollout workers", config.cluster.start_timeout)
+
+
+def _shared_gpus(config: Config) -> list[ActorOptions]:
+    cpus = config.rollout.cpus + config.learner.cpus
+    return shared_gpus(config.learner.ranks, cpus, timeout=config.cluster.start_timeout)
 
 
 def start_learner(
@@ -136,7 +143,7 @@ def start_learner(
     """Start DeepSpeed ranks and load the policy.
 
     Args:
-        places: as for `start_rollouts`.
+        places: as for `make_rollouts`.
         claim_gpus: as for `LearnerGroup`.
     """
     learner = config.learner
@@ -157,6 +164,7 @@ def start_learner(
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
         head_dtype=learner.head_dtype,
+        epochs=learner.epochs,
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
     )
@@ -194,23 +202,38 @@ def _shares(cores: list[int], parts: int) -> list[list[int]]:
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
 
-def start_policy(config: Config, tokenizer: Tokenizer, stack: ExitStack) -> tuple[RolloutPool, LearnerGroup]:
-    """Start and connect rollout workers and learner ranks.
+def start_policy(
+    config: Config,
+    tokenizer: Tokenizer,
+    stack: ExitStack,
+    *,
+    checkpoint: Path | None = None,
+    engines: bool = True,
+) -> tuple[RolloutPool, LearnerGroup]:
+    """Start learner ranks, and connect them with a pool of rollout workers.
 
     Args:
         stack: ends the rollout workers' processes.
+        checkpoint: the learner's state to continue from.
+        engines: whether to start the rollout workers as well, at the same time; otherwise they start when they are
+            needed. They hold the learner's weights.
     """
     places = _shared_gpus(config) if config.colocated else []
-    rollouts = start_rollouts(config, places, trained_weights(config))
+    rollouts = make_rollouts(config, places, trained_weights(config))
     stack.callback(rollouts.shut_down)
-    if config.colocated:  # an engine measures the free memory of its GPU, so it starts before the learner rank
-        wait_for(rollouts, config)
+    if engines:
+        rollouts.launch()
+    if engines and config.colocated:  # as long as the learner rank has not started, the engine has the GPU for itself
+        rollouts.wait()
         rollouts.sleep()
     learner = start_learner(config, tokenizer, places, claim_gpus=rollouts.sleep)
-    wait_for(rollouts, config)
+    if checkpoint:
+        learner.load(checkpoint.resolve())
     gpu_workers = config.rollout.gpus * config.rollout.workers
-    learner.connect(rollouts.actors, gpu_workers=gpu_workers, colocated=config.colocated)
-    rollouts.connect(learner.send_weights)
+    connect = partial(learner.connect, gpu_workers=gpu_workers, colocated=config.colocated)
+    rollouts.connect(WeightLink(connect, learner.send_weights, learner.disconnect))
+    if engines:
+        rollouts.start()
     return rollouts, learner
 
 
@@ -225,17 +248,24 @@ def train(config: Config) -> Path:
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
-        rollouts, learner = start_policy(config, processor.tokenizer, stack)
+        stages = build_stages(config, checked.task, processor.tokenizer, checked.reward.thinking_parts)
+        sampling_stages = [stage.plan for stage in stages if stage.method.samples]
+        samples_now = any(plan.first <= checked.state.step < plan.last for plan in sampling_stages)
+        rollouts, learner = start_policy(
+            config,
+            processor.tokenizer,
+            stack,
+            checkpoint=checked.resume,
+            engines=samples_now or checked.state.before is None,  # which a run without a checkpoint evaluates first
+        )
         segmentation = start_segmentation(config)
-        if checked.resume:
-            learner.load(checked.resume.resolve())
         output.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
         monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.task, data))
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(
             config,
-            methods=build_methods(config, checked.task, processor.tokenizer, checked.reward.thinking_parts),
+            stages=stages,
             score=checked.task.metrics,
             data=data,
             rollouts=rollouts,
@@ -268,32 +298,3 @@ def exempt_from_collection() -> Iterator[None]:
         yield
     finally:
         gc.unfreeze()
-
-
-def build_methods(
-    config: Config, task: Task, tokenizer: Tokenizer, thinking_parts: Collection[str]
-) -> Callable[[int], Method]:
-    """Return a function from a step (from 0) to its method.
-
-    Args:
-        task: writes the labels; the tokenizer encodes them.
-        thinking_parts: as for `Method`.
-    """
-
-    def encode(text: str) -> list[int]:
-        return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-
-    def build(method: MethodConfig) -> Method:
-        return Method(
-            method,
-            render=task.render,
-            encode=encode,
-            styles=task.styles,
-            longest=config.rollout.max_tokens,
-            thinking_parts=thinking_parts,
-            importance=Importance.of(config.pipeline),
-        )
-
-    last = build(config.method)
-    first = build(sft_stage(config.method))
-    return lambda step: first if step < config.method.sft_steps else last

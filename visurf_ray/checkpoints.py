@@ -25,6 +25,7 @@ class State:
 
     Attributes:
         step: steps done.
+        position: training examples drawn for them; see `DataFeed.position`.
         run_id: the W&B run's id.
         before: scores of the evaluation before training.
         train_seconds: time spent training so far.
@@ -34,6 +35,7 @@ class State:
     """
 
     step: int = 0
+    position: int = 0
     run_id: str | None = None
     before: Metrics | None = None
     train_seconds: float = 0.0

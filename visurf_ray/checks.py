@@ -10,6 +10,7 @@ from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
 from visurf_ray.config.schema import Config, WandbMode
 from visurf_ray.errors import ConfigError
+from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import check_model, load_processor, resolve_model
 from visurf_ray.monitor import check_wandb_mode
@@ -25,7 +26,7 @@ class Checked:
     """What a run starts from. The cluster and the data are not checked yet."""
 
     task: Task
-    reward: RewardSpec
+    reward: RewardSpec  # empty if the method has no rollouts
     processor: Processor
     output: Path
     resume: Path | None  # the checkpoint to continue from
@@ -62,7 +63,7 @@ def check(config: Config) -> Checked:
     check_model(config.model.path)
     processor = load_processor(config.model)
     trained_weights(config).check(resolve_model(config.model.path))
-    reward = RewardSpec.of(config.reward)
+    reward = RewardSpec.of(config.reward) if config.method.rollouts else RewardSpec()
     check_segmenter(config.task.segmenter, "task.segmenter")
     task = load_task(config.task, config.seed)
     if config.method.style not in (styles := (*task.styles, "auto")):
@@ -101,7 +102,7 @@ def check_vllm(config: Config) -> None:
 
 
 def check_cluster(config: Config, nodes: list[Node]) -> None:
-    """Check that all actors fit these nodes.
+    """Check that all actors fit these nodes. Rollout workers count for every method: they run during evaluations.
 
     Raises:
         ClusterError: if they do not, with what is asked for and what is free.
@@ -142,7 +143,8 @@ def colocated_demand(config: Config) -> Demand:
 
 
 def reward_demand(config: Config) -> Demand:
-    return Demand("reward workers", "reward.workers", config.reward.workers, config.reward.gpus, 0)
+    count = config.reward.workers if config.method.rollouts else 0
+    return Demand("reward workers", "reward.workers", count, config.reward.gpus, 0)
 
 
 def segmenter_demand(config: Config) -> Demand:
@@ -159,7 +161,8 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     """Return the state to start from: a new one, or the checkpoint's.
 
     Raises:
-        ConfigError: if the checkpoint was written with other ranks, another ZeRO stage or other trained weights.
+        ConfigError: if the checkpoint was written with other ranks, another ZeRO stage or other trained weights, or
+            lacks the KL term's reference.
     """
     ranks, stage, trained = config.learner.ranks, config.learner.zero_stage, asdict(trained_weights(config))
     if resume is None:
@@ -173,6 +176,13 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     for name in (name for name, value in trained.items() if state.trained.get(name) != value):
         key = f"learner.{name.replace('lora_', 'lora.')}"
         raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: continue with this value")
+    switch = config.method.sft_steps
+    if config.method.kl_coef and 0 < switch < state.step and not (resume / REFERENCE_FILE).is_file():
+        raise ConfigError(
+            f"{resume} has no {REFERENCE_FILE}, the policy after method.sft_steps={switch} with which the KL term "
+            "compares: it was written with method.kl_coef=0 or other stages. Continue with these, or from a checkpoint "
+            f"of step {switch} or before"
+        )
     return state
 
 

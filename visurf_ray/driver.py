@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from time import monotonic
 
 from visurf_ray.checkpoints import Checkpoints, State
@@ -12,23 +12,40 @@ from visurf_ray.config.schema import Config
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Example, Group, Metrics, Phase, Prediction
 from visurf_ray.learner.group import LearnerGroup
-from visurf_ray.method import Method
 from visurf_ray.monitor import Monitor
 from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool, without_rollouts
 from visurf_ray.scoring.segmentation import Segmentation
+from visurf_ray.stages import Stage
 
-Batch = tuple[list[Group], Metrics]  # scored groups, and metrics of alignment and rewards
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step learns from.
+
+    Attributes:
+        step: the step's number, from 0.
+        groups: scored groups.
+        metrics: of data, alignment and rewards.
+        position: how many training examples the run has drawn, those of this batch included.
+        missing: how many groups the batch lacks after all refills of dynamic sampling.
+    """
+
+    step: int
+    groups: list[Group]
+    metrics: Metrics
+    position: int
+    missing: int
 
 
 class Driver:
-    """Trains a policy with the method of each step."""
+    """Trains a policy, stage by stage."""
 
     def __init__(
         self,
         config: Config,
         *,
-        methods: Callable[[int], Method],
+        stages: Sequence[Stage],
         score: Callable[[Sequence[Prediction]], Metrics],
         data: DataFeed,
         rollouts: RolloutPool,
@@ -41,12 +58,12 @@ class Driver:
         """Take the parts of a run, started and connected.
 
         Args:
-            methods: the method of a step; steps count from 0.
+            stages: the stages in order; the last ends at `train.steps`.
             score: the task's metrics of greedy answers to the held-out examples.
             segmentation: makes the masks of these answers, where the task has masks.
         """
         self.config = config
-        self.methods = methods
+        self.stages = list(stages)
         self.score = score
         self.data = data
         self.rollouts = rollouts
@@ -60,28 +77,36 @@ class Driver:
     def run(self, state: State) -> dict[str, Metrics | float]:
         """Train from `state` to `train.steps`; returns the scores before and after, and the seconds between."""
         train, every = self.config.train, self.config.eval.every
-        self.rollouts.sync(self.monitor.phase)
+        self.data.seek(state.position)
         before = state.before or self.evaluate(state.step)
+        state = replace(state, run_id=self.monitor.run_id, before=before)
         begin = monotonic()
-        for step, groups, metrics in self.batches(state.step, train.steps):
-            self.monitor.log(step + 1, metrics | self.step(step, groups))
-            state = replace(state, step=step + 1, run_id=self.monitor.run_id, before=before)
-            last = state.step == train.steps
-            if every and state.step % every == 0 and not last:
-                self.evaluate(state.step)
-            if train.checkpoint_every and (state.step % train.checkpoint_every == 0 or last):
-                state = replace(state, train_seconds=state.train_seconds + monotonic() - begin)
-                begin = monotonic()
-                with self.monitor.phase("checkpoint"):
-                    self.checkpoints.save(state, self.learner.save)
+        for stage in self.stages:
+            if 0 < state.step == stage.plan.first:
+                self.learner.take_reference()  # the KL term of a stage compares with the policy at its start
+            for batch in self.batches(state.step, stage.plan.last):
+                self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
+                state = replace(state, step=batch.step + 1, position=batch.position)
+                last = state.step == train.steps
+                if every and state.step % every == 0 and not last:
+                    self.evaluate(state.step)
+                if train.checkpoint_every and (state.step % train.checkpoint_every == 0 or last):
+                    state = replace(state, train_seconds=state.train_seconds + monotonic() - begin)
+                    begin = monotonic()
+                    with self.monitor.phase("checkpoint"):
+                        self.checkpoints.save(state, self.learner.save)
         seconds = state.train_seconds + monotonic() - begin
         return {"before": before, "after": self.evaluate(train.steps), "train_seconds": round(seconds, 1)}
 
-    def batches(self, first: int, last: int) -> Iterator[tuple[int, list[Group], Metrics]]:
-        """Yield each step's number and batch, collected up to `pipeline.max_staleness` steps ahead of the learning."""
+    def stage(self, step: int) -> Stage:
+        """Return the stage of a step; after the last step, the last stage."""
+        return next((stage for stage in self.stages if step < stage.plan.last), self.stages[-1])
+
+    def batches(self, first: int, last: int) -> Iterator[Batch]:
+        """Yield the batch of each step, collected up to `pipeline.max_staleness` steps ahead of the learning."""
         staleness = self.config.pipeline.max_staleness
         if not staleness:
-            yield from ((number, *self.collect(number, self.monitor.phase)) for number in range(first, last))
+            yield from (self.collect(number, self.monitor.phase) for number in range(first, last))
             return
         sampler = ThreadPoolExecutor(1, "sampler")
         ahead: deque[Future[Batch]] = deque()
@@ -90,22 +115,43 @@ class Driver:
                 while len(ahead) <= staleness and number + len(ahead) < last:
                     ahead.append(sampler.submit(self.collect, number + len(ahead)))
                 with self.monitor.phase("wait"):
-                    groups, metrics = ahead.popleft().result()
-                yield number, groups, metrics
+                    batch = ahead.popleft().result()
+                yield batch
         finally:
             sampler.shutdown(cancel_futures=True)  # waits for the batch that is being sampled: it needs its actors
 
     def collect(self, number: int, phase: Phase = nullcontext) -> Batch:
-        """Sample, label and score the groups of a step (Algorithm 1, from the batch to its rewards)."""
-        method, size = self.methods(number), self.config.train.batch_size
-        with phase("data"):
-            examples = self.data.train_batch(number, self.rollouts.prompts(size) if method.samples else size)
-        metrics: Metrics = {}
-        if method.aligns(number):
-            with phase("align"):
-                metrics = method.align(self.learner.mean_logprobs(method.in_each_style(examples[:size])))
-            self.rollouts.wake(phase)
-        enough = len(examples) if method.chooses else size
+        """Collect the groups of a step (Algorithm 1, from the batch to its rewards)."""
+        stage = self.stage(number)
+        method, size = stage.method, stage.plan.batch_size
+        filling = method.filling(size, prompts=self.rollouts.prompts(size) if method.samples else size)
+        groups: list[Group] = []
+        metrics: Metrics = {"reward/skipped": 0.0}
+        for prompts in filling:  # once, and again for each refill of dynamic sampling
+            with phase("data"):
+                examples = self.data.take(prompts)
+            if method.aligns(number) and not groups:
+                with phase("align"):
+                    metrics |= method.align(self.learner.mean_logprobs(method.in_each_style(examples[:size])))
+                self.rollouts.wake(phase)
+            scored, skipped = self.sample(number, examples, filling.enough, phase)
+            groups += scored
+            metrics["reward/skipped"] += skipped
+            filling.add(drawn=prompts, kept=method.count_instructive(scored, number))
+        if metrics["reward/skipped"] and len(groups) < self.learner.least_groups:
+            raise RewardError(
+                f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.ranks × learner.minibatches "
+                f"needs {self.learner.least_groups}: correct the reward, or raise train.batch_size"
+            )
+        return Batch(number, groups, metrics | filling.metrics, self.data.position, filling.missing)
+
+    def sample(self, number: int, examples: list[Example], enough: int, phase: Phase) -> tuple[list[Group], int]:
+        """Sample, label and score groups of a step; returns them, and how many could not be scored.
+
+        Args:
+            enough: how many groups to wait for; the others are aborted.
+        """
+        method = self.stage(number).method
         sampled = self.rollouts.sample(examples, enough) if method.samples else without_rollouts(examples)
         found: dict[int, Group] = {}
         with phase("sample"), closing(sampled):
@@ -116,29 +162,34 @@ class Driver:
                 found |= finished
         with phase("reward"):
             skipped = self.rewards.wait()
-        groups = [found[index] for index in sorted(found) if found[index] not in skipped]
-        if skipped and len(groups) < self.learner.least_groups:
-            raise RewardError(
-                f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.ranks × learner.minibatches "
-                f"needs {self.learner.least_groups}: correct the reward, or raise train.batch_size"
-            )
-        return groups, metrics | {"reward/skipped": len(skipped)}
+        return [found[index] for index in sorted(found) if found[index] not in skipped], len(skipped)
 
-    def step(self, number: int, groups: Sequence[Group]) -> Metrics:
+    def step(self, batch: Batch) -> Metrics:
         """Learn from scored groups (Algorithm 1, from reward control to the update); returns what to log."""
-        method = self.methods(number)
-        metrics = method.assign_advantages(groups, number)  # eliminate, smooth, normalise over G + 1
-        batch = method.instructive(groups, at_least=self.learner.least_groups)[: self.config.train.batch_size]
+        number, stage = batch.step, self.stage(batch.step)
+        method = stage.method
+        metrics = method.assign_advantages(batch.groups, number)  # eliminate, smooth, normalise over G + 1
+        groups = method.instructive(batch.groups, at_least=self.learner.least_groups)[: stage.plan.batch_size]
+        if batch.missing:
+            self.monitor.warn_once(
+                "missing groups",
+                f"step {number + 1}: after method.max_refills={self.config.method.max_refills} refills the batch has "
+                f"{stage.plan.batch_size - batch.missing} groups with an advantage, and train.batch_size is "
+                f"{stage.plan.batch_size}. Training goes on with what there is: see train/kept_share. If that stays "
+                "small, the rewards of most groups are all equal: choose other data or raise rollout.n",
+            )
         with self.monitor.phase("learn"):
-            metrics |= self.learner.update(batch, method.loss(number))
+            learning_rate = stage.learning_rate(number - stage.plan.first)
+            metrics |= self.learner.update(groups, method.loss(number), learning_rate)
         self.rollouts.sync(self.monitor.phase)
-        self.monitor.show_samples(number + 1, groups)
+        self.monitor.show_samples(number + 1, batch.groups)
         return metrics
 
     def evaluate(self, step: int) -> Metrics:
-        """Score greedy answers to the held-out examples."""
+        """Score greedy answers to the held-out examples, after so many steps."""
+        stay = self.stage(step).method.samples
         with self.monitor.phase("evaluate"):
-            predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens)
+            predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens, stay=stay)
             if self.segmentation:
                 predictions = self.segmentation.segment(self.held_out, predictions)
             scores = self.score(predictions)

@@ -6,9 +6,10 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.table import Table
 
-from visurf_ray.checks import check, check_cluster, max_prompt_tokens, trained_weights
+from visurf_ray.checks import check, check_cluster, max_prompt_tokens, reward_demand, trained_weights
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config.schema import Config
+from visurf_ray.config.stages import plan_stages
 from visurf_ray.feed.loader import ExampleLoader, open_loader
 from visurf_ray.learner import memory
 from visurf_ray.learner.memory import ModelSize, Sizes
@@ -53,7 +54,8 @@ def _table(*columns: str) -> Table:
 def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: list[Node], *, start: int) -> Table:
     """A table of the data, the steps, the model and the cluster."""
     train, held_out = len(loader.rows["train"]), len(loader.rows["held_out"])
-    left = config.train.steps - start
+    left = [(stage.last - max(stage.first, start), stage.batch_size) for stage in plan_stages(config)]
+    left = [(steps, size) for steps, size in left if steps > 0]
     rollout = config.rollout
     longest = max(loader.longest.values())
     room = min(rollout.max_tokens, rollout.max_model_len - longest)
@@ -63,7 +65,8 @@ def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: li
     table.add_row("longest prompt", f"{longest} tokens, which leave {room} of {rollout.max_tokens} for a response")
     table.add_row(
         "steps",
-        f"{left} of {config.train.batch_size} prompts: {left * config.train.batch_size / train:.2f} epochs"
+        ", then ".join(f"{steps} of {size} prompts" for steps, size in left)
+        + f": {sum(steps * size for steps, size in left) / train:.2f} epochs"
         + (f", after {start} steps of the checkpoint" if start else ""),
     )
     table.add_row(
@@ -71,7 +74,7 @@ def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: li
         f"{size.parameters:,} parameters, {size.vision_parameters:,} of them in the vision tower and projector; "
         f"{size.trained:,} are trained",
     )
-    ranks, rewards = config.learner.ranks, config.reward.workers
+    ranks, rewards = config.learner.ranks, reward_demand(config).count
     table.add_row("actors", f"{rollout.workers} rollout worker(s), {ranks} learner rank(s), {rewards} for rewards")
     table.add_row("cluster", f"{len(nodes)} node(s), {gpus:g} GPU, {cpus:g} CPU")
     return table

@@ -8,7 +8,7 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from visurf_ray.assembly import start_data, start_rollouts, start_segmentation, wait_for
+from visurf_ray.assembly import make_rollouts, start_data, start_segmentation
 from visurf_ray.checkpoints import read_state
 from visurf_ray.checks import check_vllm, rollout_demand, segmenter_demand
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
@@ -38,10 +38,11 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         stack.enter_context(connected(config.cluster.address))
         check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
         data = start_data(config, train=False)
-        rollouts = start_rollouts(config)
+        rollouts = make_rollouts(config)
         stack.callback(rollouts.shut_down)
+        rollouts.launch()
         segmentation = start_segmentation(config)
-        wait_for(rollouts, config)
+        rollouts.wait()
         examples = data.held_out(config.eval.examples)
         predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
         if segmentation:

@@ -31,7 +31,7 @@ from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.metrics import StepReport, UpdateSums
 from visurf_ray.models import load_processor
 from visurf_ray.rollout.actor import Sampled, Sampling
-from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.rollout.pool import RolloutPool, WeightLink
 
 TOKENS, ROLLOUTS = 2000, 16
 
@@ -89,11 +89,10 @@ def measure(job: Job, prompts: int, steps: int) -> dict[str, float]:
     driver = job.driver(f"train.batch_size={prompts}")
     cpu, wall, memory = [], [], []
     for number in range(steps):
-        job.data.train_batch(number - 1, prompts) if number else None
         if job.data.ahead is not None:
             ray.wait([job.data.ahead])
         begin, computed = time.perf_counter(), time.process_time()
-        driver.step(number, driver.collect(number)[0])
+        driver.step(driver.collect(number))
         cpu.append(time.process_time() - computed)
         wall.append(time.perf_counter() - begin)
         memory.append(resident())
@@ -112,13 +111,13 @@ def main() -> None:
     with connected("local"), tempfile.TemporaryDirectory() as folder:
         data = start_data(config)
         rollouts = RolloutPool(
-            [RandomRollouts.remote() for _ in range(2)],  # type: ignore[attr-defined]
+            lambda: [RandomRollouts.remote() for _ in range(2)],  # type: ignore[attr-defined]
             sampling=Sampling(ROLLOUTS, 1.0, TOKENS),
             max_in_flight=config.rollout.max_in_flight,
         )
         ranks = [RandomLearner.remote() for _ in range(2)]  # type: ignore[attr-defined]
         learner = LearnerGroup(ranks, None, seed=0, minibatches=1, cores=[[], []])  # type: ignore[arg-type]
-        rollouts.connect(learner.send_weights)
+        rollouts.connect(WeightLink(lambda engines: None, learner.send_weights, lambda: None))
         job = Job(data, rollouts, learner, load_processor(config.model), overrides, Path(folder))
         results = {prompts: measure(job, prompts, steps) for prompts in sizes}
     table(

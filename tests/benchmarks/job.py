@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visurf_ray.assembly import build_methods, exempt_from_collection, start_data, start_policy
+from visurf_ray.assembly import exempt_from_collection, start_data, start_policy
 from visurf_ray.checkpoints import Checkpoints
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
@@ -21,6 +21,7 @@ from visurf_ray.monitor import Monitor
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.stages import build_stages
 from visurf_ray.tasks import load_task
 
 
@@ -50,7 +51,7 @@ class Job:
         reward = RewardSpec.of(config.reward)
         return Driver(
             config,
-            methods=build_methods(config, task, self.processor.tokenizer, reward.thinking_parts),
+            stages=build_stages(config, task, self.processor.tokenizer, reward.thinking_parts),
             score=task.metrics,
             data=self.data,
             rollouts=self.rollouts,

@@ -21,17 +21,17 @@ def sides(driver: Driver, steps: int) -> Iterator[tuple[float, float]]:
     """Seconds of sampling, and of learning and sync, of steps in turns."""
     for number in range(steps):
         begin = time.perf_counter()
-        groups, _ = driver.collect(number)
+        batch = driver.collect(number)
         middle = time.perf_counter()
-        driver.step(number, groups)
+        driver.step(batch)
         yield middle - begin, time.perf_counter() - middle
 
 
 def overlapped(driver: Driver, steps: int) -> float:
     """Seconds of a step when the next batch is sampled meanwhile; the first and the last batch fill and drain."""
     times = []
-    for number, groups, _ in driver.batches(0, steps + 2):
-        driver.step(number, groups)
+    for batch in driver.batches(0, steps + 2):
+        driver.step(batch)
         times.append(time.perf_counter())
     return (times[-2] - times[0]) / steps
 

@@ -74,19 +74,21 @@ def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]
     driver.collect(0)  # the engine's event loop begins with its first request
     whole, sampling, learning = [], [], []
     for number in range(1, steps + 2):
-        examples = job.data.train_batch(number, size)
+        begin_of_batch = job.data.position
+        examples = job.data.take(size)
         bare_sampling = ray.get(
             job.rollouts.actors[0].__ray_call__.remote(generate_in, examples, job.rollouts.sampling)
         )
-        job.data.train_batch(number - 1, size)
+        job.data.seek(begin_of_batch - size)
+        job.data.take(size)
         ray.wait([job.data.ahead])  # as always a step finds its batch read ahead, and has the next one read
         begin = time.perf_counter()
-        groups, _ = driver.collect(number)
-        driver.step(number, groups)
+        batch = driver.collect(number)
+        driver.step(batch)
         seconds = time.perf_counter() - begin
         bare_learning = ray.get(
             job.learner.actors[0].__ray_call__.remote(
-                learn, groups, token_weights(groups, driver.methods(number).loss(number))
+                learn, batch.groups, token_weights(batch.groups, driver.stage(number).method.loss(number))
             )
         )
         if number > 1:  # the first warms up

@@ -22,9 +22,10 @@ from visurf_ray.driver import Driver
 def take_step(driver: Driver, number: int) -> tuple[float, int]:
     """Seconds of one step, and the tokens that are learnt in it: prompts once, and all responses."""
     begin = time.perf_counter()
-    groups, _ = driver.collect(number)
-    driver.step(number, groups)
+    batch = driver.collect(number)
+    driver.step(batch)
     seconds = time.perf_counter() - begin
+    groups = batch.groups
     responses = [response for group in groups for response in group.responses]
     return seconds, sum(len(g.example.prompt.expanded_ids) for g in groups) + sum(r.length for r in responses)
 

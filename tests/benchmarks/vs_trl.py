@@ -62,11 +62,11 @@ class InTurns(TrainerCallback):
     def on_step_end(self, *_: Any, **__: Any) -> None:
         middle = time.perf_counter()
         number = len(self.seconds["ours"])
-        groups = self.driver.collect(number)[0]
-        self.driver.step(number, groups)
+        batch = self.driver.collect(number)
+        self.driver.step(batch)
         self.seconds["trl"].append(middle - self.begin)
         self.seconds["ours"].append(time.perf_counter() - middle)
-        self.tokens.append(statistics.mean(r.length for group in groups for r in group.responses))
+        self.tokens.append(statistics.mean(r.length for group in batch.groups for r in group.responses))
 
 
 def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, steps: int) -> dict[str, float]:

@@ -20,7 +20,7 @@ import ray
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
 from tests.benchmarks.job import started
 from tests.benchmarks.models import write_model
-from visurf_ray.assembly import start_rollouts, wait_for
+from visurf_ray.assembly import make_rollouts
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 from visurf_ray.config.schema import Packing
@@ -66,10 +66,10 @@ def measure_sync(folder: str, repeats: int) -> dict[str, float]:
     """Return the seconds of both kinds of transfer, and those of a plain copy of all weights."""
     config = load_config([f"model.path={folder}", "rollout.max_model_len=256", "rollout.memory=0.25"])
     with connected("local"), ExitStack() as stack:
-        pools = [start_rollouts(config, trained=trained) for trained in (Trained(), ADAPTERS)]
+        pools = [make_rollouts(config, trained=trained) for trained in (Trained(), ADAPTERS)]
         for pool in pools:
             stack.callback(pool.shut_down)
-            wait_for(pool, config)
+            pool.start()
         sender = Sender.remote(folder, *(pool.actors[0] for pool in pools))  # type: ignore[attr-defined]
         runs = {
             "all": lambda: ray.get(sender.send_all.remote()),
@@ -86,7 +86,7 @@ def measure_share(steps: int) -> float:
         shares = []
         for number in range(steps + 1):
             begin = time.perf_counter()
-            driver.step(number, driver.collect(number)[0])
+            driver.step(driver.collect(number))
             middle = time.perf_counter()
             job.learner.send_weights()
             shares.append((time.perf_counter() - middle) / (middle - begin))

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from visurf_ray.config.schema import IMITATION, SUPERVISED, Bounds, Clip, Config, ImportanceLevel, Route
+from visurf_ray.config.schema import IMITATION, SUPERVISED, Bounds, Clip, Config, ImportanceLevel, Route, Schedule
+from visurf_ray.config.stages import plan_stages
 from visurf_ray.errors import ConfigError
 
 
@@ -71,6 +72,15 @@ def comparison_without_rollouts(config: Config) -> str | None:
         return (
             f"method.label_term={method.label_term} compares the label with rollouts: with method.rollouts=false set "
             "method.label_term to ce, dft or chord"
+        )
+    return None
+
+
+def divergence_without_rollouts(config: Config) -> str | None:
+    if config.method.kl_coef and not config.method.rollouts:
+        return (
+            f"method.kl_coef={config.method.kl_coef:g} is of rollout tokens: with method.rollouts=false set "
+            "method.kl_coef=0"
         )
     return None
 
@@ -148,11 +158,44 @@ def sft_to_the_end(config: Config) -> str | None:
     return None
 
 
+def sft_settings_without_steps(config: Config) -> str | None:
+    method = config.method
+    for name in ("sft_batch_size", "sft_learning_rate"):
+        if not method.sft_steps and getattr(method, name) is not None:
+            return (
+                f"method.{name} is for a stage of SFT before the method's own, but method.sft_steps=0: set sft_steps, "
+                f"or method.{name}=null"
+            )
+    return None
+
+
 def ranks_without_groups(config: Config) -> str | None:
     least = config.learner.ranks * config.learner.minibatches
-    if config.train.batch_size < least:
+    for stage in reversed(plan_stages(config)):  # SFT may have the batch size of the stage after it
+        if stage.batch_size < least:
+            key = "method.sft_batch_size" if stage.is_sft else "train.batch_size"
+            return f"{key}={stage.batch_size} must be at least learner.ranks × learner.minibatches = {least}"
+    return None
+
+
+def warmup_to_the_end(config: Config) -> str | None:
+    warmup = config.learner.warmup_steps
+    for stage in plan_stages(config):
+        if warmup and warmup >= stage.steps:
+            name = "method.sft_steps" if stage.is_sft else "train.steps"
+            return (
+                f"learner.warmup_steps={warmup} must be smaller than the {stage.steps} steps of each stage: "
+                f"lower it, or raise {name}"
+            )
+    return None
+
+
+def floor_of_a_constant(config: Config) -> str | None:
+    learner = config.learner
+    if learner.learning_rate_floor and learner.schedule == Schedule.constant:
         return (
-            f"train.batch_size={config.train.batch_size} must be at least learner.ranks × learner.minibatches = {least}"
+            f"learner.learning_rate_floor={learner.learning_rate_floor:g} is where a falling learning rate ends: set "
+            "learner.schedule to linear or cosine"
         )
     return None
 
@@ -230,6 +273,7 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     nothing_to_learn_from,
     group_of_one,
     comparison_without_rollouts,
+    divergence_without_rollouts,
     selection_of_groups_that_all_teach,
     labels_that_end_without_rollouts,
     mu_without_two_losses,
@@ -238,7 +282,10 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     two_choices_of_the_label,
     second_clip_without_the_first,
     sft_to_the_end,
+    sft_settings_without_steps,
     ranks_without_groups,
+    warmup_to_the_end,
+    floor_of_a_constant,
     betas_that_adam_cannot_have,
     adapters_without_layers,
     stale_samples_without_weights,

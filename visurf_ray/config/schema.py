@@ -130,6 +130,14 @@ class OnExcess(StrEnum):
     mask = "mask"
 
 
+class Schedule(StrEnum):
+    """How the learning rate changes over the steps of a stage."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
 class OnError(StrEnum):
     stop = "stop"
     skip = "skip"
@@ -199,6 +207,9 @@ class LearnerConfig:
     freeze_projector: bool = MISSING
     lora: LoraConfig = MISSING
     learning_rate: float = within(at_least=0)
+    schedule: Schedule = MISSING
+    warmup_steps: int = within(at_least=0)
+    learning_rate_floor: float = within(at_least=0, below=1)
     weight_decay: float = within(at_least=0)
     adam_betas: list[float] = MISSING
     max_grad_norm: float = within(at_least=0)
@@ -206,6 +217,7 @@ class LearnerConfig:
     packing: Packing = MISSING
     logprob_chunk: int = within(at_least=1)
     minibatches: int = within(at_least=1)
+    epochs: int = within(at_least=1)
     gradient_checkpointing: bool = MISSING
     gpus: int = within(at_least=0, at_most=1)  # more GPUs are more ranks
     cpus: float = within(at_least=0)
@@ -271,10 +283,13 @@ class MethodConfig:
     entropy_coef: float = MISSING
     kl_coef: float = within(at_least=0)
     dynamic_sampling: bool = MISSING
+    max_refills: int = within(at_least=0)
     overlong: Overlong = MISSING
     overlong_buffer: float = within(above=0, at_most=1)
     overlong_penalty: float = within(at_least=0)
     sft_steps: int = within(at_least=0)
+    sft_batch_size: int | None = within(at_least=1)
+    sft_learning_rate: float | None = within(at_least=0)
 
 
 @dataclass

@@ -22,10 +22,20 @@ class DataActor:
         For the arguments see `open_loader`. Raises DataError like it.
         """
         self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
+        self.prepared: dict[int, Example] = {}  # training examples by their position
 
-    def train_batch(self, step: int, size: int) -> list[Example]:
-        """Return a step's batch (see ExampleLoader.train_batch)."""
-        return self.loader.train_batch(step, size)
+    def prepare(self, position: int, count: int) -> None:
+        """Make training examples that `take` will return."""
+        for here in range(position, position + count):
+            if here not in self.prepared:
+                self.prepared[here] = self.loader.train_batch(here, 1)[0]
+
+    def take(self, position: int, count: int) -> list[Example]:
+        """Return training examples (see ExampleLoader.train_batch), and forget those at earlier positions."""
+        self.prepare(position, count)
+        taken = [self.prepared[here] for here in range(position, position + count)]
+        self.prepared = {here: example for here, example in self.prepared.items() if here >= position + count}
+        return taken
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
         """Return held-out examples (see ExampleLoader.held_out_examples)."""

@@ -10,7 +10,12 @@ from visurf_ray.groups import Example
 
 
 class DataFeed:
-    """Examples of a task, read and processed in an actor."""
+    """Examples of a task, read and processed in an actor.
+
+    Attributes:
+        position: how many training examples have been taken, a resumed run's before it included. They come in the
+            order of `ExampleLoader.train_batch`, each once, whatever the sizes of batches.
+    """
 
     def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool) -> None:
         """Start the actor, and read and check every row.
@@ -26,14 +31,19 @@ class DataFeed:
             DataError: A row cannot be used. The message names the first one.
         """
         self.actor: ActorHandle = start_actor()
-        self.ahead: Reference = None
-        self.ahead_of: tuple[int, int] | None = None  # step and size of the batch that `ahead` will hold
+        self.position = 0
+        self.ahead: Reference = None  # is ready when the actor has prepared the examples that are likely to be next
         ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train))
 
-    def train_batch(self, step: int, size: int) -> list[Example]:
-        """Return the batch of a step, counted from 0, and have the actor prepare the next step's meanwhile."""
-        batch = self.ahead if self.ahead_of == (step, size) else self.actor.train_batch.remote(step, size)
-        self.ahead, self.ahead_of = self.actor.train_batch.remote(step + 1, size), (step + 1, size)
+    def seek(self, position: int) -> None:
+        """Continue from a position."""
+        self.position = position
+
+    def take(self, count: int) -> list[Example]:
+        """Return the next training examples, and have the actor prepare as many after them meanwhile."""
+        batch = self.actor.take.remote(self.position, count)
+        self.position += count
+        self.ahead = self.actor.prepare.remote(self.position, count)
         return ray.get(batch)
 
     def held_out(self, limit: int | None) -> list[Example]:

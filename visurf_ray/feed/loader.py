@@ -109,13 +109,15 @@ class ExampleLoader:
             )
         return length
 
-    def train_batch(self, step: int, size: int) -> list[Example]:
-        """Return the batch of a step, counted from 0. Each epoch has its own order; a batch may span epochs."""
+    def train_batch(self, position: int, size: int) -> list[Example]:
+        """Return `size` training examples, beginning at a position in the endless sequence of shuffled epochs.
+
+        Each epoch has every row once, in its own order; a batch may span epochs.
+        """
         rows = self.rows["train"]
         count = len(rows)
         return [
-            self.example(rows[self._order(position // count)[position % count]])
-            for position in range(step * size, (step + 1) * size)
+            self.example(rows[self._order(here // count)[here % count]]) for here in range(position, position + size)
         ]
 
     def held_out_examples(self, limit: int | None) -> list[Example]:

@@ -56,6 +56,14 @@ class LearnerActor:
             port=port,
         )
 
+    def disconnect(self) -> None:
+        """Close the weight transfer, and free the memory that it holds."""
+        self.engines = []
+        if not self.rank.adapters:
+            self.sender.close()
+            del self.sender
+        self.rank.release()
+
     def send_weights(self) -> None:
         """Send the trained weights to the rollout workers; returns when these have loaded them."""
         if self.rank.adapters:
@@ -67,8 +75,10 @@ class LearnerActor:
             self.sender.send()
         self.rank.release()
 
-    def update(self, minibatches: list[Shard], loss: LossConfig) -> list[StepReport]:
-        reports = self.rank.update(minibatches, loss, ray.get)
+    def update(
+        self, minibatches: list[Shard], loss: LossConfig, learning_rate: float | None = None
+    ) -> list[StepReport]:
+        reports = self.rank.update(minibatches, loss, ray.get, learning_rate)
         self.rank.release()
         return reports
 
@@ -76,6 +86,10 @@ class LearnerActor:
         logprobs = self.rank.mean_logprobs(groups, ray.get)
         self.rank.release()
         return logprobs
+
+    def take_reference(self) -> None:
+        self.rank.take_reference()
+        self.rank.release()
 
     def save(self, folder: Path) -> None:
         self.rank.save(folder)

@@ -18,8 +18,10 @@ class RankConfig:
     Attributes:
         model_path: a folder or a hub id.
         banned: token ids that are never sampled.
+        learning_rate: until an update sets another.
+        epochs: passes over the minibatches of an update.
         shares_gpu: whether a rollout engine uses the same GPU; memory is then freed after each call.
-        reference: whether to keep a copy of the initial policy, for the KL term.
+        reference: whether to keep the reference policy of the KL term.
     """
 
     model_path: str
@@ -38,8 +40,11 @@ class RankConfig:
     gradient_checkpointing: bool
     dtype: Dtype
     head_dtype: HeadDtype
+    epochs: int = 1
     shares_gpu: bool = False
     reference: bool = False
 
+
+REFERENCE_FILE = "reference.safetensors"  # in a checkpoint: the reference policy, unless it is the initial one
 
 Shard = Sequence[tuple[Group, Sequence[float]]]  # a rank's groups, each with the token weight of every response

@@ -59,12 +59,21 @@ class LearnerGroup:
         address, port = ray.get(self.actors[0].address.remote())
         self._call("connect", list(engines), gpu_workers, colocated, address, port)
 
+    def disconnect(self) -> None:
+        """Close the weight transfer, before the rollout workers end."""
+        self._call("disconnect")
+
     def send_weights(self) -> None:
         """Send the policy's weights to all rollout workers; call `connect` before."""
         self._call("send_weights")
 
-    def update(self, groups: Sequence[Group], loss: LossConfig) -> Metrics:
+    def update(self, groups: Sequence[Group], loss: LossConfig, learning_rate: float | None = None) -> Metrics:
         """Train on all groups, in `minibatches` optimiser steps; returns what to log: see `summarise` and `sizes`.
+
+        With `RankConfig.epochs` above 1, these steps are repeated so many times.
+
+        Args:
+            learning_rate: of all these steps; None keeps the one before, at first `RankConfig.learning_rate`.
 
         Raises:
             ValueError: a minibatch has fewer groups than there are ranks.
@@ -77,7 +86,8 @@ class LearnerGroup:
                 shards[rank].append([(part[index], weights[index]) for index in chosen])
         with self._turn:
             self._claim_gpus()
-            reports = ray.get([a.update.remote(s, loss) for a, s in zip(self.actors, shards, strict=True)])
+            calls = [a.update.remote(s, loss, learning_rate) for a, s in zip(self.actors, shards, strict=True)]
+            reports = ray.get(calls)
         return summarise(reports) | sizes(groups, time.monotonic() - begin)
 
     def mean_logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
@@ -98,8 +108,12 @@ class LearnerGroup:
         }
         return [by_index[index] for index in range(len(groups))]
 
+    def take_reference(self) -> None:
+        """Make the current policy the reference of the KL term, if the loss has one; at first it is the initial one."""
+        self._call("take_reference")
+
     def save(self, folder: Path) -> None:
-        """Write the training state (trained parameters and optimizer)."""
+        """Write the training state: trained parameters, optimizer, and the reference if `take_reference` has set it."""
         self._call("save", folder)
 
     def load(self, folder: Path) -> None:

@@ -10,7 +10,6 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from jaxtyping import Float
-from peft.helpers import rescale_adapter_scale
 from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -22,6 +21,7 @@ from visurf_ray.learner.config import RankConfig, Shard
 from visurf_ray.learner.metrics import StepReport, UpdateSums, update_sums
 from visurf_ray.learner.packing import PackedGroups, pack
 from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.method import LossConfig, TokenValues, token_losses
 
@@ -48,8 +48,8 @@ class Rank:
             _skip_compiled_collectives()
         deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
         # Load the reference unsharded: before HfDeepSpeedConfig makes ZeRO-3 partition what is loaded. With adapters no
-        # copy is needed: without them the model is the initial policy.
-        self.reference = self._load_reference() if config.reference and not config.trained.lora_rank else None
+        # copy is needed: the policy differs from it by them alone.
+        frozen = self._load_frozen() if config.reference and not config.trained.lora_rank else None
         settings = self._deepspeed_settings()
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
         model = load_model(
@@ -71,12 +71,19 @@ class Rank:
         self.model = model
         self.dtype = getattr(torch, config.dtype)
         self.device = self.engine.device
+        self.reference = self._make_reference(frozen) if config.reference else None
 
     def _policy(self, model: HFModel) -> Policy:
         config = self.config
         return Policy(model, config.temperature, config.banned, config.logprob_chunk, config.head_dtype)
 
-    def _load_reference(self) -> Policy:
+    def _make_reference(self, frozen: Policy | None) -> Reference:
+        partitioned = self.config.zero_stage == 3
+        if frozen is None:
+            return EarlierAdapters(self.model, self._logprobs, partitioned=partitioned)
+        return FrozenCopy(self.model, frozen, partitioned=partitioned)
+
+    def _load_frozen(self) -> Policy:
         """Load the initial policy, frozen, in the training dtype."""
         model = load_model(
             self.config.model_path,
@@ -106,22 +113,35 @@ class Rank:
         minibatches: Sequence[Shard],
         loss: LossConfig,
         fetch: Fetch,
+        learning_rate: float | None = None,
     ) -> list[StepReport]:
-        """Take one optimiser step for each minibatch; returns a report of each.
+        """Take one optimiser step for each minibatch, `epochs` times; returns a report of each step.
 
-        With several minibatches the old policy's log-probs are computed once, before the first step. With one they are
-        those of its own forward pass.
+        With several steps the old policy's log-probs are computed once, before the first step. With one they are those
+        of its own forward pass. The reference's log-probs are computed before the first step too.
+
+        Every epoch has the same minibatches in the same order, as in verl (actor.shuffle=false) and TRL
+        (num_iterations), so that a resumed run repeats it.
 
         Args:
             minibatches: this rank's groups of each minibatch.
             fetch: returns what a reference refers to (in a cluster, `ray.get`).
+            learning_rate: of all steps; None keeps the one before.
 
         Raises:
             FloatingPointError: the gradient is not finite.
         """
+        if learning_rate is not None:
+            self._set_optimizer(lr=learning_rate)
         packed = [self._pack(shard, self._rows(shard), fetch) for shard in minibatches]
-        old = [[self._logprobs(part) for part in parts] for parts in packed] if len(packed) > 1 else None
-        return [self._step(parts, old[index] if old else None, loss) for index, parts in enumerate(packed)]
+        order = list(range(len(packed))) * self.config.epochs
+        old = [[self._logprobs(part) for part in parts] for parts in packed] if len(order) > 1 else None
+        compared = self.reference if loss.kl_coef else None
+        reference = [[compared.logprobs(part) for part in parts] for parts in packed] if compared else None
+        return [
+            self._step(packed[index], old[index] if old else None, reference[index] if reference else None, loss)
+            for index in order
+        ]
 
     def mean_logprobs(self, groups: Sequence[Group], fetch: Fetch) -> list[list[float]]:
         """Return, for each response of each group, the mean log-prob of its tokens in nats; trains nothing."""
@@ -171,22 +191,15 @@ class Rank:
         finally:
             self.engine.train()
 
-    @torch.no_grad()
-    def _reference_logprobs(self, packed: PackedGroups) -> Float[Tensor, " T"]:
-        """Return the log-probs of the initial policy."""
-        if self.reference:
-            return self.reference(packed)[0]
-        # Scale adapters by 0 instead of disabling them: ZeRO-3 prefetches parameters in the order of earlier passes, so
-        # every pass must run the same layers.
-        with rescale_adapter_scale(self.model, 0.0):
-            return self._logprobs(packed)
-
-    def _step(self, parts: Sequence[PackedGroups], old: Sequence[Tensor] | None, loss: LossConfig) -> StepReport:
+    def _step(
+        self,
+        parts: Sequence[PackedGroups],
+        old: Sequence[Tensor] | None,
+        reference: Sequence[Tensor] | None,
+        loss: LossConfig,
+    ) -> StepReport:
         sums = UpdateSums()
         for index, packed in enumerate(parts):
-            sampled = bool((~packed.is_label_T).any())
-            compares = self.config.reference and loss.kl_coef and sampled
-            reference = self._reference_logprobs(packed) if compares else None
             logprobs, entropy = self.engine(packed)
             tokens = TokenValues(
                 logprob_T=logprobs,
@@ -196,7 +209,7 @@ class Rank:
                 sampler_logprob_T=packed.sampler_logprob_T,
                 entropy_T=entropy,
                 response_T=packed.response_T,
-                reference_logprob_T=reference,
+                reference_logprob_T=reference[index] if reference else None,
             )
             weighted = (token_losses(tokens, loss) * packed.weight_T).sum()
             # DeepSpeed averages gradients over ranks, but the weights have global denominators.
@@ -209,7 +222,17 @@ class Rank:
             raise FloatingPointError(
                 "the gradient is not finite: lower learner.learning_rate; the last steps in metrics.jsonl may show why"
             )
-        return StepReport(sums, grad_norm, self.config.learning_rate)
+        return StepReport(sums, grad_norm, self.engine.optimizer.param_groups[0]["lr"])
+
+    def _set_optimizer(self, **values: float | tuple[float, float]) -> None:
+        """Set values that PyTorch's optimizer reads at each step, such as `lr`."""
+        for group in self.engine.optimizer.param_groups:
+            group.update(values)
+
+    def take_reference(self) -> None:
+        """Make the current policy the reference of the KL term, if there is one."""
+        if self.reference:
+            self.reference.take()
 
     def release(self) -> None:
         """Free cached GPU memory, if an engine shares the GPU."""
@@ -217,8 +240,10 @@ class Rank:
             get_accelerator().empty_cache()
 
     def save(self, folder: Path) -> None:
-        """Write the training state (trained parameters and optimizer) as a DeepSpeed checkpoint."""
+        """Write the training state: a DeepSpeed checkpoint of trained parameters and optimizer, and the reference."""
         self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, exclude_frozen_parameters=True)
+        if self.reference and self.rank == 0:
+            self.reference.save(folder)
 
     def load(self, folder: Path) -> None:
         """Read a training state that `save` wrote with the same number of ranks and ZeRO stage.
@@ -232,10 +257,10 @@ class Rank:
         loaded, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
-        for group in self.engine.optimizer.param_groups:  # DeepSpeed has restored those of the saved run
-            group["lr"] = self.config.learning_rate
-            group["betas"] = self.config.adam_betas
-            group["weight_decay"] = self.config.weight_decay
+        config = self.config  # DeepSpeed has restored the values of the saved run
+        self._set_optimizer(lr=config.learning_rate, betas=config.adam_betas, weight_decay=config.weight_decay)
+        if self.reference:
+            self.reference.load(folder)
 
     def adapter_files(self) -> dict[str, bytes]:
         """Return the adapters as PEFT stores them: the contents of each file by its name, on rank 0; nothing elsewhere.

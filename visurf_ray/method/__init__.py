@@ -28,6 +28,7 @@ from visurf_ray.method.control import (
     route,
     smooth,
 )
+from visurf_ray.method.filling import Filling
 from visurf_ray.method.importance import importance_ratios, importance_weights, is_excess
 from visurf_ray.method.loss import Importance, LossConfig, TokenValues
 from visurf_ray.method.metrics import activity_metrics, advantage_metrics, mean, reward_metrics, truncation_metrics
@@ -63,6 +64,7 @@ def sft_stage(config: MethodConfig) -> MethodConfig:
         label_coef=1.0,
         label_decay=None,
         mu=replace(config.mu, peak=None),
+        kl_coef=0.0,
         route=Route.both,
     )
 
@@ -207,6 +209,25 @@ class Method:
             (kept if any(response.advantage for response in group.responses) else others).append(group)
         return kept + others[: max(0, at_least - len(kept))]
 
+    def filling(self, size: int, *, prompts: int) -> Filling:
+        """Begin a batch: return what says how many prompts to draw, and again with dynamic sampling.
+
+        Args:
+            size: groups of a full batch.
+            prompts: how many to draw at first.
+        """
+        return Filling(size, first=prompts, max_refills=self.config.max_refills, dynamic=self.chooses)
+
+    def count_instructive(self, groups: Sequence[Group], step: int) -> int:
+        """Return how many of the groups `instructive` will keep; call it before `assign_advantages`, on scored groups.
+
+        It leaves the groups as they are.
+        """
+        copies = [Group(group.example, [_copy(response) for response in group.responses]) for group in groups]
+        if self.chooses:
+            self.assign_advantages(copies, step)
+        return len(self.instructive(copies, at_least=0))
+
     def assign_advantages(self, groups: Sequence[Group], step: int = 0) -> Metrics:
         """Control rewards and groups, then set every response's advantage; returns what to log.
 
@@ -253,3 +274,8 @@ class Method:
             response.advantage = advantage
         if smoothed and group.label:
             group.label.advantage = 0.0  # exactly: its reward is the mean up to rounding
+
+
+def _copy(response: Response) -> Response:
+    """Copy what reward control and advantages change."""
+    return replace(response, reward_parts=dict(response.reward_parts))

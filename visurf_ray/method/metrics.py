@@ -17,10 +17,11 @@ def truncation_metrics(groups: Sequence[Group]) -> Metrics:
 
 
 def reward_metrics(groups: Sequence[Group]) -> Metrics:
-    """Return mean rewards by source and part."""
+    """Return mean rewards by source and part. Groups without rollouts have no rewards."""
     metrics: Metrics = {}
+    scored = [group for group in groups if group.rollouts]
     for source in Source:
-        responses = [response for group in groups for response in group.responses if response.source is source]
+        responses = [response for group in scored for response in group.responses if response.source is source]
         if responses:
             metrics[f"reward/{source}/total"] = mean([response.reward for response in responses])
             for part in dict.fromkeys(part for response in responses for part in response.reward_parts):

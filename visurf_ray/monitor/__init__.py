@@ -55,7 +55,8 @@ class Monitor:
         for name in ("summary.json", "report.html"):
             (output_dir / name).unlink(missing_ok=True)
         self._chooser = samples
-        self._warn_logprob_diff = warn_logprob_diff  # None also after the warning
+        self._warned: set[str] = set()
+        self._warn_logprob_diff = warn_logprob_diff
         self._samples: list[tuple[int | str, list[Sample]]] = []
         self._progress = Progress(total_steps, start_step=start_step)
         self._progress.say(f"W&B   {self._metrics.where}")
@@ -85,20 +86,26 @@ class Monitor:
         """
         if self._warn_logprob_diff is None or difference <= self._warn_logprob_diff:
             return
-        self._progress.say(
-            f"WARNING: sampler and learner disagree: of the same tokens, 1 % differ by more than {difference:.2g} nats "
+        self.warn_once(
+            "mismatch",
+            f"sampler and learner disagree: of the same tokens, 1 % differ by more than {difference:.2g} nats "
             f"(monitor.warn_logprob_diff={self._warn_logprob_diff:g}). Compare rollout.dtype with learner.dtype, set "
             "learner.head_dtype=float32, and look at the attention kernels of both sides, at whether every weight sync "
             "succeeded, and at pipeline.max_staleness. pipeline.importance=token or sequence corrects what remains. "
-            "The charts train/rollout_… show how it develops; this warning is given once."
+            "The charts train/rollout_… show how it develops; this warning is given once.",
         )
-        self._warn_logprob_diff = None
 
     def log_eval(self, step: int, metrics: Metrics) -> None:
         """Record the scores of an evaluation as `eval/<name>`, with the seconds of the phase `evaluate`."""
         row = {f"eval/{name}": value for name, value in metrics.items()} | self._progress.take_times("evaluate")
         self._metrics.log(step, row)
         self._progress.evaluation(step, metrics)
+
+    def warn_once(self, subject: str, warning: str) -> None:
+        """Show a warning, unless the run has shown one of the same subject before."""
+        if subject not in self._warned:
+            self._warned.add(subject)
+            self._progress.say(f"WARNING: {warning}")
 
     def show_samples(self, step: int, groups: Sequence[Group]) -> None:
         """Show some responses of a step in W&B, if they are due; the report shows the first and the latest of them."""

@@ -46,7 +46,7 @@ class RewardPool:
 
         Args:
             config: The number of actors, their GPUs, the time limit, and what happens when a reward fails.
-            spec: The reward.
+            spec: The reward. An empty one starts no actors, for a run whose groups have no rollouts.
 
         Raises:
             RewardError: An actor cannot load the reward.
@@ -55,7 +55,7 @@ class RewardPool:
         self.gpus = config.gpus
         self.timeout = config.timeout
         self.skip = config.on_error == OnError.skip
-        self.actors = [self._start() for _ in range(config.workers)]
+        self.actors = [self._start() for _ in range(0 if spec.empty else config.workers)]
         _wait_ready(self.actors)
         self.idle = deque(self.actors)
         self.waiting: deque[Group] = deque()
@@ -64,8 +64,11 @@ class RewardPool:
         self.skipped: list[Group] = []
 
     def submit(self, groups: Iterable[Group]) -> None:
-        """Start to score groups without waiting for the rewards; `wait` does. Raises RewardError like `wait`."""
-        self.waiting.extend(group for group in groups if group.responses)
+        """Start to score groups without waiting for the rewards; `wait` does. Raises RewardError like `wait`.
+
+        Groups without rollouts are not scored: there is nothing that a label's reward would be compared with.
+        """
+        self.waiting.extend(group for group in groups if group.rollouts)
         while self._advance(block=False):
             pass
 

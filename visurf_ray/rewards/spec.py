@@ -25,7 +25,7 @@ class RewardSpec:
         thinking_parts: The parts that reward thinking, as the rewards themselves declare. Set by `of`.
     """
 
-    name: str | None
+    name: str | None = None
     options: dict[str, object] = field(default_factory=dict)
     weight: float = 1.0
     function: str | None = None
@@ -38,13 +38,13 @@ class RewardSpec:
         """Return the specification of a run's reward. Its errors are reported here, before any actor starts.
 
         Raises:
-            ConfigError: There is neither a reward nor a function. A task without a reward can only be evaluated.
+            ConfigError: There is neither a reward nor a function.
             UserError: The reward cannot be loaded (see `load`).
         """
         if config.name is None and config.function is None:
             raise ConfigError(
                 "reward.name and reward.function are both null: there is nothing to score responses by. "
-                "Choose `reward=…`, or set reward.function=module:function"
+                "Choose `reward=…`, set reward.function=module:function, or train with method=sft, which needs none"
             )
         function = None if config.function is None else absolute(config.function)
         spec = RewardSpec(config.name, config.options, config.weight, function, config.function_weight)
@@ -54,6 +54,11 @@ class RewardSpec:
             needs_image=any(map(needs_image, rewards)),
             thinking_parts=tuple(part for reward in rewards for part in thinking_parts(reward)),
         )
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is nothing to score responses by."""
+        return self.name is None and self.function is None
 
     def load(self) -> RewardFunction:
         """Return the reward function. Its parts are those of the named reward and of the user's function, weighted.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from itertools import islice
 from threading import Lock
 
@@ -12,44 +13,88 @@ from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
 
 
-class RolloutPool:
-    """Feeds prompts to vLLM engines: each holds at most its share of the unfinished prompts, and `max_in_flight`.
+@dataclass(frozen=True)
+class WeightLink:
+    """What a pool needs of the learner.
 
-    An engine has one call in flight, which submits new prompts and returns every prompt whose rollouts have all
-    finished since the last call. The slower the driver, the fewer and larger are the calls. Sampling and weight syncs
-    exclude each other, also when different threads call.
+    Attributes:
+        open: connects the learner to engines, given their handles.
+        send: sends the learner's weights to these engines.
+        close: disconnects them, before they end.
+    """
+
+    open: Callable[[Sequence[ActorHandle]], None]
+    send: Callable[[], None]
+    close: Callable[[], None]
+
+
+class RolloutPool:
+    """Starts and ends vLLM engines, and feeds prompts to them.
+
+    Engines start when something is to be sampled; before that there are none, and nothing to sync. They take the
+    learner's weights as soon as they have started.
+
+    Each engine holds at most its share of the unfinished prompts, and `max_in_flight`. It has one call in flight, which
+    submits new prompts and returns every prompt whose rollouts have all finished since the last call. The slower the
+    driver, the fewer and larger are the calls. Sampling and weight syncs exclude each other, also when different
+    threads call.
     """
 
     def __init__(
         self,
-        actors: Sequence[ActorHandle],
+        launch: Callable[[], Sequence[ActorHandle]],
         *,
+        wait: Callable[[Sequence[ActorHandle]], None] = lambda actors: None,
         sampling: Sampling,
         max_in_flight: int,
         oversample: int = 0,
         sleep_level: int | None = None,
     ) -> None:
-        """Take engines that have started or are starting.
+        """Take what starts engines; none is started yet.
 
         Args:
-            actors: `RolloutActor` handles.
+            launch: begins to start all engines, and returns their `RolloutActor` handles.
+            wait: returns when they have started, or raises.
             sampling: settings of training; evaluation is greedy.
             max_in_flight: the most prompts that an engine holds.
             oversample: prompts to draw beyond a batch. The slowest are aborted, unless the method uses all.
             sleep_level: how deep engines sleep while the learner uses their GPUs; None if they share no GPUs.
         """
-        self.actors = list(actors)
+        self.actors: list[ActorHandle] = []  # empty while there are no engines
+        self._launch = launch
+        self._wait = wait
         self.sampling = sampling
         self.max_in_flight = max_in_flight
         self.oversample = oversample
         self.sleep_level = sleep_level
         self._asleep = False
-        self._send_weights: Callable[[], None] | None = None
-        self._turn = Lock()  # held while the engines sample, or take weights
+        self._ready = False  # whether the engines have started and hold the learner's weights
+        self._link: WeightLink | None = None
+        self._turn = Lock()  # held while the engines start, sample, take weights, or end
 
-    def connect(self, send_weights: Callable[[], None]) -> None:
-        """Set the function that sends the learner's weights to all engines."""
-        self._send_weights = send_weights
+    def connect(self, link: WeightLink) -> None:
+        """Connect the pool to a learner. Without one, engines sample with the weights that they start with."""
+        self._link = link
+
+    def launch(self) -> None:
+        """Begin to start the engines, if there are none; see `start`."""
+        if not self.actors:
+            self.actors = list(self._launch())
+
+    def wait(self) -> None:
+        """Wait until the engines that `launch` has begun to start have started."""
+        self._wait(self.actors)
+
+    def start(self) -> None:
+        """Start the engines, if there are none; returns when they hold the learner's weights."""
+        with self._turn:
+            self._ensure_ready()
+
+    def stop(self) -> None:
+        """End the engines, their processes included, and free what they occupy; the next sampling starts new ones."""
+        with self._turn:
+            self._disconnect()
+            self.shut_down()
 
     def prompts(self, batch_size: int) -> int:
         """Return how many prompts to draw for a batch of groups."""
@@ -68,24 +113,36 @@ class RolloutPool:
                 if not enough:
                     return
 
-    def answer(self, examples: Sequence[Example], *, max_tokens: int) -> list[Prediction]:
-        """Return one greedy answer to each example."""
+    def answer(self, examples: Sequence[Example], *, max_tokens: int, stay: bool = True) -> list[Prediction]:
+        """Return one greedy answer to each example.
+
+        Args:
+            stay: whether the engines stay when they have answered. Otherwise they end, as `stop` does.
+        """
         with self._turn:
             generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
             answers = {index: responses[0].text for finished in generated for index, responses in finished}
+            if not stay:
+                self._disconnect()
+                self.shut_down()
         return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
 
     def sync(self, phase: Phase = nullcontext) -> None:
         """Wait for sampling or an evaluation in progress, then send the learner's weights to the engines.
 
+        Does nothing while there are no engines: they take the weights when they start.
+
         Args:
             phase: makes context managers that time the phases `wait` and `sync`.
         """
+        if not self.actors:
+            return
         with phase("wait"):
             self._turn.acquire()
         try:
             with phase("sync"):
-                self._take_weights()
+                if self._ready:
+                    self._take_weights()
         finally:
             self._turn.release()
 
@@ -99,27 +156,50 @@ class RolloutPool:
 
         They wake in `sync` or when they sample next. Both send them the weights again.
         """
-        if self.sleep_level is not None and not self._asleep:
+        if self.actors and self.sleep_level is not None and not self._asleep:
             ray.get([actor.sleep.remote(self.sleep_level) for actor in self.actors])
             self._asleep = True
 
     def shut_down(self) -> None:
-        """End the engines and their child processes, within 30 s. Engines that have died are skipped."""
-        ray.wait([actor.shut_down.remote() for actor in self.actors], num_returns=len(self.actors), timeout=30)
+        """End the engines and their processes, within 30 s, whatever they do. Engines that have died are skipped.
+
+        Unlike `stop` it asks nothing of the learner, so that it also ends a run that has failed.
+        """
+        actors, self.actors = self.actors, []
+        self._ready = self._asleep = False
+        if actors:
+            ray.wait([actor.shut_down.remote() for actor in actors], num_returns=len(actors), timeout=30)
+        for actor in actors:
+            ray.kill(actor)
+
+    def _ensure_ready(self) -> None:
+        """Start the engines if there are none, and wake them if they sleep; they then hold the learner's weights."""
+        self.launch()
+        if not self._ready:
+            self._wait(self.actors)
+            if self._link:
+                self._link.open(self.actors)
+                self._take_weights()
+            self._ready = True
+        elif self._asleep:  # sleeping engines may have dropped their weights
+            self._take_weights()
+
+    def _disconnect(self) -> None:
+        if self._ready and self._link:
+            self._link.close()
 
     def _take_weights(self) -> None:
-        assert self._send_weights is not None, "call connect before sync"
+        assert self._link is not None, "call connect before sync"
         if self._asleep:  # the KV cache is allocated after the transfer, during which the learner needs the memory
             ray.get([actor.wake_up.remote("weights") for actor in self.actors])
-        self._send_weights()
+        self._link.send()
         if self._asleep:
             ray.get([actor.wake_up.remote("kv_cache") for actor in self.actors])
             self._asleep = False
 
     def _generate(self, examples: Sequence[Example], sampling: Sampling) -> Generator[list[Sampled], None, None]:
         """Yield rollouts as they finish, numbered by example; abort what is still running when it is closed."""
-        if self._asleep:  # sleeping engines may have dropped their weights
-            self._take_weights()
+        self._ensure_ready()
         left = len(examples)
         pending = iter(enumerate(examples))
         loads = [0] * len(self.actors)

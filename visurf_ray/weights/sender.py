@@ -65,3 +65,7 @@ class WeightSender:
     def send(self) -> None:
         """Send the current weights; returns when the engines have loaded them."""
         self.engine.send_weights()
+
+    def close(self) -> None:
+        """Close the transfer, before the engines end."""
+        self.engine.shutdown()
