@@ -9,7 +9,7 @@ import ray
 from tests.unit.groups import example
 from visurf_ray.groups import Response, Source, TokenSpan
 from visurf_ray.rollout.actor import Sampled, Sampling
-from visurf_ray.rollout.pool import RolloutPool, without_rollouts
+from visurf_ray.rollout.pool import RolloutPool, WeightLink, without_rollouts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -41,11 +41,34 @@ class Recorder:
     def wake_up(self, tag):
         self.calls.append(f"wake {tag}")
 
+    def shut_down(self):
+        self.calls.append("shut down")
 
-def make_pool(sleep_level: int | None) -> RolloutPool:
-    actor = Recorder.remote()
-    pool = RolloutPool([actor], sampling=Sampling(1, 1.0, 8), max_in_flight=1, oversample=2, sleep_level=sleep_level)
-    pool.connect(lambda: ray.get(actor.record.remote("weights")))
+    def ping(self):
+        pass
+
+
+def make_pool(sleep_level: int | None, launched: list | None = None) -> RolloutPool:
+    """A pool that tells an engine's calls and the learner's in one record; it has taken the first weights already.
+
+    launched: receives the engines that the pool starts, and the pool has started none.
+    """
+
+    def launch():
+        actor = Recorder.remote()
+        if launched is not None:
+            launched.append(actor)
+        return [actor]
+
+    def record(call: str, engines=None) -> None:
+        (actor,) = engines or pool.actors
+        ray.get(actor.record.remote(call))
+
+    pool = RolloutPool(launch, sampling=Sampling(1, 1.0, 8), max_in_flight=1, oversample=2, sleep_level=sleep_level)
+    link = WeightLink(lambda engines: record("open", engines), lambda: record("weights"), lambda: record("close"))
+    pool.connect(link)
+    if launched is None:
+        pool.start()
     return pool
 
 
@@ -53,6 +76,7 @@ def calls(pool: RolloutPool) -> list[str]:
     return ray.get(pool.actors[0].recorded.remote())
 
 
+START = ["open", "weights"]
 WAKING = ["wake weights", "weights", "wake kv_cache"]
 
 
@@ -62,7 +86,7 @@ def test_sleeping_engines_take_weights_before_the_kv_cache_is_allocated():
     pool.sleep()
     pool.sync()
     pool.sync()
-    assert calls(pool) == ["sleep 2", *WAKING, "weights"]
+    assert calls(pool) == [*START, "sleep 2", *WAKING, "weights"]
 
 
 def test_sleeping_engines_take_weights_before_they_sample():
@@ -71,14 +95,80 @@ def test_sleeping_engines_take_weights_before_they_sample():
     assert [len(groups) for groups in pool.sample([example()], 1)] == [1]
     pool.sleep()
     assert [answer.response for answer in pool.answer([example()], max_tokens=8)] == ["text"]
-    assert calls(pool) == 2 * ["sleep 1", *WAKING, "sample"]
+    assert calls(pool) == START + 2 * ["sleep 1", *WAKING, "sample"]
+
+
+def test_engines_that_sleep_before_the_learner_has_started_take_weights_first():
+    """They share its GPU: they start before it, and are connected when it is there."""
+    pool = make_pool(sleep_level=1, launched=[])
+    pool.launch()
+    pool.wait()
+    pool.sleep()
+    pool.start()
+    assert calls(pool) == ["sleep 1", "open", *WAKING]
 
 
 def test_engines_with_gpus_of_their_own_never_sleep():
     pool = make_pool(sleep_level=None)
     pool.sleep()
     pool.sync()
-    assert calls(pool) == ["weights"]
+    assert calls(pool) == [*START, "weights"]
+
+
+# Engines that start and end
+
+
+def is_alive(actor) -> bool:
+    try:
+        ray.get(actor.ping.remote())
+    except ray.exceptions.RayActorError:
+        return False
+    return True
+
+
+def test_no_engine_runs_before_something_is_sampled_nor_after_the_last_evaluation():
+    """An evaluation starts engines that take the weights, disconnects the learner, and ends them."""
+    launched: list = []
+    pool = make_pool(sleep_level=1, launched=launched)
+    pool.sync()
+    pool.sleep()
+    pool.wake()
+    assert launched == [] == pool.actors
+    for number in (1, 2):
+        answers = pool.answer([example()], max_tokens=8, stay=False)
+        assert [answer.response for answer in answers] == ["text"] and len(launched) == number and pool.actors == []
+        assert not is_alive(launched[-1])
+    pool.sync()
+    pool.sleep()
+    assert len(launched) == 2
+
+
+def test_an_engine_is_disconnected_before_it_ends_and_sampling_starts_another():
+    launched: list = []
+    pool = make_pool(sleep_level=None, launched=launched)
+    pool.answer([example()], max_tokens=8, stay=True)
+    before = calls(pool)
+    told: list = []
+    shut_down, pool.shut_down = pool.shut_down, lambda: told.extend(calls(pool)) or shut_down()
+    pool.stop()
+    assert before == [*START, "sample"] and told == [*before, "close"]
+    assert [len(groups) for groups in pool.sample([example()], 1)] == [1]
+    pool.sync()
+    assert len(launched) == 2 and calls(pool) == [*START, "sample", "weights"]
+
+
+def test_a_failed_run_ends_its_engines_without_the_learner():
+    pool = make_pool(sleep_level=None, launched=(launched := []))
+    pool.launch()
+    pool.shut_down()
+    pool.shut_down()
+    assert not is_alive(launched[0]) and pool.actors == []
+
+
+def test_without_a_learner_engines_sample_with_their_own_weights():
+    pool = RolloutPool(lambda: [Recorder.remote()], sampling=Sampling(1, 1.0, 8), max_in_flight=1)
+    pool.answer([example()], max_tokens=8)
+    assert calls(pool) == ["sample"]
 
 
 def test_weights_wait_for_the_batch_that_is_sampled():
@@ -88,7 +178,7 @@ def test_weights_wait_for_the_batch_that_is_sampled():
         sync = threading.Thread(target=pool.sync)
         sync.start()
         sync.join(timeout=0.5)
-        assert sync.is_alive() and "weights" not in calls(pool)
+        assert sync.is_alive() and calls(pool).count("weights") == 1
     sync.join(timeout=10)
     assert not sync.is_alive() and calls(pool)[-2:] == ["abort", "weights"]
 

@@ -129,3 +129,13 @@ def test_a_function_that_the_actors_do_not_find_stops_the_run(settings):
     spec = RewardSpec(None, function="/nowhere/own.py:score")
     with pytest.raises(RewardError, match=r"(?s)could not start: .*there is no file /nowhere/own\.py"):
         score(RewardPool(replace(settings, on_error=OnError.skip), spec), [make_group("a", "", "x")])
+
+
+def test_labels_alone_are_not_scored_and_need_no_actors(settings):
+    """They are learnt by cross-entropy: nothing compares their rewards."""
+    pool = RewardPool(settings, RewardSpec())
+    label = make_group("a", _TRUTH, _RIGHT)
+    label.responses[0].source = Source.LABEL
+    assert RewardSpec().empty and not SPEC.empty
+    assert pool.actors == [] == score(pool, [label])
+    assert label.responses[0].reward == 0.0 and not label.responses[0].reward_parts

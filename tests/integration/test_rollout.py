@@ -43,7 +43,10 @@ def start_engine(config, worker: int) -> Any:
 
 
 def make_pool(actors) -> RolloutPool:
-    return RolloutPool(actors, sampling=Sampling(4, 1.0, 60, logprobs_every=1), max_in_flight=8)
+    """A pool of engines that run already."""
+    pool = RolloutPool(lambda: actors, sampling=Sampling(4, 1.0, 60, logprobs_every=1), max_in_flight=8)
+    pool.start()
+    return pool
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +54,6 @@ def pool(config):
     pool = make_pool([start_engine(config, 0)])
     yield pool
     pool.shut_down()
-    ray.kill(pool.actors[0])
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,7 @@ def test_groups_come_back_in_order_with_sampled_tokens(pool, examples, processor
 
 
 def test_one_prompt_of_so_many_brings_log_probs(pool, examples):
-    some = RolloutPool(pool.actors, sampling=replace(pool.sampling, logprobs_every=2), max_in_flight=8)
+    some = RolloutPool(lambda: pool.actors, sampling=replace(pool.sampling, logprobs_every=2), max_in_flight=8)
     groups = sampled(some, examples)
     given = [{tokens_of(response).sampler_logprobs is not None for response in group.responses} for group in groups]
     assert given == [{number % 2 == 0} for number in range(len(examples))]
@@ -173,7 +175,7 @@ def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
     sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, address="", port=0)
 
     def greedy():
-        answers = RolloutPool(pool.actors, sampling=Sampling(1, 0.0, 20, logprobs_every=1), max_in_flight=8)
+        answers = RolloutPool(lambda: pool.actors, sampling=Sampling(1, 0.0, 20, logprobs_every=1), max_in_flight=8)
         responses = [group.responses[0] for group in sampled(answers, examples[:2])]
         return [(list(tokens.ids), list(tokens.sampler_logprobs)) for tokens in map(tokens_of, responses)]
 
@@ -197,7 +199,7 @@ def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
 def test_vision_placeholders_are_never_sampled(config, pool, examples, processor):
     """At the highest temperature that vLLM takes."""
     banned = set(banned_token_ids(processor.tokenizer))
-    hot = RolloutPool(pool.actors, sampling=Sampling(n=8, temperature=2.0, max_tokens=100), max_in_flight=8)
+    hot = RolloutPool(lambda: pool.actors, sampling=Sampling(n=8, temperature=2.0, max_tokens=100), max_in_flight=8)
     groups = sampled(hot, examples)
     tokens = [token for group in groups for response in group.responses for token in tokens_of(response).ids]
     assert len(tokens) > 500 and not banned & set(tokens)
@@ -244,4 +246,3 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
     ranks.send_weights()
     assert [p.response for p in pair.answer(examples, max_tokens=60)] == [p.response for p in answers]
     make_pool([second]).shut_down()
-    ray.kill(second)

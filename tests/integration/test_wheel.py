@@ -55,4 +55,5 @@ def test_sft_then_rlvr_is_one_run_of_two_stages(sweep):
     first, second = (row for row in rows(sweep / "method.sft_steps-1") if "train/loss" in row)
     for row, absent in ((first, "rollout"), (second, "label")):
         assert not [name for name in row if f"/{absent}" in name and not name.startswith("train/rollout_")]
-    assert second["train/kl/rollout"] > 0.0 and second["train/rollout_logprob_diff_max"] < 1e-4
+    assert second["train/kl/rollout"] == pytest.approx(0.0, abs=1e-6), "from the policy at the stage's start"
+    assert second["train/rollout_logprob_diff_max"] < 1e-4

@@ -110,7 +110,7 @@ def test_saving_goes_on_after_a_failure_and_takes_nothing_of_it(folder):
 def test_saving_a_step_again_replaces_it(folder):
     checkpoints = Checkpoints(folder, keep=2)
     checkpoints.save(State(20), saver("old"))
-    path = checkpoints.save(State(20, "again"), saver("new"))
+    path = checkpoints.save(State(20, run_id="again"), saver("new"))
     assert (path / "weights.bin").read_text() == "new" and read_state(path).run_id == "again"
     assert names(folder) == ["step_000020"]
 

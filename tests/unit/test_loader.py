@@ -11,12 +11,13 @@ from tests.unit.conftest import encoded, picture
 from visurf_ray.config.load import load_config
 from visurf_ray.data.stored import StoredImage
 from visurf_ray.errors import DataError, UserError
+from visurf_ray.feed.actor import DataActor
 from visurf_ray.feed.loader import ExampleLoader
 from visurf_ray.tasks import load_task
 
 
-def identities(loader, step: int, size: int) -> list[str]:
-    return [example.id for example in loader.train_batch(step, size)]
+def identities(loader, position: int, size: int) -> list[str]:
+    return [example.id for example in loader.train_batch(position, size)]
 
 
 # Images, boxes, prompts
@@ -160,7 +161,9 @@ def seven(write_jsonl, data_folder):
 
 def test_every_row_comes_once_in_every_epoch(seven, make_loader):
     loader = make_loader(seven)
-    order = [identity for step in range(7) for identity in identities(loader, step, 3)]  # three epochs of seven
+    order = [
+        identity for begin in range(0, 21, 3) for identity in identities(loader, begin, 3)
+    ]  # three epochs of seven
     epochs = [order[begin : begin + 7] for begin in (0, 7, 14)]
     assert all(sorted(epoch) == [str(n) for n in range(7)] for epoch in epochs)
     assert epochs[0] != epochs[1] != epochs[2], "each is shuffled anew"
@@ -169,16 +172,16 @@ def test_every_row_comes_once_in_every_epoch(seven, make_loader):
 def test_a_batch_may_span_two_epochs_or_more(seven, make_loader):
     loader = make_loader(seven)
     order = [identities(loader, position, 1)[0] for position in range(21)]
-    assert identities(loader, 2, 3) == order[6:9]
+    assert identities(loader, 6, 3) == order[6:9]
     assert identities(loader, 0, 20) == order[:20]
 
 
-def test_batches_depend_only_on_seed_and_step(seven, make_loader):
+def test_batches_depend_only_on_seed_and_position(seven, make_loader):
     first, again, other = make_loader(seven, seed=3), make_loader(seven, seed=3), make_loader(seven, seed=4)
     later = identities(first, 5, 4)
     assert identities(again, 5, 4) == later, "a resumed run goes on with the same rows"
     assert identities(first, 5, 4) == later
-    assert [identities(first, step, 7) for step in range(3)] != [identities(other, step, 7) for step in range(3)]
+    assert identities(first, 0, 21) != identities(other, 0, 21)
 
 
 def test_held_out_examples_come_in_their_own_order(seven, make_loader):
@@ -210,3 +213,39 @@ def test_a_miniature_without_scenes_names_the_key(processor, key):
         loader = ExampleLoader(task, processor, seed=0, max_prompt_tokens=500, put=lambda value: value)
         loader.load_train()
         loader.check()
+
+
+# The actor that serves them
+
+
+@pytest.fixture
+def counting(seven, make_loader):
+    """A data actor, and how many training examples it has made."""
+    made = []
+    actor = DataActor()
+    actor.loader = make_loader(seven)
+    actor.prepared = {}
+    make = actor.loader.example
+    actor.loader.example = lambda row: made.append(row.id) or make(row)
+    return actor, made
+
+
+def test_examples_are_made_once_whatever_is_taken_at_a_time(counting):
+    """Batches of other sizes than prepared: at a stage's end, or when a batch is refilled."""
+    actor, made = counting
+    taken = []
+    for position, count in ((0, 3), (3, 5), (8, 1), (9, 4)):
+        taken += actor.take(position, count)
+        actor.prepare(position + count, count)
+    assert [example.id for example in taken] == identities(actor.loader, 0, 13)
+    assert made[:13] == made[-13:] and len(made) == 17 + 13, "the last four were prepared ahead"
+
+
+def test_used_examples_are_forgotten_and_a_run_may_go_back(counting):
+    actor, _ = counting
+    actor.take(0, 5)
+    actor.prepare(5, 2)
+    assert sorted(actor.prepared) == [5, 6]
+    assert [example.id for example in actor.take(2, 2)] == identities(actor.loader, 2, 2)
+    actor.take(10, 1)
+    assert not actor.prepared

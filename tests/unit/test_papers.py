@@ -109,6 +109,7 @@ def test_a_trained_row_is_its_method_task_model_and_settings(row):
     whole = composed(find_row(f"table 1, visurf, {task}"))
     assert config.train.steps == (20 if table == "table 6" else whole.train.steps)
     assert config.method.sft_steps == (config.train.steps // 2 if method == "sft_then_rlvr" else 0)
+    assert config.method.sft_batch_size == (32 if method == "sft_then_rlvr" else None)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_scores_are_means_and_without_examples_there_are_none(open_task):
     assert task.metrics([]) == {}
 
 
-def test_training_needs_the_users_own_reward(tmp_path):
+def test_training_with_rollouts_needs_the_users_own_reward(tmp_path):
     data = ["task=vqa", "task.train=a.jsonl", "task.held_out=a.jsonl"]
     with pytest.raises(ConfigError, match=r"both null: there is nothing to score.*reward\.function=module"):
         RewardSpec.of(load_config(data).reward)

@@ -1,0 +1,233 @@
+"""The loop itself, around parts that record what it asks of them: stages, data, refills, evaluations, resuming."""
+
+import json
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+
+from tests.unit.conftest import composed
+from tests.unit.groups import example
+from visurf_ray.checkpoints import Checkpoints, State, read_state
+from visurf_ray.driver import Driver
+from visurf_ray.groups import Group, Response, Source, TokenSpan
+from visurf_ray.stages import build_stages
+
+TEACHES = "teaches"  # the ground truth of examples whose rollouts earn unequal rewards
+
+
+class Data:
+    """Examples named after their position; every `period`-th teaches."""
+
+    def __init__(self, period: int) -> None:
+        self.position = 0
+        self.period = period
+
+    def seek(self, position):
+        self.position = position
+
+    def take(self, count):
+        taken = range(self.position, self.position + count)
+        self.position += count
+        return [example("" if here % self.period else TEACHES, identity=str(here)) for here in taken]
+
+    def held_out(self, limit):
+        return []
+
+
+class Rollouts:
+    def __init__(self, oversample: int) -> None:
+        self.oversample = oversample
+        self.stays = []
+
+    def prompts(self, size):
+        return size + self.oversample
+
+    def sample(self, examples, enough):
+        for index in range(min(enough, len(examples))):
+            responses = [Response(Source.ROLLOUT, "", TokenSpan.of([1])) for _ in range(2)]
+            yield {index: Group(examples[index], responses)}
+
+    def answer(self, examples, *, max_tokens, stay):
+        self.stays.append(stay)
+        return []
+
+    def sync(self, phase):
+        pass
+
+    def wake(self, phase):
+        pass
+
+
+class Rewards:
+    def submit(self, groups):
+        for group in groups:
+            for number, response in enumerate(group.rollouts):
+                response.reward = float(number) if group.example.ground_truth == TEACHES else 1.0
+                response.reward_parts = {"accuracy": response.reward}
+
+    def wait(self):
+        return []
+
+
+class Learner:
+    """Records the examples and the learning rate of each update, and when the reference is taken."""
+
+    least_groups = 1
+
+    def __init__(self) -> None:
+        self.log = []
+
+    def update(self, groups, loss, learning_rate):
+        self.log.append(([int(group.example.id) for group in groups], learning_rate))
+        return {}
+
+    def take_reference(self):
+        self.log.append("reference")
+
+    def save(self, folder):
+        pass
+
+
+class Monitor:
+    run_id = "run"
+
+    def __init__(self) -> None:
+        self.rows = {}
+        self.evaluated = []
+        self.warnings = []
+
+    def phase(self, name):
+        return nullcontext()
+
+    def log(self, step, metrics):
+        self.rows[step] = metrics
+
+    def log_eval(self, step, metrics):
+        self.evaluated.append(step)
+
+    def warn_once(self, subject, warning):
+        self.warnings.append(warning)
+
+    def show_samples(self, step, groups):
+        pass
+
+
+TASK = SimpleNamespace(render=lambda example, style: "label", styles=("spaced",))
+
+
+class Tokenizer:
+    eos_token_id = 0
+
+    def __call__(self, text, add_special_tokens):
+        return SimpleNamespace(input_ids=[1, 2])
+
+
+def drive(folder, *overrides: str, state: State | None = None, oversample: int = 0, period: int = 1) -> Driver:
+    """Run from `state`, with a checkpoint of each step."""
+    config = composed("train.batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=99", *overrides)
+    driver = Driver(
+        config,
+        stages=build_stages(config, TASK, Tokenizer(), thinking_parts=()),
+        score=lambda predictions: {"score": 1.0},
+        data=Data(period),
+        rollouts=Rollouts(oversample),
+        rewards=Rewards(),
+        learner=Learner(),
+        checkpoints=Checkpoints(folder, 99),
+        monitor=Monitor(),
+    )
+    driver.run(state or State())
+    return driver
+
+
+def examples_of(driver: Driver) -> list[list[int]]:
+    return [entry[0] for entry in driver.learner.log if entry != "reference"]
+
+
+STAGES = ("method=sft_then_rlvr", "train.steps=5", "method.sft_steps=2", "method.sft_batch_size=6", "eval.every=1")
+AHEAD = ("pipeline=one_step_off",)
+
+
+@pytest.mark.parametrize("ahead", [(), AHEAD])
+def test_no_example_is_skipped_or_used_twice_where_the_stages_meet(tmp_path, ahead):
+    driver = drive(tmp_path, *STAGES, *ahead)
+    assert examples_of(driver) == [
+        list(range(0, 6)),
+        list(range(6, 12)),
+        *([b, b + 1, b + 2, b + 3] for b in (12, 16, 20)),
+    ]
+    assert read_state(tmp_path / "step_000002").position == 12
+
+
+def test_oversampling_moves_the_position_by_all_that_it_draws_in_the_stage_that_samples(tmp_path):
+    driver = drive(tmp_path, *STAGES, oversample=2)
+    assert examples_of(driver)[1:4] == [list(range(6, 12)), [12, 13, 14, 15], [18, 19, 20, 21]]
+    assert read_state(tmp_path / "step_000003").position == 18
+
+
+def test_each_stage_has_its_own_rates_and_the_reference_is_taken_where_the_second_begins(tmp_path):
+    rates = ["learner.schedule=linear", "learner.learning_rate=1.0", "method.sft_learning_rate=10.0"]
+    driver = drive(tmp_path, *STAGES, *rates)
+    log = [entry if entry == "reference" else pytest.approx(entry[1]) for entry in driver.learner.log]
+    assert log == [10.0, 5.0, "reference", 1.0, 2 / 3, 1 / 3]
+
+
+def test_engines_stay_after_an_evaluation_only_if_the_next_step_samples(tmp_path):
+    driver = drive(tmp_path / "a", *STAGES)
+    assert driver.monitor.evaluated == [0, 1, 2, 3, 4, 5]
+    assert driver.rollouts.stays == [False, False, True, True, True, True]
+    assert drive(tmp_path / "b", "method=sft", "train.steps=1", "eval.every=0").rollouts.stays == [False, False]
+    assert drive(tmp_path / "c", "method=rlvr", "train.steps=1", "eval.every=0").rollouts.stays == [True, True]
+
+
+DAPO = ("method=dapo", "train.steps=4", "method.max_refills=5", "eval.every=0")
+RESUMED = {
+    "stages": (STAGES, 0, 1),
+    "stages with oversampling": ((*STAGES, "learner.schedule=cosine", "learner.warmup_steps=1"), 2, 1),
+    "refills": (DAPO, 1, 3),
+    "refills that do not suffice": ((*DAPO, "method.max_refills=1"), 0, 5),
+}
+
+
+@pytest.mark.parametrize("ahead", [(), AHEAD])
+@pytest.mark.parametrize("case", RESUMED)
+def test_a_run_that_is_resumed_anywhere_goes_on_with_the_same_examples_and_rates(tmp_path, case, ahead):
+    """Also where the sampler was a batch ahead of the checkpoint."""
+    overrides, oversample, period = RESUMED[case]
+    whole = drive(tmp_path / "whole", *overrides, *ahead, oversample=oversample, period=period)
+    for checkpoint in sorted((tmp_path / "whole").iterdir())[:-1]:
+        state = read_state(checkpoint)
+        rest = drive(tmp_path / checkpoint.name, *overrides, *ahead, state=state, oversample=oversample, period=period)
+        done = [entry for entry in whole.learner.log if entry != "reference"][: state.step]
+        expected = whole.learner.log[len(done) :]
+        if "reference" in whole.learner.log[: len(done)]:
+            expected = expected[1:]
+        assert rest.learner.log == expected, json.loads((checkpoint / "state.json").read_text())
+
+
+def test_batches_are_refilled_until_they_are_full(tmp_path):
+    """A third of the examples teach, so 4 of them are among 12. A refill draws what that share makes likely."""
+    driver = drive(tmp_path, *DAPO, period=3)
+    assert all(len(batch) == 4 and not any(here % 3 for here in batch) for batch in examples_of(driver))
+    drawn = [read_state(tmp_path / f"step_{step:06d}").position for step in (1, 2)]
+    assert examples_of(driver)[0] == [0, 3, 6, 9] and drawn[0] >= 10
+    assert examples_of(driver)[1][0] >= drawn[0], "what a batch has drawn, none draws again"
+    assert driver.monitor.rows[1]["train/refills"] == 2.0, "4 prompts gave 2 groups, 4 more 1, 3 more the last"
+    assert driver.monitor.rows[1]["train/kept_share"] == 4 / drawn[0] == 4 / 11
+    assert not driver.monitor.warnings
+
+
+def test_after_the_last_refill_a_warning_comes_and_training_goes_on(tmp_path):
+    driver = drive(tmp_path, *DAPO, "method.max_refills=1", "train.steps=1", period=5)
+    assert examples_of(driver) == [[0, 5]]
+    assert driver.monitor.rows[1] | {"train/refills": 1.0, "train/kept_share": 2 / 8} == driver.monitor.rows[1]
+    (warning,) = driver.monitor.warnings
+    assert "step 1: after method.max_refills=1 refills the batch has 2 groups with an advantage" in warning
+
+
+def test_a_batch_without_any_group_that_teaches_still_reaches_the_learner(tmp_path):
+    state = State(position=1)  # the only example that teaches is the one before
+    driver = drive(tmp_path, *DAPO, "train.steps=1", state=state, period=10**9)
+    assert examples_of(driver) == [[1]], "as many as the learner needs"
+    assert driver.monitor.rows[1]["train/refills"] == 5.0 and driver.monitor.rows[1]["train/kept_share"] == 0.0
