@@ -44,7 +44,7 @@ class Recorder:
     def shut_down(self):
         self.calls.append("shut down")
 
-    def ping(self):
+    def ready(self):
         pass
 
 
@@ -120,7 +120,7 @@ def test_engines_with_gpus_of_their_own_never_sleep():
 
 def is_alive(actor) -> bool:
     try:
-        ray.get(actor.ping.remote())
+        ray.get(actor.ready.remote())
     except ray.exceptions.RayActorError:
         return False
     return True

@@ -1,5 +1,6 @@
 """The pool of rollout workers."""
 
+import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
@@ -171,6 +172,8 @@ class RolloutPool:
             ray.wait([actor.shut_down.remote() for actor in actors], num_returns=len(actors), timeout=30)
         for actor in actors:
             ray.kill(actor)
+        for actor in actors:
+            _wait_until_dead(actor)
 
     def _ensure_ready(self) -> None:
         """Start the engines if there are none, and wake them if they sleep; they then hold the learner's weights."""
@@ -232,6 +235,16 @@ class RolloutPool:
         """Abort all requests; return when the calls have returned and the engines are idle."""
         references = [*calls, *(actor.abort.remote() for actor in self.actors)]
         ray.wait(references, num_returns=len(references))
+
+
+def _wait_until_dead(actor: ActorHandle) -> None:
+    """Return when the actor has ended: `ray.kill` does not wait for that."""
+    while True:
+        try:
+            ray.get(actor.ready.remote())
+        except ray.exceptions.RayActorError:
+            return
+        time.sleep(0.01)
 
 
 def without_rollouts(examples: Sequence[Example]) -> Generator[dict[int, Group], None, None]:
