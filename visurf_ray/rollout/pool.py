@@ -238,10 +238,11 @@ class RolloutPool:
 
 
 def _wait_until_dead(actor: ActorHandle) -> None:
-    """Return when the actor has ended: `ray.kill` does not wait for that."""
-    while True:
+    """Return when the actor has ended, or after 30 s: `ray.kill` does not wait for that."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
         try:
-            ray.get(actor.ready.remote())
+            ray.get(actor.ready.remote(), timeout=30)
         except ray.exceptions.RayActorError:
             return
         time.sleep(0.01)
