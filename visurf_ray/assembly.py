@@ -159,7 +159,6 @@ def start_learner(
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
         max_grad_norm=learner.max_grad_norm,
         max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
-        packing=learner.packing,
         logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,

@@ -25,7 +25,7 @@ import torch
 
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.models import random_group
-from visurf_ray.config.schema import Dtype, HeadDtype, Packing
+from visurf_ray.config.schema import Dtype, HeadDtype
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cost
 from visurf_ray.method import LossConfig, token_weights
@@ -173,7 +173,6 @@ def measure(case: Case, folder: str, device: str, repeats: int) -> dict[str, Any
         adam_betas=(0.9, 0.999),
         max_grad_norm=1.0,
         max_tokens_per_micro_batch=size.micro_batch,
-        packing=Packing.split,
         logprob_chunk=8192 if device == "cuda" else 256,
         gradient_checkpointing=size.checkpointing,
         head_dtype=HeadDtype.float32,

@@ -23,7 +23,6 @@ from tests.benchmarks.models import write_model
 from visurf_ray.assembly import make_rollouts
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
-from visurf_ray.config.schema import Packing
 from visurf_ray.learner.trained import Trained, adapter_files
 
 ADAPTERS = Trained(lora_rank=16, lora_alpha=32.0)
@@ -41,7 +40,7 @@ class Sender:
         from visurf_ray.learner.policy import load_model
         from visurf_ray.weights.sender import WeightSender
 
-        self.model = load_model(path, dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False)
+        self.model = load_model(path, dtype=torch.float32, gradient_checkpointing=False)
         self.sender = WeightSender(self.model, [full], rank=0, gpu_workers=0, colocated=False, address="", port=0)
         size = sum(weight.numel() * weight.element_size() for weight in self.model.parameters())
         self.source, self.target = (torch.ones(size, dtype=torch.uint8) for _ in range(2))

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
-from visurf_ray.config.schema import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, Packing, RatioLevel
+from visurf_ray.config.schema import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
@@ -35,7 +35,6 @@ def rank_config(config, processor, **changes) -> RankConfig:
         "adam_betas": (0.9, 0.999),
         "max_grad_norm": 1.0,
         "max_tokens_per_micro_batch": 300,
-        "packing": Packing.split,
         "logprob_chunk": 64,
         "gradient_checkpointing": False,
         "dtype": "float32",
@@ -85,7 +84,7 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 def reference(config, processor, loader):
     """Two steps of a plain PyTorch loop in one process: the weights, and each step's loss and gradient norm."""
     model = load_model(
-        resolve_model(config.model.path), dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False
+        resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
     )
     policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
@@ -144,7 +143,7 @@ def test_micro_batches_change_no_term_of_the_objective_and_no_metric(make_learne
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_mean_logprobs_are_those_of_each_response(make_learner, batches, config, processor, loader, ranks):
     model = load_model(
-        resolve_model(config.model.path), dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False
+        resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
     )
     policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
     found = make_learner(ranks, max_tokens_per_micro_batch=300).mean_logprobs(batches[0])

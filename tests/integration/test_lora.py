@@ -14,7 +14,6 @@ from tests.integration.groups import make_groups
 from tests.integration.runs import SMALL, rows, run_here
 from tests.integration.test_learner import LORA, batches, distance, loaded, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_policy import losses_of, packed_groups, plain_rows
-from visurf_ray.config.schema import Packing
 from visurf_ray.errors import ConfigError
 from visurf_ray.evaluation import as_model
 from visurf_ray.learner.policy import Policy, load_model
@@ -25,7 +24,7 @@ from visurf_ray.weights.source import ZeroSource
 
 
 def load(path):
-    return load_model(path, dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False)
+    return load_model(path, dtype=torch.float32, gradient_checkpointing=False)
 
 
 @pytest.fixture
@@ -161,12 +160,12 @@ def plain(config, processor, loader):
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
-    ("ranks", "stage", "checkpointing", "packing"),
+    ("ranks", "stage", "checkpointing"),
     [
-        (1, 1, False, Packing.split),
-        (2, 2, True, Packing.split),
-        (2, 3, False, Packing.dense),
-        (2, 3, True, Packing.split),
+        (1, 1, False),
+        (2, 2, True),
+        (2, 3, False),
+        (2, 3, True),
     ],
 )
 def test_adapters_learn_as_in_a_plain_loop_and_are_exported_both_ways(
@@ -180,10 +179,9 @@ def test_adapters_learn_as_in_a_plain_loop_and_are_exported_both_ways(
     ranks,
     stage,
     checkpointing,
-    packing,
 ):
     weights, norms = plain
-    learner = make_learner(ranks, zero_stage=stage, trained=LORA, gradient_checkpointing=checkpointing, packing=packing)
+    learner = make_learner(ranks, zero_stage=stage, trained=LORA, gradient_checkpointing=checkpointing)
     metrics = [learner.update(groups, LossConfig()) for groups in batches]
     assert [update["train/grad_norm"] for update in metrics] == pytest.approx(norms, rel=1e-4)
     learner.export(tmp_path)

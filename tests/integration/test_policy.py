@@ -7,7 +7,7 @@ import torch
 from tests.integration.architectures import plain_logprobs
 from tests.integration.groups import make_groups
 from tests.unit.groups import held, ids
-from visurf_ray.config.schema import LabelTerm, Packing
+from visurf_ray.config.schema import LabelTerm
 from visurf_ray.groups import Response, Source, Tokens, TokenSpan
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
@@ -17,7 +17,7 @@ from visurf_ray.models import banned_token_ids, resolve_model
 
 def load(config):
     return load_model(
-        resolve_model(config.model.path), dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False
+        resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
     )
 
 
@@ -97,7 +97,7 @@ def test_entropy_is_that_of_the_distribution(model, policy, loader):
         hidden = policy.model.model(
             input_ids=packed.input_ids,
             position_ids=packed.position_ids,
-            **packed.attention,
+            plan=packed.plan,
             pixel_values=packed.pixel_values,
             image_grid_thw=packed.image_grid_thw,
         ).last_hidden_state

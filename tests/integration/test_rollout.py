@@ -9,7 +9,7 @@ import ray
 import torch
 
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
-from visurf_ray.config.schema import HeadDtype, Packing
+from visurf_ray.config.schema import HeadDtype
 from visurf_ray.groups import Group, Response, Source, Tokens
 from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method
@@ -73,7 +73,7 @@ def examples(loader):
 @pytest.fixture(scope="module")
 def model(config):
     return load_model(
-        resolve_model(config.model.path), dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False
+        resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
     )
 
 

@@ -9,7 +9,6 @@ import torch
 from tests.integration.groups import make_groups
 from tests.integration.test_learner import batches, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_policy import losses_of, packed_groups
-from visurf_ray.config.schema import Packing
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
@@ -43,7 +42,7 @@ def plain(config, processor, loader):
 
     def run(frozen: bool):
         model = load_model(
-            resolve_model(config.model.path), dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False
+            resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
         )
         model.model.visual.requires_grad_(not frozen)
         policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)

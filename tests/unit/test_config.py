@@ -240,7 +240,6 @@ def test_the_quotes_that_a_refusal_recommends_are_read():
         ("pipeline.on_excess=cap", "it must be one of clip, mask."),
         ("learner.schedule=cosin", "must be one of constant, linear, cosine. Did you mean 'cosine'?"),
         ("learner.dtype=bfloat", "Did you mean 'bfloat16'?"),
-        ("learner.packing=splt", "Did you mean 'split'?"),
         ("cluster.layout=colocate", "Did you mean 'colocated'?"),
         ("monitor.wandb=on", "monitor.wandb=on: it must be one of auto, online, offline, disabled."),
         ("reward.on_error=skp", "reward.on_error=skp: it must be one of stop, skip. Did you mean 'skip'?"),

@@ -4,7 +4,7 @@ OmegaConf checks types and choices when it composes; `rules.check` checks bounds
 """
 
 from dataclasses import asdict, dataclass, field
-from enum import Enum, StrEnum
+from enum import StrEnum
 from typing import Any
 
 from omegaconf import MISSING
@@ -50,11 +50,6 @@ class Layout(StrEnum):
 
     disaggregated = "disaggregated"
     colocated = "colocated"
-
-
-class Packing(Enum):  # a string has a method named split
-    split = "split"
-    dense = "dense"
 
 
 class LabelStyle(StrEnum):
@@ -214,7 +209,6 @@ class LearnerConfig:
     adam_betas: list[float] = MISSING
     max_grad_norm: float = within(at_least=0)
     max_tokens_per_micro_batch: int = within(at_least=1)
-    packing: Packing = MISSING
     logprob_chunk: int = within(at_least=1)
     minibatches: int = within(at_least=1)
     epochs: int = within(at_least=1)

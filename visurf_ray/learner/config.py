@@ -6,7 +6,7 @@ Separate from `rank`, so that the driver imports neither DeepSpeed nor vLLM.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from visurf_ray.config.schema import Dtype, HeadDtype, Packing
+from visurf_ray.config.schema import Dtype, HeadDtype
 from visurf_ray.groups import Group
 from visurf_ray.learner.trained import Trained
 
@@ -35,7 +35,6 @@ class RankConfig:
     adam_betas: tuple[float, float]
     max_grad_norm: float
     max_tokens_per_micro_batch: int
-    packing: Packing
     logprob_chunk: int
     gradient_checkpointing: bool
     dtype: Dtype

@@ -2,7 +2,7 @@
 
 A group is its prompt, then each response without its last token, which is predicted but not read. The prompt and its
 image are computed once for all responses. Each response sees the prompt and itself, never another response, and its
-positions continue those of the prompt. Split attention pads only inside the attention layers (see `attention`).
+positions continue those of the prompt (see `cascade`).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from visurf_ray.aliases import Fetch
-from visurf_ray.config.schema import Packing
 from visurf_ray.groups import Group, Source
-from visurf_ray.learner.attention import GroupLength, SplitPlan, dense_mask, split_plan
+from visurf_ray.learner.cascade import CascadePlan, GroupLength
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]  # M-RoPE positions (3, batch, length), and an offset for generation
 
@@ -27,7 +26,8 @@ class PackedGroups:
 
     Attributes:
         position_ids: Qwen's M-RoPE positions (temporal, height, width).
-        attention: the model's keyword arguments for the attention back end.
+        plan: how the language model attends.
+        image_grid_thw: on the CPU, where the vision tower's sequences are computed from it.
         column_T: for each response token, the index in the row of the hidden state that predicts it.
         target_T: the ids of the response tokens.
         weight_T: weight of each response token in the loss.
@@ -37,7 +37,7 @@ class PackedGroups:
 
     input_ids: Int[Tensor, "1 L"]
     position_ids: Int[Tensor, "3 1 L"]
-    attention: dict[str, Tensor | SplitPlan]
+    plan: CascadePlan
     pixel_values: Float[Tensor, "patches channels"]
     image_grid_thw: Int[Tensor, "images 3"]
     column_T: Int[Tensor, " T"]
@@ -49,9 +49,8 @@ class PackedGroups:
     response_T: Int[Tensor, " T"]
 
     def to(self, device: torch.device) -> "PackedGroups":
-        moved = {field.name: getattr(self, field.name) for field in fields(self)}
-        attention = {name: value.to(device) for name, value in moved.pop("attention").items()}
-        return PackedGroups(attention=attention, **{name: value.to(device) for name, value in moved.items()})
+        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
+        return PackedGroups(**moved | {"image_grid_thw": self.image_grid_thw})
 
 
 def pack(
@@ -62,7 +61,6 @@ def pack(
     fetch: Fetch,
     image_token_id: int,
     dtype: torch.dtype,
-    packing: Packing = Packing.split,
 ) -> PackedGroups:
     """Pack groups into one row.
 
@@ -72,8 +70,7 @@ def pack(
         rope_index: the model's `get_rope_index`.
         fetch: resolves references to features and to `Tokens`; in a cluster, `ray.get`.
         image_token_id: the id of the visual tokens in a prompt.
-        dtype: of the pixel values and the attention mask.
-        packing: the attention back end, see `attention`.
+        dtype: of the pixel values.
 
     Raises:
         ValueError: a group has no responses, or a response has no tokens.
@@ -99,14 +96,18 @@ def pack(
         positions.append(prompt_positions)
         begin += len(prompt)
         predicts_first = begin - 1  # the prompt's last token predicts the first token of every response
-        for response, weight in zip(group.responses, group_weights, strict=True):
+        pairs = list(zip(group.responses, group_weights, strict=True))
+        values: list[dict[str, Tensor]] = [{} for _ in pairs]
+        # Responses enter the row by length: equal ones are then neighbours, which attention computes in one call.
+        for index in sorted(range(len(pairs)), key=lambda index: pairs[index][0].length):
+            response, weight = pairs[index]
             tokens = response.tokens.resolve(stored)
             target = torch.tensor(tokens.ids, dtype=torch.long)
             count = len(target) - 1  # the last token is predicted, but is no input
             input_ids.append(target[:-1])
             positions.append(prompt_positions[:, -1:] + 1 + torch.arange(count))
             size, sampler = (len(target),), tokens.sampler_logprobs
-            values = {
+            values[index] = {
                 "column_T": torch.tensor([predicts_first, *range(begin, begin + count)]),
                 "target_T": target,
                 "advantage_T": torch.full(size, response.advantage),
@@ -115,19 +116,14 @@ def pack(
                 "sampler_logprob_T": torch.full(size, torch.nan) if sampler is None else torch.tensor(sampler),
                 "response_T": torch.full(size, len(per_token["target_T"])),
             }
-            for name, value in values.items():
-                per_token[name].append(value)
             begin += count
-        lengths.append(GroupLength(len(prompt), tuple(response.length - 1 for response in group.responses)))
-    attention: dict[str, Tensor | SplitPlan] = (
-        {"split": split_plan(lengths, dtype)}
-        if packing is Packing.split
-        else {"attention_mask": dense_mask(lengths, dtype)}
-    )
+        for name, found in per_token.items():
+            found += [value[name] for value in values]
+        lengths.append(GroupLength(len(prompt), tuple(sorted(response.length - 1 for response in group.responses))))
     return PackedGroups(
         input_ids=torch.cat(input_ids)[None],
         position_ids=torch.cat(positions, dim=1)[:, None],
-        attention=attention,
+        plan=CascadePlan.of(lengths),
         pixel_values=torch.cat([feature["pixel_values"] for feature in features]).to(dtype),
         image_grid_thw=torch.cat([feature["image_grid_thw"] for feature in features]),
         **{name: torch.cat(values) for name, values in per_token.items()},

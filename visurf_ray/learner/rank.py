@@ -55,7 +55,6 @@ class Rank:
         model = load_model(
             config.model_path,
             dtype=torch.float32,  # DeepSpeed casts to the training dtype, and copies its float32 masters from that
-            packing=config.packing,
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.adapters = config.trained.apply(model)
@@ -88,7 +87,6 @@ class Rank:
         model = load_model(
             self.config.model_path,
             dtype=getattr(torch, self.config.dtype),
-            packing=self.config.packing,
             gradient_checkpointing=False,
         )
         policy = self._policy(model)
@@ -171,7 +169,6 @@ class Rank:
                 fetch=fetch,
                 image_token_id=self.model.config.image_token_id,
                 dtype=self.dtype,
-                packing=self.config.packing,
             ).to(self.device)
             for part in parts
         ]
