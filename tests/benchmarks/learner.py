@@ -126,7 +126,7 @@ def write_model(name: str, folder: str, device: str) -> None:
 
 def make_groups(size: Size, plain: bool) -> list[Group]:
     """A step's groups; plain: a group for each response, with a prompt and a picture of its own."""
-    shape = (size.prompt, size.side, size.response, size.responses)
+    shape = (size.prompt, size.side, [size.response] * size.responses)
     special = (IDS["image_token_id"], IDS["vision_start_token_id"], IDS["vision_end_token_id"])
     groups = [random_group(*shape, special=special, seed=seed) for seed in range(size.groups)]
     if plain:

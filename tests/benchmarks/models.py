@@ -1,5 +1,6 @@
 """Models with random weights, and groups of random tokens, in the sizes that benchmarks ask for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -57,9 +58,9 @@ def write_model(
 
 
 def random_group(
-    prompt: int, side: int, response: int, responses: int, *, special: tuple[int, int, int], seed: int
+    prompt: int, side: int, lengths: Sequence[int], *, special: tuple[int, int, int], seed: int
 ) -> Group:
-    """`responses` of `response` tokens to a prompt of `prompt`, side × side of them visual.
+    """Responses of `lengths` tokens to a prompt of `prompt`, side × side of them visual.
 
     special: the tokens for an image, and before and after it; other tokens are below 1,600. Advantages add up to 0.
     """
@@ -76,9 +77,9 @@ def random_group(
         Response(
             Source.ROLLOUT,
             "",
-            TokenSpan.of(torch.randint(0, 1600, (response,), generator=generator).tolist()),
-            advantage=number - (responses - 1) / 2,
+            TokenSpan.of(torch.randint(0, 1600, (length,), generator=generator).tolist()),
+            advantage=number - (len(lengths) - 1) / 2,
         )
-        for number in range(responses)
+        for number, length in enumerate(lengths)
     ]
     return Group(Example("benchmark", "", "[]", Prompt([], ids, None, features), (28 * side, 28 * side)), sampled)

@@ -2,11 +2,14 @@
 
     python -m tests.benchmarks.packing [--quick] [--device cuda]
 
-P prompt tokens (its picture's included), R tokens in each of K responses. The limit is the ratio of tokens,
-K (P + R) / (P + K R): what packing saves when every token costs the same.
+Plain rows have the prompt and its picture each, and transformers' own attention. Where responses are equally long they
+are a batch, else they are computed one after another, without padding. The limit is the ratio of tokens: what packing
+saves when every token costs the same.
 """
 
 import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,13 +19,37 @@ from tests.benchmarks.harness import arguments, finish, interleaved, start, tabl
 from tests.benchmarks.models import random_group
 from tests.unit.groups import held, ids
 from visurf_ray.aliases import HFModel
-from visurf_ray.config.schema import Packing
-from visurf_ray.groups import Group
+from visurf_ray.groups import Group, Response
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model
 
 IMAGE, START, END = 2040, 2041, 2042
-CASES = ((45, 50, 9), (400, 100, 9))
+
+
+@dataclass(frozen=True)
+class Case:
+    """A prompt of `prompt` tokens, its picture's included, and responses of `lengths` tokens."""
+
+    name: str
+    prompt: int
+    lengths: tuple[int, ...]
+
+    @property
+    def token_ratio(self) -> float:
+        rows = len(self.lengths) * self.prompt + sum(self.lengths)
+        return rows / (self.prompt + sum(self.lengths))
+
+    def group(self) -> Group:
+        """A group whose picture takes about half of the prompt's tokens."""
+        side = max(2, int((self.prompt / 2) ** 0.5))
+        return random_group(self.prompt, side, self.lengths, special=(IMAGE, START, END), seed=0)
+
+
+CASES = (
+    Case("even, short", 45, (50,) * 9),
+    Case("even", 400, (100,) * 9),
+    Case("ragged", 400, (2000, *(100,) * 8)),
+)
 
 
 def write_model(folder: str) -> None:
@@ -54,17 +81,11 @@ def write_model(folder: str) -> None:
     Qwen2_5_VLForConditionalGeneration(config).save_pretrained(folder)
 
 
-def make_group(prompt: int, response: int, responses: int) -> Group:
-    """A group whose picture takes about half of the prompt's tokens."""
-    side = max(2, int((prompt / 2) ** 0.5))
-    return random_group(prompt, side, response, responses, special=(IMAGE, START, END), seed=0)
-
-
-def plain_rows(model: HFModel, group: Group, device: str) -> torch.Tensor:
-    """All responses as rows of a batch, prompt and picture in each; logits at response positions alone."""
-    prompt, count = group.example.prompt.expanded_ids, len(group.responses)
+def plain_rows(model: HFModel, group: Group, responses: Sequence[Response], device: str) -> torch.Tensor:
+    """Equally long responses as rows of a batch, prompt and picture in each; logits at response positions alone."""
+    prompt, count = group.example.prompt.expanded_ids, len(responses)
     prompts = torch.tensor(prompt).expand(count, -1)
-    answers = torch.stack([torch.as_tensor(ids(response)) for response in group.responses])
+    answers = torch.stack([torch.as_tensor(ids(response)) for response in responses])
     rows = torch.cat([prompts, answers], dim=1).to(device)
     features = group.example.prompt.features
     length = answers.shape[1]
@@ -80,66 +101,62 @@ def plain_rows(model: HFModel, group: Group, device: str) -> torch.Tensor:
     return logits.float().log_softmax(-1).gather(-1, rows[:, -length:, None]).flatten()
 
 
-def measure(folder: str, case: tuple[int, int, int], device: str, repeats: int) -> dict[str, float]:
-    group = make_group(*case)
+def measure(folder: str, case: Case, device: str, repeats: int) -> dict[str, float | str]:
+    group = case.group()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    packings = {"plain": Packing.dense, "split": Packing.split, "dense": Packing.dense}
-    models = {
-        name: load_model(folder, dtype=dtype, packing=packing, gradient_checkpointing=False).to(device)
-        for name, packing in packings.items()
-    }
-    policies = {packing.name: Policy(models[packing.name], 1.0, (), chunk=512) for packing in Packing}
+    plain = load_model(folder, dtype=dtype, gradient_checkpointing=False).to(device)
+    plain.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
+    packed = load_model(folder, dtype=dtype, gradient_checkpointing=False).to(device)
+    policy = Policy(packed, 1.0, (), chunk=512)
+    even = len(set(case.lengths)) == 1
+    batches = [group.responses] if even else [[response] for response in group.responses]
 
-    def packed(packing: Packing) -> torch.Tensor:
+    def packed_logprobs() -> torch.Tensor:
         row = pack(
             [group],
             [[1.0] * len(group.responses)],
-            models[packing.name].model.get_rope_index,
+            packed.model.get_rope_index,
             fetch=held,
             image_token_id=IMAGE,
             dtype=dtype,
-            packing=packing,
         )
-        return policies[packing.name](row.to(torch.device(device)))[0]
+        return policy(row.to(torch.device(device)))[0]
 
-    forward = {
-        "plain": lambda: plain_rows(models["plain"], group, device),
-        "split": lambda: packed(Packing.split),
-        "dense": lambda: packed(Packing.dense),
+    parts = {
+        "plain": [partial(plain_rows, plain, group, batch, device) for batch in batches],
+        "packed": [packed_logprobs],
     }
     with torch.no_grad():
-        expected = forward["plain"]()
-        difference = {name: (forward[name]() - expected).abs().max().item() for name in policies}
+        expected, found = (torch.cat([part() for part in parts[name]]) for name in ("plain", "packed"))
 
     def step(name: str) -> None:
-        models[name].zero_grad()
-        forward[name]().sum().backward()
+        for model in (plain, packed):
+            model.zero_grad()
+        for part in parts[name]:
+            part().sum().backward()
 
-    seconds = interleaved({name: partial(step, name) for name in forward}, repeats)
-    prompt, response, responses = case
+    seconds = interleaved({name: partial(step, name) for name in parts}, repeats)
     return {
-        "speedup": seconds["plain"] / seconds["split"],
-        "speedup_dense": seconds["plain"] / seconds["dense"],
-        "token_ratio": responses * (prompt + response) / (prompt + responses * response),
-        "max_logprob_diff": max(difference.values()),
+        "name": case.name,
+        "speedup": seconds["plain"] / seconds["packed"],
+        "token_ratio": case.token_ratio,
+        "max_logprob_diff": (found - expected).abs().max().item(),
         "seconds_plain": seconds["plain"],
-        "seconds_split": seconds["split"],
+        "seconds_packed": seconds["packed"],
     }
 
 
 def main() -> None:
     options = arguments(__doc__).parse_args()
     start(options)
-    cases = CASES[:1] if options.quick else CASES
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder)
-        results = {
-            "P={} R={} K={}".format(*case): measure(folder, case, options.device, 2 if options.quick else 7)
-            for case in cases
-        }
-    names = list(next(iter(results.values())))
-    table(["case", *names], [[case, *(result[name] for name in names)] for case, result in results.items()])
-    finish(results)
+        results = [
+            measure(folder, case, options.device, 2 if options.quick else 7)
+            for case in (CASES[:1] if options.quick else CASES)
+        ]
+    table(list(results[0]), [list(result.values()) for result in results])
+    finish({"cases": results})
 
 
 if __name__ == "__main__":

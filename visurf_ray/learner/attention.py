@@ -42,8 +42,9 @@ def packed_attention(
         row = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         return cascade(*row, plan, scaling)[None], None
     if plan is not None:
-        visible = dense_mask(plan.groups, query.dtype, query.device, causal=attention_mask is None)
-        attention_mask = visible if attention_mask is None else visible.where(attention_mask, visible.min())
+        row_mask = dense_mask(plan.groups, query.dtype, query.device, causal=attention_mask is None)
+        hidden = torch.finfo(query.dtype).min
+        attention_mask = row_mask if attention_mask is None else row_mask.masked_fill(~attention_mask, hidden)
     return sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
     )
@@ -72,7 +73,8 @@ def dense_mask(
             begin += count
     if causal:
         visible.tril_()
-    return torch.where(visible, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]
+    mask = torch.zeros(total, total, dtype=dtype, device=device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[None, None]
 
 
 AttentionInterface.register(CASCADE, packed_attention)
