@@ -57,9 +57,7 @@ def write_model(
     return sum(weight.numel() for weight in model.parameters())
 
 
-def random_group(
-    prompt: int, side: int, lengths: Sequence[int], *, special: tuple[int, int, int], seed: int
-) -> Group:
+def random_group(prompt: int, side: int, lengths: Sequence[int], *, special: tuple[int, int, int], seed: int) -> Group:
     """Responses of `lengths` tokens to a prompt of `prompt`, side × side of them visual.
 
     special: the tokens for an image, and before and after it; other tokens are below 1,600. Advantages add up to 0.

@@ -8,7 +8,7 @@ saves when every token costs the same.
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -122,7 +122,7 @@ def measure(folder: str, case: Case, device: str, repeats: int) -> dict[str, flo
         )
         return policy(row.to(torch.device(device)))[0]
 
-    parts = {
+    parts: dict[str, list[Callable[[], torch.Tensor]]] = {
         "plain": [partial(plain_rows, plain, group, batch, device) for batch in batches],
         "packed": [packed_logprobs],
     }

@@ -20,6 +20,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
 from visurf_ray.aliases import HFModel
 from visurf_ray.learner import vision
+from visurf_ray.learner.sequences import Sequences
 from visurf_ray.learner.vision import VISION, vision_arguments
 
 SIZES = {"cpu": (64, 4), "cuda": (1280, 16)}  # width and heads
@@ -86,13 +87,13 @@ def main() -> None:
 
     hidden = torch.randn(SIDE**2, SIZES[device][0]).to(device, dtype).requires_grad_()
     turns = tuple(torch.ones(SIDE**2, hidden.shape[1] // SIZES[device][1], device=device) for _ in range(2))
-    sequences = planned["image_cu_window_seqlens"]
-    ends = {"transformers": sequences.cumulative, "ours": sequences}
+    windows, longest = planned["image_cu_window_seqlens"], planned["image_max_window_seqlen"]
+    assert isinstance(windows, Sequences)
+    ends = {"transformers": windows.cumulative, "ours": windows}
 
     def window(name: str) -> Tensor:
-        return towers[name].blocks[0].attn(
-            hidden, cu_seqlens=ends[name], position_embeddings=turns, max_seqlen=planned["image_max_window_seqlen"]
-        )
+        module = towers[name].blocks[0].attn
+        return module(hidden, cu_seqlens=ends[name], position_embeddings=turns, max_seqlen=longest)
 
     with torch.no_grad():
         expected, found = merged("transformers"), merged("ours")

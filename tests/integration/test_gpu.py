@@ -1,4 +1,4 @@
-"""On CUDA devices: the learner in bfloat16, and a whole run whose weights travel by NCCL."""
+"""On CUDA devices: attention, the learner in bfloat16, and a whole run whose weights travel by NCCL."""
 
 import json
 
@@ -8,14 +8,68 @@ import torch
 
 from tests.integration.runs import run
 from tests.integration.test_learner import batches, rank_config  # noqa: F401  (the first is a fixture)
+from tests.unit.test_cascade import ROWS, SCALE, attend, make_row, outputs_and_gradients, plain, plan_of
+from visurf_ray.learner import attention
 from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.cascade import cascade
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.sequences import Sequences
+from visurf_ray.learner.vision import vision_attention
 from visurf_ray.method import LossConfig
+
+CUDA = torch.device("cuda")
 
 
 def needs(devices: int):
     found = torch.cuda.device_count()
     return pytest.mark.skipif(found < devices, reason=f"needs {devices} CUDA device(s), there are {found}")
+
+
+@pytest.mark.gpu
+@needs(1)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("kv_heads", [4, 1])
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_cascade_attention_by_cudas_kernels_is_plain_softmax(row, kv_heads, dtype, tolerance):
+    *tensors, grad = make_row(row, kv_heads=kv_heads, size=64)
+    exact = outputs_and_gradients(lambda *qkv: plain(*qkv, row), tensors, grad)
+    plan, on_gpu = plan_of(row).to(CUDA), [tensor.to(CUDA, dtype) for tensor in (*tensors, grad)]
+    found = outputs_and_gradients(lambda *qkv: cascade(*qkv, plan, SCALE), on_gpu[:3], on_gpu[3])
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours.cpu().double() - theirs).norm() < tolerance * theirs.norm()
+
+
+@pytest.mark.gpu
+@needs(1)
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_float32_on_a_gpu_takes_the_dense_mask(row, monkeypatch):
+    monkeypatch.setattr(attention, "cascade", None)
+    *tensors, _ = make_row(row)
+    found = attend(row, [tensor.to(CUDA, torch.float32) for tensor in tensors])
+    torch.testing.assert_close(found.cpu().double(), plain(*tensors, row), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.gpu
+@needs(1)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 2e-2), (torch.float32, 1e-5)])
+def test_vision_attention_on_a_gpu_never_waits_for_it(dtype, tolerance):
+    lengths = [64] * 5 + [32, 16, 300]
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, 4, sum(lengths), 80, generator=generator, dtype=torch.float64) for _ in range(4)]
+    sequences = Sequences.of(lengths)
+
+    def attention_of(sequences):
+        return lambda *qkv: vision_attention(None, *qkv, None, scaling=0.1, cu_seq_lens_q=sequences)[0].transpose(1, 2)
+
+    exact = outputs_and_gradients(attention_of(sequences), tensors[:3], tensors[3])
+    sequences, on_gpu = sequences.to(CUDA), [tensor.to(CUDA, dtype) for tensor in tensors]
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = outputs_and_gradients(attention_of(sequences), on_gpu[:3], on_gpu[3])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for ours, theirs in zip(found, exact, strict=True):
+        assert (ours.cpu().double() - theirs).norm() < tolerance * theirs.norm()
 
 
 @pytest.mark.gpu

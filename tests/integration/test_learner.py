@@ -83,9 +83,7 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 @pytest.fixture(scope="module")
 def reference(config, processor, loader):
     """Two steps of a plain PyTorch loop in one process: the weights, and each step's loss and gradient norm."""
-    model = load_model(
-        resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
-    )
+    model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
     policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
     losses, norms = [], []
@@ -142,9 +140,7 @@ def test_micro_batches_change_no_term_of_the_objective_and_no_metric(make_learne
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_mean_logprobs_are_those_of_each_response(make_learner, batches, config, processor, loader, ranks):
-    model = load_model(
-        resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
-    )
+    model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
     policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
     found = make_learner(ranks, max_tokens_per_micro_batch=300).mean_logprobs(batches[0])
     for group, means in zip(make_groups(loader, 6, seed=0), found, strict=True):

@@ -16,9 +16,7 @@ from visurf_ray.models import banned_token_ids, resolve_model
 
 
 def load(config):
-    return load_model(
-        resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
-    )
+    return load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
 
 
 @pytest.fixture(scope="module")

@@ -72,9 +72,7 @@ def examples(loader):
 
 @pytest.fixture(scope="module")
 def model(config):
-    return load_model(
-        resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
-    )
+    return load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
 
 
 def all_of(batches) -> dict[int, Group]:

@@ -41,9 +41,7 @@ def plain(config, processor, loader):
     """The plain loop, by whether the vision tower is frozen: the first gradient and the weights after ten steps."""
 
     def run(frozen: bool):
-        model = load_model(
-            resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False
-        )
+        model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
         model.model.visual.requires_grad_(not frozen)
         policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

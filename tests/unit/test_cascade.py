@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from visurf_ray.learner import flash
 from visurf_ray.learner.attention import dense_mask, packed_attention
 from visurf_ray.learner.cascade import CascadePlan, GroupLength, cascade
 from visurf_ray.learner.sequences import Run, Sequences
@@ -110,10 +111,88 @@ def test_gradients_of_expanded_and_transposed_tensors():
         torch.testing.assert_close(leaf.grad.transpose(0, 1), gradient, atol=1e-12, rtol=1e-10)
 
 
+def emulated(query, key, value, query_ends, key_ends, most_queries, most_keys, dropout, causal, *_, scale):
+    """Yield, for each sequence, its slices and scores (heads, queries, keys), as flash attention on CUDA takes them."""
+    assert query_ends.dtype is key_ends.dtype is torch.int32 and dropout == 0.0
+    group = query.shape[1] // key.shape[1]
+    bounds = zip(*(zip(ends.tolist(), ends.tolist()[1:], strict=False) for ends in (query_ends, key_ends)), strict=True)
+    for (query_begin, query_end), (key_begin, key_end) in bounds:
+        queries, keys = slice(query_begin, query_end), slice(key_begin, key_end)
+        assert query_end - query_begin <= most_queries and key_end - key_begin <= most_keys
+        scores = torch.einsum("qhd,khd->hqk", query[queries], key[keys].repeat_interleave(group, 1)) * scale
+        if causal:
+            scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -math.inf)
+        yield queries, keys, scores, value[keys].repeat_interleave(group, 1)
+
+
+def emulated_forward(query, key, value, *rest, scale):
+    meta = [tensor.to("meta") for tensor in (query, key, value, *rest[:2])]
+    shapes = torch.ops.aten._flash_attention_forward(*meta, *rest[2:], scale=scale)
+    out, lse = torch.empty_like(query), query.new_empty(query.shape[1], len(query))
+    for queries, _, scores, values in emulated(query, key, value, *rest, scale=scale):
+        out[queries] = torch.einsum("hqk,khd->qhd", scores.softmax(-1), values)
+        lse[:, queries] = scores.logsumexp(-1)
+    assert shapes[0].shape == out.shape and shapes[1].shape == lse.shape
+    return out, lse, None, None, None
+
+
+def emulated_backward(grad, query, key, value, out, lse, *rest, scale):
+    meta = [tensor.to("meta") for tensor in (grad, query, key, value, out, lse, *rest[:2])]
+    torch.ops.aten._flash_attention_backward(*meta, *rest[2:], scale=scale)
+    assert all(tensor.is_contiguous() for tensor in (grad, out, lse)) and lse.shape == (query.shape[1], len(query))
+    of_query, of_key, of_value = (torch.full_like(tensor, math.nan) for tensor in (query, key, value))
+    for queries, keys, scores, values in emulated(query, key, value, *rest, scale=scale):
+        weights = (scores - lse[:, queries, None]).exp()
+        correction = (grad[queries] * out[queries]).sum(-1).T[..., None]
+        of_scores = weights * (torch.einsum("qhd,khd->hqk", grad[queries], values) - correction) * scale
+        group = query.shape[1] // key.shape[1]
+        of_query[queries] = torch.einsum("hqk,khd->qhd", of_scores, key[keys].repeat_interleave(group, 1))
+        parts = ((of_key, of_scores, query), (of_value, weights, grad))
+        for gradient, factor, rows in parts:
+            heads = torch.einsum("hqk,qhd->khd", factor, rows[queries])
+            gradient[keys] = heads.unflatten(1, (-1, group)).sum(2)
+    return of_query, of_key, of_value
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_the_calls_on_cuda_are_right_where_the_kernels_are(row, kv_heads, monkeypatch):
+    """With plain PyTorch in place of the kernels; their operators check the arguments, on the meta device."""
+    operators = {"_flash_attention_forward": emulated_forward, "_flash_attention_backward": emulated_backward}
+    monkeypatch.setattr(flash, "_aten", SimpleNamespace(**operators))
+    monkeypatch.setattr(flash, "_on_cuda", lambda tensor: True)
+    *tensors, grad = make_row(row, kv_heads=kv_heads)
+    ours = outputs_and_gradients(lambda *qkv: cascade(*qkv, plan_of(row), SCALE), tensors, grad)
+    theirs = outputs_and_gradients(lambda *qkv: plain(*qkv, row), tensors, grad)
+    for found, expected in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "size", "expected"),
+    [
+        ("cpu", torch.float32, 3, True),
+        ("cuda", torch.bfloat16, 128, True),
+        ("cuda", torch.float16, 80, True),
+        ("cuda", torch.float32, 128, False),
+        ("cuda", torch.bfloat16, 20, False),
+        ("cuda", torch.bfloat16, 264, False),
+        ("mps", torch.bfloat16, 128, False),
+    ],
+)
+def test_where_flash_attention_exists(device, dtype, size, expected):
+    query = SimpleNamespace(
+        device=SimpleNamespace(type=device), is_cuda=device == "cuda", dtype=dtype, shape=(1, 2, 9, size)
+    )
+    assert flash.has_flash(query) is expected
+
+
 def attend(row, tensors, mask=None, **kwargs):
     module = SimpleNamespace(num_key_value_groups=2, training=True)
     heads_first = (tensor.transpose(0, 1)[None] for tensor in tensors)
-    return packed_attention(module, *heads_first, mask, scaling=SCALE, plan=plan_of(row), **kwargs)[0][0]
+    return packed_attention(
+        module, *heads_first, mask, scaling=SCALE, plan=plan_of(row).to(tensors[0].device), **kwargs
+    )[0][0]
 
 
 def test_a_mask_that_the_model_brings_is_kept_within_prompts_and_responses():

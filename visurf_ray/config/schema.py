@@ -4,7 +4,7 @@ OmegaConf checks types and choices when it composes; `rules.check` checks bounds
 """
 
 from dataclasses import asdict, dataclass, field
-from enum import StrEnum
+from enum import Enum, StrEnum
 from typing import Any
 
 from omegaconf import MISSING

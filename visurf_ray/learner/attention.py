@@ -39,15 +39,13 @@ def packed_attention(
             other. transformers passes none where attention is causal.
     """
     if plan is not None and attention_mask is None and not dropout and has_flash(query):
-        row = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return cascade(*row, plan, scaling)[None], None
+        queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return cascade(queries, keys, values, plan, scaling)[None], None
     if plan is not None:
         row_mask = dense_mask(plan.groups, query.dtype, query.device, causal=attention_mask is None)
         hidden = torch.finfo(query.dtype).min
         attention_mask = row_mask if attention_mask is None else row_mask.masked_fill(~attention_mask, hidden)
-    return sdpa_attention_forward(
-        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
-    )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
 
 @lru_cache(maxsize=1)  # the layers of a forward pass share one mask

@@ -26,12 +26,12 @@ def has_flash(query: Tensor) -> bool:
     """Return whether flash attention exists for the device, dtype and head size of a query (its last axis)."""
     half = query.dtype in (torch.bfloat16, torch.float16)
     size = query.shape[-1]
-    return query.device.type == "cpu" or (query.is_cuda and half and size % 8 == 0 and size <= 256)
+    return query.device.type == "cpu" or (_on_cuda(query) and half and size % 8 == 0 and size <= 256)
 
 
 def causal(query: Row, key: Row, value: Row, sequences: Sequences, scale: float) -> tuple[Row, LogSumExp]:
     """Each sequence attends to itself, causally."""
-    if query.is_cuda:
+    if _on_cuda(query):
         ends, longest = sequences.cumulative, sequences.longest
         return _cuda_forward(query, key, value, ends, ends, longest, longest, True, scale)
     out = torch.empty_like(query)
@@ -47,7 +47,7 @@ def causal(query: Row, key: Row, value: Row, sequences: Sequences, scale: float)
 def causal_backward(
     grad: Row, query: Row, key: Row, value: Row, out: Row, lse: LogSumExp, sequences: Sequences, scale: float
 ) -> Gradients:
-    if query.is_cuda:
+    if _on_cuda(query):
         ends, longest = sequences.cumulative, sequences.longest
         return _cuda_backward(grad, query, key, value, out, lse, ends, ends, longest, longest, True, scale)
     gradients = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
@@ -61,7 +61,7 @@ def causal_backward(
 
 def full(query: Row, key: Row, value: Row, ends: Ends, scale: float) -> tuple[Row, LogSumExp]:
     """Every query attends to every key."""
-    if query.is_cuda:
+    if _on_cuda(query):
         return _cuda_forward(query, key, value, ends[0], ends[1], len(query), len(key), False, scale)
     batch = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
     out, lse = _cpu_forward(*batch, 0.0, False, scale=scale)
@@ -71,12 +71,16 @@ def full(query: Row, key: Row, value: Row, ends: Ends, scale: float) -> tuple[Ro
 def full_backward(
     grad: Row, query: Row, key: Row, value: Row, out: Row, lse: LogSumExp, ends: Ends, scale: float
 ) -> Gradients:
-    if query.is_cuda:
+    if _on_cuda(query):
         sizes = len(query), len(key)
         return _cuda_backward(grad, query, key, value, out, lse, ends[0], ends[1], *sizes, False, scale)
     batch = (tensor.transpose(0, 1)[None] for tensor in (grad, query, key, value, out))
     of_query, of_key, of_value = _cpu_backward(*batch, lse[None], 0.0, False, scale=scale)
     return of_query[0].transpose(0, 1), of_key[0].transpose(0, 1), of_value[0].transpose(0, 1)
+
+
+def _on_cuda(tensor: Tensor) -> bool:
+    return tensor.is_cuda
 
 
 def _batch(row: Row, run: Run) -> Float[Tensor, "count heads length D"]:

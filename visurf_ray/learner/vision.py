@@ -19,8 +19,8 @@ from visurf_ray.aliases import HFConfig
 from visurf_ray.learner.flash import has_flash
 from visurf_ray.learner.sequences import Sequences
 
-# The name under which transformers knows `vision_attention`. It passes all sequences in one call, with their lengths, to
-# a function whose name has "flash" in it.
+# The name under which transformers knows `vision_attention`. Only a function whose name contains "flash" gets all
+# sequences in one call, with their lengths.
 VISION = "flash_sequences"
 
 
@@ -77,15 +77,18 @@ def vision_attention(
         cu_seq_lens_q = Sequences.of(cu_seq_lens_q.diff().tolist()).to(query.device)
     sequences = cu_seq_lens_q
     if query.is_cuda and has_flash(query):
-        row = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         ends, longest = sequences.cumulative, sequences.longest
-        return varlen_attn(*row, ends, ends, longest, longest, scale=scaling)[None], None
+        found = varlen_attn(queries, keys, values, ends, ends, longest, longest, scale=scaling)
+        assert isinstance(found, Tensor)  # with a log-sum-exp on request alone
+        return found[None], None
     sizes = [run.count * run.length for run in sequences.runs]
     parts = zip(*(tensor[0].split(sizes, dim=1) for tensor in (query, key, value)), strict=True)
     outputs = []
     for run, part in zip(sequences.runs, parts, strict=True):
-        batch = (tensor.unflatten(1, (run.count, run.length)).transpose(0, 1) for tensor in part)
-        outputs.append(scaled_dot_product_attention(*batch, scale=scaling).transpose(1, 2).flatten(0, 1))
+        queries, keys, values = (tensor.unflatten(1, (run.count, run.length)).transpose(0, 1) for tensor in part)
+        output = scaled_dot_product_attention(queries, keys, values, scale=scaling)
+        outputs.append(output.transpose(1, 2).flatten(0, 1))
     return torch.cat(outputs)[None], None
 
 
