@@ -114,7 +114,7 @@ def pack(
                 "weight_T": torch.full(size, weight),
                 "is_label_T": torch.full(size, response.source is Source.LABEL),
                 "sampler_logprob_T": torch.full(size, torch.nan) if sampler is None else torch.tensor(sampler),
-                "response_T": torch.full(size, len(per_token["target_T"])),
+                "response_T": torch.full(size, len(per_token["target_T"]) + index),
             }
             begin += count
         for name, found in per_token.items():
