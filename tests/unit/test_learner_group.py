@@ -1,11 +1,15 @@
 """Distribution of groups over ranks and minibatches, and the metrics of the ranks' reports."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from tests.unit.groups import group
-from visurf_ray.learner.balance import balance, fill
+from tests.unit.groups import group, held
+from visurf_ray.errors import ConfigError
+from visurf_ray.groups import Group, Prompt
+from visurf_ray.learner.balance import Part, balance, cut, fill, spread
+from visurf_ray.learner.cost import Cost, row_tokens
 from visurf_ray.learner.group import split_evenly
 from visurf_ray.learner.metrics import (
     SourceTallies,
@@ -35,28 +39,83 @@ def test_every_group_goes_to_one_rank_and_no_rank_is_idle_or_overloaded(seed):
     assert chosen == balance(costs, ranks), "deterministic"
 
 
+def random_groups(rng: random.Random, count: int, longest: int = 60) -> list[Group]:
+    """Groups with prompts of four tokens."""
+    return [
+        group([0.0] * size, tokens=[rng.choice([1, 2, rng.randint(1, longest)]) for _ in range(size)])
+        for size in (rng.randint(1, 9) for _ in range(count))
+    ]
+
+
+def cut_up(groups: list[Group], budget: int) -> list[Part]:
+    return cut(groups, [[float(number)] * len(one.responses) for number, one in enumerate(groups)], budget)
+
+
+def same_responses(parts: list[Part], groups: list[Group]) -> bool:
+    found = [response for part in parts for response in part.group.responses]
+    expected = [response for one in groups for response in one.responses]
+    return len(found) == len(expected) and all(ours is theirs for ours, theirs in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize("seed", range(20))
-def test_rows_are_filled_to_the_budget_and_no_further(seed):
+def test_no_part_and_no_row_exceeds_the_budget_and_no_response_is_lost(seed):
     rng = random.Random(seed)
-    costs = [rng.randint(1, 120) for _ in range(rng.randint(1, 30))]
-    budget = rng.randint(20, 400)
-    rows = fill(costs, budget)
-    assert sorted(index for row in rows for index in row) == list(range(len(costs))) and all(rows)
-    for row in rows:
-        assert len(row) == 1 or sum(costs[index] for index in row) <= budget
-    assert len(rows) <= 1 + 2 * sum(costs) // budget + sum(cost > budget / 2 for cost in costs)
+    groups = random_groups(rng, rng.randint(1, 12))
+    budget = rng.randint(63, 300)
+    parts = cut_up(groups, budget)
+    assert same_responses(parts, groups)
+    for part in parts:
+        assert row_tokens(part.group) <= budget and part.group.example is groups[part.number].example
+        assert part.weights == (float(part.number),) * len(part.group.responses)
+    rows = fill(parts, budget, Cost().of)
+    assert sorted(map(id, parts)) == sorted(id(part) for row in rows for part in row) and all(rows)
+    loads = [sum(row_tokens(part.group) for part in row) for row in rows]
+    assert max(loads) <= budget
+    assert len(rows) <= 1 + 2 * sum(loads) // budget + sum(row_tokens(part.group) > budget / 2 for part in parts)
 
 
-def test_rows_by_hand():
-    assert fill([5, 5, 5, 5], 10) in ([[0, 1], [2, 3]], [[0, 2], [1, 3]], [[0, 3], [1, 2]])
-    assert fill([5, 5], 100) == [[0, 1]]
-    assert fill([50, 5], 10) == [[0], [1]], "a group above the budget has a row of its own"
-    assert fill([3], 10) == [[0]]
+def test_a_group_is_cut_between_responses_where_a_row_is_full():
+    one = group([0.0] * 4, tokens=[5, 5, 9, 1])  # 4 tokens of the prompt, and 4, 4, 8, 0 of the responses
+    assert [[len(r.tokens.resolve(held).ids) for r in part.group.responses] for part in cut_up([one], 12)] == [
+        [5, 5],
+        [9, 1],
+    ]
+    assert len(cut_up([one], 20)) == 1
 
 
-def test_fewer_groups_than_ranks_are_refused():
-    with pytest.raises(ValueError, match=r"2 groups cannot keep 3 learner ranks busy: raise train\.batch_size"):
-        balance([1, 2], 3)
+def test_a_response_that_no_row_can_hold_is_named():
+    with pytest.raises(
+        ConfigError, match=r"'a': its prompt of 4 tokens and a rollout of 9 do not fit learner\.max_tok"
+    ):
+        cut_up([group([0.0], tokens=[9])], 11)
+    assert len(cut_up([group([0.0], tokens=[9])], 12)) == 1
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_more_ranks_than_groups_share_their_responses(seed):
+    rng = random.Random(seed)
+    groups = random_groups(rng, rng.randint(1, 3))
+    responses = sum(len(one.responses) for one in groups)
+    count = rng.randint(1, responses)
+    parts = spread(cut_up(groups, 1000), count, Cost().of)
+    assert len(parts) >= count and same_responses(parts, groups)
+    assert [part.number for part in parts] == sorted(part.number for part in parts)
+    idle = spread(parts, responses + 2, Cost().of)
+    assert len(idle) == responses + 2 and all(part.weights == (0.0,) for part in idle[responses:] if part not in parts)
+
+
+def test_a_cost_counts_what_is_computed():
+    """Against a loop over all pairs of a token and one before it."""
+    prompt = Prompt([1, 2, 3], [1, 2, 2, 2, 3], None, None)  # three visual tokens of four patches
+    one = group([0.0, 0.0], tokens=[4, 7])
+    one = Group(replace(one.example, prompt=prompt), one.responses)
+    rows = [[True] * (own + 1) for own in range(5)] + [[True] * (5 + own + 1) for n in (3, 6) for own in range(n)]
+    pairs = sum(map(len, rows)) - len(rows) / 2  # a token and itself are counted by half
+    assert Cost(1, 0, 0).of(one) == row_tokens(one) == 14
+    assert Cost(0, 1).of(one) == pairs
+    assert Cost(0, 0, 1).of(one) == 11
+    assert Cost(0, 0, 0, 1).of(one) == 12 and Cost(0, 0, 0, 0, 1).of(one) == 144
+    assert Cost(2, 3, 5, 7, 11).of(one) == 2 * 14 + 3 * pairs + 5 * 11 + 7 * 12 + 11 * 144
 
 
 @pytest.mark.parametrize("count", range(1, 34))

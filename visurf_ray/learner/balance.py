@@ -1,35 +1,111 @@
-"""Distribution of groups over ranks, and on a rank over rows of a bounded number of tokens."""
+"""Distribution of groups over ranks, and on a rank over rows of a bounded number of tokens.
 
-from collections.abc import Sequence
+The unit is a part: one or more responses of a group, with their prompt. A group that is larger than a row is several
+parts, of which each computes the prompt again; they may go to different ranks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from numberpartitioning import karmarkar_karp
 
-from visurf_ray.groups import Group
+from visurf_ray.errors import ConfigError
+from visurf_ray.groups import Group, Response
+from visurf_ray.learner.cost import row_tokens
 
 
-def cost(group: Group) -> int:
-    """Return the number of tokens of a forward pass: the prompt once, each response once."""
-    return len(group.example.prompt.expanded_ids) + sum(response.length for response in group.responses)
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Responses of a group that share a row with their prompt.
+
+    Attributes:
+        group: the example with these responses alone.
+        weights: for each response, the weight of every token of it in the loss.
+        number: the group's number in its batch.
+    """
+
+    group: Group
+    weights: tuple[float, ...]
+    number: int
 
 
-def balance(costs: Sequence[int], parts: int) -> list[list[int]]:
+Shard = Sequence[Part]  # a rank's parts of a minibatch
+
+
+def cut(groups: Sequence[Group], weights: Sequence[Sequence[float]], budget: int) -> list[Part]:
+    """Cut groups between responses into parts, each with at most `budget` tokens in a row; the order stays.
+
+    Raises:
+        ConfigError: a response and its prompt have more tokens than `budget`.
+    """
+    parts: list[Part] = []
+    for number, (group, of_group) in enumerate(zip(groups, weights, strict=True)):
+        prompt = len(group.example.prompt.expanded_ids)
+        chosen: list[tuple[Response, float]] = []
+        used = prompt
+        for response, weight in zip(group.responses, of_group, strict=True):
+            length = response.length - 1  # the last token is predicted, but is no input
+            if prompt + length > budget:
+                raise ConfigError(
+                    f"example {group.example.id!r}: its prompt of {prompt} tokens and a {response.source} of "
+                    f"{response.length} do not fit learner.max_tokens_per_micro_batch={budget}: raise it"
+                )
+            if chosen and used + length > budget:
+                parts.append(_part(group, chosen, number))
+                chosen, used = [], prompt
+            chosen.append((response, weight))
+            used += length
+        if chosen:
+            parts.append(_part(group, chosen, number))
+    return parts
+
+
+def _part(group: Group, chosen: Sequence[tuple[Response, float]], number: int) -> Part:
+    responses, weights = zip(*chosen, strict=True)
+    return Part(Group(group.example, list(responses)), weights, number)
+
+
+def spread(parts: Sequence[Part], count: int, cost: Callable[[Group], float]) -> list[Part]:
+    """Return at least `count` parts: the costliest are cut in two between responses; the order stays.
+
+    If no part has two responses left, copies of weight 0 are appended, so that every rank has something to compute.
+    """
+    found = list(parts)
+    while len(found) < count:
+        divisible = [index for index, part in enumerate(found) if len(part.weights) > 1]
+        if not divisible:
+            cheapest = min(parts, key=lambda part: cost(part.group))
+            return found + [_idle(cheapest)] * (count - len(found))
+        index = max(divisible, key=lambda index: cost(found[index].group))
+        part = found[index]
+        pairs = list(zip(part.group.responses, part.weights, strict=True))
+        middle = len(pairs) // 2
+        found[index : index + 1] = [_part(part.group, half, part.number) for half in (pairs[:middle], pairs[middle:])]
+    return found
+
+
+def _idle(part: Part) -> Part:
+    shortest = min(part.group.responses, key=lambda response: response.length)
+    return _part(part.group, [(shortest, 0.0)], part.number)
+
+
+def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
     """Return the indices of the items of each part, with nearly equal total cost (Karmarkar and Karp's differencing).
 
     Raises:
         ValueError: there are fewer items than parts; no part may be empty.
     """
     if len(costs) < parts:
-        raise ValueError(f"{len(costs)} groups cannot keep {parts} learner ranks busy: raise train.batch_size")
+        raise ValueError(f"{len(costs)} items cannot fill {parts} parts")
     return [sorted(indices) for indices in karmarkar_karp(list(costs), num_parts=parts, return_indices=True).partition]
 
 
-def fill(costs: Sequence[int], budget: int) -> list[list[int]]:
-    """Return the indices of the items of each row: few rows, each within `budget`.
-
-    An item that costs more than `budget` gets a row of its own, which exceeds it.
-    """
-    for rows in range(-(-sum(costs) // budget), len(costs)):
+def fill(shard: Shard, budget: int, cost: Callable[[Group], float]) -> list[list[Part]]:
+    """Return the parts of each row: few rows, each of at most `budget` tokens, with nearly equal cost."""
+    tokens = [row_tokens(part.group) for part in shard]
+    costs = [cost(part.group) for part in shard]
+    for rows in range(-(-sum(tokens) // budget), len(shard)):
         chosen = balance(costs, rows)
-        if all(len(indices) == 1 or sum(costs[index] for index in indices) <= budget for indices in chosen):
-            return sorted(chosen)
-    return [[index] for index in range(len(costs))]
+        if all(sum(tokens[index] for index in indices) <= budget for indices in chosen):
+            return [[shard[index] for index in indices] for indices in sorted(chosen)]
+    return [[part] for part in shard]

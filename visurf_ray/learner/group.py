@@ -10,8 +10,9 @@ import ray
 
 from visurf_ray.aliases import ActorHandle
 from visurf_ray.groups import Group, Metrics
-from visurf_ray.learner.balance import balance, cost
+from visurf_ray.learner.balance import balance
 from visurf_ray.learner.config import RankConfig, Shard
+from visurf_ray.learner.cost import row_tokens as cost
 from visurf_ray.learner.metrics import sizes, summarise
 from visurf_ray.method import LossConfig, token_weights
 

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from visurf_ray.config.schema import ImportanceLevel
 from visurf_ray.groups import Group, Metrics, Source
-from visurf_ray.learner.balance import cost
 from visurf_ray.learner.mismatch import NO_MISMATCH, NO_WEIGHTS, ImportanceSums, Mismatch
 from visurf_ray.learner.sums import NOTHING, Sums, Tally
 from visurf_ray.method import LossConfig, TokenValues, divergences, is_clipped, ratios
@@ -115,7 +114,9 @@ def summarise(reports: Sequence[Sequence[StepReport]]) -> Metrics:
 
 def sizes(groups: Sequence[Group], seconds: float) -> Metrics:
     """How many groups were learnt from, the mean length of rollouts, and tokens (prompts counted once) per second."""
-    metrics = {"train/groups": float(len(groups)), "train/tokens_per_second": sum(map(cost, groups)) / seconds}
+    prompts = sum(len(group.example.prompt.expanded_ids) for group in groups)
+    responses = sum(response.length for group in groups for response in group.responses)
+    metrics = {"train/groups": float(len(groups)), "train/tokens_per_second": (prompts + responses) / seconds}
     if lengths := [rollout.length for group in groups for rollout in group.rollouts]:
         metrics["train/response_length"] = _mean(lengths)
     return metrics
