@@ -11,11 +11,12 @@ from omegaconf import OmegaConf
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Tokenizer
 from visurf_ray.checkpoints import Checkpoints, State
-from visurf_ray.checks import check, check_cluster, max_prompt_tokens, trained_weights, versions
+from visurf_ray.checks import check, check_budget, check_cluster, max_prompt_tokens, trained_weights, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, wait_ready
 from visurf_ray.config.schema import Config, ImportanceLevel, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.feed.feed import DataFeed
+from visurf_ray.learner import memory
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
@@ -159,6 +160,7 @@ def start_learner(
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
         max_grad_norm=learner.max_grad_norm,
         max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
+        cost=memory.forward_cost(memory.measure(config.model.path, trained_weights(config))),
         logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
@@ -244,6 +246,7 @@ def train(config: Config) -> Path:
         stack.enter_context(connected(config.cluster.address))
         check_cluster(config, cluster_nodes())
         data = start_data(config)
+        check_budget(config, data.longest)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )

@@ -101,6 +101,21 @@ def check_vllm(config: Config) -> None:
         )
 
 
+def check_budget(config: Config, prompt: int) -> None:
+    """Check that a row can hold the longest prompt, of `prompt` tokens, with the longest rollout.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    rollout, budget = config.rollout, config.learner.max_tokens_per_micro_batch
+    response = min(rollout.max_tokens, rollout.max_model_len - prompt) if config.method.rollouts else 1
+    if (needed := prompt + response - 1) > budget:  # the last token is predicted, but is no input
+        raise ConfigError(
+            f"learner.max_tokens_per_micro_batch={budget} does not hold the longest prompt of {prompt} tokens with a "
+            f"response of {response} tokens: set it to at least {needed}, or lower rollout.max_tokens"
+        )
+
+
 def check_cluster(config: Config, nodes: list[Node]) -> None:
     """Check that all actors fit these nodes. Rollout workers count for every method: they run during evaluations.
 

@@ -140,8 +140,8 @@ class Driver:
             filling.add(drawn=prompts, kept=method.count_instructive(scored, number))
         if metrics["reward/skipped"] and len(groups) < self.learner.least_groups:
             raise RewardError(
-                f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.ranks × learner.minibatches "
-                f"needs {self.learner.least_groups}: correct the reward, or raise train.batch_size"
+                f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.minibatches needs "
+                f"{self.learner.least_groups}: correct the reward, or raise train.batch_size"
             )
         return Batch(number, groups, metrics | filling.metrics, self.data.position, filling.missing)
 

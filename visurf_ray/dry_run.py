@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.table import Table
 
-from visurf_ray.checks import check, check_cluster, max_prompt_tokens, reward_demand, trained_weights
+from visurf_ray.checks import check, check_budget, check_cluster, max_prompt_tokens, reward_demand, trained_weights
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config.schema import Config
 from visurf_ray.config.stages import plan_stages
@@ -37,6 +37,7 @@ def dry_run(config: Config) -> None:
         put=lambda value: value,
     )
     size = memory.measure(config.model.path, trained_weights(config))
+    check_budget(config, max(loader.longest.values()))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(_run_table(config, loader, size, nodes, start=checked.state.step))
     longest = max(loader.longest.values())
@@ -83,20 +84,20 @@ def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: li
 def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt: int) -> Table:
     """A table of the memory of a learner rank and of a rollout worker, compared with what the machines have.
 
-    It assumes the largest row: every response has its longest length, and all tokens of the prompt are visual.
+    It assumes a full row, in which all tokens of prompts are visual and all responses have their longest length.
 
     Args:
         prompt: tokens of the longest prompt.
     """
     learner, rollout, method = config.learner, config.rollout, config.method
     responses = (rollout.n if method.rollouts else 0) + (1 if method.label else 0)
-    group = prompt + responses * rollout.max_tokens
-    tokens = max(group, learner.max_tokens_per_micro_batch)
+    tokens = learner.max_tokens_per_micro_batch
+    prompts = max(1, tokens // (prompt + responses * rollout.max_tokens))
     device, host = memory.model_states(size, learner)
     device |= memory.buffers(size, learner)
     if method.kl_coef and not learner.lora.rank:  # with adapters, the model without them is the reference
         device["KL reference"] = memory.reference_weights(size, learner.dtype)
-    device |= memory.activations(size, learner, tokens=tokens, visual_tokens=prompt * max(1, tokens // group))
+    device |= memory.activations(size, learner, tokens=tokens, visual_tokens=prompt * prompts)
     sampler: Sizes = {"weights": memory.sampler_weights(size, rollout.dtype, rollout.gpus)}
     on_gpu = bool(rollout.gpus)
     gpu_memory = _gpu_memory() if on_gpu else None

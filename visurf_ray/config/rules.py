@@ -169,12 +169,12 @@ def sft_settings_without_steps(config: Config) -> str | None:
     return None
 
 
-def ranks_without_groups(config: Config) -> str | None:
-    least = config.learner.ranks * config.learner.minibatches
+def minibatches_without_groups(config: Config) -> str | None:
+    least = config.learner.minibatches
     for stage in reversed(plan_stages(config)):  # SFT may have the batch size of the stage after it
         if stage.batch_size < least:
             key = "method.sft_batch_size" if stage.is_sft else "train.batch_size"
-            return f"{key}={stage.batch_size} must be at least learner.ranks × learner.minibatches = {least}"
+            return f"{key}={stage.batch_size} must be at least learner.minibatches={least}"
     return None
 
 
@@ -283,7 +283,7 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     second_clip_without_the_first,
     sft_to_the_end,
     sft_settings_without_steps,
-    ranks_without_groups,
+    minibatches_without_groups,
     warmup_to_the_end,
     floor_of_a_constant,
     betas_that_adam_cannot_have,

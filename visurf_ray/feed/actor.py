@@ -16,13 +16,16 @@ def start_actor() -> ActorHandle:
 class DataActor:
     """Reads, checks and serves the examples of one task (see ExampleLoader)."""
 
-    def open(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool) -> None:
-        """Read and check all rows. This is not done in the constructor, whose errors Ray reports only as a dead actor.
+    def open(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool) -> int:
+        """Read and check all rows; returns the number of tokens of the longest prompt.
+
+        This is not done in the constructor, whose errors Ray reports only as a dead actor.
 
         For the arguments see `open_loader`. Raises DataError like it.
         """
         self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
         self.prepared: dict[int, Example] = {}  # training examples by their position
+        return max(self.loader.longest.values())
 
     def prepare(self, position: int, count: int) -> None:
         """Make training examples that `take` will return."""

@@ -15,6 +15,7 @@ class DataFeed:
     Attributes:
         position: how many training examples have been taken, a resumed run's before it included. They come in the
             order of `ExampleLoader.train_batch`, each once, whatever the sizes of batches.
+        longest: the tokens of the longest prompt of all rows that were read.
     """
 
     def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool) -> None:
@@ -33,7 +34,7 @@ class DataFeed:
         self.actor: ActorHandle = start_actor()
         self.position = 0
         self.ahead: Reference = None  # is ready when the actor has prepared the examples that are likely to be next
-        ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train))
+        self.longest: int = ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train))
 
     def seek(self, position: int) -> None:
         """Continue from a position."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import ray
 
 from visurf_ray.aliases import ActorHandle
-from visurf_ray.groups import Group
-from visurf_ray.learner.config import RankConfig, Shard
+from visurf_ray.learner.balance import Shard
+from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import StepReport
 from visurf_ray.method import LossConfig
 
@@ -82,8 +82,8 @@ class LearnerActor:
         self.rank.release()
         return reports
 
-    def mean_logprobs(self, groups: list[Group]) -> list[list[float]]:
-        logprobs = self.rank.mean_logprobs(groups, ray.get)
+    def mean_logprobs(self, shard: Shard) -> list[list[float]]:
+        logprobs = self.rank.mean_logprobs(shard, ray.get)
         self.rank.release()
         return logprobs
 

@@ -21,12 +21,10 @@ class Part:
     Attributes:
         group: the example with these responses alone.
         weights: for each response, the weight of every token of it in the loss.
-        number: the group's number in its batch.
     """
 
     group: Group
     weights: tuple[float, ...]
-    number: int
 
 
 Shard = Sequence[Part]  # a rank's parts of a minibatch
@@ -39,7 +37,7 @@ def cut(groups: Sequence[Group], weights: Sequence[Sequence[float]], budget: int
         ConfigError: a response and its prompt have more tokens than `budget`.
     """
     parts: list[Part] = []
-    for number, (group, of_group) in enumerate(zip(groups, weights, strict=True)):
+    for group, of_group in zip(groups, weights, strict=True):
         prompt = len(group.example.prompt.expanded_ids)
         chosen: list[tuple[Response, float]] = []
         used = prompt
@@ -51,18 +49,18 @@ def cut(groups: Sequence[Group], weights: Sequence[Sequence[float]], budget: int
                     f"{response.length} do not fit learner.max_tokens_per_micro_batch={budget}: raise it"
                 )
             if chosen and used + length > budget:
-                parts.append(_part(group, chosen, number))
+                parts.append(_part(group, chosen))
                 chosen, used = [], prompt
             chosen.append((response, weight))
             used += length
         if chosen:
-            parts.append(_part(group, chosen, number))
+            parts.append(_part(group, chosen))
     return parts
 
 
-def _part(group: Group, chosen: Sequence[tuple[Response, float]], number: int) -> Part:
+def _part(group: Group, chosen: Sequence[tuple[Response, float]]) -> Part:
     responses, weights = zip(*chosen, strict=True)
-    return Part(Group(group.example, list(responses)), weights, number)
+    return Part(Group(group.example, list(responses)), weights)
 
 
 def spread(parts: Sequence[Part], count: int, cost: Callable[[Group], float]) -> list[Part]:
@@ -80,13 +78,13 @@ def spread(parts: Sequence[Part], count: int, cost: Callable[[Group], float]) ->
         part = found[index]
         pairs = list(zip(part.group.responses, part.weights, strict=True))
         middle = len(pairs) // 2
-        found[index : index + 1] = [_part(part.group, half, part.number) for half in (pairs[:middle], pairs[middle:])]
+        found[index : index + 1] = [_part(part.group, half) for half in (pairs[:middle], pairs[middle:])]
     return found
 
 
 def _idle(part: Part) -> Part:
     shortest = min(part.group.responses, key=lambda response: response.length)
-    return _part(part.group, [(shortest, 0.0)], part.number)
+    return _part(part.group, [(shortest, 0.0)])
 
 
 def balance(costs: Sequence[float], parts: int) -> list[list[int]]:

@@ -1,13 +1,12 @@
-"""The settings of a learner rank, and its share of a minibatch.
+"""The settings of a learner rank.
 
 Separate from `rank`, so that the driver imports neither DeepSpeed nor vLLM.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visurf_ray.config.schema import Dtype, HeadDtype
-from visurf_ray.groups import Group
+from visurf_ray.learner.cost import TOKENS, Cost
 from visurf_ray.learner.trained import Trained
 
 
@@ -18,6 +17,7 @@ class RankConfig:
     Attributes:
         model_path: a folder or a hub id.
         banned: token ids that are never sampled.
+        cost: of groups, by which rows and ranks are balanced.
         learning_rate: until an update sets another.
         epochs: passes over the minibatches of an update.
         shares_gpu: whether a rollout engine uses the same GPU; memory is then freed after each call.
@@ -39,11 +39,10 @@ class RankConfig:
     gradient_checkpointing: bool
     dtype: Dtype
     head_dtype: HeadDtype
+    cost: Cost = TOKENS
     epochs: int = 1
     shares_gpu: bool = False
     reference: bool = False
 
 
 REFERENCE_FILE = "reference.safetensors"  # in a checkpoint: the reference policy, unless it is the initial one
-
-Shard = Sequence[tuple[Group, Sequence[float]]]  # a rank's groups, each with the token weight of every response

@@ -14,7 +14,7 @@ def row_tokens(group: Group) -> int:
 class Cost:
     """Floating-point operations of a forward pass, up to a factor that all groups share.
 
-    A backward pass and recomputation multiply all of it alike. The default counts the tokens of a row.
+    A backward pass and recomputation multiply all of it alike. `TOKENS` counts the tokens of a row instead.
 
     Attributes:
         token: of the language model's linear layers, for each token of a row.
@@ -47,3 +47,6 @@ class Cost:
             + self.patch * patches
             + self.patch_pair * patches**2
         )
+
+
+TOKENS = Cost()

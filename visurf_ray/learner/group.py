@@ -9,10 +9,9 @@ from threading import Lock
 import ray
 
 from visurf_ray.aliases import ActorHandle
-from visurf_ray.groups import Group, Metrics
-from visurf_ray.learner.balance import balance
-from visurf_ray.learner.config import RankConfig, Shard
-from visurf_ray.learner.cost import row_tokens as cost
+from visurf_ray.groups import Group, Metrics, Response
+from visurf_ray.learner.balance import Shard, balance, cut, spread
+from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import sizes, summarise
 from visurf_ray.method import LossConfig, token_weights
 
@@ -39,6 +38,7 @@ class LearnerGroup:
             claim_gpus: called before ranks compute, where they share GPUs with engines: puts the engines to sleep.
         """
         self.actors = list(actors)
+        self.config = config
         self.minibatches = minibatches
         self._claim_gpus = claim_gpus or (lambda: None)
         self._turn = Lock()  # ranks run in lockstep: all must receive the calls of several threads in one order
@@ -52,8 +52,8 @@ class LearnerGroup:
 
     @property
     def least_groups(self) -> int:
-        """How many groups an update needs: one for each rank and minibatch."""
-        return len(self.actors) * self.minibatches
+        """How many groups an update needs: one for each minibatch. Ranks share its responses."""
+        return self.minibatches
 
     def connect(self, engines: Sequence[ActorHandle], *, gpu_workers: int, colocated: bool) -> None:
         """Open the weight transfer to the rollout workers; arguments as for `WeightSender`."""
@@ -77,14 +77,15 @@ class LearnerGroup:
             learning_rate: of all these steps; None keeps the one before, at first `RankConfig.learning_rate`.
 
         Raises:
-            ValueError: a minibatch has fewer groups than there are ranks.
+            ConfigError: a response and its prompt have more tokens than a row may hold.
+            ValueError: there are fewer groups than minibatches.
         """
         begin = time.monotonic()
-        shards: list[list[Shard]] = [[] for _ in self.actors]
-        for part in split_evenly(groups, self.minibatches):
-            weights = token_weights(part, loss)
-            for rank, chosen in enumerate(balance([cost(group) for group in part], len(self.actors))):
-                shards[rank].append([(part[index], weights[index]) for index in chosen])
+        minibatches = [
+            self._shards(minibatch, token_weights(minibatch, loss))
+            for minibatch in split_evenly(groups, self.minibatches)
+        ]
+        shards = list(zip(*minibatches, strict=True))  # of each rank
         with self._turn:
             self._claim_gpus()
             calls = [a.update.remote(s, loss, learning_rate) for a, s in zip(self.actors, shards, strict=True)]
@@ -93,21 +94,23 @@ class LearnerGroup:
 
     def mean_logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
         """Return, for each response of each group, the mean log-prob of its tokens in nats under the current policy."""
-        shards = balance([cost(group) for group in groups], len(self.actors))
+        shards = self._shards(groups, [[1.0] * len(group.responses) for group in groups])
         with self._turn:
             self._claim_gpus()
-            found = ray.get(
-                [
-                    actor.mean_logprobs.remote([groups[index] for index in chosen])
-                    for actor, chosen in zip(self.actors, shards, strict=True)
-                ]
-            )
-        by_index = {
-            index: values
-            for chosen, of_rank in zip(shards, found, strict=True)
-            for index, values in zip(chosen, of_rank, strict=True)
-        }
-        return [by_index[index] for index in range(len(groups))]
+            calls = [actor.mean_logprobs.remote(shard) for actor, shard in zip(self.actors, shards, strict=True)]
+            found = ray.get(calls)
+        means: dict[Response, float] = {}
+        for shard, of_rank in zip(shards, found, strict=True):
+            for part, of_part in zip(shard, of_rank, strict=True):
+                means |= zip(part.group.responses, of_part, strict=True)
+        return [[means[response] for response in group.responses] for group in groups]
+
+    def _shards(self, groups: Sequence[Group], weights: Sequence[Sequence[float]]) -> list[Shard]:
+        """Return the parts that each rank computes, with nearly equal cost."""
+        parts = cut(groups, weights, self.config.max_tokens_per_micro_batch)
+        parts = spread(parts, len(self.actors), self.config.cost.of)
+        chosen = balance([self.config.cost.of(part.group) for part in parts], len(self.actors))
+        return [[parts[index] for index in indices] for indices in chosen]
 
     def take_reference(self) -> None:
         """Make the current policy the reference of the KL term, if the loss has one; at first it is the initial one."""

@@ -12,6 +12,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from visurf_ray.aliases import HFConfig
 from visurf_ray.config.schema import LearnerConfig
+from visurf_ray.learner.cost import Cost
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import resolve_model
 
@@ -33,11 +34,17 @@ class Layers:
         count: number of layers.
         width: number of values per token that pass from one layer to the next.
         outputs: number of values per token that the linear layers of one layer return.
+        weights: number of weights of the linear layers of one layer.
+        whole: number of layers whose tokens attend to the whole sequence, not to a window of it.
+        attended: number of values per token that are compared in attention: all heads together.
     """
 
     count: int
     width: int
     outputs: int
+    weights: int
+    whole: int
+    attended: int
 
 
 @dataclass(frozen=True)
@@ -85,13 +92,15 @@ def size_of(config: HFConfig, trained: Trained) -> ModelSize:
         trained.apply(model)
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    vision = config.vision_config
+    whole = len(getattr(vision, "fullatt_block_indexes", range(vision.depth)))
     tower = [parameter for layer in _stack(model.model.visual) for parameter in layer.parameters()]
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),  # tied ones count once
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         vision_parameters=sum(parameter.numel() for parameter in model.model.visual.parameters()),
-        text=_layers(model.model.language_model),
-        vision=_layers(model.model.visual),
+        text=_layers(model.model.language_model, attended=head * text.num_attention_heads),
+        vision=_layers(model.model.visual, windowed=vision.depth - whole),
         vocabulary=text.vocab_size,
         kv_width=2 * text.num_hidden_layers * text.num_key_value_heads * head,
         patches=config.vision_config.spatial_merge_size**2,
@@ -104,10 +113,31 @@ def _stack(module: torch.nn.Module) -> list[torch.nn.Module]:
     return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
 
 
-def _layers(module: torch.nn.Module) -> Layers:
+def _layers(module: torch.nn.Module, attended: int | None = None, windowed: int = 0) -> Layers:
+    """Describe the layers of a module; `attended` is their width, and none is `windowed`, unless told."""
     layers = _stack(module)
     linear = [part for part in layers[0].modules() if isinstance(part, torch.nn.Linear)]
-    return Layers(len(layers), linear[0].in_features, sum(part.out_features for part in linear))
+    width = linear[0].in_features
+    return Layers(
+        count=len(layers),
+        width=width,
+        outputs=sum(part.out_features for part in linear),
+        weights=sum(part.weight.numel() for part in linear),
+        whole=len(layers) - windowed,
+        attended=attended or width,
+    )
+
+
+def forward_cost(size: ModelSize) -> Cost:
+    """Return the floating-point operations of a forward pass: two for each weight, and four for each value attended."""
+    return Cost(
+        token=2 * size.text.count * size.text.weights,
+        pair=4 * size.text.count * size.text.attended,
+        predicted=2 * size.vocabulary * size.text.width,
+        patch=2 * size.vision.count * size.vision.weights,
+        patch_pair=4 * size.vision.whole * size.vision.attended,
+        patches=size.patches,
+    )
 
 
 def model_states(size: ModelSize, learner: LearnerConfig) -> tuple[Sizes, Sizes]:

@@ -15,9 +15,8 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.aliases import Fetch, HFModel, Json
 from visurf_ray.config.schema import Dtype
-from visurf_ray.groups import Group
-from visurf_ray.learner.balance import cost, fill
-from visurf_ray.learner.config import RankConfig, Shard
+from visurf_ray.learner.balance import Part, Shard, fill
+from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import StepReport, UpdateSums, update_sums
 from visurf_ray.learner.packing import PackedGroups, pack
 from visurf_ray.learner.policy import Policy, load_model
@@ -44,6 +43,7 @@ class Rank:
             "MASTER_PORT": str(port),
         }
         torch.manual_seed(seed)
+        self.dtype = getattr(torch, config.dtype)
         if get_accelerator().device_name() == "cpu":
             _skip_compiled_collectives()
         deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
@@ -54,7 +54,9 @@ class Rank:
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
         model = load_model(
             config.model_path,
-            dtype=torch.float32,  # DeepSpeed casts to the training dtype, and copies its float32 masters from that
+            # DeepSpeed copies its float32 masters from weights in the training dtype, so loading in float32 would take
+            # memory for nothing. ZeRO-3 casts while it partitions.
+            dtype=torch.float32 if config.zero_stage == 3 else self.dtype,
             gradient_checkpointing=config.gradient_checkpointing,
         )
         self.adapters = config.trained.apply(model)
@@ -68,7 +70,6 @@ class Rank:
         )
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
         self.model = model
-        self.dtype = getattr(torch, config.dtype)
         self.device = self.engine.device
         self.reference = self._make_reference(frozen) if config.reference else None
 
@@ -122,7 +123,7 @@ class Rank:
         (num_iterations), so that a resumed run repeats it.
 
         Args:
-            minibatches: this rank's groups of each minibatch.
+            minibatches: this rank's parts of each minibatch.
             fetch: returns what a reference refers to (in a cluster, `ray.get`).
             learning_rate: of all steps; None keeps the one before.
 
@@ -131,46 +132,44 @@ class Rank:
         """
         if learning_rate is not None:
             self._set_optimizer(lr=learning_rate)
-        packed = [self._pack(shard, self._rows(shard), fetch) for shard in minibatches]
+        packed = [self._pack(self._rows(shard), fetch) for shard in minibatches]
         order = list(range(len(packed))) * self.config.epochs
-        old = [[self._logprobs(part) for part in parts] for parts in packed] if len(order) > 1 else None
+        old = [[self._logprobs(row) for row in rows] for rows in packed] if len(order) > 1 else None
         compared = self.reference if loss.kl_coef else None
-        reference = [[compared.logprobs(part) for part in parts] for parts in packed] if compared else None
+        reference = [[compared.logprobs(row.to(self.device)) for row in rows] for rows in packed] if compared else None
         return [
             self._step(packed[index], old[index] if old else None, reference[index] if reference else None, loss)
             for index in order
         ]
 
-    def mean_logprobs(self, groups: Sequence[Group], fetch: Fetch) -> list[list[float]]:
-        """Return, for each response of each group, the mean log-prob of its tokens in nats; trains nothing."""
-        shard = [(group, [1.0] * len(group.responses)) for group in groups]
+    def mean_logprobs(self, shard: Shard, fetch: Fetch) -> list[list[float]]:
+        """Return, for each response of each part, the mean log-prob of its tokens in nats; trains nothing."""
         rows = self._rows(shard)
-        found: list[list[float]] = [[] for _ in groups]
-        for number, packed in enumerate(self._pack(shard, rows, fetch)):
+        found: dict[Part, list[float]] = {}
+        for number, packed in enumerate(self._pack(rows, fetch)):
             logprobs = self._logprobs(packed)  # of idle rows too: ranks run in lockstep
-            chosen = rows[number] if number < len(rows) else []
-            for index in chosen:
-                lengths = [response.length for response in groups[index].responses]
-                parts, logprobs = logprobs[: sum(lengths)].split(lengths), logprobs[sum(lengths) :]
-                found[index] = [part.mean().item() for part in parts]
-        return found
+            for part in rows[number] if number < len(rows) else []:
+                lengths = [response.length for response in part.group.responses]
+                of_part, logprobs = logprobs[: sum(lengths)], logprobs[sum(lengths) :]
+                found[part] = [of_response.mean().item() for of_response in of_part.split(lengths)]
+        return [found[part] for part in shard]
 
-    def _rows(self, shard: Shard) -> list[list[int]]:
-        """Return the indices of the groups of each row; a row is one forward pass."""
-        return fill([cost(group) for group, _ in shard], self.config.max_tokens_per_micro_batch)
+    def _rows(self, shard: Shard) -> list[list[Part]]:
+        """Return the parts of each row; a row is one forward pass."""
+        return fill(shard, self.config.max_tokens_per_micro_batch, self.config.cost.of)
 
-    def _pack(self, shard: Shard, rows: Sequence[Sequence[int]], fetch: Fetch) -> list[PackedGroups]:
-        parts = [[shard[index] for index in chosen] for chosen in rows]
+    def _pack(self, rows: Sequence[Sequence[Part]], fetch: Fetch) -> list[PackedGroups]:
+        """Return the packed rows, on the CPU: each goes to the device for its passes alone."""
         packed = [
             pack(
-                [group for group, _ in part],
-                [weights for _, weights in part],
+                [part.group for part in row],
+                [part.weights for part in row],
                 self.model.model.get_rope_index,
                 fetch=fetch,
                 image_token_id=self.model.config.image_token_id,
                 dtype=self.dtype,
-            ).to(self.device)
-            for part in parts
+            )
+            for row in rows
         ]
         # ZeRO-3 gathers parameters in forward and backward passes, so all ranks must run equally many: a rank with
         # fewer rows repeats its last one with weight 0.
@@ -184,19 +183,19 @@ class Rank:
         """Return the policy's log-probs without dropout, as the sampler computes them."""
         self.engine.eval()
         try:
-            return self.engine(packed)[0]
+            return self.engine(packed.to(self.device))[0]
         finally:
             self.engine.train()
 
     def _step(
         self,
-        parts: Sequence[PackedGroups],
+        rows: Sequence[PackedGroups],
         old: Sequence[Tensor] | None,
         reference: Sequence[Tensor] | None,
         loss: LossConfig,
     ) -> StepReport:
         sums = UpdateSums()
-        for index, packed in enumerate(parts):
+        for index, packed in enumerate(row.to(self.device) for row in rows):
             logprobs, entropy = self.engine(packed)
             tokens = TokenValues(
                 logprob_T=logprobs,

@@ -198,8 +198,8 @@ class Method:
         filled = [group for group in groups if group.responses]
         if len(filled) < min(at_least, len(groups)):
             raise UserError(
-                f"method.overlong=filter left {len(filled)} of {len(groups)} groups, and learner.ranks × "
-                f"learner.minibatches needs {at_least}: raise rollout.max_tokens, or set method.overlong=punish"
+                f"method.overlong=filter left {len(filled)} of {len(groups)} groups, and learner.minibatches "
+                f"needs {at_least}: raise rollout.max_tokens, or set method.overlong=punish"
             )
         if not self.chooses:
             return filled
