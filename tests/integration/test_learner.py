@@ -20,7 +20,7 @@ from visurf_ray.models import banned_token_ids, resolve_model
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 LORA = Trained(lora_rank=4, lora_alpha=8.0)
-LEAST = 200  # tokens that hold a prompt and any response: most groups are cut into parts
+LEAST = 120  # tokens that hold a prompt and any response: most groups are cut into parts
 
 
 def rank_config(config, processor, **changes) -> RankConfig:
