@@ -22,8 +22,10 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _BUCKET = 5e8  # elements of a reduce bucket (DeepSpeed's default)
 _SUB_GROUP = 1e9  # parameters that ZeRO-3 updates at a time (its default)
 _LIVE = 1e9  # parameters that ZeRO-3 keeps gathered at most (its default)
-_SAVED = 2.5  # values saved for the backward pass per output of a linear layer; measured: 2.2 to 2.4 on Qwen2.5-VL
-_KEPT = 2.5  # with gradient checkpointing: values saved per value that passes between layers
+# Values per output of a linear layer, measured on Qwen2.5-VL by tests/benchmarks/memory.py:
+_SAVED = 2.5  # saved for the backward pass
+_RECOMPUTED = 2.8  # that exist while a layer's backward pass runs: saved ones, and gradients
+_ENDS = 2  # values between layers that are kept before the first and after the last of them
 
 
 @dataclass(frozen=True)
@@ -171,12 +173,12 @@ def buffers(size: ModelSize, learner: LearnerConfig) -> Sizes:
 
 
 def activations(size: ModelSize, learner: LearnerConfig, *, tokens: int, visual_tokens: int) -> Sizes:
-    """Estimate what a forward pass over a row saves for the backward pass, and the memory of logits.
+    """Estimate what a forward pass over a row saves for the backward pass, and the memory of logits beside it.
 
-    Assumptions: _SAVED values are saved per output of a linear layer; with gradient checkpointing those of one layer at
-    a time, and _KEPT per value that passes between layers. A frozen vision tower saves none. The logits of one chunk of
-    the vocabulary exist three times in float32 (scaled logits, probabilities, gradient), beside the gradient of the
-    output head if that is trained.
+    With gradient checkpointing the values between layers are kept. Beside them, the backward pass holds either one
+    recomputed layer or the logits: the larger of both counts. A frozen vision tower keeps nothing. The logits of one
+    chunk of the vocabulary exist three times in float32 (scaled logits, probabilities, gradient), beside two float32
+    copies of the hidden states' gradient and the gradient of the output head, if that is trained.
 
     Args:
         tokens: tokens of the row.
@@ -186,14 +188,14 @@ def activations(size: ModelSize, learner: LearnerConfig, *, tokens: int, visual_
     rows = [(size.text, tokens)]
     if size.tower_trained:
         rows.append((size.vision, visual_tokens * size.patches))
-    if learner.gradient_checkpointing:
-        between = sum(_KEPT * layers.count * layers.width * length for layers, length in rows)
-        values = between + max(_SAVED * layers.outputs * length for layers, length in rows)
-    else:
-        values = sum(_SAVED * layers.count * layers.outputs * length for layers, length in rows)
-    logits = 3 * 4 * tokens * min(learner.logprob_chunk, size.vocabulary)
-    head = width * size.vocabulary * size.text.width if size.head_trained else 0
-    return {"activations": values * width, "logits": logits + head}
+    logits = 4.0 * tokens * (3 * min(learner.logprob_chunk, size.vocabulary) + 2 * size.text.width)
+    head = logits + (width * size.vocabulary * size.text.width if size.head_trained else 0)
+    if not learner.gradient_checkpointing:
+        saved = sum(_SAVED * layers.count * layers.outputs * length for layers, length in rows)
+        return {"activations": saved * width, "logits": head}
+    kept = sum((layers.count + _ENDS) * layers.width * length for layers, length in rows)
+    layer = max(_RECOMPUTED * layers.outputs * length for layers, length in rows)
+    return {"activations": (kept + layer) * width, "logits": max(0.0, head - layer * width)}
 
 
 def kv_bytes_per_token(size: ModelSize, dtype: str) -> int:
