@@ -8,7 +8,7 @@ import torch
 from tests.integration.groups import make_groups
 from tests.integration.test_learner import LORA, batches, distance, exported, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_policy import packed_groups
-from visurf_ray.config.schema import Packing, Schedule
+from visurf_ray.config.schema import Schedule
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.schedule import learning_rates
@@ -25,7 +25,7 @@ KL = LossConfig(kl_coef=0.1)
 def plain_policy(config, processor):
     """A policy on its own, for a plain PyTorch loop."""
     path = resolve_model(config.model.path)
-    model = load_model(path, dtype=torch.float32, packing=Packing.split, gradient_checkpointing=False)
+    model = load_model(path, dtype=torch.float32, gradient_checkpointing=False)
     return Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
 
 
