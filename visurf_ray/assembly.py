@@ -3,7 +3,7 @@
 import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -130,7 +130,7 @@ def _wait_for_engines(config: Config, engines: Sequence[ActorHandle]) -> None:
     wait_ready(references, "the rollout workers", config.cluster.start_timeout)
 
 
-def _shared_gpus(config: Config) -> list[ActorOptions]:
+def _shared_gpus(config: Config) -> AbstractContextManager[list[ActorOptions]]:
     cpus = config.rollout.cpus + config.learner.cpus
     return shared_gpus(config.learner.ranks, cpus, timeout=config.cluster.start_timeout)
 
@@ -214,12 +214,12 @@ def start_policy(
     """Start learner ranks, and connect them with a pool of rollout workers.
 
     Args:
-        stack: ends the rollout workers' processes.
+        stack: ends the processes, and frees shared GPUs.
         checkpoint: the learner's state to continue from.
         engines: whether to start the rollout workers as well, at the same time; otherwise they start when they are
             needed. They hold the learner's weights.
     """
-    places = _shared_gpus(config) if config.colocated else []
+    places = stack.enter_context(_shared_gpus(config)) if config.colocated else []
     rollouts = make_rollouts(config, places, trained_weights(config))
     stack.callback(rollouts.shut_down)
     if engines:
@@ -228,6 +228,7 @@ def start_policy(
         rollouts.wait()
         rollouts.sleep()
     learner = start_learner(config, tokenizer, places, claim_gpus=rollouts.sleep)
+    stack.callback(learner.shut_down)
     if checkpoint:
         learner.load(checkpoint.resolve())
     gpu_workers = config.rollout.gpus * config.rollout.workers

@@ -14,7 +14,9 @@ class Probe:
 
 
 def test_the_two_of_a_pair_share_a_gpu_and_pairs_do_not(ray_cluster):
-    places = shared_gpus(2, cpus=1.0, timeout=30)
-    pairs = [[Probe.options(num_cpus=0.5, **place).remote() for place in places] for _ in range(2)]
-    first, second = ([ray.get(probe.gpus.remote()) for probe in probes] for probes in pairs)
-    assert first == second and sorted(first) == ["0", "1"]
+    with shared_gpus(2, cpus=1.0, timeout=30) as places:
+        pairs = [[Probe.options(num_cpus=0.5, **place).remote() for place in places] for _ in range(2)]
+        first, second = ([ray.get(probe.gpus.remote()) for probe in probes] for probes in pairs)
+        assert first == second and sorted(first) == ["0", "1"]
+    with shared_gpus(2, cpus=1.0, timeout=30):  # they are free again
+        pass

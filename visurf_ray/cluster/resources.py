@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import ray
 from ray._common.utils import get_system_memory
-from ray.util.placement_group import placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from visurf_ray.aliases import ActorOptions
@@ -124,10 +124,11 @@ def check_demand(demands: list[Demand], nodes: list[Node]) -> None:
             node["CPU"] = node.get("CPU", 0) - demand.cpus
 
 
-def shared_gpus(count: int, cpus: float, *, timeout: float) -> list[ActorOptions]:
-    """Reserve a GPU for each of `count` pairs of actors, and return Ray's options for each pair.
+@contextmanager
+def shared_gpus(count: int, cpus: float, *, timeout: float) -> Iterator[list[ActorOptions]]:
+    """Reserve a GPU for each of `count` pairs of actors inside the context, and give Ray's options for each pair.
 
-    Pass the same options to both actors of a pair: they then share the GPU.
+    Pass the same options to both actors of a pair: they then share the GPU. At the end the actors are ended as well.
 
     Args:
         cpus: Ray CPUs of both actors together.
@@ -137,14 +138,17 @@ def shared_gpus(count: int, cpus: float, *, timeout: float) -> list[ActorOptions
         ClusterError: the GPUs are not free in time.
     """
     group = placement_group([{"GPU": 1, "CPU": cpus}] * count)
-    wait_ready([group.ready()], "the shared GPUs", timeout)
-    return [
-        {
-            "num_gpus": 0.5,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
-        }
-        for index in range(count)
-    ]
+    try:
+        wait_ready([group.ready()], "the shared GPUs", timeout)
+        yield [
+            {
+                "num_gpus": 0.5,
+                "scheduling_strategy": PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index),
+            }
+            for index in range(count)
+        ]
+    finally:
+        remove_placement_group(group)
 
 
 def check_one_node(reason: str, nodes: list[Node]) -> None:

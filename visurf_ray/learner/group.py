@@ -128,6 +128,11 @@ class LearnerGroup:
         """Write the policy as a Hugging Face model, without a processor."""
         self._call("export", folder)
 
+    def shut_down(self) -> None:
+        """End the ranks' processes."""
+        for actor in self.actors:
+            ray.kill(actor)
+
     def _call(self, name: str, *arguments: object) -> None:
         with self._turn:
             ray.get([getattr(actor, name).remote(*arguments) for actor in self.actors])
