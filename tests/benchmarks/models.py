@@ -1,5 +1,6 @@
 """Models with random weights, and groups of random tokens, in the sizes that benchmarks ask for."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,10 +21,14 @@ def write_model(
     vision_depth: int = 8,
     max_pixels: int = 28 * 28 * 64,
     max_length: int = 4096,
+    mean_response: float | None = None,
 ) -> int:
     """Save a model with the miniature's tokenizer, and its processor; returns how many parameters it has.
 
-    hidden: width of the language model; its inner layers are three times as wide, and half of its heads hold keys.
+    Args:
+        hidden: width of the language model; its inner layers are three times as wide, and half of its heads hold keys.
+        mean_response: tokens after which a response ends on average, each with the same probability. None: a response
+            practically never ends.
     """
     torch.manual_seed(0)
     processor = AutoProcessor.from_pretrained(BASE_MODEL)
@@ -49,12 +54,30 @@ def write_model(
         "out_hidden_size": hidden,
         "fullatt_block_indexes": [vision_depth - 1],
     }
+    tied = {"tie_word_embeddings": mean_response is None}
     model = Qwen2_5_VLForConditionalGeneration(
-        Qwen2_5_VLConfig(**base | {"text_config": text, "vision_config": vision})
+        Qwen2_5_VLConfig(**base | tied | {"text_config": text | tied, "vision_config": vision})
     )
+    if mean_response:
+        _end_responses(model, processor.tokenizer.eos_token_id, mean_response)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return sum(weight.numel() for weight in model.parameters())
+
+
+@torch.no_grad()
+def _end_responses(model: Qwen2_5_VLForConditionalGeneration, end: int, mean_response: float) -> None:
+    """Give the token `end` the probability 1 / mean_response after every token.
+
+    The first value of all embeddings is the same and large, so that it hardly varies in the last hidden states; the
+    logit of `end` is made of it alone.
+    """
+    model.get_input_embeddings().weight[:, 0] = 1.0
+    ids = torch.randint(0, 400, (8, 64), generator=torch.Generator().manual_seed(0))
+    hidden = model.model.language_model(inputs_embeds=model.get_input_embeddings()(ids)).last_hidden_state
+    others = (hidden @ model.lm_head.weight.T).logsumexp(-1).mean()
+    model.lm_head.weight[end] = 0.0
+    model.lm_head.weight[end, 0] = (others - math.log(mean_response - 1)) / hidden[..., 0].mean()
 
 
 def random_group(prompt: int, side: int, lengths: Sequence[int], *, special: tuple[int, int, int], seed: int) -> Group:

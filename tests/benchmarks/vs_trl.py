@@ -6,7 +6,8 @@
 Both train the same model with random weights on the same pictures and questions, with equally many responses of the
 same longest length, in turns in one run, with the same threads. TRL samples with transformers' `generate`, the only way
 it has on a CPU. (miniature) 16 prompts × 8 responses × 64 tokens, 2 M parameters; (picture) 4 prompts × 8 responses ×
-100 tokens, pictures of 448×448 (256 visual tokens), 30 M parameters.
+100 tokens, pictures of 448×448 (256 visual tokens), 30 M parameters; (ragged) 8 prompts × 8 responses of at most 512
+tokens that end after 130 on average, each token with the same probability, 30 M parameters.
 """
 
 import json
@@ -78,6 +79,7 @@ def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, ste
         f"rollout.n={ROLLOUTS}",
         f"rollout.max_tokens={tokens}",
         "rollout.max_model_len=1024",
+        "learner.max_tokens_per_micro_batch=4096",
         "learner.learning_rate=1e-9",
         *settings,
     ]
@@ -132,6 +134,8 @@ def main() -> None:
             write_model(folder / "picture", hidden=512, layers=7, heads=8, max_pixels=448 * 448)
             settings = write_pictures(folder, 32)
             results["picture"] = measure(folder / "picture", settings, prompts=4, tokens=100, steps=3)
+            write_model(folder / "ragged", hidden=512, layers=7, heads=8, mean_response=130)
+            results["ragged"] = measure(folder / "ragged", [], prompts=8, tokens=512, steps=3)
     table(
         ["case", "TRL responses/s", "ours responses/s", "ratio", "tokens"],
         [[case, *result.values()] for case, result in results.items()],
