@@ -22,7 +22,7 @@ trap 'rm -f "$log"' EXIT
 } >"$page"
 
 status=0
-for name in packing logprob learner step pipeline visurf_vs_rlvr weight_sync driver_scale vs_trl; do
+for name in packing vision logprob learner step pipeline visurf_vs_rlvr weight_sync driver_scale vs_trl; do
     echo "bench: $name" >&2
     printf '\n## %s\n\n' "$name" >>"$page"
     if HF_HUB_OFFLINE=1 "$python" -m "tests.benchmarks.$name" "$@" 2>"$log" >"$log.out"; then

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.integration.architectures import ARCHITECTURES, make_groups, make_model, plain_logprobs
+from tests.integration.architectures import ARCHITECTURES, TEXT, make_groups, make_model, plain_logprobs
 from tests.unit.groups import held
+from visurf_ray.errors import ConfigError
 from visurf_ray.groups import Response, Source, TokenSpan
 from visurf_ray.learner import attention
 from visurf_ray.learner.packing import pack
@@ -129,3 +130,10 @@ def test_half_precision_is_as_close_as_half_precision_is(path, make, plain):
     rows = torch.cat([plain_logprobs(model, group) for group in groups]).float()
     packed = packed_logprobs(model, groups, dtype=torch.bfloat16)
     assert (packed - plain[0]).abs().mean() < 1.5 * (rows - plain[0]).abs().mean()
+
+
+def test_sliding_windows_are_refused(tmp_path):
+    """They count tokens of the row, and would reach into other responses' place."""
+    windows = {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1}
+    with pytest.raises(ConfigError, match="sliding-window attention"):
+        load(make_model("qwen2_vl", tmp_path, text=TEXT | windows))
