@@ -41,23 +41,35 @@ class Reader(RolloutActor.__ray_actor_class__):
         return found
 
 
-def start_engine(path: str, dtype: Dtype, trained: Trained):
-    engine = EngineConfig(
-        model_path=path,
-        dtype=dtype,
-        max_model_len=512,
-        memory=0.1,
-        gpus=0,
-        enforce_eager=True,
-        sleeps=False,
-        seed=0,
-        head_dtype=HeadDtype.float32,
-        adapter_rank=trained.lora_rank,
-        adapts_vision=trained.adapts_vision,
-    )
-    actor = Reader.remote(engine, 0, sorted(os.sched_getaffinity(0)))
-    ray.get(actor.ready.remote())
-    return actor
+@pytest.fixture(scope="module")
+def engine_of(config):
+    """The engine of a dtype, for adapters of any targets or for whole weights; started at the first call."""
+    engines = {}
+
+    def get(dtype: Dtype, adapters: bool):
+        if (dtype, adapters) not in engines:
+            settings = EngineConfig(
+                model_path=resolve_model(config.model.path),
+                dtype=dtype,
+                max_model_len=512,
+                memory=0.1,
+                gpus=0,
+                enforce_eager=True,
+                sleeps=False,
+                seed=0,
+                head_dtype=HeadDtype.float32,
+                adapter_rank=16 if adapters else 0,
+                adapts_vision=adapters,
+            )
+            engine = Reader.remote(settings, 0, sorted(os.sched_getaffinity(0)))
+            ray.get(engine.ready.remote())
+            engines[dtype, adapters] = engine
+        return engines[dtype, adapters]
+
+    yield get
+    for engine in engines.values():
+        ray.get(engine.shut_down.remote())
+        ray.kill(engine)
 
 
 def of_sampler(engine, groups) -> np.ndarray:
@@ -102,10 +114,9 @@ def groups(loader):
         (Dtype.bfloat16, FULL, 1e-4, 0.1),
     ],
 )
-def test_a_small_step_changes_both_alike(make_learner, config, groups, dtype, trained, rate, tolerance):  # noqa: F811
-    path = resolve_model(config.model.path)
-    engine = start_engine(path, dtype, trained)
-    learner = make_learner(model_path=path, dtype=dtype, trained=trained, learning_rate=rate)
+def test_a_small_step_changes_both_alike(make_learner, engine_of, groups, dtype, trained, rate, tolerance):  # noqa: F811
+    engine = engine_of(dtype, bool(trained.lora_rank))
+    learner = make_learner(dtype=dtype, trained=trained, learning_rate=rate)
     learner.connect([engine], gpu_workers=0, colocated=False)
     learner.send_weights()
     before = of_sampler(engine, groups), of_learner(learner, groups)
@@ -113,6 +124,4 @@ def test_a_small_step_changes_both_alike(make_learner, config, groups, dtype, tr
     learner.send_weights()
     after = of_sampler(engine, groups), of_learner(learner, groups)
     sampler, ours = (new - old for new, old in zip(after, before, strict=True))
-    ray.get(engine.shut_down.remote())
-    ray.kill(engine)
     assert np.linalg.norm(sampler - ours) < tolerance * np.linalg.norm(ours)
