@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from visurf_ray.aliases import Json
@@ -103,5 +103,14 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
 
 
 def read_state(path: Path) -> State:
-    """Read the state of the checkpoint at `path`."""
-    return State(**json.loads((path / _STATE).read_text()))
+    """Read the state of the checkpoint at `path`.
+
+    Raises:
+        CheckpointError: another version of the program wrote it.
+    """
+    found = json.loads((path / _STATE).read_text())
+    if found.keys() != {field.name for field in fields(State)}:
+        raise CheckpointError(
+            f"{path}: another version of visurf_ray wrote this checkpoint: resume it with that version"
+        )
+    return State(**found)

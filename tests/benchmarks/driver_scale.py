@@ -1,14 +1,14 @@
-"""What the driver itself takes for a step, as batches grow to 1,024 prompts × 16 rollouts × 2,000 tokens.
+"""The driver's own time for a step, as batches grow to 1,024 prompts × 16 rollouts × 2,000 tokens.
 
     python -m tests.benchmarks.driver_scale [--quick]
 
-Rollout workers and learner ranks are replaced by generators of random tokens, so that nothing but the driver is in the
-way: data, labels, rewards, advantages, balancing and transport are the job's own, and ranks fetch all tokens. Data are
-made ahead, as in a job. Workers answer at once all that they are given, so rewards and rollouts come in large portions;
-the texts are short.
-seconds_per_step is what the driver's process computes at the largest size, all its threads together; exponent is the
-slope of log seconds over log prompts; rss_slope is how many MiB the process grows by with each further step, own_slope
-the same without the pages of Ray's object store that it has looked at.
+Generators of random tokens replace rollout workers and learner ranks, so that the driver alone limits the step. Data,
+labels, rewards, advantages, balancing and transport are the job's own, and ranks fetch all tokens. The data actor
+prepares batches ahead, as in a job. Workers answer all their prompts at once; the texts are short.
+
+`seconds_per_step` is the CPU time of the driver's process at the largest size, all threads together. `exponent` is the
+slope of log seconds over log prompts. `rss_slope` is the growth of the process in MiB per step, and `own_slope` the
+same without pages of Ray's object store.
 """
 
 import tempfile

@@ -1,13 +1,13 @@
-"""The learner alone at the sizes that it is made for: packed rows against a row for each response.
+"""The learner alone at real sizes: packed rows compared with one row for each response.
 
     python -m tests.benchmarks.learner [--quick] [--device cuda]
 
 On a GPU: Qwen2.5-VL-3B and -7B with random weights, in bfloat16; 16 pictures of 840×840 (900 visual tokens), prompts of
-1,000 tokens, and nine responses of 200 to each. Every case has a process of its own, and a step is `Rank.update`, with
-its packing, backward pass and optimiser. On a CPU a small model takes the place of both.
+1,000 tokens, and nine responses of 200 tokens to each. Every case runs in a process of its own. A step is
+`Rank.update`, with packing, backward pass and optimiser. On a CPU a small model replaces both.
 
-MFU is the floating-point operations that the computed tokens need, forward and backward, recomputation not counted,
-over what the device can do in that time (its dense bfloat16 peak).
+MFU is the floating-point operations of the forward and backward pass, without recomputation, divided by what the device
+can do in that time at its dense bfloat16 peak.
 """
 
 import json

@@ -1,9 +1,9 @@
-"""Log-probs and entropies from hidden states: in chunks, against full logits.
+"""Log-probs and entropies from hidden states: computed in chunks, compared with full logits.
 
     python -m tests.benchmarks.logprob [--quick] [--device cuda]
 
-2,048 tokens, the 151,936 words of Qwen2.5-VL, hidden size 256; forward and backward pass. Memory is what either adds to
-the peak of a process of its own, the gradients of both inputs included.
+2,048 tokens, Qwen2.5-VL's vocabulary of 151,936 entries, hidden size 256; forward and backward pass. Memory is what
+each adds to the peak of a process of its own, including the gradients of both inputs.
 """
 
 from collections.abc import Callable

@@ -3,8 +3,8 @@
     python -m tests.benchmarks.paradigms [--tasks miniature] [--methods visurf rlvr sft] [--seeds 0 1 2] [--out FOLDER]
         [key=value …]
 
-Every run has the same number of steps, and those of a task the same held-out examples. A run that is there already is
-not made again, so that an interrupted comparison goes on; a folder of other settings or of another base model is
+All runs have the same number of steps, and all runs of a task the same held-out examples. A run that exists already is
+not repeated, so an interrupted comparison can be continued. A folder with other settings or another base model is
 refused. A table gives the mean over seeds, and the smallest and largest value.
 """
 

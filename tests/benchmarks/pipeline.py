@@ -1,9 +1,9 @@
-"""Sampling the next batch while this one is learnt, against taking turns; each side has its own cores in both.
+"""Sampling the next batch during the learning of this one, compared with alternating; each side has its own cores.
 
     python -m tests.benchmarks.pipeline [--quick]
 
 The limit is the slower side alone: a step cannot be shorter than its sampling, nor than its learning and weight sync.
-The first table row is the default, in which both sides take turns on all cores.
+The first row of the table is the default, in which both sides alternate on all cores.
 """
 
 import statistics

@@ -1,9 +1,9 @@
-"""A whole step of the job, against nothing but its two computations.
+"""A whole step of the job, compared with its two computations alone.
 
     python -m tests.benchmarks.step [--quick]
 
-The limit is what vLLM takes to generate for the same prompts, all handed over at once, plus what the model takes for
-forward, backward and optimiser step over the same responses, packed beforehand. What the step adds is data, labels,
+The limit is vLLM's time to generate for the same prompts, submitted all at once, plus the model's time for forward
+pass, backward pass and optimiser step on the same responses, which are packed beforehand. The step adds data, labels,
 rewards, advantages, packing, transport, metrics and the weight sync.
 """
 

@@ -1,10 +1,10 @@
-"""A step of ViSurf against a step of RLVR: what the label costs, with equally many rollouts.
+"""A step of ViSurf compared with a step of RLVR that has as many rollouts: the cost of the label.
 
     python -m tests.benchmarks.visurf_vs_rlvr [--quick]
 
-The default job on the miniature; steps of both methods in turns, on the same prompts with the same actors. Memory is
-the peak of the learner's process during the steps of each. The limit is the ratio of the learner's tokens: a label's
-must be learnt, however it is done.
+The default job on the miniature; steps of both methods alternate, on the same prompts and with the same actors. Memory
+is the peak of the learner's process during the steps of each. The limit is the ratio of the learner's tokens, because
+the label's tokens must be computed.
 """
 
 import re

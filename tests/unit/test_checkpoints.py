@@ -1,5 +1,6 @@
 """Checkpoints are complete or absent, the newest are kept, and runs resume from them."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
-    state = State(40, "run-1", {"giou": 0.5}, 12.5)
+    state = State(40, 640, "run-1", {"giou": 0.5}, 12.5)
     seen = []
 
     def save(target: Path) -> None:
@@ -42,9 +43,19 @@ def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
     assert list(folder.iterdir()) == [path], "nothing is left beside it"
 
 
+@pytest.mark.parametrize("change", [lambda state: state.pop("position"), lambda state: state.update(more=1)])
+def test_a_checkpoint_of_another_version_is_refused(folder, change):
+    path = Checkpoints(folder, keep=2).save(State(40, 640), saver())
+    state = json.loads((path / "state.json").read_text())
+    change(state)
+    (path / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match=r"step_000040: another version of visurf_ray wrote it"):
+        read_state(path)
+
+
 @pytest.mark.parametrize(
     "state",
-    [State(), State(3), State(7, "x", {"a": 0.1, "b": -1e-9}, 1e6), State(9, trained={"lora": ["q"]})],
+    [State(), State(3), State(7, 112, "x", {"a": 0.1, "b": -1e-9}, 1e6), State(9, trained={"lora": ["q"]})],
 )
 def test_states_are_read_as_they_were_written(folder, state):
     assert read_state(Checkpoints(folder, keep=1).save(state, saver())) == state
