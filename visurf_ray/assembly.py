@@ -13,7 +13,8 @@ from visurf_ray.aliases import ActorHandle, ActorOptions, Tokenizer
 from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.checks import check, check_budget, check_cluster, max_prompt_tokens, trained_weights, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, wait_ready
-from visurf_ray.config.schema import Config, ImportanceLevel, to_dict
+from visurf_ray.config.choices import ImportanceLevel
+from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner import memory

@@ -8,7 +8,8 @@ from pathlib import Path
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
-from visurf_ray.config.schema import Config, WandbMode
+from visurf_ray.config.choices import WandbMode
+from visurf_ray.config.schema import Config
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained

@@ -11,8 +11,9 @@ from typing import Any
 from visurf_ray.assembly import exempt_from_collection, start_data, start_policy
 from visurf_ray.checkpoints import Checkpoints
 from visurf_ray.cluster.resources import connected
+from visurf_ray.config.choices import WandbMode
 from visurf_ray.config.load import load_config
-from visurf_ray.config.schema import Config, WandbMode, to_dict
+from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner.group import LearnerGroup

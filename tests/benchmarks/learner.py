@@ -25,7 +25,7 @@ import torch
 
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.models import random_group
-from visurf_ray.config.schema import Dtype, HeadDtype
+from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cut
 from visurf_ray.learner.cost import row_tokens

@@ -5,7 +5,7 @@ import ray
 
 from tests.integration.test_learner import LEAST, LORA, batches, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_zero import error, first_moments, on_all
-from visurf_ray.config.schema import Aggregation
+from visurf_ray.config.choices import Aggregation
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig

@@ -9,7 +9,7 @@ from transformers import AutoModelForImageTextToText
 
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
-from visurf_ray.config.schema import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
+from visurf_ray.config.choices import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model

@@ -7,7 +7,7 @@ import torch
 from tests.integration.architectures import plain_logprobs
 from tests.integration.groups import make_groups
 from tests.unit.groups import held, ids
-from visurf_ray.config.schema import LabelTerm
+from visurf_ray.config.choices import LabelTerm
 from visurf_ray.groups import Response, Source, Tokens, TokenSpan
 from visurf_ray.learner.packing import pack
 from visurf_ray.learner.policy import Policy, load_model

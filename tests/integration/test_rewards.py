@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import ray
 
-from visurf_ray.config.schema import OnError
+from visurf_ray.config.choices import OnError
 from visurf_ray.groups import Example, Group, Prompt, Response, Source, TokenSpan
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.pool import RewardError, RewardPool

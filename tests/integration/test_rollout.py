@@ -9,7 +9,7 @@ import ray
 import torch
 
 from tests.integration.test_learner import LEAST, make_learner  # noqa: F401  (the second is a fixture)
-from visurf_ray.config.schema import HeadDtype
+from visurf_ray.config.choices import HeadDtype
 from visurf_ray.groups import Group, Response, Source, Tokens
 from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method

@@ -9,7 +9,7 @@ import ray
 
 from tests.integration.groups import make_groups
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
-from visurf_ray.config.schema import Dtype, HeadDtype
+from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
 from visurf_ray.models import resolve_model

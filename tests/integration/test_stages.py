@@ -8,7 +8,7 @@ import torch
 from tests.integration.groups import make_groups
 from tests.integration.test_learner import LORA, batches, distance, exported, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_policy import packed_groups
-from visurf_ray.config.schema import Schedule
+from visurf_ray.config.choices import Schedule
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.schedule import learning_rates

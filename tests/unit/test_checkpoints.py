@@ -49,7 +49,7 @@ def test_a_checkpoint_of_another_version_is_refused(folder, change):
     state = json.loads((path / "state.json").read_text())
     change(state)
     (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match=r"step_000040: another version of visurf_ray wrote it"):
+    with pytest.raises(CheckpointError, match=r"step_000040: another version of visurf_ray wrote this checkpoint"):
         read_state(path)
 
 

@@ -14,8 +14,9 @@ from omegaconf import OmegaConf
 
 from tests.unit.conftest import composed
 from visurf_ray.config import rules
+from visurf_ray.config.choices import Clip, ImportanceLevel, LabelStyle, LabelTerm, Layout, Route
 from visurf_ray.config.load import CONFIG_DIR, load_config
-from visurf_ray.config.schema import Clip, Config, EvaluateConfig, ImportanceLevel, LabelStyle, LabelTerm, Layout, Route
+from visurf_ray.config.schema import Config, EvaluateConfig
 from visurf_ray.errors import ConfigError
 
 GROUPS = {

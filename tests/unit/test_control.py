@@ -11,7 +11,7 @@ import torch
 
 from tests.unit.conftest import composed
 from tests.unit.groups import example, group, ids
-from visurf_ray.config.schema import LabelTerm
+from visurf_ray.config.choices import LabelTerm
 from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.method import LossConfig, Method, group_advantages
 from visurf_ray.rewards import load_reward

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.unit.token_values import gradient_of, some_tokens, spans
-from visurf_ray.config.schema import ImportanceLevel, LabelTerm, OnExcess
+from visurf_ray.config.choices import ImportanceLevel, LabelTerm, OnExcess
 from visurf_ray.learner.mismatch import ImportanceSums
 from visurf_ray.method import Importance, LossConfig, TokenValues, importance_ratios, importance_weights, token_losses
 

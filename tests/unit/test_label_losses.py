@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.unit.token_values import gradient_of, some_tokens
-from visurf_ray.config.schema import Clip, LabelTerm
+from visurf_ray.config.choices import Clip, LabelTerm
 from visurf_ray.method import LossConfig, TokenValues, token_losses
 
 PPO = LossConfig(clip_low=0.1, clip_high=0.3, shaping=0.2)

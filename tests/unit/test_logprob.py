@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from visurf_ray.config.schema import HeadDtype
+from visurf_ray.config.choices import HeadDtype
 from visurf_ray.learner.logprob import logprob_and_entropy
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.unit.token_values import some_tokens, spans
-from visurf_ray.config.schema import ImportanceLevel
+from visurf_ray.config.choices import ImportanceLevel
 from visurf_ray.learner.mismatch import Mismatch
 from visurf_ray.method import TokenValues
 

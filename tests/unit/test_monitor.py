@@ -18,7 +18,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.unit.groups import group
-from visurf_ray.config.schema import WandbMode
+from visurf_ray.config.choices import WandbMode
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Group, Source
 from visurf_ray.method.control import smooth

@@ -9,7 +9,7 @@ import torch
 
 from tests.unit.groups import group, ids
 from tests.unit.token_values import VOCABULARY, SoftmaxPolicy, gradient_of, some_tokens, weighted_loss, whole_loss
-from visurf_ray.config.schema import Aggregation, Clip, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
+from visurf_ray.config.choices import Aggregation, Clip, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
 from visurf_ray.groups import Group, Source, TokenSpan
 from visurf_ray.method import (
     Importance,

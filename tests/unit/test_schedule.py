@@ -7,7 +7,7 @@ import torch
 from transformers import get_scheduler
 
 from tests.unit.conftest import composed
-from visurf_ray.config.schema import Schedule
+from visurf_ray.config.choices import Schedule
 from visurf_ray.config.stages import StagePlan, plan_stages
 from visurf_ray.learner.schedule import learning_rates
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.unit.token_values import SoftmaxPolicy, gradient_of, some_tokens, spans
-from visurf_ray.config.schema import Clip, RatioLevel
+from visurf_ray.config.choices import Clip, RatioLevel
 from visurf_ray.method import LossConfig, TokenValues, is_clipped, ratios
 
 GSPO = LossConfig(clip_low=0.1, clip_high=0.3, ratio=RatioLevel.sequence)

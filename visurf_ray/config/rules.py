@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
-from visurf_ray.config.schema import IMITATION, SUPERVISED, Bounds, Clip, Config, ImportanceLevel, Route, Schedule
+from visurf_ray.config.choices import IMITATION, SUPERVISED, Clip, ImportanceLevel, Route, Schedule
+from visurf_ray.config.schema import Bounds, Config
 from visurf_ray.config.stages import plan_stages
 from visurf_ray.errors import ConfigError
 

@@ -1,13 +1,33 @@
-"""The typed schema of `conf/`: types, choices and bounds. Values, and what they mean, are in the YAML files alone.
+"""The typed schema of `conf/`: types and bounds. Values, and what they mean, are in the YAML files alone.
 
 OmegaConf checks types and choices when it composes; `rules.check` checks bounds. Imports neither hydra nor torch.
 """
 
 from dataclasses import asdict, dataclass, field
-from enum import Enum, StrEnum
+from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
+
+from visurf_ray.config.choices import (
+    Aggregation,
+    Clip,
+    ComparedWith,
+    Dtype,
+    HeadDtype,
+    ImportanceLevel,
+    LabelStyle,
+    LabelTerm,
+    LabelThinking,
+    Layout,
+    OnError,
+    OnExcess,
+    Overlong,
+    RatioLevel,
+    Route,
+    Schedule,
+    WandbMode,
+)
 
 
 @dataclass(frozen=True)
@@ -28,121 +48,6 @@ def within(
 ) -> Any:
     """A field that `conf/` must set to a number within these bounds, or to null where its type allows it."""
     return field(default=MISSING, metadata={"bounds": Bounds(at_least, at_most, above, below)})
-
-
-# Choices. OmegaConf takes and prints the names of the members, which therefore equal the values.
-
-
-class Dtype(StrEnum):
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-
-
-class HeadDtype(StrEnum):
-    """Of the output head's products: float32, or the model's own dtype."""
-
-    float32 = "float32"
-    model = "model"
-
-
-class Layout(StrEnum):
-    """Where rollout workers and learner ranks live: on GPUs or cores of their own, or two by two on shared GPUs."""
-
-    disaggregated = "disaggregated"
-    colocated = "colocated"
-
-
-class LabelStyle(StrEnum):
-    spaced = "spaced"
-    compact = "compact"
-    quoted = "quoted"
-    auto = "auto"
-
-
-class LabelTerm(StrEnum):
-    ppo = "ppo"
-    shaped = "shaped"
-    ce = "ce"
-    dft = "dft"
-    chord = "chord"
-    srft = "srft"
-
-
-IMITATION = frozenset({LabelTerm.ce, LabelTerm.dft, LabelTerm.chord})  # labels have no advantage
-SUPERVISED = IMITATION | {LabelTerm.srft}  # labels have a cross-entropy, and so teach in every group
-
-
-class LabelThinking(StrEnum):
-    none = "none"
-    empty = "empty"
-
-
-class ComparedWith(StrEnum):
-    """Whose rewards an advantage compares with."""
-
-    group = "group"
-    rollouts = "rollouts"
-
-
-class Aggregation(StrEnum):
-    sequence = "sequence"
-    token = "token"
-    constant = "constant"
-
-
-class RatioLevel(StrEnum):
-    token = "token"
-    sequence = "sequence"
-
-
-class Clip(StrEnum):
-    ppo = "ppo"
-    cispo = "cispo"
-    sapo = "sapo"
-
-
-class Route(StrEnum):
-    """What a group teaches: rollouts and label together, or one of the two."""
-
-    both = "both"
-    hpt = "hpt"
-
-
-class Overlong(StrEnum):
-    off = "off"
-    punish = "punish"
-    filter = "filter"
-
-
-class ImportanceLevel(StrEnum):
-    off = "off"
-    token = "token"
-    sequence = "sequence"
-
-
-class OnExcess(StrEnum):
-    clip = "clip"
-    mask = "mask"
-
-
-class Schedule(StrEnum):
-    """How the learning rate changes over the steps of a stage."""
-
-    constant = "constant"
-    linear = "linear"
-    cosine = "cosine"
-
-
-class OnError(StrEnum):
-    stop = "stop"
-    skip = "skip"
-
-
-class WandbMode(StrEnum):
-    auto = "auto"
-    online = "online"
-    offline = "offline"
-    disabled = "disabled"
 
 
 # Sections

@@ -5,7 +5,7 @@ Separate from `rank`, so that the driver imports neither DeepSpeed nor vLLM.
 
 from dataclasses import dataclass
 
-from visurf_ray.config.schema import Dtype, HeadDtype
+from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.learner.cost import TOKENS, Cost
 from visurf_ray.learner.trained import Trained
 

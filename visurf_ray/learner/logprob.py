@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from visurf_ray.config.schema import HeadDtype
+from visurf_ray.config.choices import HeadDtype
 from visurf_ray.models import BANNED_BIAS
 
 

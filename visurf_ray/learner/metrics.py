@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from visurf_ray.config.schema import ImportanceLevel
+from visurf_ray.config.choices import ImportanceLevel
 from visurf_ray.groups import Group, Metrics, Source
 from visurf_ray.learner.mismatch import NO_MISMATCH, NO_WEIGHTS, ImportanceSums, Mismatch
 from visurf_ray.learner.sums import NOTHING, Sums, Tally

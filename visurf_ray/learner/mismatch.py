@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from numpy.typing import NDArray
 from torch import Tensor
 
-from visurf_ray.config.schema import ImportanceLevel
+from visurf_ray.config.choices import ImportanceLevel
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.sums import NOTHING, Sums, Tally
 from visurf_ray.method import Importance, TokenValues, divergences, importance_ratios, importance_weights, is_excess

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from visurf_ray.aliases import HFModel
-from visurf_ray.config.schema import HeadDtype
+from visurf_ray.config.choices import HeadDtype
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.attention import CASCADE
 from visurf_ray.learner.logprob import LogprobHead

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.aliases import Fetch, HFModel, Json
-from visurf_ray.config.schema import Dtype
+from visurf_ray.config.choices import Dtype
 from visurf_ray.learner.balance import Part, Shard, fill
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import StepReport, UpdateSums, update_sums

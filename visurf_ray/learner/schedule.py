@@ -9,7 +9,7 @@ from transformers.optimization import (
     get_polynomial_decay_schedule_with_warmup,
 )
 
-from visurf_ray.config.schema import Schedule
+from visurf_ray.config.choices import Schedule
 
 
 def learning_rates(

@@ -5,17 +5,17 @@ from dataclasses import replace
 
 import torch
 
-from visurf_ray.config.schema import (
+from visurf_ray.config.choices import (
     IMITATION,
     SUPERVISED,
     ComparedWith,
     LabelStyle,
     LabelTerm,
     LabelThinking,
-    MethodConfig,
     Overlong,
     Route,
 )
+from visurf_ray.config.schema import MethodConfig
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Example, Group, Metrics, Response, Source, TokenSpan
 from visurf_ray.method.advantages import group_advantages

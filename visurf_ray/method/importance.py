@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from visurf_ray.config.schema import ImportanceLevel, OnExcess
+from visurf_ray.config.choices import ImportanceLevel, OnExcess
 from visurf_ray.method.loss import Importance, TokenValues
 
 _LOG_BOUND = 20.0  # bounds ratios to exp(±20), so that products over long responses stay finite (as verl does)

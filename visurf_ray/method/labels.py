@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from visurf_ray.config.schema import LabelTerm
+from visurf_ray.config.choices import LabelTerm
 from visurf_ray.method.loss import LossConfig, TokenValues
 
 _SRFT_LABEL, _SRFT_ROLLOUT = 0.5, 0.1  # factors of the entropy weights, SRFT §4

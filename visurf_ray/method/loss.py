@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from visurf_ray.config.schema import Aggregation, Clip, ImportanceLevel, LabelTerm, OnExcess, PipelineConfig, RatioLevel
+from visurf_ray.config.choices import Aggregation, Clip, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
+from visurf_ray.config.schema import PipelineConfig
 
 
 @dataclass(frozen=True)

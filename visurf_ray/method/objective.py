@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from visurf_ray.config.schema import Aggregation
+from visurf_ray.config.choices import Aggregation
 from visurf_ray.groups import Group, Response, Source
 from visurf_ray.method.importance import importance_weights
 from visurf_ray.method.labels import label_losses, rollout_factors

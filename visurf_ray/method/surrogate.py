@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from visurf_ray.config.schema import Clip, LabelTerm, RatioLevel
+from visurf_ray.config.choices import Clip, LabelTerm, RatioLevel
 from visurf_ray.method.loss import LossConfig, TokenValues
 
 

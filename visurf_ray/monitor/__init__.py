@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from visurf_ray.aliases import Json
-from visurf_ray.config.schema import WandbMode
+from visurf_ray.config.choices import WandbMode
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.monitor.files import to_json, write_text
 from visurf_ray.monitor.metrics import MetricsLog, check_wandb_mode

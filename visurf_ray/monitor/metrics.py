@@ -9,7 +9,7 @@ from typing import Literal
 import wandb
 
 from visurf_ray.aliases import Json
-from visurf_ray.config.schema import WandbMode
+from visurf_ray.config.choices import WandbMode
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Metrics
 from visurf_ray.monitor.files import Row, to_json, write_text

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import ray
 
 from visurf_ray.aliases import ActorHandle, Reference
-from visurf_ray.config.schema import OnError, RewardConfig
+from visurf_ray.config.choices import OnError
+from visurf_ray.config.schema import RewardConfig
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Group
 from visurf_ray.rewards.actor import start_actor

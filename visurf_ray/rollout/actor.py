@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import ray
 
-from visurf_ray.config.schema import Dtype, HeadDtype
+from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS, banned_token_ids
 
