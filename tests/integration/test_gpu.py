@@ -13,6 +13,7 @@ from visurf_ray.learner import attention
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.cascade import cascade
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.logprob import logprob_and_entropy
 from visurf_ray.learner.sequences import Sequences
 from visurf_ray.learner.vision import vision_attention
 from visurf_ray.method import LossConfig
@@ -70,6 +71,22 @@ def test_vision_attention_on_a_gpu_never_waits_for_it(dtype, tolerance):
         torch.cuda.set_sync_debug_mode("default")
     for ours, theirs in zip(found, exact, strict=True):
         assert (ours.cpu().double() - theirs).norm() < tolerance * theirs.norm()
+
+
+@pytest.mark.gpu
+@needs(1)
+def test_a_float32_head_on_a_gpu_does_not_round_logits():
+    """Products of bfloat16 numbers, accumulated and kept in float32, against float64; and the gradients."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (
+        torch.randn(n, 128, generator=generator).mul_(0.3).bfloat16().to(CUDA).requires_grad_() for n in (300, 2000)
+    )
+    target = torch.randint(0, 2000, (300,), generator=generator).to(CUDA)
+    found, _ = logprob_and_entropy(hidden, weight, target, chunk=512)
+    exact = torch.log_softmax(hidden.double() @ weight.double().T, -1).gather(1, target[:, None])[:, 0]
+    assert (found - exact).abs().max() < 1e-4
+    for ours, theirs in zip(*(torch.autograd.grad(v.sum(), (hidden, weight)) for v in (found, exact)), strict=True):
+        assert (ours.double() - theirs.double()).norm() < 1e-2 * theirs.double().norm()
 
 
 @pytest.mark.gpu
@@ -132,9 +149,17 @@ def test_a_run_on_gpus_keeps_sampler_and_learner_together(tmp_path, workers):
 
 @pytest.mark.gpu
 @needs(1)
-@pytest.mark.parametrize("level", [1, 2])
-def test_sampler_and_learner_share_a_gpu(tmp_path, level):
-    settings = ("cluster.layout=colocated", f"rollout.sleep_level={level}")
-    done = run("train", *_SETTINGS, *settings, f"output_dir={tmp_path}/run")
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["rollout.sleep_level=1"],
+        ["rollout.sleep_level=2"],
+        ["learner.lora.rank=16", "learner.lora.targets=[q_proj,v_proj,visual.qkv]"],
+        ["learner.max_tokens_per_micro_batch=400", "learner.epochs=2"],
+    ],
+    ids=["level 1", "level 2", "adapters", "parts and epochs"],
+)
+def test_sampler_and_learner_share_a_gpu(tmp_path, settings):
+    done = run("train", *_SETTINGS, "cluster.layout=colocated", *settings, f"output_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr[-3000:]
     check_differences(tmp_path / "run")
