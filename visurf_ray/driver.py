@@ -123,21 +123,21 @@ class Driver:
     def collect(self, number: int, phase: Phase = nullcontext) -> Batch:
         """Collect the groups of a step (Algorithm 1, from the batch to its rewards)."""
         stage = self.stage(number)
-        method, size = stage.method, stage.plan.batch_size
+        method, size, step = stage.method, stage.plan.batch_size, number - stage.plan.first
         filling = method.filling(size, prompts=self.rollouts.prompts(size) if method.samples else size)
         groups: list[Group] = []
         metrics: Metrics = {"reward/skipped": 0.0}
         for prompts in filling:  # once, and again for each refill of dynamic sampling
             with phase("data"):
                 examples = self.data.take(prompts)
-            if method.aligns(number) and not groups:
+            if method.aligns(step) and not groups:
                 with phase("align"):
                     metrics |= method.align(self.learner.mean_logprobs(method.in_each_style(examples[:size])))
                 self.rollouts.wake(phase)
             scored, skipped = self.sample(number, examples, filling.enough, phase)
             groups += scored
             metrics["reward/skipped"] += skipped
-            filling.add(drawn=prompts, kept=method.count_instructive(scored, number))
+            filling.add(drawn=prompts, kept=method.count_instructive(scored, step))
         if metrics["reward/skipped"] and len(groups) < self.learner.least_groups:
             raise RewardError(
                 f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.minibatches needs "
@@ -151,13 +151,14 @@ class Driver:
         Args:
             enough: how many groups to wait for; the others are aborted.
         """
-        method = self.stage(number).method
+        stage = self.stage(number)
+        method, step = stage.method, number - stage.plan.first
         sampled = self.rollouts.sample(examples, enough) if method.samples else without_rollouts(examples)
         found: dict[int, Group] = {}
         with phase("sample"), closing(sampled):
             for finished in sampled:
                 for group in finished.values():
-                    method.append_label(group, number)
+                    method.append_label(group, step)
                 self.rewards.submit(finished.values())  # scored while others are sampled
                 found |= finished
         with phase("reward"):
@@ -167,8 +168,8 @@ class Driver:
     def step(self, batch: Batch) -> Metrics:
         """Learn from scored groups (Algorithm 1, from reward control to the update); returns what to log."""
         number, stage = batch.step, self.stage(batch.step)
-        method = stage.method
-        metrics = method.assign_advantages(batch.groups, number)  # eliminate, smooth, normalise over G + 1
+        method, step = stage.method, number - stage.plan.first
+        metrics = method.assign_advantages(batch.groups, step)  # eliminate, smooth, normalise over G + 1
         groups = method.instructive(batch.groups, at_least=self.learner.least_groups)[: stage.plan.batch_size]
         if batch.missing:
             self.monitor.warn_once(
@@ -179,8 +180,7 @@ class Driver:
                 "small, the rewards of most groups are all equal: choose other data or raise rollout.n",
             )
         with self.monitor.phase("learn"):
-            learning_rate = stage.learning_rate(number - stage.plan.first)
-            metrics |= self.learner.update(groups, method.loss(number), learning_rate)
+            metrics |= self.learner.update(groups, method.loss(step), stage.learning_rate(step))
         self.rollouts.sync(self.monitor.phase)
         self.monitor.show_samples(number + 1, batch.groups)
         return metrics

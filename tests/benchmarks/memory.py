@@ -24,7 +24,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
-from transformers.vision_utils import get_vision_position_ids
 
 from tests.benchmarks.harness import arguments, finish, table
 from visurf_ray.aliases import HFConfig
@@ -113,9 +112,7 @@ class Peak(TorchDispatchMode):
 def measure(config: HFConfig, groups: Sequence[GroupLength]) -> int:
     """Return the peak of one forward and backward pass in bytes, without weights and summed gradients."""
     grid = torch.tensor([[1, 2 * SIDE, 2 * SIDE]] * len(groups))
-    vision = config.vision_config
-    sequences = vision_arguments(vision, grid, torch.device("cpu"))
-    places = get_vision_position_ids(grid, vision.spatial_merge_size)
+    sequences = vision_arguments(config.vision_config, grid, torch.device("cpu"))
     plan = CascadePlan.of(groups)
     length = sum(group.total for group in groups)
     targets = sum(sum(group.responses) + len(group.responses) for group in groups)
@@ -137,7 +134,7 @@ def measure(config: HFConfig, groups: Sequence[GroupLength]) -> int:
         peak.ignore([*model.parameters(), *model.buffers(), pixels, inputs, positions, chosen])
         with peak:
             kwargs = {name.removeprefix("image_"): value for name, value in sequences.items()}
-            seen = model.model.visual(pixels, grid_thw=grid, position_ids=places, **kwargs).pooler_output
+            seen = model.model.visual(pixels, grid_thw=grid, **kwargs).pooler_output
             embedded = model.get_input_embeddings()(inputs)
             is_visual = torch.zeros(1, length, 1, dtype=torch.bool).expand_as(embedded)
             embedded = embedded.masked_scatter(is_visual, seen)

@@ -146,12 +146,12 @@ def test_no_engine_runs_before_something_is_sampled_nor_after_the_last_evaluatio
 def test_an_engine_is_disconnected_before_it_ends_and_sampling_starts_another():
     launched: list = []
     pool = make_pool(sleep_level=None, launched=launched)
-    pool.answer([example()], max_tokens=8, stay=True)
+    pool.answer([example()], max_tokens=8)
     before = calls(pool)
     told: list = []
     shut_down, pool.shut_down = pool.shut_down, lambda: told.extend(calls(pool)) or shut_down()
-    pool.stop()
-    assert before == [*START, "sample"] and told == [*before, "close"]
+    pool.answer([example()], max_tokens=8, stay=False)
+    assert before == [*START, "sample"] and told == [*before, "sample", "close"]
     assert [len(groups) for groups in pool.sample([example()], 1)] == [1]
     pool.sync()
     assert len(launched) == 2 and calls(pool) == [*START, "sample", "weights"]

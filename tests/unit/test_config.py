@@ -324,6 +324,7 @@ COLOCATED_VALUES = {
         ("divergence_without_rollouts", {"method__rollouts": False, "method__kl_coef": 0.1}),
         ("group_of_one", {"rollout__n": 1, "method__label_term": LabelTerm.chord}),
         ("group_of_one", {"rollout__n": 1, "method__label_decay": 10}),
+        ("group_of_one", {"rollout__n": 1, "method__label_coef": 0.0}),
         ("comparison_without_rollouts", {"method__rollouts": False, "method__label_term": LabelTerm.srft}),
         (
             "selection_of_groups_that_all_teach",

@@ -77,9 +77,11 @@ class Learner:
 
     def __init__(self) -> None:
         self.log = []
+        self.label_scales = []
 
     def update(self, groups, loss, learning_rate):
         self.log.append(([int(group.example.id) for group in groups], learning_rate))
+        self.label_scales.append(loss.label_scale)
         return {}
 
     def take_reference(self):
@@ -171,6 +173,11 @@ def test_each_stage_has_its_own_rates_and_the_reference_is_taken_where_the_secon
     driver = drive(tmp_path, *STAGES, *rates)
     log = [entry if entry == "reference" else pytest.approx(entry[1]) for entry in driver.learner.log]
     assert log == [10.0, 5.0, "reference", 1.0, 2 / 3, 1 / 3]
+
+
+def test_the_label_decays_over_the_steps_of_the_methods_own_stage(tmp_path):
+    settings = ["method=visurf", "method.sft_steps=2", "method.label_decay=4", "train.steps=5"]
+    assert drive(tmp_path, *settings).learner.label_scales == pytest.approx([1.0, 1.0, 1.0, 0.75, 0.5])
 
 
 def test_engines_stay_after_an_evaluation_only_if_the_next_step_samples(tmp_path):

@@ -56,6 +56,13 @@ def test_the_punishment_grows_over_the_buffer(make_method):
     assert one.responses[0].advantage > 0 > one.responses[-1].advantage
 
 
+def test_a_rollout_that_was_cut_where_a_prompt_left_less_room_costs_all(make_method):
+    one = group([1.0, 1.0], tokens=[3, 3])
+    one.responses[1].truncated = True
+    make_method("method=rlvr", "method.overlong=punish").assign_advantages([one])
+    assert [rollout.reward for rollout in one.rollouts] == [1.0, 0.0]
+
+
 def test_labels_are_not_punished(make_method):
     one = group([1.0, 2.0], 6.0, tokens=[50, 1, 50])
     make_method("method=visurf", "method.overlong=punish").assign_advantages([one])

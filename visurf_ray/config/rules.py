@@ -61,7 +61,7 @@ def nothing_to_learn_from(config: Config) -> str | None:
 def group_of_one(config: Config) -> str | None:
     method = config.method
     stays = method.label_decay is None and method.mu.peak is None
-    compared = method.label and method.label_term not in IMITATION and stays
+    compared = method.label and method.label_coef > 0 and method.label_term not in IMITATION and stays
     if method.rollouts and config.rollout.n + compared < 2:
         return f"rollout.n={config.rollout.n}: a group needs at least two responses to compare"
     return None

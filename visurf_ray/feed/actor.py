@@ -17,7 +17,7 @@ class DataActor:
     """Reads, checks and serves the examples of one task (see ExampleLoader)."""
 
     def open(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool) -> int:
-        """Read and check all rows; returns the number of tokens of the longest prompt.
+        """Read and check all rows; returns the number of tokens of the longest training prompt.
 
         This is not done in the constructor, whose errors Ray reports only as a dead actor.
 
@@ -25,7 +25,7 @@ class DataActor:
         """
         self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
         self.prepared: dict[int, Example] = {}  # training examples by their position
-        return max(self.loader.longest.values())
+        return self.loader.longest.get("train", 0)
 
     def prepare(self, position: int, count: int) -> None:
         """Make training examples that `take` will return."""

@@ -15,7 +15,7 @@ class DataFeed:
     Attributes:
         position: how many training examples have been taken, a resumed run's before it included. They come in the
             order of `ExampleLoader.train_batch`, each once, whatever the sizes of batches.
-        longest: the tokens of the longest prompt of all rows that were read.
+        longest: the tokens of the longest training prompt; 0 without training rows.
     """
 
     def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool) -> None:

@@ -35,6 +35,7 @@ class LearnerActor:
             os.sched_setaffinity(0, cores)
             torch.set_num_threads(len(cores))
         self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
+        self.rank.release()
 
     def connect(self, engines: list[ActorHandle], gpu_workers: int, colocated: bool, address: str, port: int) -> None:
         """Open the weight transfer to the rollout workers; arguments as for `WeightSender`.
@@ -96,6 +97,7 @@ class LearnerActor:
 
     def load(self, folder: Path) -> None:
         self.rank.load(folder)
+        self.rank.release()
 
     def export(self, folder: Path) -> None:
         self.rank.export(folder)

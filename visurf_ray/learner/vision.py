@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
-from transformers.vision_utils import get_vision_window_index
+from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from visurf_ray.aliases import HFConfig
 from visurf_ray.learner.flash import has_flash
@@ -25,7 +25,9 @@ VISION = "flash_sequences"
 
 
 def vision_arguments(config: HFConfig, grid_thw: Int[Tensor, "images 3"], device: torch.device) -> dict[str, object]:
-    """Return the arguments of a model's forward pass with the sequences in which its vision tower attends.
+    """Return the arguments of a model's forward pass with what its vision tower would otherwise read from the GPU.
+
+    These are the places of patches and the sequences in which they attend.
 
     The windows of a picture come in the order of their size, so that equal ones are neighbours. Which order they have
     makes no difference: layers attend within windows or over all of a picture.
@@ -40,6 +42,7 @@ def vision_arguments(config: HFConfig, grid_thw: Int[Tensor, "images 3"], device
     arguments: dict[str, object] = {
         "image_cu_seqlens": Sequences.of(pictures).to(device),
         "image_max_seqlen": max(pictures),
+        "image_position_ids": get_vision_position_ids(grid_thw, config.spatial_merge_size).to(device),
     }
     if not hasattr(config, "window_size"):
         return arguments

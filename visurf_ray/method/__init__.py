@@ -219,13 +219,14 @@ class Method:
         return Filling(size, first=prompts, max_refills=self.config.max_refills, dynamic=self.chooses)
 
     def count_instructive(self, groups: Sequence[Group], step: int) -> int:
-        """Return how many of the groups `instructive` will keep; call it before `assign_advantages`, on scored groups.
+        """Return how many of the scored groups `instructive` would choose after `assign_advantages`.
 
         It leaves the groups as they are.
         """
+        if not self.chooses:
+            return len(groups)
         copies = [Group(group.example, [_copy(response) for response in group.responses]) for group in groups]
-        if self.chooses:
-            self.assign_advantages(copies, step)
+        self.assign_advantages(copies, step)
         return len(self.instructive(copies, at_least=0))
 
     def assign_advantages(self, groups: Sequence[Group], step: int = 0) -> Metrics:

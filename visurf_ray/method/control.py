@@ -81,14 +81,15 @@ def smooth(group: Group) -> bool:
 def punish_overlong(group: Group, *, longest: int, buffer: float, penalty: float) -> None:
     """Subtract from each rollout's reward what its length costs, as the part `overlong` (DAPO eq. 13).
 
-    Nothing up to longest - buffer tokens; from there it grows linearly to `penalty` at `longest` tokens.
+    Nothing up to longest - buffer tokens; from there it grows linearly to `penalty` at `longest` tokens. A rollout that
+    was cut, also where a long prompt leaves less room, costs `penalty`.
 
     Args:
         longest: the longest response that can be sampled, in tokens.
         buffer: likewise in tokens.
     """
     for rollout in group.rollouts:
-        excess = (rollout.length - (longest - buffer)) / buffer
+        excess = 1.0 if rollout.truncated else (rollout.length - (longest - buffer)) / buffer
         rollout.reward_parts[OVERLONG_PART] = 0.0 - penalty * min(max(excess, 0.0), 1.0)
         rollout.reward = sum(rollout.reward_parts.values())
 

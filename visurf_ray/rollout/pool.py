@@ -91,12 +91,6 @@ class RolloutPool:
         with self._turn:
             self._ensure_ready()
 
-    def stop(self) -> None:
-        """End the engines, their processes included, and free what they occupy; the next sampling starts new ones."""
-        with self._turn:
-            self._disconnect()
-            self.shut_down()
-
     def prompts(self, batch_size: int) -> int:
         """Return how many prompts to draw for a batch of groups."""
         return batch_size + self.oversample
@@ -118,13 +112,15 @@ class RolloutPool:
         """Return one greedy answer to each example.
 
         Args:
-            stay: whether the engines stay when they have answered. Otherwise they end, as `stop` does.
+            stay: whether the engines stay when they have answered. Otherwise they end, with their processes, and the
+                next sampling starts new ones.
         """
         with self._turn:
             generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
             answers = {index: responses[0].text for finished in generated for index, responses in finished}
             if not stay:
-                self._disconnect()
+                if self._link:
+                    self._link.close()
                 self.shut_down()
         return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
 
@@ -164,7 +160,7 @@ class RolloutPool:
     def shut_down(self) -> None:
         """End the engines and their processes, within 30 s, whatever they do. Engines that have died are skipped.
 
-        Unlike `stop` it asks nothing of the learner, so that it also ends a run that has failed.
+        It asks nothing of the learner, so that it also ends a run that has failed.
         """
         actors, self.actors = self.actors, []
         self._ready = self._asleep = False
@@ -181,15 +177,12 @@ class RolloutPool:
         if not self._ready:
             self._wait(self.actors)
             if self._link:
+                self.sleep()  # the transfer needs the memory of the KV cache, see `_take_weights`
                 self._link.open(self.actors)
                 self._take_weights()
             self._ready = True
         elif self._asleep:  # sleeping engines may have dropped their weights
             self._take_weights()
-
-    def _disconnect(self) -> None:
-        if self._ready and self._link:
-            self._link.close()
 
     def _take_weights(self) -> None:
         assert self._link is not None, "call connect before sync"
@@ -243,7 +236,7 @@ def _wait_until_dead(actor: ActorHandle) -> None:
     while time.monotonic() < deadline:
         try:
             ray.get(actor.ready.remote(), timeout=30)
-        except ray.exceptions.RayActorError:
+        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
             return
         time.sleep(0.01)
 
