@@ -7,9 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import deepspeed
+import numpy as np
 import torch
 from deepspeed.accelerator import get_accelerator
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -258,7 +260,7 @@ class Rank:
         if self.reference:
             self.reference.load(folder)
 
-    def adapter_files(self) -> dict[str, bytes]:
+    def adapter_files(self) -> dict[str, NDArray[np.uint8]]:
         """Return the adapters as PEFT stores them: the contents of each file by its name, on rank 0; nothing elsewhere.
 
         All ranks gather the adapters under ZeRO-3.
@@ -280,7 +282,7 @@ class Rank:
                 if self.adapters:
                     (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
                     for name, content in adapter_files(self.adapters).items():
-                        (folder / ADAPTER_FOLDER / name).write_bytes(content)
+                        content.tofile(folder / ADAPTER_FOLDER / name)
         torch.distributed.barrier()
 
 

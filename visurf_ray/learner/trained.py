@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners import lora
 from torch import Tensor, nn
@@ -104,11 +106,14 @@ def adaptable(model: HFModel) -> dict[str, list[str]]:
     return found
 
 
-def adapter_files(adapters: PeftModel) -> dict[str, bytes]:
-    """Return the adapters as PEFT stores them: the contents of each file by its name. They must be gathered."""
+def adapter_files(adapters: PeftModel) -> dict[str, NDArray[np.uint8]]:
+    """Return the adapters as PEFT stores them: the contents of each file by its name. They must be gathered.
+
+    Arrays, because Ray passes them on without a copy, and copies bytes several times.
+    """
     with tempfile.TemporaryDirectory() as folder:
         adapters.save_pretrained(folder, save_embedding_layers=False)
-        return {path.name: path.read_bytes() for path in Path(folder).glob("adapter_*")}
+        return {path.name: np.fromfile(path, np.uint8) for path in Path(folder).glob("adapter_*")}
 
 
 def merged_weights(model: HFModel) -> Iterator[tuple[str, Tensor]]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
@@ -215,7 +216,7 @@ class RolloutActor:
         await self.engine.finish_weight_update()
         await self._reset_caches()
 
-    async def load_adapters(self, files: dict[str, bytes]) -> None:
+    async def load_adapters(self, files: dict[str, NDArray[np.uint8]]) -> None:
         """Load adapters in place of those that are loaded, and reset all caches; see `_reset_caches`.
 
         Args:
@@ -226,7 +227,7 @@ class RolloutActor:
 
         with tempfile.TemporaryDirectory() as folder:  # vLLM reads adapters from a folder
             for name, content in files.items():
-                Path(folder, name).write_bytes(content)
+                content.tofile(Path(folder, name))
             if not await self.engine.add_lora(LoRARequest("policy", 1, folder, load_inplace=True)):
                 raise RuntimeError("vLLM did not load the adapters")
             self.adapters = LoRARequest("policy", 1, folder)
