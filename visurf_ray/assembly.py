@@ -248,7 +248,7 @@ def train(config: Config) -> Path:
         stack.enter_context(connected(config.cluster.address))
         check_cluster(config, cluster_nodes())
         data = start_data(config)
-        check_budget(config, data.longest)
+        check_budget(config, data.longest, data.longest_labelled)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )

@@ -102,19 +102,27 @@ def check_vllm(config: Config) -> None:
         )
 
 
-def check_budget(config: Config, prompt: int) -> None:
-    """Check that a row can hold the longest prompt, of `prompt` tokens, with the longest rollout.
+def check_budget(config: Config, prompt: int, labelled: int) -> None:
+    """Check that a row can hold every training prompt with its label, and the longest with the longest rollout.
+
+    Args:
+        prompt: tokens of the longest training prompt.
+        labelled: the most tokens that a training prompt and its label have together.
 
     Raises:
         ConfigError: it cannot.
     """
-    rollout, budget = config.rollout, config.learner.max_tokens_per_micro_batch
-    response = min(rollout.max_tokens, rollout.max_model_len - prompt) if config.method.rollouts else 1
-    if (needed := prompt + response - 1) > budget:  # the last token is predicted, but is no input
-        raise ConfigError(
-            f"learner.max_tokens_per_micro_batch={budget} does not hold the longest prompt of {prompt} tokens with a "
-            f"response of {response} tokens: set it to at least {needed}, or lower rollout.max_tokens"
-        )
+    rollout, method, budget = config.rollout, config.method, config.learner.max_tokens_per_micro_batch
+    sampled = prompt + min(rollout.max_tokens, rollout.max_model_len - prompt) if method.rollouts else 0
+    found = [
+        (sampled, f"the longest prompt of {prompt} tokens with a rollout of rollout.max_tokens={rollout.max_tokens}"),
+        (labelled if method.label or method.sft_steps else 0, "the longest prompt with its label"),
+    ]
+    for tokens, what in found:
+        if tokens - 1 > budget:  # the last token is predicted, but is no input
+            raise ConfigError(
+                f"learner.max_tokens_per_micro_batch={budget} does not hold {what}: set it to at least {tokens - 1}"
+            )
 
 
 def check_cluster(config: Config, nodes: list[Node]) -> None:

@@ -37,7 +37,7 @@ def dry_run(config: Config) -> None:
         put=lambda value: value,
     )
     size = memory.measure(config.model.path, trained_weights(config))
-    check_budget(config, loader.longest["train"])
+    check_budget(config, loader.longest["train"], loader.longest_labelled)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(_run_table(config, loader, size, nodes, start=checked.state.step))
     longest = max(loader.longest.values())

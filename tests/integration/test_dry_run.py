@@ -43,6 +43,14 @@ _REFUSED = {
     ),
     "data not given": (lambda d: ["task=non_object"], ["task.held_out is not set"]),
     "long prompt": (lambda d: ["task.train=8", "rollout.max_model_len=40"], ["scene train-0", "rollout.max_model_len"]),
+    "row without room for a rollout": (
+        lambda d: ["learner.max_tokens_per_micro_batch=150"],
+        ["learner.max_tokens_per_micro_batch=150", "a rollout of rollout.max_tokens=128", "set it to at least 2"],
+    ),
+    "row without room for a label": (
+        lambda d: ["learner.max_tokens_per_micro_batch=95", "rollout.max_tokens=8"],
+        ["learner.max_tokens_per_micro_batch=95", "the longest prompt with its label", "set it to at least 1"],
+    ),
     "too many workers": (lambda d: ["rollout.workers=4000"], ["rollout.workers=4000", "CPU", "Lower"]),
     "GPUs": (lambda d: ["rollout.gpus=1", "learner.gpus=1"], ["rollout.gpus=1"]),
     "model": (lambda d: ["model.path=owner/none"], ["model.path=owner/none", "hf download owner/none"]),

@@ -16,8 +16,10 @@ def start_actor() -> ActorHandle:
 class DataActor:
     """Reads, checks and serves the examples of one task (see ExampleLoader)."""
 
-    def open(self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool) -> int:
-        """Read and check all rows; returns the number of tokens of the longest training prompt.
+    def open(
+        self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool
+    ) -> tuple[int, int]:
+        """Read and check all rows; returns `DataFeed.longest` and `longest_labelled`.
 
         This is not done in the constructor, whose errors Ray reports only as a dead actor.
 
@@ -25,7 +27,7 @@ class DataActor:
         """
         self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
         self.prepared: dict[int, Example] = {}  # training examples by their position
-        return self.loader.longest.get("train", 0)
+        return self.loader.longest.get("train", 0), self.loader.longest_labelled
 
     def prepare(self, position: int, count: int) -> None:
         """Make training examples that `take` will return."""

@@ -16,6 +16,7 @@ class DataFeed:
         position: how many training examples have been taken, a resumed run's before it included. They come in the
             order of `ExampleLoader.train_batch`, each once, whatever the sizes of batches.
         longest: the tokens of the longest training prompt; 0 without training rows.
+        longest_labelled: the most tokens that a training prompt and its label have together; likewise.
     """
 
     def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool) -> None:
@@ -34,7 +35,8 @@ class DataFeed:
         self.actor: ActorHandle = start_actor()
         self.position = 0
         self.ahead: Reference = None  # is ready when the actor has prepared the examples that are likely to be next
-        self.longest: int = ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train))
+        opened = self.actor.open.remote(task, model, seed, max_prompt_tokens, train)
+        self.longest, self.longest_labelled = ray.get(opened)
 
     def seek(self, position: int) -> None:
         """Continue from a position."""

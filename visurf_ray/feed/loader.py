@@ -52,6 +52,7 @@ class ExampleLoader:
         rows: The rows by split. `held_out` is always read, `train` only by `load_train`: an evaluation needs no
             training rows.
         longest: The number of tokens of each split's longest prompt; set by `check`.
+        longest_labelled: The most tokens that a training prompt and its label have together; set by `check`.
     """
 
     def __init__(self, task: Task, processor: Processor, *, seed: int, max_prompt_tokens: int, put: Put) -> None:
@@ -91,10 +92,12 @@ class ExampleLoader:
             if not rows:
                 raise DataError(f"task.{key} has no examples")
         with ThreadPoolExecutor() as threads:  # decoding releases the GIL
-            self.longest = {key: max(threads.map(self._check, rows)) for key, rows in self.rows.items()}
+            lengths = {key: list(threads.map(self._check, rows)) for key, rows in self.rows.items()}
+        self.longest = {key: max(prompt for prompt, _ in found) for key, found in lengths.items()}
+        self.longest_labelled = max((prompt + label for prompt, label in lengths.get("train", [])), default=0)
 
-    def _check(self, row: Row) -> int:
-        """Check a row and return its prompt's number of tokens, visual tokens included."""
+    def _check(self, row: Row) -> tuple[int, int]:
+        """Check a row; returns the number of tokens of its prompt, visual tokens included, and of its longest label."""
         row = row.decoded()
         self.task.check(row)
         width, height = self._size(row)
@@ -107,7 +110,16 @@ class ExampleLoader:
                 f"{row.where}: the prompt has {length} tokens, but may have at most {self.max_prompt_tokens}, one less "
                 "than rollout.max_model_len: shorten the question, lower model.max_pixels, or raise max_model_len"
             )
-        return length
+        return length, self._label_tokens(row, (width, height))
+
+    def _label_tokens(self, row: Row, size: tuple[int, int]) -> int:
+        """Return the most tokens that the row's label has in any style, the one that ends the turn included."""
+        original = row.open_image()
+        truth = self.task.ground_truth(row, size[0] / original.width, size[1] / original.height)
+        without_pixels = Prompt([], [], None, None)
+        example = Example(row.id, row.problem, truth, without_pixels, size, thinking=row.thinking)
+        labels = [self.task.render(example, style) for style in self.task.styles]
+        return 1 + max(map(len, self.processor.tokenizer(labels, add_special_tokens=False).input_ids))
 
     def train_batch(self, position: int, size: int) -> list[Example]:
         """Return `size` training examples, beginning at a position in the endless sequence of shuffled epochs.
