@@ -12,6 +12,8 @@ tokens that end after 130 on average, each token with the same probability, 30 M
 
 import json
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -32,6 +34,7 @@ from visurf_ray.driver import Driver
 from visurf_ray.tasks import load_task
 
 ROLLOUTS = 8
+CASES = ("miniature", "picture", "ragged")
 
 
 def write_pictures(folder: Path, count: int) -> list[str]:
@@ -122,20 +125,37 @@ def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, ste
     return {"trl": trl, "ours": ours, "ratio": ours / trl, "mean_tokens": statistics.mean(turns.tokens)}
 
 
-def main() -> None:
-    options = arguments(__doc__, devices=["cpu"]).parse_args()
-    start(options)
-    results = {}
+def run_case(case: str, quick: bool) -> dict[str, float]:
+    """Measure one case in this process."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "miniature", hidden=128, layers=6, heads=4, vision_hidden=96, vision_depth=4)
-        results["miniature"] = measure(folder / "miniature", [], prompts=16, tokens=64, steps=2 if options.quick else 8)
-        if not options.quick:
-            write_model(folder / "picture", hidden=512, layers=7, heads=8, max_pixels=448 * 448)
-            settings = write_pictures(folder, 32)
-            results["picture"] = measure(folder / "picture", settings, prompts=4, tokens=100, steps=3)
-            write_model(folder / "ragged", hidden=512, layers=7, heads=8, mean_response=130)
-            results["ragged"] = measure(folder / "ragged", [], prompts=8, tokens=512, steps=3)
+        if case == "miniature":
+            write_model(folder / case, hidden=128, layers=6, heads=4, vision_hidden=96, vision_depth=4)
+            return measure(folder / case, [], prompts=16, tokens=64, steps=2 if quick else 8)
+        if case == "picture":
+            write_model(folder / case, hidden=512, layers=7, heads=8, max_pixels=448 * 448)
+            return measure(folder / case, write_pictures(folder, 32), prompts=4, tokens=100, steps=3)
+        write_model(folder / case, hidden=512, layers=7, heads=8, mean_response=130)
+        return measure(folder / case, [], prompts=8, tokens=512, steps=3)
+
+
+def in_its_own_process(case: str, flags: list[str]) -> dict[str, float]:
+    """Measure one case in a process of its own: what TRL leaves behind would not leave memory for the next."""
+    command = [sys.executable, "-m", "tests.benchmarks.vs_trl", "--case", case, *flags]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    parser = arguments(__doc__, devices=["cpu"])
+    parser.add_argument("--case", choices=CASES, help="measure this one alone, in this process")
+    options = parser.parse_args()
+    start(options)
+    if options.case:
+        finish(run_case(options.case, options.quick))
+        return
+    flags = ["--threads", str(options.threads), *(["--quick"] if options.quick else [])]
+    results = {case: in_its_own_process(case, flags) for case in (CASES[:1] if options.quick else CASES)}
     table(
         ["case", "TRL responses/s", "ours responses/s", "ratio", "tokens"],
         [[case, *result.values()] for case, result in results.items()],
