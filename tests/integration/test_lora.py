@@ -1,4 +1,4 @@
-"""Adapters: trained as a plain loop trains them, merged for the sampler and the export, exported by themselves."""
+"""Adapters: trained as a plain loop trains them, served beside the base weights, exported merged and by themselves."""
 
 import json
 from contextlib import ExitStack
@@ -227,7 +227,7 @@ def finished(ray_cluster, tmp_path_factory):
     return folder
 
 
-def test_the_sampler_has_the_merged_weights(finished):
+def test_the_sampler_has_the_learners_adapters(finished):
     first, second = (row for row in rows(finished) if "train/loss" in row)
     assert first["train/kl/rollout"] == pytest.approx(0.0, abs=1e-6) and second["train/kl/rollout"] > 1e-3
     assert max(row["train/rollout_logprob_diff_max"] for row in (first, second)) < 1e-4

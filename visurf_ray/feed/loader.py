@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,12 +93,19 @@ class ExampleLoader:
             if not rows:
                 raise DataError(f"task.{key} has no examples")
         with ThreadPoolExecutor() as threads:  # decoding releases the GIL
-            lengths = {key: list(threads.map(self._check, rows)) for key, rows in self.rows.items()}
+            lengths = {
+                key: list(threads.map(partial(self._check, labelled=key == "train"), rows))
+                for key, rows in self.rows.items()
+            }
         self.longest = {key: max(prompt for prompt, _ in found) for key, found in lengths.items()}
         self.longest_labelled = max((prompt + label for prompt, label in lengths.get("train", [])), default=0)
 
-    def _check(self, row: Row) -> tuple[int, int]:
-        """Check a row; returns the number of tokens of its prompt, visual tokens included, and of its longest label."""
+    def _check(self, row: Row, *, labelled: bool) -> tuple[int, int]:
+        """Check a row; returns the number of tokens of its prompt, visual tokens included, and of its longest label.
+
+        Args:
+            labelled: Whether the run may train on the row's label; otherwise 0 is returned for it.
+        """
         row = row.decoded()
         self.task.check(row)
         width, height = self._size(row)
@@ -110,10 +118,10 @@ class ExampleLoader:
                 f"{row.where}: the prompt has {length} tokens, but may have at most {self.max_prompt_tokens}, one less "
                 "than rollout.max_model_len: shorten the question, lower model.max_pixels, or raise max_model_len"
             )
-        return length, self._label_tokens(row, (width, height))
+        return length, self._label_tokens(row, (width, height)) if labelled else 0
 
     def _label_tokens(self, row: Row, size: tuple[int, int]) -> int:
-        """Return the most tokens that the row's label has in any style, the one that ends the turn included."""
+        """Return the tokens of the row's label in its longest style, the end-of-turn token included."""
         original = row.open_image()
         truth = self.task.ground_truth(row, size[0] / original.width, size[1] / original.height)
         without_pixels = Prompt([], [], None, None)
