@@ -25,9 +25,13 @@ def processes_of(pool: RolloutPool) -> set[psutil.Process]:
 
 @pytest.fixture
 def engines_at_updates(monkeypatch) -> list[int]:
-    """Receives at each update how many processes live of all engines that have sampled in the run until then."""
+    """Receives at each update how many processes live of all engines that have sampled in the run until then.
+
+    A pool that has ended its engines has 10 s for it: Ray calls an actor dead a moment before its process has gone.
+    """
     counts: list[int] = []
     seen: set[psutil.Process] = set()
+    pools: set[RolloutPool] = set()
     generate, update = RolloutPool._generate, LearnerGroup.update
 
     def watched_generate(pool, *arguments):
@@ -35,10 +39,12 @@ def engines_at_updates(monkeypatch) -> list[int]:
             found = processes_of(pool)
             assert len(found) >= 2, "an actor and its engine"
             seen.update(found)
+            pools.add(pool)
             yield finished
 
     def watched_update(learner, *arguments):
-        counts.append(sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in seen))
+        _, left = psutil.wait_procs(seen, timeout=0 if any(pool.actors for pool in pools) else 10)
+        counts.append(sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left))
         return update(learner, *arguments)
 
     monkeypatch.setattr(RolloutPool, "_generate", watched_generate)
