@@ -103,7 +103,8 @@ class RolloutActor:
             backend = BACKEND
             # A prompt's samples share its whole blocks only, and the CPU's default block has 128 tokens.
             memory = {"kv_cache_memory_bytes": int(config.memory * 2**30), "block_size": 32}
-            os.environ["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, cores))
+            # The engine is a process that this one starts: it has the same cores, and computes with a thread on each.
+            os.sched_setaffinity(0, cores)
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to 1 for an actor with less than one CPU
             if config.enforce_eager:
                 # vLLM's sampler is compiled even so, which needs a C++ compiler and takes half a minute.
@@ -133,6 +134,12 @@ class RolloutActor:
             **memory,
             **_adapter_arguments(config),
         )
+        if not config.gpus:
+            from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+            # As vLLM does with one GPU. On a CPU it would compute in one more process, which starts eight seconds later
+            # and samples slower by a sixth.
+            arguments.distributed_executor_backend = UniProcExecutor
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.tokenizer = self.engine.get_tokenizer()
         self.banned = dict.fromkeys(banned_token_ids(self.tokenizer), BANNED_BIAS)
