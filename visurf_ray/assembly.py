@@ -4,25 +4,28 @@ import gc
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from visurf_ray.aliases import ActorHandle, ActorOptions, Tokenizer
+from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.checks import check, check_budget, check_cluster, max_prompt_tokens, trained_weights, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, wait_ready
-from visurf_ray.config.choices import ImportanceLevel
+from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.feed.feed import DataFeed
+from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.learner import memory
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.proof import TOLERANCE, prove_packing
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.models import attends_causally, banned_token_ids, load_processor, resolve_model
 from visurf_ray.monitor import Monitor, SampleChooser
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
@@ -37,7 +40,7 @@ def sample_chooser(config: Config, task: Task, data: DataFeed) -> SampleChooser:
     return SampleChooser(
         count=config.monitor.samples,
         every=config.monitor.samples_every,
-        image=data.image,
+        images=data.images,
         boxes=task.boxes,
         true_boxes=task.true_boxes,
     )
@@ -77,10 +80,13 @@ def start_segmentation(config: Config) -> Segmentation | None:
     return Segmentation(config.task.segmenter, config.eval.segmenter_gpus) if config.task.segmenter else None
 
 
-def make_rollouts(config: Config, places: Sequence[ActorOptions] = (), trained: Trained | None = None) -> RolloutPool:
+def make_rollouts(
+    config: Config, places: Sequence[ActorOptions] = (), trained: Trained | None = None, *, images: int = 1
+) -> RolloutPool:
     """Return a pool that starts vLLM engines when they are needed.
 
     Args:
+        images: the most images of a prompt.
         trained: tells which adapters the engines will load; None: none.
         places: options of each actor, see `shared_gpus`; without any, engines have GPUs of their own.
     """
@@ -88,7 +94,7 @@ def make_rollouts(config: Config, places: Sequence[ActorOptions] = (), trained: 
     every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
     sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
     return RolloutPool(
-        partial(_launch_engines, config, places, trained),
+        partial(_launch_engines, config, places, trained, images),
         wait=partial(_wait_for_engines, config),
         sampling=sampling,
         max_in_flight=rollout.max_in_flight,
@@ -97,7 +103,9 @@ def make_rollouts(config: Config, places: Sequence[ActorOptions] = (), trained: 
     )
 
 
-def _launch_engines(config: Config, places: Sequence[ActorOptions], trained: Trained | None) -> list[ActorHandle]:
+def _launch_engines(
+    config: Config, places: Sequence[ActorOptions], trained: Trained | None, images: int
+) -> list[ActorHandle]:
     """Begin to start vLLM engines."""
     rollout = config.rollout
     engine = EngineConfig(
@@ -110,6 +118,8 @@ def _launch_engines(config: Config, places: Sequence[ActorOptions], trained: Tra
         sleeps=config.colocated,
         seed=config.seed,
         head_dtype=config.learner.head_dtype,
+        banned=tuple(banned_token_ids(load_processor(config.model))),
+        images=images,
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
     )
@@ -138,7 +148,7 @@ def _shared_gpus(config: Config) -> AbstractContextManager[list[ActorOptions]]:
 
 def start_learner(
     config: Config,
-    tokenizer: Tokenizer,
+    processor: Processor,
     places: Sequence[ActorOptions] = (),
     claim_gpus: Callable[[], None] | None = None,
 ) -> LearnerGroup:
@@ -149,10 +159,14 @@ def start_learner(
         claim_gpus: as for `LearnerGroup`.
     """
     learner = config.learner
+    packing = learner.packing
+    if packing is Packing.auto:
+        packing = Packing.prefix if attends_causally(config.model.path) else Packing.rows
+    cost = memory.forward_cost(memory.measure(config.model.path, trained_weights(config)))
     rank = RankConfig(
         model_path=resolve_model(config.model.path),
         temperature=config.rollout.temperature,
-        banned=tuple(banned_token_ids(tokenizer)),
+        banned=tuple(banned_token_ids(processor)),
         zero_stage=learner.zero_stage,
         offload=learner.offload,
         trained=trained_weights(config),
@@ -161,7 +175,7 @@ def start_learner(
         adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
         max_grad_norm=learner.max_grad_norm,
         max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
-        cost=memory.forward_cost(memory.measure(config.model.path, trained_weights(config))),
+        cost=replace(cost, packing=packing),
         logprob_chunk=learner.logprob_chunk,
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
@@ -206,9 +220,10 @@ _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "
 
 def start_policy(
     config: Config,
-    tokenizer: Tokenizer,
+    processor: Processor,
     stack: ExitStack,
     *,
+    images: int = 1,
     checkpoint: Path | None = None,
     engines: bool = True,
 ) -> tuple[RolloutPool, LearnerGroup]:
@@ -216,19 +231,20 @@ def start_policy(
 
     Args:
         stack: ends the processes, and frees shared GPUs.
+        images: the most images of a prompt.
         checkpoint: the learner's state to continue from.
         engines: whether to start the rollout workers as well, at the same time; otherwise they start when they are
             needed. They hold the learner's weights.
     """
     places = stack.enter_context(_shared_gpus(config)) if config.colocated else []
-    rollouts = make_rollouts(config, places, trained_weights(config))
+    rollouts = make_rollouts(config, places, trained_weights(config), images=images)
     stack.callback(rollouts.shut_down)
     if engines:
         rollouts.launch()
     if engines and config.colocated:  # as long as the learner rank has not started, the engine has the GPU for itself
         rollouts.wait()
         rollouts.sleep()
-    learner = start_learner(config, tokenizer, places, claim_gpus=rollouts.sleep)
+    learner = start_learner(config, processor, places, claim_gpus=rollouts.sleep)
     stack.callback(learner.shut_down)
     if checkpoint:
         learner.load(checkpoint.resolve())
@@ -238,6 +254,22 @@ def start_policy(
     if engines:
         rollouts.start()
     return rollouts, learner
+
+
+def prove(config: Config, data: DataFeed, processor: Processor, rollouts: RolloutPool, learner: LearnerGroup) -> str:
+    """Prove on the first training example that learner and sampler agree; see `prove_packing`.
+
+    While there are no engines, responses are the tokens of the question: packing alone is proven.
+    """
+    example = data.first()
+    if rollouts.actors:
+        group = rollouts.probe(example)
+    else:
+        ids = processor.tokenizer(example.question or "?", add_special_tokens=False).input_ids
+        responses = [Response(Source.LABEL, "", TokenSpan.of(tokens)) for tokens in (ids, ids[:1])]
+        group = Group(example, responses)
+    dtypes = {config.learner.dtype, *([config.rollout.dtype] if rollouts.actors else [])}
+    return prove_packing(learner, group, config.learner.packing, max(TOLERANCE[dtype] for dtype in dtypes))
 
 
 def train(config: Config) -> Path:
@@ -257,11 +289,13 @@ def train(config: Config) -> Path:
         samples_now = any(plan.first <= checked.state.step < plan.last for plan in sampling_stages)
         rollouts, learner = start_policy(
             config,
-            processor.tokenizer,
+            processor,
             stack,
+            images=data.most_images,
             checkpoint=checked.resume,
             engines=samples_now or checked.state.before is None,  # which a run without a checkpoint evaluates first
         )
+        print(prove(config, data, processor, rollouts, learner), flush=True)
         segmentation = start_segmentation(config)
         output.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")

@@ -38,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         stack.enter_context(connected(config.cluster.address))
         check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
         data = start_data(config, train=False)
-        rollouts = make_rollouts(config)
+        rollouts = make_rollouts(config, images=data.most_images)
         stack.callback(rollouts.shut_down)
         rollouts.launch()
         segmentation = start_segmentation(config)

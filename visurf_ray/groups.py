@@ -28,16 +28,19 @@ class Prompt:
     The driver passes references to pixels on; it fetches only the images of the responses that a run shows.
 
     Attributes:
-        token_ids: with one placeholder for the image, as vLLM takes them.
-        expanded_ids: with one placeholder for each merged visual token, as the learner takes them.
-        image: a reference to a `PIL.Image` in Ray's object store, or the image itself outside a cluster.
-        features: likewise, to the image processor's `pixel_values` and `image_grid_thw`.
+        token_ids: with one placeholder for each image, as vLLM takes them.
+        expanded_ids: with all that the model's processor makes of each placeholder, as the learner takes them.
+        images: references to `PIL.Image`s in Ray's object store, or the images themselves outside a cluster.
+        features: likewise a reference to the processor's other outputs: tensors by the names of the model's arguments.
+        stand_in: for a prompt without images: one with a small blank image. Where ranks must all use the vision tower,
+            it is computed beside the prompt, with weight 0.
     """
 
     token_ids: list[int]
     expanded_ids: list[int]
-    image: Reference
-    features: Reference
+    images: tuple[Reference, ...] = ()
+    features: Reference = None
+    stand_in: "Prompt | None" = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class Example:
         ground_truth: JSON text.
         size: width and height of the image as the model sees it, in pixels.
         thinking: the reasoning that the data give for the answer; None where they give none.
-        stored: like `prompt.image`, the image at its stored size; None unless task.segmenter needs it.
+        stored: like `prompt.images`, the image at its stored size; None unless task.segmenter needs it.
     """
 
     id: str

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from visurf_ray.aliases import Processor, Tokenizer
+from visurf_ray.aliases import Processor
 from visurf_ray.config.schema import ModelConfig
 from visurf_ray.errors import UserError
 
@@ -80,30 +80,52 @@ def _missing_weights(folder: Path) -> str:
     return f"weights ({' or '.join(_WEIGHTS)}, or the index of several files)"
 
 
-# A policy must never sample these: a vision placeholder in a response breaks the learner ("image features and image
-# tokens do not match"). Sampler and learner both exclude them by adding BANNED_BIAS to their logits.
-_VISION_TOKENS = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>", "<|image_pad|>", "<|video_pad|>")
+# Vision tokens that a processor does not tell: those around an image or a video of the Qwen-VL families.
+_AROUND_IMAGES = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
+_TOLD = ("image_token_id", "video_token_id", "start_image_token_id", "end_image_token_id")
 BANNED_BIAS = -100.0
 
 
-def banned_token_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the token ids that a response must not contain."""
-    vocabulary = tokenizer.get_vocab()
-    return [vocabulary[token] for token in _VISION_TOKENS if token in vocabulary]
+def banned_token_ids(processor: Processor) -> list[int]:
+    """Return the ids of vision tokens, which a response must not contain.
+
+    A placeholder in a response breaks the learner ("image features and image tokens do not match"). Sampler and learner
+    both exclude these tokens by adding BANNED_BIAS to their logits.
+    """
+    vocabulary = processor.tokenizer.get_vocab()
+    around = [vocabulary[token] for token in _AROUND_IMAGES if token in vocabulary]
+    told = [getattr(processor, name, None) for name in _TOLD]
+    found = {*around, *told, *processor.image_token_ids, *processor.video_token_ids}
+    return sorted(token for token in found if token is not None)
+
+
+def attends_causally(path: str) -> bool:
+    """Return whether each layer of the language model attends to all tokens before and to nothing else.
+
+    It is what the configuration tells: layers with linear or sliding-window attention do not.
+    """
+    from transformers import AutoConfig
+
+    text = AutoConfig.from_pretrained(resolve_model(path)).get_text_config()
+    return set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
 
 
 def load_processor(config: ModelConfig) -> Processor:
-    """Load the model's processor, its image size bounded by `config.max_pixels`.
+    """Load the model's processor, its image size bounded by `config.max_pixels` if it takes such a bound.
 
     Raises:
         UserError: there is no model at `config.path`, or it has no processor.
     """
     from transformers import AutoProcessor
 
-    bound = {} if config.max_pixels is None else {"max_pixels": config.max_pixels}
     path = resolve_model(config.path)
     try:
-        return AutoProcessor.from_pretrained(path, **bound)
+        processor = AutoProcessor.from_pretrained(path)
+        if config.max_pixels is not None and hasattr(
+            processor.image_processor, "merge_size"
+        ):  # of the Qwen-VL families
+            processor = AutoProcessor.from_pretrained(path, max_pixels=config.max_pixels)
+        return processor
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if Path(path).is_dir():

@@ -83,6 +83,6 @@ def started(*overrides: str, device: str = "cpu") -> Iterator[Job]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(connected("local"))
         data = start_data(config)
-        rollouts, learner = start_policy(config, processor.tokenizer, stack)
+        rollouts, learner = start_policy(config, processor, stack)
         stack.enter_context(exempt_from_collection())
         yield Job(data, rollouts, learner, processor, list(overrides), folder)

@@ -28,7 +28,7 @@ from tests.benchmarks.models import random_group
 from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cut
-from visurf_ray.learner.cost import row_tokens
+from visurf_ray.learner.cost import TOKENS
 from visurf_ray.method import LossConfig, token_weights
 
 IDS = {"image_token_id": 1655, "video_token_id": 1656, "vision_start_token_id": 1652, "vision_end_token_id": 1653}
@@ -192,7 +192,7 @@ def measure(case: Case, folder: str, device: str, repeats: int) -> dict[str, Any
         seconds.append(time.perf_counter() - begin)
     step = statistics.median(seconds[1:])
     done = operations(rank.model, size, groups) / step
-    found = {"seconds": step, "tokens_per_second": sum(map(row_tokens, groups)) / step, "tflops": done / 1e12}
+    found = {"seconds": step, "tokens_per_second": sum(map(TOKENS.tokens, groups)) / step, "tflops": done / 1e12}
     if device == "cuda":
         found["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if peak := next((peak for name, peak in PEAKS.items() if name in torch.cuda.get_device_name()), None):

@@ -91,6 +91,7 @@ def random_group(prompt: int, side: int, lengths: Sequence[int], *, special: tup
     text = torch.randint(0, 1600, (prompt - visual - 2,), generator=generator).tolist()
     ids = [*text[:4], begin, *[image] * visual, end, *text[4:]]
     features = {
+        "mm_token_type_ids": torch.tensor([[int(token == image) for token in ids]]),
         "pixel_values": torch.randn(4 * visual, 3 * 2 * 14 * 14, generator=generator),
         "image_grid_thw": torch.tensor([[1, 2 * side, 2 * side]]),
     }
@@ -103,4 +104,4 @@ def random_group(prompt: int, side: int, lengths: Sequence[int], *, special: tup
         )
         for number, length in enumerate(lengths)
     ]
-    return Group(Example("benchmark", "", "[]", Prompt([], ids, None, features), (28 * side, 28 * side)), sampled)
+    return Group(Example("benchmark", "", "[]", Prompt([], ids, features=features), (28 * side, 28 * side)), sampled)

@@ -20,7 +20,7 @@ from tests.benchmarks.models import random_group
 from tests.unit.groups import held, ids
 from visurf_ray.aliases import HFModel
 from visurf_ray.groups import Group, Response
-from visurf_ray.learner.packing import pack
+from visurf_ray.learner.packing import pack_prefix
 from visurf_ray.learner.policy import Policy, load_model
 
 IMAGE, START, END = 2040, 2041, 2042
@@ -112,14 +112,7 @@ def measure(folder: str, case: Case, device: str, repeats: int) -> dict[str, flo
     batches = [group.responses] if even else [[response] for response in group.responses]
 
     def packed_logprobs() -> torch.Tensor:
-        row = pack(
-            [group],
-            [[1.0] * len(group.responses)],
-            packed.model.get_rope_index,
-            fetch=held,
-            image_token_id=IMAGE,
-            dtype=dtype,
-        )
+        row = pack_prefix([group], [[1.0] * len(group.responses)], packed, fetch=held, dtype=dtype)
         return policy(row.to(torch.device(device)))[0]
 
     parts: dict[str, list[Callable[[], torch.Tensor]]] = {

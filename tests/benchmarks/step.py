@@ -27,7 +27,7 @@ async def generate(actor: Any, examples: Sequence[Example], sampling: Sampling) 
     from vllm import SamplingParams, TokensPrompt
     from vllm.sampling_params import RequestOutputKind
 
-    images = await asyncio.gather(*[example.prompt.image for example in examples])
+    images = await asyncio.gather(*[example.prompt.images[0] for example in examples])
     parameters = SamplingParams(
         n=sampling.n,
         temperature=sampling.temperature,

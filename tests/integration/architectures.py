@@ -133,6 +133,7 @@ def make_groups(model: Any) -> list[Group]:
         ids += tokens(4 + number)
         patches = sum(height * width for height, width in grids)
         features = {
+            "mm_token_type_ids": torch.tensor([[int(token == IMAGE) for token in ids]]),
             "pixel_values": torch.randn(patches, channels, generator=generator),
             "image_grid_thw": torch.tensor([[1, height, width] for height, width in grids]),
         }
@@ -142,7 +143,9 @@ def make_groups(model: Any) -> list[Group]:
         ]
         if has_label:
             responses.append(Response(Source.LABEL, "", TokenSpan.of(tokens(6)), advantage=2.0 * number))
-        groups.append(Group(Example(f"group-{number}", "", "[]", Prompt([], ids, None, features), (84, 84)), responses))
+        groups.append(
+            Group(Example(f"group-{number}", "", "[]", Prompt([], ids, features=features), (84, 84)), responses)
+        )
     return groups
 
 
@@ -158,7 +161,7 @@ def plain_logprobs(model: Any, group: Group, *, banned: Sequence[int] = (), temp
             attention_mask=torch.ones_like(row),
             mm_token_type_ids=(row == model.config.image_token_id).int(),
             use_cache=False,
-            **group.example.prompt.features,
+            **{name: value for name, value in group.example.prompt.features.items() if name != "mm_token_type_ids"},
         ).logits[0, len(prompt) - 1 : -1]
         logits[:, list(banned)] -= 100.0
         logprobs = (logits / temperature).log_softmax(-1)

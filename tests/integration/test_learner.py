@@ -27,7 +27,7 @@ def rank_config(config, processor, **changes) -> RankConfig:
     settings = {
         "model_path": resolve_model(config.model.path),
         "temperature": 1.0,
-        "banned": tuple(banned_token_ids(processor.tokenizer)),
+        "banned": tuple(banned_token_ids(processor)),
         "zero_stage": 1,
         "offload": False,
         "trained": Trained(),
@@ -85,7 +85,7 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 def reference(config, processor, loader):
     """Two steps of a plain PyTorch loop in one process: the weights, and each step's loss and gradient norm."""
     model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
-    policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
+    policy = Policy(model, 1.0, banned_token_ids(processor), chunk=64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
     losses, norms = [], []
     for seed in (0, 1):
@@ -142,7 +142,7 @@ def test_micro_batches_change_no_term_of_the_objective_and_no_metric(make_learne
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_mean_logprobs_are_those_of_each_response(make_learner, batches, config, processor, loader, ranks):
     model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
-    policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
+    policy = Policy(model, 1.0, banned_token_ids(processor), chunk=64)
     found = make_learner(ranks, max_tokens_per_micro_batch=300).mean_logprobs(batches[0])
     for group, means in zip(make_groups(loader, 6, seed=0), found, strict=True):
         logprobs, _ = policy(packed_groups(model, [group]))

@@ -144,7 +144,7 @@ def plain(config, processor, loader):
     torch.manual_seed(0)
     model = load(resolve_model(config.model.path))
     adapters = LORA.apply(model)
-    policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
+    policy = Policy(model, 1.0, banned_token_ids(processor), chunk=64)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
     norms = []

@@ -8,7 +8,7 @@ from tests.unit.groups import held
 from visurf_ray.errors import ConfigError
 from visurf_ray.groups import Response, Source, TokenSpan
 from visurf_ray.learner import attention
-from visurf_ray.learner.packing import pack
+from visurf_ray.learner.packing import pack_prefix
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, token_weights
 
@@ -40,14 +40,7 @@ GROUPS = (make_groups, ragged_groups)
 
 
 def packed_logprobs(model, groups, dtype=torch.float32):
-    packed = pack(
-        groups,
-        token_weights(groups, LossConfig()),
-        model.model.get_rope_index,
-        fetch=held,
-        image_token_id=model.config.image_token_id,
-        dtype=dtype,
-    )
+    packed = pack_prefix(groups, token_weights(groups, LossConfig()), model, fetch=held, dtype=dtype)
     return Policy(model, temperature=1.0, banned=(), chunk=7)(packed)[0]
 
 

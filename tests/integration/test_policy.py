@@ -9,7 +9,7 @@ from tests.integration.groups import make_groups
 from tests.unit.groups import held, ids
 from visurf_ray.config.choices import LabelTerm
 from visurf_ray.groups import Response, Source, Tokens, TokenSpan
-from visurf_ray.learner.packing import pack
+from visurf_ray.learner.packing import pack_prefix
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, TokenValues, token_losses, token_weights
 from visurf_ray.models import banned_token_ids, resolve_model
@@ -27,7 +27,7 @@ def model(config):
 
 @pytest.fixture
 def policy(config, processor):
-    return Policy(load(config), temperature=1.0, banned=banned_token_ids(processor.tokenizer), chunk=64)
+    return Policy(load(config), temperature=1.0, banned=banned_token_ids(processor), chunk=64)
 
 
 @pytest.fixture(autouse=True)
@@ -36,18 +36,11 @@ def no_gradients(model):
 
 
 def packed_groups(model, groups, fetch=held):
-    return pack(
-        groups,
-        token_weights(groups, LossConfig()),
-        model.model.get_rope_index,
-        fetch=fetch,
-        image_token_id=model.config.image_token_id,
-        dtype=torch.float32,
-    )
+    return pack_prefix(groups, token_weights(groups, LossConfig()), model, fetch=fetch, dtype=torch.float32)
 
 
 def plain_rows(model, processor, group, temperature=1.0):
-    return plain_logprobs(model, group, banned=banned_token_ids(processor.tokenizer), temperature=temperature)
+    return plain_logprobs(model, group, banned=banned_token_ids(processor), temperature=temperature)
 
 
 def gradient(model) -> dict[str, torch.Tensor]:
@@ -77,7 +70,7 @@ def relative_error(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> fl
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_packed_logprobs_and_gradients_equal_those_of_plain_rows(config, model, processor, loader, temperature):
     groups = make_groups(loader, 4)
-    policy = Policy(load(config), temperature, banned_token_ids(processor.tokenizer), chunk=64)
+    policy = Policy(load(config), temperature, banned_token_ids(processor), chunk=64)
     logprobs, _ = policy(packed_groups(model, groups))
     weights = torch.randn(len(logprobs), generator=torch.Generator().manual_seed(1))
     (logprobs * weights).sum().backward()
@@ -96,8 +89,7 @@ def test_entropy_is_that_of_the_distribution(model, policy, loader):
             input_ids=packed.input_ids,
             position_ids=packed.position_ids,
             plan=packed.plan,
-            pixel_values=packed.pixel_values,
-            image_grid_thw=packed.image_grid_thw,
+            **packed.features,
         ).last_hidden_state
         logits = model.lm_head(hidden)[0, packed.column_T]
         logits[:, policy.model.lm_head.banned] = -torch.inf
@@ -179,11 +171,4 @@ def test_packing_refuses_a_response_without_tokens(model, loader):
     groups = make_groups(loader, 1)
     groups[0].responses[1] = Response(Source.ROLLOUT, "", TokenSpan.of([]))
     with pytest.raises(ValueError, match=groups[0].example.id):
-        pack(
-            groups,
-            [[0.0] * 5],
-            model.model.get_rope_index,
-            fetch=held,
-            image_token_id=0,
-            dtype=torch.float32,
-        )
+        pack_prefix(groups, [[0.0] * 5], model, fetch=held, dtype=torch.float32)

@@ -22,7 +22,7 @@ _TRUTH = '[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]'
 
 
 def make_group(name: str, ground_truth: str, *texts: str) -> Group:
-    example = Example(name, "the 7", ground_truth, Prompt([], [], None, None), (84, 84))
+    example = Example(name, "the 7", ground_truth, Prompt([], [], (None,)), (84, 84))
     return Group(example, [Response(Source.ROLLOUT, text, TokenSpan.of([0])) for text in texts])
 
 

@@ -13,7 +13,7 @@ from visurf_ray.config.choices import HeadDtype
 from visurf_ray.groups import Group, Response, Source, Tokens
 from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method
-from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.models import banned_token_ids, load_processor, resolve_model
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
@@ -36,6 +36,7 @@ def start_engine(config, worker: int) -> Any:
         sleeps=False,
         seed=0,
         head_dtype=HeadDtype.float32,
+        banned=tuple(banned_token_ids(load_processor(config.model))),
     )
     actor = RolloutActor.options(num_cpus=0.5).remote(engine, worker, sorted(os.sched_getaffinity(0)))
     ray.get(actor.ready.remote())
@@ -63,7 +64,9 @@ def examples(loader):
         replace(
             example,
             prompt=replace(
-                example.prompt, image=ray.put(example.prompt.image), features=ray.put(example.prompt.features)
+                example.prompt,
+                images=(ray.put(example.prompt.images[0]),),
+                features=ray.put(example.prompt.features),
             ),
         )
         for example in loader.train_batch(0, 8)
@@ -196,7 +199,7 @@ def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
 
 def test_vision_placeholders_are_never_sampled(config, pool, examples, processor):
     """At the highest temperature that vLLM takes."""
-    banned = set(banned_token_ids(processor.tokenizer))
+    banned = set(banned_token_ids(processor))
     hot = RolloutPool(lambda: pool.actors, sampling=Sampling(n=8, temperature=2.0, max_tokens=100), max_in_flight=8)
     groups = sampled(hot, examples)
     tokens = [token for group in groups for response in group.responses for token in tokens_of(response).ids]

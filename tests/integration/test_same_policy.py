@@ -78,7 +78,7 @@ def of_sampler(engine, groups) -> np.ndarray:
     for group in groups:
         prompt = group.example.prompt
         responses = [list(map(int, response.tokens.resolve(ray.get).ids)) for response in group.responses]
-        found += ray.get(engine.read.remote(prompt.token_ids, responses, prompt.image))
+        found += ray.get(engine.read.remote(prompt.token_ids, responses, prompt.images[0]))
     return np.concatenate(found)
 
 
@@ -96,7 +96,7 @@ def groups(loader):
     groups = make_groups(loader, 4)
     for group in groups:
         prompt = group.example.prompt
-        prompt = replace(prompt, features=ray.put(prompt.features), image=ray.put(prompt.image))
+        prompt = replace(prompt, features=ray.put(prompt.features), images=(ray.put(prompt.images[0]),))
         group.example = replace(group.example, prompt=prompt)
     return groups
 

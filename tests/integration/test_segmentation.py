@@ -26,7 +26,7 @@ def picture(seed: int, width: int = 100, height: int = 60):
 
 
 def make_example(name: str, seen, stored=None, truth: str = "[]") -> Example:
-    prompt = Prompt([], [], ray.put(seen), None)
+    prompt = Prompt([], [], (ray.put(seen),))
     return Example(name, "the cup", truth, prompt, seen.size, stored=None if stored is None else ray.put(stored))
 
 

@@ -26,7 +26,7 @@ def plain_policy(config, processor):
     """A policy on its own, for a plain PyTorch loop."""
     path = resolve_model(config.model.path)
     model = load_model(path, dtype=torch.float32, gradient_checkpointing=False)
-    return Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
+    return Policy(model, 1.0, banned_token_ids(processor), chunk=64)
 
 
 # Learning rates

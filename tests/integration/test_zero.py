@@ -43,7 +43,7 @@ def plain(config, processor, loader):
     def run(frozen: bool):
         model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
         model.model.visual.requires_grad_(not frozen)
-        policy = Policy(model, 1.0, banned_token_ids(processor.tokenizer), chunk=64)
+        policy = Policy(model, 1.0, banned_token_ids(processor), chunk=64)
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         optimizer = torch.optim.AdamW(trained.values(), lr=LEARNING_RATE, betas=(BETA, 0.999), weight_decay=0.01)
         gradient = {}

@@ -7,7 +7,7 @@ from visurf_ray.groups import Example, Group, Prompt, Response, Source, TokenSpa
 
 
 def example(ground_truth: str = "[]", identity: str = "a") -> Example:
-    return Example(identity, "the 7", ground_truth, Prompt([1, 2, 3], [1, 2, 2, 3], None, None), (84, 84))
+    return Example(identity, "the 7", ground_truth, Prompt([1, 2, 3], [1, 2, 2, 3]), (84, 84))
 
 
 def held(value: Any) -> Any:

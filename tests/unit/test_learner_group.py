@@ -9,7 +9,7 @@ from tests.unit.groups import group, held
 from visurf_ray.errors import ConfigError
 from visurf_ray.groups import Group, Prompt
 from visurf_ray.learner.balance import Part, balance, cut, fill, spread
-from visurf_ray.learner.cost import Cost, row_tokens
+from visurf_ray.learner.cost import TOKENS, Cost
 from visurf_ray.learner.group import split_evenly
 from visurf_ray.learner.metrics import (
     SourceTallies,
@@ -65,13 +65,13 @@ def test_no_part_and_no_row_exceeds_the_budget_and_no_response_is_lost(seed):
     parts = cut_up(groups, budget)
     assert same_responses(parts, groups)
     for part in parts:
-        assert row_tokens(part.group) <= budget and part.group.example is groups[int(part.weights[0])].example
+        assert TOKENS.tokens(part.group) <= budget and part.group.example is groups[int(part.weights[0])].example
         assert len(set(part.weights)) == 1 and len(part.weights) == len(part.group.responses)
-    rows = fill(parts, budget, Cost().of)
+    rows = fill(parts, budget, TOKENS)
     assert sorted(map(id, parts)) == sorted(id(part) for row in rows for part in row) and all(rows)
-    loads = [sum(row_tokens(part.group) for part in row) for row in rows]
+    loads = [sum(TOKENS.tokens(part.group) for part in row) for row in rows]
     assert max(loads) <= budget
-    assert len(rows) <= 1 + 2 * sum(loads) // budget + sum(row_tokens(part.group) > budget / 2 for part in parts)
+    assert len(rows) <= 1 + 2 * sum(loads) // budget + sum(TOKENS.tokens(part.group) > budget / 2 for part in parts)
 
 
 def test_a_group_is_cut_between_responses_where_a_row_is_full():
@@ -105,12 +105,12 @@ def test_more_ranks_than_groups_share_their_responses(seed):
 
 def test_a_cost_counts_what_is_computed():
     """Against a loop over all pairs of a token and one before it."""
-    prompt = Prompt([1, 2, 3], [1, 2, 2, 2, 3], None, None)  # three visual tokens of four patches
+    prompt = Prompt([1, 2, 3], [1, 2, 2, 2, 3])  # three visual tokens of four patches
     one = group([0.0, 0.0], tokens=[4, 7])
     one = Group(replace(one.example, prompt=prompt), one.responses)
     rows = [[True] * (own + 1) for own in range(5)] + [[True] * (5 + own + 1) for n in (3, 6) for own in range(n)]
     pairs = sum(map(len, rows)) - len(rows) / 2  # a token and itself are counted by half
-    assert Cost(1, 0, 0).of(one) == row_tokens(one) == 14
+    assert Cost(1, 0, 0).of(one) == TOKENS.tokens(one) == 14
     assert Cost(0, 1).of(one) == pairs
     assert Cost(0, 0, 1).of(one) == 11
     assert Cost(0, 0, 0, 1).of(one) == 12 and Cost(0, 0, 0, 0, 1).of(one) == 144

@@ -27,7 +27,7 @@ def test_boxes_are_scaled_as_the_image_is_resized(write_parquet, make_loader):
     """100x60 becomes 112x56, multiples of 28: x by 1.12, y by 0.9333, rounded half up."""
     boxes = [{"bbox_2d": [15, 16, 52, 40], "point_2d": [33, 25]}, {"bbox_2d": [10, 10, 55, 47], "point_2d": [30, 22]}]
     (example,) = make_loader(write_parquet({"solution": json.dumps(boxes)})).held_out_examples(None)
-    assert example.prompt.image.size == (112, 56) and example.prompt.image.mode == "RGB"
+    assert example.prompt.images[0].size == (112, 56) and example.prompt.images[0].mode == "RGB"
     assert json.loads(example.ground_truth) == [
         {"bbox_2d": [17, 15, 58, 37], "point_2d": [37, 23]},
         {"bbox_2d": [11, 9, 62, 44], "point_2d": [34, 21]},
@@ -40,7 +40,7 @@ def test_an_image_of_a_fitting_size_is_not_resized(write_parquet, make_loader):
     source = write_parquet({"image": {"bytes": encoded(image), "path": None}, "solution": truth})
     (example,) = make_loader(source).held_out_examples(None)
     assert example.ground_truth == truth
-    assert example.prompt.image.tobytes() == image.tobytes()
+    assert example.prompt.images[0].tobytes() == image.tobytes()
 
 
 def test_the_empty_ground_truth_stays_empty(write_parquet, make_loader):
@@ -54,7 +54,7 @@ def test_large_images_are_scaled_down_with_their_boxes(write_jsonl, make_loader,
     loader = make_loader(write_jsonl({"image": "large.png", "solution": truth}))
     loader.check()
     (example,) = loader.held_out_examples(None)
-    width, height = example.prompt.image.size
+    width, height = example.prompt.images[0].size
     assert width % 28 == height % 28 == 0 and width * height <= 64 * 28 * 28
     assert json.loads(example.ground_truth)[0]["bbox_2d"] == [0, 0, width, height]
 
@@ -66,7 +66,7 @@ def test_one_image_placeholder_becomes_one_per_visual_token(write_parquet, make_
     assert Counter(prompt.expanded_ids)[image_token] == 4 * 2  # 112x56 in cells of 28x28
     assert prompt.features["image_grid_thw"].tolist() == [[1, 4, 8]]
     assert len(prompt.features["pixel_values"]) == 4 * 8
-    whole = processor(text=[processor.tokenizer.decode(prompt.token_ids)], images=[prompt.image])
+    whole = processor(text=[processor.tokenizer.decode(prompt.token_ids)], images=list(prompt.images))
     assert prompt.expanded_ids == whole["input_ids"][0], "as the model's own processor expands it"
     text = processor.tokenizer.decode(prompt.token_ids)
     assert '"the small dog"' in text and text.endswith("<|im_start|>assistant\n")
@@ -80,8 +80,8 @@ def test_an_example_holds_only_references_to_image_and_features(write_parquet, m
         return f"reference {len(store)}"
 
     (example,) = make_loader(write_parquet({}), put=put).held_out_examples(None)
-    assert {example.prompt.image, example.prompt.features} == {"reference 1", "reference 2"}
-    assert store[0].size == (112, 56) and set(store[1]) == {"pixel_values", "image_grid_thw"}
+    assert {*example.prompt.images, example.prompt.features} == {"reference 1", "reference 2"}
+    assert store[0].size == (112, 56) and set(store[1]) == {"mm_token_type_ids", "pixel_values", "image_grid_thw"}
 
 
 def test_a_prompt_longer_than_the_model_takes_is_named(write_parquet, make_loader):
@@ -202,7 +202,7 @@ def test_the_miniature_loads_like_any_data(processor):
     assert loader.load_train() == 6
     loader.check()
     for example in loader.train_batch(0, 6) + loader.held_out_examples(None):
-        assert example.prompt.image.size == (84, 84), "nothing is resized"
+        assert example.prompt.images[0].size == (84, 84), "nothing is resized"
         assert example.prompt.features["image_grid_thw"].tolist() == [[1, 6, 6]]
 
 

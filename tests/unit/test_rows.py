@@ -38,7 +38,7 @@ def test_reasoning_is_read_where_it_is_given_and_comes_before_the_labels_answer(
     first, second = read_rows(source)
     assert (first.thinking, second.thinking) == ("It barks.", None)
     task = make_task(source)
-    prompt = Prompt([], [], None, None)
+    prompt = Prompt([], [])
     label = task.render(Example("a", "the dog", "[]", prompt, (84, 84), first.thinking), "spaced")
     assert label == "<think>It barks.</think><answer>[]</answer>"
 

@@ -105,7 +105,7 @@ def test_examples_scale_the_objects_and_keep_the_mask(write_folder, processor):
     (row,) = task.held_out_rows()
     width, height = held_out.size
     assert (width, height) != (100, 60) and held_out.stored.size == (100, 60)
-    assert held_out.prompt.image.size == held_out.size
+    assert held_out.prompt.images[0].size == held_out.size
     assert parse_masks(held_out.ground_truth) == parse_masks(row.solution)
     for seen, stored in zip(parse_targets(held_out.ground_truth), parse_targets(row.solution), strict=True):
         back = np.array(seen.bbox_2d) * np.tile([100 / width, 60 / height], 2)

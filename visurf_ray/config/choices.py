@@ -18,6 +18,14 @@ class HeadDtype(StrEnum):
     model = "model"
 
 
+class Packing(StrEnum):
+    """What a forward pass of the learner computes; see `learner.packing`."""
+
+    auto = "auto"
+    prefix = "prefix"
+    rows = "rows"
+
+
 class Layout(StrEnum):
     """Where rollout workers and learner ranks live: on GPUs or cores of their own, or two by two on shared GPUs."""
 

@@ -23,6 +23,7 @@ from visurf_ray.config.choices import (
     OnError,
     OnExcess,
     Overlong,
+    Packing,
     RatioLevel,
     Route,
     Schedule,
@@ -113,6 +114,7 @@ class LearnerConfig:
     weight_decay: float = within(at_least=0)
     adam_betas: list[float] = MISSING
     max_grad_norm: float = within(at_least=0)
+    packing: Packing = MISSING
     max_tokens_per_micro_batch: int = within(at_least=1)
     logprob_chunk: int = within(at_least=1)
     minibatches: int = within(at_least=1)

@@ -18,8 +18,8 @@ class DataActor:
 
     def open(
         self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool
-    ) -> tuple[int, int]:
-        """Read and check all rows; returns `DataFeed.longest` and `longest_labelled`.
+    ) -> tuple[int, int, int]:
+        """Read and check all rows; returns `DataFeed.longest`, `longest_labelled` and `most_images`.
 
         This is not done in the constructor, whose errors Ray reports only as a dead actor.
 
@@ -27,7 +27,11 @@ class DataActor:
         """
         self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
         self.prepared: dict[int, Example] = {}  # training examples by their position
-        return self.loader.longest.get("train", 0), self.loader.longest_labelled
+        return self.loader.longest.get("train", 0), self.loader.longest_labelled, self.loader.most_images
+
+    def first(self) -> Example:
+        """Return the first training example."""
+        return self.loader.train_batch(0, 1)[0]
 
     def prepare(self, position: int, count: int) -> None:
         """Make training examples that `take` will return."""

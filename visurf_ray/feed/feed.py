@@ -16,6 +16,7 @@ class DataFeed:
         position: how many training examples have been taken, a resumed run's before it included. They come in the
             order of `ExampleLoader.train_batch`, each once, whatever the sizes of batches.
         longest: the tokens of the longest training prompt; 0 without training rows.
+        most_images: the most images of a prompt.
         longest_labelled: the most tokens that a training prompt and its label have together; likewise.
     """
 
@@ -36,7 +37,7 @@ class DataFeed:
         self.position = 0
         self.ahead: Reference = None  # is ready when the actor has prepared the examples that are likely to be next
         opened = self.actor.open.remote(task, model, seed, max_prompt_tokens, train)
-        self.longest, self.longest_labelled = ray.get(opened)
+        self.longest, self.longest_labelled, self.most_images = ray.get(opened)
 
     def seek(self, position: int) -> None:
         """Continue from a position."""
@@ -49,10 +50,14 @@ class DataFeed:
         self.ahead = self.actor.prepare.remote(self.position, count)
         return ray.get(batch)
 
+    def first(self) -> Example:
+        """Return a training example; the position stays."""
+        return ray.get(self.actor.first.remote())
+
     def held_out(self, limit: int | None) -> list[Example]:
         """Return `limit` held-out examples, the same ones for every seed, or all of them for None."""
         return ray.get(self.actor.held_out_examples.remote(limit))
 
-    def image(self, example: Example) -> Image.Image:
-        """Return the example's image as the model sees it."""
-        return ray.get([example.prompt.image])[0]
+    def images(self, example: Example) -> list[Image.Image]:
+        """Return the example's images as the model sees them."""
+        return ray.get(list(example.prompt.images))

@@ -1,25 +1,20 @@
 """Makes examples from rows: decodes, resizes and processes the image, and tokenizes the prompt."""
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
-from visurf_ray.aliases import Processor, Reference
+from visurf_ray.aliases import Processor
 from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
+from visurf_ray.feed.prompts import Messages, PromptMaker, Put, Size
 from visurf_ray.groups import Example, Prompt
 from visurf_ray.models import load_processor
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.task import Task
-
-_IMAGE_TOKEN = "<|image_pad|>"
-
-Put = Callable[[object], Reference]  # stores a value and returns a reference to it
 
 
 def open_loader(
@@ -39,7 +34,14 @@ def open_loader(
         DataError: A row cannot be used. The message names the first one.
     """
     processor = load_processor(model)
-    loader = ExampleLoader(load_task(task, seed), processor, seed=seed, max_prompt_tokens=max_prompt_tokens, put=put)
+    loader = ExampleLoader(
+        load_task(task, seed),
+        processor,
+        seed=seed,
+        max_prompt_tokens=max_prompt_tokens,
+        put=put,
+        max_pixels=model.max_pixels,
+    )
     if train:
         loader.load_train()
     loader.check()
@@ -52,11 +54,21 @@ class ExampleLoader:
     Attributes:
         rows: The rows by split. `held_out` is always read, `train` only by `load_train`: an evaluation needs no
             training rows.
+        most_images: The most images of a prompt.
         longest: The number of tokens of each split's longest prompt; set by `check`.
         longest_labelled: The most tokens that a training prompt and its label have together; set by `check`.
     """
 
-    def __init__(self, task: Task, processor: Processor, *, seed: int, max_prompt_tokens: int, put: Put) -> None:
+    def __init__(
+        self,
+        task: Task,
+        processor: Processor,
+        *,
+        seed: int,
+        max_prompt_tokens: int,
+        put: Put,
+        max_pixels: int | None = None,
+    ) -> None:
         """Read the held-out rows.
 
         Args:
@@ -66,6 +78,7 @@ class ExampleLoader:
             max_prompt_tokens: The longest prompt that is accepted, visual tokens included. Longer ones are refused,
                 because truncating one would remove image tokens.
             put: Stores an image or its features and returns a reference to it; in a cluster, `ray.put`.
+            max_pixels: See `PromptMaker`.
 
         Raises:
             DataError: The held-out data cannot be read.
@@ -75,8 +88,9 @@ class ExampleLoader:
         self.seed = seed
         self.max_prompt_tokens = max_prompt_tokens
         self.put = put
-        self.image_token_id = processor.tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
+        self.prompts = PromptMaker(processor, max_pixels, put)
         self.rows = {"held_out": task.held_out_rows()}
+        self.most_images = 1
 
     def load_train(self) -> int:
         """Read the training rows and return their number."""
@@ -108,23 +122,23 @@ class ExampleLoader:
         """
         row = row.decoded()
         self.task.check(row)
-        width, height = self._size(row)
-        token_ids = self._token_ids(row)
-        if token_ids.count(self.image_token_id) != 1:
-            raise DataError(f"{row.where}: the question must not contain {_IMAGE_TOKEN}")
-        length = len(token_ids) + self._visual_tokens(width, height) - 1
+        size = self._size(row)
+        try:
+            length = self.prompts.length(self._messages(row), [size])
+        except ValueError as error:
+            raise DataError(f"{row.where}: the prompt {error}") from error
         if length > self.max_prompt_tokens:
             raise DataError(
                 f"{row.where}: the prompt has {length} tokens, but may have at most {self.max_prompt_tokens}, one less "
                 "than rollout.max_model_len: shorten the question, lower model.max_pixels, or raise max_model_len"
             )
-        return length, self._label_tokens(row, (width, height)) if labelled else 0
+        return length, self._label_tokens(row, size) if labelled else 0
 
-    def _label_tokens(self, row: Row, size: tuple[int, int]) -> int:
+    def _label_tokens(self, row: Row, size: Size) -> int:
         """Return the tokens of the row's label in its longest style, the end-of-turn token included."""
         original = row.open_image()
         truth = self.task.ground_truth(row, size[0] / original.width, size[1] / original.height)
-        without_pixels = Prompt([], [], None, None)
+        without_pixels = Prompt([], [])
         example = Example(row.id, row.problem, truth, without_pixels, size, thinking=row.thinking)
         labels = [self.task.render(example, style) for style in self.task.styles]
         return 1 + max(map(len, self.processor.tokenizer(labels, add_special_tokens=False).input_ids))
@@ -168,49 +182,24 @@ class ExampleLoader:
         width, height = self._size(row)
         scale = (width / original.width, height / original.height)
         image = original if original.size == (width, height) else original.resize((width, height))
-        token_ids = self._token_ids(row)
-        position = token_ids.index(self.image_token_id)
-        visual = [self.image_token_id] * self._visual_tokens(width, height)
-        features = self.processor.image_processor(images=[image], return_tensors="pt")
         return Example(
             id=row.id,
             question=row.problem,
             ground_truth=self.task.ground_truth(row, *scale),
-            prompt=Prompt(
-                token_ids=token_ids,
-                expanded_ids=token_ids[:position] + visual + token_ids[position + 1 :],
-                image=self.put(image),
-                features=self.put({name: features[name] for name in ("pixel_values", "image_grid_thw")}),
-            ),
+            prompt=self.prompts.make(self._messages(row), [image]),
             size=(width, height),
             thinking=row.thinking,
             stored=self.put(original) if stored else None,
         )
 
-    def _token_ids(self, row: Row) -> list[int]:
+    def _messages(self, row: Row) -> Messages:
         content = [{"type": "image"}, {"type": "text", "text": self.task.question(row)}]
-        text = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
-        )
-        return self.processor.tokenizer(text, add_special_tokens=False).input_ids
+        return [{"role": "user", "content": content}]
 
-    def _size(self, row: Row) -> tuple[int, int]:
+    def _size(self, row: Row) -> Size:
         """Return width and height of the image as the model sees it, in pixels."""
-        processor = self.processor.image_processor
         width, height = row.open_image().size
         try:
-            new_height, new_width = smart_resize(
-                height,
-                width,
-                factor=processor.patch_size * processor.merge_size,
-                min_pixels=processor.size["shortest_edge"],
-                max_pixels=processor.size["longest_edge"],
-            )
+            return self.prompts.seen_size((width, height))
         except ValueError as error:
             raise DataError(f"{row.where}: the model does not accept an image of {width}×{height} ({error})") from error
-        return new_width, new_height
-
-    def _visual_tokens(self, width: int, height: int) -> int:
-        """Return the number of merged visual tokens of an image of this size in pixels."""
-        cell = self.processor.image_processor.patch_size * self.processor.image_processor.merge_size
-        return (width // cell) * (height // cell)

@@ -7,9 +7,13 @@ import os
 import socket
 from pathlib import Path
 
+import numpy as np
 import ray
+from jaxtyping import Float
 
 from visurf_ray.aliases import ActorHandle
+from visurf_ray.config.choices import Packing
+from visurf_ray.groups import Group
 from visurf_ray.learner.balance import Shard
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import StepReport
@@ -87,6 +91,14 @@ class LearnerActor:
         logprobs = self.rank.mean_logprobs(shard, ray.get)
         self.rank.release()
         return logprobs
+
+    def logprobs(self, group: Group, packing: Packing) -> Float[np.ndarray, "2 T"]:
+        logprobs = self.rank.logprobs(group, packing, ray.get)
+        self.rank.release()
+        return logprobs
+
+    def set_packing(self, packing: Packing) -> None:
+        self.rank.set_packing(packing)
 
     def take_reference(self) -> None:
         self.rank.take_reference()

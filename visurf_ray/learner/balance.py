@@ -9,9 +9,10 @@ from dataclasses import dataclass
 
 from numberpartitioning import karmarkar_karp
 
+from visurf_ray.config.choices import Packing
 from visurf_ray.errors import ConfigError
 from visurf_ray.groups import Group, Response
-from visurf_ray.learner.cost import row_tokens
+from visurf_ray.learner.cost import TOKENS, Cost
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,29 +31,26 @@ class Part:
 Shard = Sequence[Part]  # a rank's parts of a minibatch
 
 
-def cut(groups: Sequence[Group], weights: Sequence[Sequence[float]], budget: int) -> list[Part]:
-    """Cut groups between responses into parts, each with at most `budget` tokens in a row; the order stays.
+def cut(groups: Sequence[Group], weights: Sequence[Sequence[float]], budget: int, cost: Cost = TOKENS) -> list[Part]:
+    """Cut groups between responses into parts, each with at most `budget` tokens; the order stays.
 
     Raises:
         ConfigError: a response and its prompt have more tokens than `budget`.
     """
     parts: list[Part] = []
     for group, of_group in zip(groups, weights, strict=True):
-        prompt = len(group.example.prompt.expanded_ids)
         chosen: list[tuple[Response, float]] = []
-        used = prompt
-        for response, weight in zip(group.responses, of_group, strict=True):
-            length = response.length - 1  # the last token is predicted, but is no input
-            if prompt + length > budget:
+        for pair in zip(group.responses, of_group, strict=True):
+            if cost.tokens(_part(group, [pair]).group) > budget:
+                prompt, response = len(group.example.prompt.expanded_ids), pair[0]
                 raise ConfigError(
                     f"example {group.example.id!r}: its prompt of {prompt} tokens and a {response.source} of "
                     f"{response.length} do not fit learner.max_tokens_per_micro_batch={budget}: raise it"
                 )
-            if chosen and used + length > budget:
+            if chosen and cost.tokens(_part(group, [*chosen, pair]).group) > budget:
                 parts.append(_part(group, chosen))
-                chosen, used = [], prompt
-            chosen.append((response, weight))
-            used += length
+                chosen = []
+            chosen.append(pair)
         if chosen:
             parts.append(_part(group, chosen))
     return parts
@@ -98,10 +96,15 @@ def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
     return [sorted(indices) for indices in karmarkar_karp(list(costs), num_parts=parts, return_indices=True).partition]
 
 
-def fill(shard: Shard, budget: int, cost: Callable[[Group], float]) -> list[list[Part]]:
-    """Return the parts of each row: few rows, each of at most `budget` tokens, with nearly equal cost."""
-    tokens = [row_tokens(part.group) for part in shard]
-    costs = [cost(part.group) for part in shard]
+def fill(shard: Shard, budget: int, cost: Cost) -> list[list[Part]]:
+    """Return the parts of each forward pass: few passes, each of at most `budget` tokens, with nearly equal cost.
+
+    With `Packing.rows` each part has a pass of its own.
+    """
+    if cost.packing is Packing.rows:
+        return [[part] for part in shard]
+    tokens = [cost.tokens(part.group) for part in shard]
+    costs = [cost.of(part.group) for part in shard]
     for rows in range(-(-sum(tokens) // budget), len(shard)):
         chosen = balance(costs, rows)
         if all(sum(tokens[index] for index in indices) <= budget for indices in chosen):

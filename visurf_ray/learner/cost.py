@@ -1,13 +1,9 @@
-"""What the learner's computation of a group costs: tokens that a row holds, and floating-point operations."""
+"""What the learner's computation of a group costs: tokens of a forward pass, and floating-point operations."""
 
 from dataclasses import dataclass
 
+from visurf_ray.config.choices import Packing
 from visurf_ray.groups import Group
-
-
-def row_tokens(group: Group) -> int:
-    """Return the tokens that a group has in a row: its prompt, and each response without its last token."""
-    return len(group.example.prompt.expanded_ids) + sum(response.length - 1 for response in group.responses)
 
 
 @dataclass(frozen=True)
@@ -23,6 +19,7 @@ class Cost:
         patch: of the vision tower's linear layers, for each patch of an image.
         patch_pair: of its attention over whole images, for each pair of patches of one image.
         patches: patches for each visual token.
+        packing: `prefix` computes a prompt and its images once for all responses, `rows` once for each.
     """
 
     token: float = 1.0
@@ -31,21 +28,32 @@ class Cost:
     patch: float = 0.0
     patch_pair: float = 0.0
     patches: int = 4
+    packing: Packing = Packing.prefix
+
+    def tokens(self, group: Group) -> int:
+        """Return the tokens that a group has in a forward pass, padding included.
+
+        These are its prompt and each response without its last token, which is predicted, but is no input.
+        """
+        prompt, responses = len(group.example.prompt.expanded_ids), [r.length - 1 for r in group.responses]
+        if self.packing is Packing.rows:
+            return len(responses) * (prompt + max(responses))
+        return prompt + sum(responses)
 
     def of(self, group: Group) -> float:
-        """Return the cost of a group whose prompt and image are computed once."""
+        """Return the cost of a group."""
         prompt = group.example.prompt
         length = len(prompt.expanded_ids)
         visual = length - len(prompt.token_ids) + 1 if length > len(prompt.token_ids) else 0
         patches = self.patches * visual
         responses = [response.length - 1 for response in group.responses]
-        pairs = length**2 / 2 + sum(own * length + own**2 / 2 for own in responses)
+        times = len(responses) if self.packing is Packing.rows else 1
+        pairs = times * length**2 / 2 + sum(own * length + own**2 / 2 for own in responses)
         return (
-            self.token * (length + sum(responses))
+            self.token * (times * length + sum(responses))
             + self.pair * pairs
             + self.predicted * sum(response.length for response in group.responses)
-            + self.patch * patches
-            + self.patch_pair * patches**2
+            + times * (self.patch * patches + self.patch_pair * patches**2)
         )
 
 

@@ -2,13 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 
+import numpy as np
 import ray
+from jaxtyping import Float
 
 from visurf_ray.aliases import ActorHandle
+from visurf_ray.config.choices import Packing
 from visurf_ray.groups import Group, Metrics, Response
 from visurf_ray.learner.balance import Shard, balance, cut, spread
 from visurf_ray.learner.config import RankConfig
@@ -39,6 +43,7 @@ class LearnerGroup:
         """
         self.actors = list(actors)
         self.config = config
+        self.cost = config.cost
         self.minibatches = minibatches
         self._claim_gpus = claim_gpus or (lambda: None)
         self._turn = Lock()  # ranks run in lockstep: all must receive the calls of several threads in one order
@@ -107,10 +112,24 @@ class LearnerGroup:
 
     def _shards(self, groups: Sequence[Group], weights: Sequence[Sequence[float]]) -> list[Shard]:
         """Return the parts that each rank computes, with nearly equal cost."""
-        parts = cut(groups, weights, self.config.max_tokens_per_micro_batch)
-        parts = spread(parts, len(self.actors), self.config.cost.of)
-        chosen = balance([self.config.cost.of(part.group) for part in parts], len(self.actors))
+        parts = cut(groups, weights, self.config.max_tokens_per_micro_batch, self.cost)
+        parts = spread(parts, len(self.actors), self.cost.of)
+        chosen = balance([self.cost.of(part.group) for part in parts], len(self.actors))
         return [[parts[index] for index in indices] for indices in chosen]
+
+    def logprobs(self, group: Group, packing: Packing) -> Float[np.ndarray, "2 T"]:
+        """Return the log-probs of the group's response tokens in nats: the learner's, and the sampler's or NaN.
+
+        They are computed in one forward pass.
+        """
+        with self._turn:
+            self._claim_gpus()
+            return ray.get([actor.logprobs.remote(group, packing) for actor in self.actors])[0]
+
+    def set_packing(self, packing: Packing) -> None:
+        """Pack in this way from now on."""
+        self.cost = replace(self.cost, packing=packing)
+        self._call("set_packing", packing)
 
     def take_reference(self) -> None:
         """Make the current policy the reference of the KL term, if the loss has one; at first it is the initial one."""

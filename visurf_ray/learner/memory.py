@@ -10,9 +10,10 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from visurf_ray.aliases import HFConfig
+from visurf_ray.aliases import HFConfig, HFModel
 from visurf_ray.config.schema import LearnerConfig
 from visurf_ray.learner.cost import Cost
+from visurf_ray.learner.parts import Part, parameters_of, part_of
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import resolve_model
 
@@ -95,36 +96,65 @@ def size_of(config: HFConfig, trained: Trained) -> ModelSize:
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     vision = config.vision_config
-    whole = len(getattr(vision, "fullatt_block_indexes", range(vision.depth)))
-    tower = [parameter for layer in _stack(model.model.visual) for parameter in layer.parameters()]
+    tower = _stack(model, Part.vision)
+    whole = len(getattr(vision, "fullatt_block_indexes", tower))
+    types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),  # tied ones count once
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
-        vision_parameters=sum(parameter.numel() for parameter in model.model.visual.parameters()),
-        text=_layers(model.model.language_model, attended=head * text.num_attention_heads),
-        vision=_layers(model.model.visual, windowed=vision.depth - whole),
+        vision_parameters=sum(
+            parameter.numel() for part in (Part.vision, Part.projector) for parameter in parameters_of(model, part)
+        ),
+        text=_layers(_stack(model, Part.language), attended=head * text.num_attention_heads),
+        vision=_layers(tower, windowed=len(tower) - whole),
         vocabulary=text.vocab_size,
-        kv_width=2 * text.num_hidden_layers * text.num_key_value_heads * head,
-        patches=config.vision_config.spatial_merge_size**2,
-        tower_trained=any(parameter.requires_grad for parameter in tower),
+        # Linear attention has a state of fixed size instead.
+        kv_width=2 * sum(kind != "linear_attention" for kind in types) * text.num_key_value_heads * head,
+        patches=_patches(config),
+        tower_trained=any(parameter.requires_grad for layer in tower for parameter in layer.parameters()),
         head_trained=model.lm_head.weight.requires_grad,
     )
 
 
-def _stack(module: torch.nn.Module) -> list[torch.nn.Module]:
-    return [layer for layer in module.modules() if isinstance(layer, GradientCheckpointingLayer)]
+def _patches(config: HFConfig) -> int:
+    """Return the patches that become one visual token: families have different names for the factor."""
+    vision = config.vision_config
+    if side := getattr(vision, "spatial_merge_size", None) or getattr(config, "scale_factor", None):
+        return side**2
+    if ratio := getattr(config, "downsample_ratio", None):
+        return round(ratio**-2)
+    if tokens := getattr(config, "mm_tokens_per_image", None):
+        return (vision.image_size // vision.patch_size) ** 2 // tokens
+    return 1
 
 
-def _layers(module: torch.nn.Module, attended: int | None = None, windowed: int = 0) -> Layers:
-    """Describe the layers of a module; `attended` is their width, and none is `windowed`, unless told."""
-    layers = _stack(module)
+def _stack(model: HFModel, part: Part) -> list[torch.nn.Module]:
+    return [
+        layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, GradientCheckpointingLayer) and part_of(path) is part
+    ]
+
+
+def _layers(layers: list[torch.nn.Module], attended: int | None = None, windowed: int = 0) -> Layers:
+    """Describe equal layers; `attended` is their width, and none is `windowed`, unless told.
+
+    Of the experts of a layer a token uses a few, whose outputs and weights count.
+    """
     linear = [part for part in layers[0].modules() if isinstance(part, torch.nn.Linear)]
     width = linear[0].in_features
+    outputs, weights = sum(part.out_features for part in linear), sum(part.weight.numel() for part in linear)
+    for block in layers[0].modules():
+        experts, gate = getattr(block, "experts", None), getattr(block, "gate", None)
+        if experts is not None and gate is not None:
+            matrices = [weight for weight in experts.parameters() if weight.ndim == 3]  # (experts, outputs, inputs)
+            outputs += gate.top_k * sum(weight.shape[1] for weight in matrices)
+            weights += gate.top_k * sum(weight[0].numel() for weight in matrices)
     return Layers(
         count=len(layers),
         width=width,
-        outputs=sum(part.out_features for part in linear),
-        weights=sum(part.weight.numel() for part in linear),
+        outputs=outputs,
+        weights=weights,
         whole=len(layers) - windowed,
         attended=attended or width,
     )

@@ -1,45 +1,52 @@
-"""Packing of groups: a row is a sequence of whole groups without padding.
+"""Packing: what one forward pass computes.
 
-A group is its prompt, then each response without its last token, which is predicted but not read. The prompt and its
-image are computed once for all responses. Each response sees the prompt and itself, never another response, and its
-positions continue those of the prompt (see `cascade`).
+`pack_prefix`: a row is a sequence of whole groups without padding. A group is its prompt, then each response without
+its last token, which is predicted but not read. The prompt and its images are computed once for all responses. Each
+response sees the prompt and itself, never another response, and its positions continue those of the prompt (see
+`cascade`).
+
+`pack_rows`: a batch of one prompt's responses, each after a copy of the prompt, padded on the right. The model computes
+masks and positions itself, so that it may attend in any way.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from visurf_ray.aliases import Fetch
-from visurf_ray.groups import Group, Source
+from visurf_ray.aliases import Fetch, HFModel
+from visurf_ray.groups import Group, Prompt, Response, Source
 from visurf_ray.learner.cascade import CascadePlan, GroupLength
 
-RopeIndex = Callable[..., tuple[Tensor, Tensor]]  # M-RoPE positions (3, batch, length), and an offset for generation
+Features = Mapping[str, Tensor]  # what a processor makes of a prompt beside its token ids
+GRIDS = "image_grid_thw"  # patches of each image in time, height and width; of the families that have them
+_MOVED = (Tensor, CascadePlan)
+_TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")  # features with a value for each token of the prompt
 
 
 @dataclass(frozen=True)
 class PackedGroups:
-    """A row of L input tokens, and the T response tokens that it predicts, by group, response and position.
+    """B rows of L input tokens, and the T response tokens that they predict, by group, response and position.
 
     Attributes:
-        position_ids: Qwen's M-RoPE positions (temporal, height, width).
-        plan: how the language model attends.
-        image_grid_thw: on the CPU, where the vision tower's sequences are computed from it.
-        column_T: for each response token, the index in the row of the hidden state that predicts it.
+        position_ids: None if the model computes them itself.
+        plan: how the language model attends; None: as it does by itself.
+        attention_mask: 0 for padding.
+        features: arguments of the model that hold the images. `GRIDS` stays on the CPU, where the vision tower's
+            sequences are computed from it.
+        anchor: where in the rows a hidden state depends on an image that nothing else depends on (`Prompt.stand_in`).
+        column_T: for each response token, the index in all rows of the hidden state that predicts it.
         target_T: the ids of the response tokens.
         weight_T: weight of each response token in the loss.
         sampler_logprob_T: the sampler's log-probs in nats; NaN for labels, and where they were not requested.
-        response_T: the number of each token's response in the row, from 0.
+        response_T: the number of each token's response, from 0.
     """
 
-    input_ids: Int[Tensor, "1 L"]
-    position_ids: Int[Tensor, "3 1 L"]
-    plan: CascadePlan
-    pixel_values: Float[Tensor, "patches channels"]
-    image_grid_thw: Int[Tensor, "images 3"]
+    input_ids: Int[Tensor, "B L"]
     column_T: Int[Tensor, " T"]
     target_T: Int[Tensor, " T"]
     advantage_T: Float[Tensor, " T"]
@@ -47,87 +54,209 @@ class PackedGroups:
     is_label_T: Bool[Tensor, " T"]
     sampler_logprob_T: Float[Tensor, " T"]
     response_T: Int[Tensor, " T"]
+    features: dict[str, Tensor] = field(default_factory=dict)
+    position_ids: Int[Tensor, "axes 1 L"] | Int[Tensor, "1 L"] | None = None
+    plan: CascadePlan | None = None
+    attention_mask: Int[Tensor, "B L"] | None = None
+    anchor: int | None = None
 
     def to(self, device: torch.device) -> "PackedGroups":
-        moved = {field.name: getattr(self, field.name).to(device) for field in fields(self)}
-        return PackedGroups(**moved | {"image_grid_thw": self.image_grid_thw})
+        held = ((entry.name, getattr(self, entry.name)) for entry in fields(self))
+        moved: dict[str, Any] = {name: value.to(device) for name, value in held if isinstance(value, _MOVED)}
+        features = {name: value if name == GRIDS else value.to(device) for name, value in self.features.items()}
+        return replace(self, **moved, features=features)
 
 
-def pack(
+class _Tokens:
+    """Collects the values of response tokens: those of a part are added in the order of its responses."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, list[Tensor]] = {}
+        self.responses = 0
+
+    def add(self, response: Response, target: Tensor, sampler: Any, weight: float, columns: Iterable[int]) -> None:
+        size = (len(target),)
+        values = {
+            "column_T": torch.tensor(list(columns)),
+            "target_T": target,
+            "advantage_T": torch.full(size, response.advantage),
+            "weight_T": torch.full(size, weight),
+            "is_label_T": torch.full(size, response.source is Source.LABEL),
+            "sampler_logprob_T": torch.full(size, torch.nan) if sampler is None else torch.tensor(sampler),
+            "response_T": torch.full(size, self.responses),
+        }
+        for name, value in values.items():
+            self.values.setdefault(name, []).append(value)
+        self.responses += 1
+
+    def joined(self) -> dict[str, Any]:
+        return {name: torch.cat(values) for name, values in self.values.items()}
+
+
+def pack_prefix(
     groups: Sequence[Group],
     weights: Sequence[Sequence[float]],
-    rope_index: RopeIndex,
+    model: HFModel,
     *,
     fetch: Fetch,
-    image_token_id: int,
     dtype: torch.dtype,
+    all_parameters: bool = False,
 ) -> PackedGroups:
     """Pack groups into one row.
 
     Args:
         groups: each with at least one response.
         weights: for each response of each group, the weight of every token of it (see `method.token_weights`).
-        rope_index: the model's `get_rope_index`.
+        model: computes the positions of a prompt.
         fetch: resolves references to features and to `Tokens`; in a cluster, `ray.get`.
-        image_token_id: the id of the visual tokens in a prompt.
-        dtype: of the pixel values.
+        dtype: of the images.
+        all_parameters: whether the forward pass must use the vision tower too, if no group has an image.
 
     Raises:
         ValueError: a group has no responses, or a response has no tokens.
     """
-    features = [fetch(group.example.prompt.features) for group in groups]
     stored = cache(fetch)  # the rollouts of a group share one store
     input_ids: list[Tensor] = []
     positions: list[Tensor] = []
     lengths: list[GroupLength] = []
-    per_token: dict[str, list[Tensor]] = {name: [] for name in _PER_TOKEN}
+    features: list[Features] = []
+    tokens = _Tokens()
     begin = 0
-    for group, group_weights, feature in zip(groups, weights, features, strict=True):
-        if not group.responses or any(not response.length for response in group.responses):
-            raise ValueError(f"example {group.example.id!r}: a group needs responses, and a response needs tokens")
-        prompt = torch.tensor(group.example.prompt.expanded_ids)
-        prompt_positions = rope_index(
-            prompt[None],
-            mm_token_type_ids=(prompt == image_token_id).int()[None],
-            image_grid_thw=feature["image_grid_thw"],
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        )[0][:, 0]
-        input_ids.append(prompt)
-        positions.append(prompt_positions)
-        begin += len(prompt)
+
+    def add_prompt(prompt: Prompt) -> Tensor:
+        found = fetch(prompt.features)
+        ids = torch.tensor(prompt.expanded_ids)
+        features.append(found)
+        input_ids.append(ids)
+        positions.append(prompt_positions(model, ids, found))
+        return positions[-1]
+
+    for group, group_weights in zip(groups, weights, strict=True):
+        _check(group)
+        of_prompt = add_prompt(group.example.prompt)
+        begin += of_prompt.shape[1]
         predicts_first = begin - 1  # the prompt's last token predicts the first token of every response
-        pairs = list(zip(group.responses, group_weights, strict=True))
-        values: list[dict[str, Tensor]] = [{} for _ in pairs]
+        pairs = [(response, response.tokens.resolve(stored)) for response in group.responses]
+        columns: list[Sequence[int]] = [()] * len(pairs)
         # Responses enter the row by length: equal ones are then neighbours, which attention computes in one call.
         for index in sorted(range(len(pairs)), key=lambda index: pairs[index][0].length):
-            response, weight = pairs[index]
-            tokens = response.tokens.resolve(stored)
-            target = torch.tensor(tokens.ids, dtype=torch.long)
-            count = len(target) - 1  # the last token is predicted, but is no input
-            input_ids.append(target[:-1])
-            positions.append(prompt_positions[:, -1:] + 1 + torch.arange(count))
-            size, sampler = (len(target),), tokens.sampler_logprobs
-            values[index] = {
-                "column_T": torch.tensor([predicts_first, *range(begin, begin + count)]),
-                "target_T": target,
-                "advantage_T": torch.full(size, response.advantage),
-                "weight_T": torch.full(size, weight),
-                "is_label_T": torch.full(size, response.source is Source.LABEL),
-                "sampler_logprob_T": torch.full(size, torch.nan) if sampler is None else torch.tensor(sampler),
-                "response_T": torch.full(size, len(per_token["target_T"]) + index),
-            }
-            begin += count
-        for name, found in per_token.items():
-            found += [value[name] for value in values]
-        lengths.append(GroupLength(len(prompt), tuple(sorted(response.length - 1 for response in group.responses))))
+            ids = torch.tensor(pairs[index][1].ids[:-1], dtype=torch.long)  # the last token is no input
+            input_ids.append(ids)
+            positions.append(of_prompt[:, -1:] + 1 + torch.arange(len(ids)))
+            columns[index] = (predicts_first, *range(begin, begin + len(ids)))
+            begin += len(ids)
+        for (response, found), weight, where in zip(pairs, group_weights, columns, strict=True):
+            target = torch.tensor(found.ids, dtype=torch.long)
+            tokens.add(response, target, found.sampler_logprobs, weight, where)
+        counts = sorted(response.length - 1 for response in group.responses)
+        lengths.append(GroupLength(of_prompt.shape[1], tuple(counts)))
+    stand_ins = [group.example.prompt.stand_in for group in groups]
+    anchor = None
+    if all_parameters and stand_ins[0] and all(stand_ins):
+        lengths.append(GroupLength(add_prompt(stand_ins[0]).shape[1], ()))
+        anchor = begin + lengths[-1].prompt - 1
+    row = torch.cat(input_ids)[None]
+    position_ids = torch.cat(positions, dim=1)[:, None]
+    one_axis = len(position_ids) == 1
     return PackedGroups(
-        input_ids=torch.cat(input_ids)[None],
-        position_ids=torch.cat(positions, dim=1)[:, None],
+        input_ids=row,
+        position_ids=position_ids[0] if one_axis else position_ids,
+        # Without a mask transformers would take positions that begin again for another sequence, and mask it.
+        attention_mask=torch.ones_like(row) if one_axis else None,
         plan=CascadePlan.of(lengths),
-        pixel_values=torch.cat([feature["pixel_values"] for feature in features]).to(dtype),
-        image_grid_thw=torch.cat([feature["image_grid_thw"] for feature in features]),
-        **{name: torch.cat(values) for name, values in per_token.items()},
+        features=_join(features, dtype),
+        anchor=anchor,
+        **tokens.joined(),
     )
 
 
-_PER_TOKEN = ("column_T", "target_T", "advantage_T", "weight_T", "is_label_T", "sampler_logprob_T", "response_T")
+def pack_rows(
+    group: Group,
+    weights: Sequence[float],
+    *,
+    fetch: Fetch,
+    dtype: torch.dtype,
+    all_parameters: bool = False,
+) -> PackedGroups:
+    """Pack the responses of a group into a batch of rows; for the arguments see `pack_prefix`. Raises like it."""
+    _check(group)
+    stored = cache(fetch)
+    prompt = group.example.prompt
+    features = fetch(prompt.features)
+    found = [response.tokens.resolve(stored) for response in group.responses]
+    rows = [[*prompt.expanded_ids, *held.ids[:-1].tolist()] for held in found]
+    types = [_types(features)] * len(rows)
+    images = [features] * len(rows)
+    with_stand_in = all_parameters and prompt.stand_in is not None
+    if with_stand_in:
+        assert prompt.stand_in is not None
+        blank = fetch(prompt.stand_in.features)
+        rows.append(prompt.stand_in.expanded_ids)
+        types.append(_types(blank))
+        images.append(blank)
+    length = max(map(len, rows))
+    tokens = _Tokens()
+    for number, (response, held, weight) in enumerate(zip(group.responses, found, weights, strict=True)):
+        first = number * length + len(prompt.expanded_ids) - 1
+        target = torch.tensor(held.ids, dtype=torch.long)
+        tokens.add(response, target, held.sampler_logprobs, weight, range(first, first + len(target)))
+    padding = prompt.expanded_ids[-1]  # any token that is no placeholder
+    return PackedGroups(
+        input_ids=_padded(rows, padding, length),
+        attention_mask=_padded([[1] * len(row) for row in rows], 0, length),
+        features=_join(images, dtype) | {name: _padded([t[name] for t in types], 0, length) for name in types[0]},
+        anchor=(len(rows) - 1) * length + len(rows[-1]) - 1 if with_stand_in else None,
+        **tokens.joined(),
+    )
+
+
+def _check(group: Group) -> None:
+    if not group.responses or any(not response.length for response in group.responses):
+        raise ValueError(f"example {group.example.id!r}: a group needs responses, and a response needs tokens")
+
+
+def prompt_positions(model: HFModel, ids: Int[Tensor, " P"], features: Features) -> Int[Tensor, "axes P"]:
+    """Return the positions of a prompt: three axes for a model with M-RoPE (time, height, width), else one."""
+    rope_index: Callable[..., tuple[Tensor, Tensor]] | None = getattr(model.model, "get_rope_index", None)
+    if rope_index is None:
+        return torch.arange(len(ids))[None]
+    found, _ = rope_index(
+        ids[None],
+        mm_token_type_ids=features["mm_token_type_ids"],
+        image_grid_thw=features.get(GRIDS),
+        attention_mask=torch.ones_like(ids)[None],
+    )
+    return found[:, 0]
+
+
+def _types(features: Features) -> dict[str, list[int]]:
+    """Return the features that have a value for each token of the prompt."""
+    return {name: features[name][0].tolist() for name in _TOKEN_TYPES if name in features}
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int, length: int) -> Int[Tensor, "B L"]:
+    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+
+
+def _join(features: Sequence[Features], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Concatenate the images of several prompts, as a processor does with a batch of them.
+
+    Images of some families are tensors of parts, whose number differs: they are padded with zeros, which the models
+    leave out.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for of_prompt in features:
+        for name, value in of_prompt.items():
+            if name not in _TOKEN_TYPES:
+                found.setdefault(name, []).append(value.to(dtype) if value.is_floating_point() else value)
+    return {name: _concatenate(values) for name, values in found.items()}
+
+
+def _concatenate(values: Sequence[Tensor]) -> Tensor:
+    shape = [max(sizes) for sizes in zip(*(value.shape[1:] for value in values), strict=True)]
+    if all(list(value.shape[1:]) == shape for value in values):
+        return torch.cat(list(values))
+    padded = [value.new_zeros(len(value), *shape) for value in values]
+    for target, value in zip(padded, values, strict=True):
+        target[tuple(slice(size) for size in value.shape)] = value
+    return torch.cat(padded)

@@ -8,11 +8,10 @@ from torch import Tensor, nn
 
 from visurf_ray.aliases import HFModel
 from visurf_ray.config.choices import HeadDtype
-from visurf_ray.errors import ConfigError
 from visurf_ray.learner.attention import CASCADE
 from visurf_ray.learner.logprob import LogprobHead
-from visurf_ray.learner.packing import PackedGroups
-from visurf_ray.learner.vision import VISION, vision_arguments
+from visurf_ray.learner.packing import GRIDS, PackedGroups
+from visurf_ray.learner.vision import VISION, has_sequences, vision_arguments
 
 
 class Policy(nn.Module):
@@ -43,31 +42,31 @@ class Policy(nn.Module):
     def forward(self, packed: PackedGroups) -> tuple[Float[Tensor, " T"], Float[Tensor, " T"]]:
         """Return log-prob and entropy of each response token; see `logprob_and_entropy`."""
         device = packed.input_ids.device
-        hidden = self.model.model(
-            input_ids=packed.input_ids,
-            position_ids=packed.position_ids,
-            pixel_values=packed.pixel_values,
-            image_grid_thw=packed.image_grid_thw.to(device),
-            use_cache=False,
-            plan=packed.plan,
-            **vision_arguments(self.model.config.vision_config, packed.image_grid_thw, device),
-        ).last_hidden_state
-        return self.model.lm_head(hidden[0, packed.column_T], packed.target_T)
+        arguments: dict[str, object] = {name: value.to(device) for name, value in packed.features.items()}
+        for name in ("position_ids", "attention_mask", "plan"):
+            if (value := getattr(packed, name)) is not None:
+                arguments[name] = value
+        if GRIDS in packed.features:
+            arguments |= vision_arguments(self.model.config.vision_config, packed.features[GRIDS], device)
+        output = self.model.model(input_ids=packed.input_ids, use_cache=False, **arguments)
+        hidden = output.last_hidden_state.flatten(0, 1)
+        logprobs, entropy = self.model.lm_head(hidden[packed.column_T], packed.target_T)
+        if packed.anchor is not None:
+            logprobs = logprobs + 0.0 * hidden[packed.anchor].sum()
+        return logprobs, entropy
 
 
 def load_model(path: str, *, dtype: torch.dtype, gradient_checkpointing: bool) -> HFModel:
     """Load a model for training; for ZeRO-3, create an `HfDeepSpeedConfig` before and keep a reference to it.
 
-    Raises:
-        ConfigError: the model has sliding-window attention, whose windows would cross responses in a row of groups.
+    The language model can compute rows by a plan, see `attention.packed_attention`.
     """
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
-    if "sliding_attention" in getattr(model.config.get_text_config(), "layer_types", ()):
-        raise ConfigError(f"model.path={path}: layers with sliding-window attention are not supported")
     # Not as it loads: transformers would then look for a package that implements VISION.
-    model.set_attn_implementation({"text_config": CASCADE, "vision_config": VISION})
+    vision = VISION if has_sequences(model.config.vision_config) else "sdpa"
+    model.set_attn_implementation({"text_config": CASCADE, "vision_config": vision})
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.train()

@@ -16,11 +16,12 @@ from torch import Tensor
 from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.aliases import Fetch, HFModel, Json
-from visurf_ray.config.choices import Dtype
+from visurf_ray.config.choices import Dtype, Packing
+from visurf_ray.groups import Group
 from visurf_ray.learner.balance import Part, Shard, fill
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import StepReport, UpdateSums, update_sums
-from visurf_ray.learner.packing import PackedGroups, pack
+from visurf_ray.learner.packing import PackedGroups, pack_prefix, pack_rows
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
@@ -37,6 +38,7 @@ class Rank:
         self.config = config
         self.rank = rank
         self.world_size = world_size
+        self.cost = config.cost
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": "0",
@@ -158,27 +160,42 @@ class Rank:
 
     def _rows(self, shard: Shard) -> list[list[Part]]:
         """Return the parts of each row; a row is one forward pass."""
-        return fill(shard, self.config.max_tokens_per_micro_batch, self.config.cost.of)
+        return fill(shard, self.config.max_tokens_per_micro_batch, self.cost)
+
+    def set_packing(self, packing: Packing) -> None:
+        """Pack in this way from now on."""
+        self.cost = replace(self.cost, packing=packing)
+
+    def logprobs(self, group: Group, packing: Packing, fetch: Fetch) -> Float[NDArray[np.float32], "2 T"]:
+        """See `LearnerGroup.logprobs`."""
+        packed = self._packed([Part(group, (1.0,) * len(group.responses))], packing, fetch)
+        return torch.stack([self._logprobs(packed).cpu(), packed.sampler_logprob_T]).numpy()
 
     def _pack(self, rows: Sequence[Sequence[Part]], fetch: Fetch) -> list[PackedGroups]:
         """Return the packed rows, on the CPU: each goes to the device for its passes alone."""
-        packed = [
-            pack(
-                [part.group for part in row],
-                [part.weights for part in row],
-                self.model.model.get_rope_index,
-                fetch=fetch,
-                image_token_id=self.model.config.image_token_id,
-                dtype=self.dtype,
-            )
-            for row in rows
-        ]
+        packed = [self._packed(row, self.cost.packing, fetch) for row in rows]
         # ZeRO-3 gathers parameters in forward and backward passes, so all ranks must run equally many: a rank with
         # fewer rows repeats its last one with weight 0.
         count = torch.tensor([len(packed)], device=self.device)
         torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
         idle = replace(packed[-1], weight_T=torch.zeros_like(packed[-1].weight_T))
         return packed + [idle] * (int(count) - len(packed))
+
+    def _packed(self, parts: Sequence[Part], packing: Packing, fetch: Fetch) -> PackedGroups:
+        """Pack parts for one forward pass; with `Packing.rows` it is one part."""
+        # A rank that left out the vision tower would wait for the others, which reduce its gradients.
+        all_parameters = self.world_size > 1
+        if packing is Packing.rows:
+            (part,) = parts
+            return pack_rows(part.group, part.weights, fetch=fetch, dtype=self.dtype, all_parameters=all_parameters)
+        return pack_prefix(
+            [part.group for part in parts],
+            [part.weights for part in parts],
+            self.model,
+            fetch=fetch,
+            dtype=self.dtype,
+            all_parameters=all_parameters,
+        )
 
     @torch.no_grad()
     def _logprobs(self, packed: PackedGroups) -> Float[Tensor, " T"]:

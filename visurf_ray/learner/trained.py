@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from visurf_ray.aliases import HFModel
 from visurf_ray.errors import ConfigError
+from visurf_ray.learner.parts import Part, parameters_of, part_of
 from visurf_ray.names import nearest
 
 
@@ -45,11 +46,9 @@ class Trained:
         """
         if self.lora_rank:
             return self._add_adapters(model)
-        visual = model.model.visual
-        visual.requires_grad_(not self.freeze_vision)
-        for name in _PROJECTOR:
-            if hasattr(visual, name):
-                getattr(visual, name).requires_grad_(not self.freeze_projector)
+        for part, frozen in ((Part.vision, self.freeze_vision), (Part.projector, self.freeze_projector)):
+            for parameter in parameters_of(model, part):
+                parameter.requires_grad_(not frozen)
         return None
 
     def check(self, path: str) -> None:
@@ -97,12 +96,11 @@ def adaptable(model: HFModel) -> dict[str, list[str]]:
     A linear layer of the language model has the last part of its path as name (`q_proj`), one of the vision tower has
     `visual.` before it (`visual.qkv`), one of the projector `merger.` (`merger.0`).
     """
+    prefixes = {Part.language: "", Part.vision: "visual.", Part.projector: "merger."}
     found: dict[str, list[str]] = {}
     for path, layer in model.named_modules():
         if isinstance(layer, nn.Linear) and path.startswith("model."):
-            parts = path.split(".")
-            kind = "" if parts[1] != "visual" else "merger." if parts[2] in _PROJECTOR else "visual."
-            found.setdefault(kind + parts[-1], []).append(path)
+            found.setdefault(prefixes[part_of(path)] + path.split(".")[-1], []).append(path)
     return found
 
 
@@ -134,7 +132,3 @@ def _merge(weight: Tensor, layer: lora.Linear) -> Tensor:
     (name,) = layer.active_adapters
     down, up = (layer.get_parameter(f"{side}.{name}.weight").detach().float() for side in ("lora_A", "lora_B"))
     return torch.addmm(weight.float(), up, down, alpha=layer.scaling[name]).to(weight.dtype)
-
-
-# Modules of `visual` that map patches to visual tokens; the second is Qwen3-VL's, whose output enters several layers.
-_PROJECTOR = ("merger", "deepstack_merger_list")

@@ -24,6 +24,11 @@ from visurf_ray.learner.sequences import Sequences
 VISION = "flash_sequences"
 
 
+def has_sequences(config: HFConfig) -> bool:
+    """Return whether a vision tower takes all patches as one sequence, as those of the Qwen-VL families do."""
+    return hasattr(config, "spatial_merge_size")
+
+
 def vision_arguments(config: HFConfig, grid_thw: Int[Tensor, "images 3"], device: torch.device) -> dict[str, object]:
     """Return the arguments of a model's forward pass with what its vision tower would otherwise read from the GPU.
 

@@ -60,14 +60,14 @@ class SampleChooser:
     Attributes:
         count: groups in each table.
         every: a table is made at the steps 1, 1 + every, 1 + 2 every, …; 0 makes none.
-        image: returns an example's image as the model sees it.
+        images: returns an example's images as the model sees them.
         boxes: takes a response and the width and height of that image; returns the response's boxes in its pixels.
         true_boxes: returns the true boxes of an example; None if the task has no boxes.
     """
 
     count: int
     every: int
-    image: Callable[[Example], Image.Image]
+    images: Callable[[Example], list[Image.Image]]
     boxes: Callable[[str, tuple[int, int]], list[Box]]
     true_boxes: Callable[[Example], list[Box] | None]
 
@@ -95,7 +95,20 @@ class SampleChooser:
             )
             for response in chosen
         ]
-        return Sample(self.image(example), example.question, self.true_boxes(example), responses)
+        return Sample(_side_by_side(self.images(example)), example.question, self.true_boxes(example), responses)
+
+
+def _side_by_side(images: Sequence[Image.Image]) -> Image.Image:
+    """Return one picture of all images; without any, a small white one."""
+    if len(images) == 1:
+        return images[0]
+    width, height = sum(image.width for image in images) or 28, max((image.height for image in images), default=28)
+    joined = Image.new("RGB", (width, height), "white")
+    left = 0
+    for image in images:
+        joined.paste(image, (left, 0))
+        left += image.width
+    return joined
 
 
 def draw(sample: Sample, response: SampleResponse, side: int = 336) -> Image.Image:

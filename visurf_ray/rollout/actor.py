@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
-from visurf_ray.models import BANNED_BIAS, banned_token_ids
+from visurf_ray.models import BANNED_BIAS
 
 if TYPE_CHECKING:  # vLLM reads its environment variables on import, so the actor imports it after setting them
     from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
@@ -33,6 +33,8 @@ class EngineConfig:
         gpus: GPUs of the engine (tensor parallel); 0 samples on the CPU.
         sleeps: whether the engine shares its GPU with a learner rank, and sleeps while the rank computes.
         head_dtype: see `learner.head_dtype`.
+        banned: token ids that are never sampled.
+        images: the most images of a prompt.
         adapter_rank: the rank of the adapters that the engine will load; 0: none.
         adapts_vision: whether adapters lie in the vision tower or its projector too.
     """
@@ -46,6 +48,8 @@ class EngineConfig:
     sleeps: bool
     seed: int
     head_dtype: HeadDtype
+    banned: tuple[int, ...]
+    images: int = 1
     adapter_rank: int = 0
     adapts_vision: bool = False
 
@@ -122,7 +126,7 @@ class RolloutActor:
             max_num_seqs=256,
             # Never chunk a prefill: the CPU engine fails at that with seeds, and an image must be in one chunk.
             max_num_batched_tokens=max(8192, config.max_model_len),
-            limit_mm_per_prompt={"image": 1, "video": 0},
+            limit_mm_per_prompt={"image": config.images, "video": 0},
             logprobs_mode="processed_logprobs",  # after the temperature and banned tokens, as the learner computes them
             weight_transfer_config=WeightTransferConfig(backend=backend),
             enforce_eager=config.enforce_eager,
@@ -142,7 +146,7 @@ class RolloutActor:
             arguments.distributed_executor_backend = UniProcExecutor
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.tokenizer = self.engine.get_tokenizer()
-        self.banned = dict.fromkeys(banned_token_ids(self.tokenizer), BANNED_BIAS)
+        self.banned = dict.fromkeys(config.banned, BANNED_BIAS)
         self.running: set[asyncio.Task[Sampled]] = set()
         self.adapters: LoRARequest | None = None  # the loaded ones
 
@@ -170,9 +174,7 @@ class RolloutActor:
         from vllm.sampling_params import RequestOutputKind
 
         with_logprobs = sampling.logprobs_every > 0 and number % sampling.logprobs_every == 0
-        image = example.prompt.image
-        if isinstance(image, ray.ObjectRef):
-            image = await image
+        images = [await image if isinstance(image, ray.ObjectRef) else image for image in example.prompt.images]
         parameters = SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
@@ -183,7 +185,9 @@ class RolloutActor:
             logit_bias=self.banned,
             output_kind=RequestOutputKind.FINAL_ONLY,  # one output with all n samples at the end
         )
-        prompt = TokensPrompt(prompt_token_ids=example.prompt.token_ids, multi_modal_data={"image": image})
+        prompt = TokensPrompt(prompt_token_ids=example.prompt.token_ids)
+        if images:
+            prompt["multi_modal_data"] = {"image": images}
         final = None
         request_id = uuid.uuid4().hex
         async for output in self.engine.generate(prompt, parameters, request_id, lora_request=self.adapters):

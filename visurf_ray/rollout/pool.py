@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Lock
 
@@ -12,6 +12,8 @@ import ray
 from visurf_ray.aliases import ActorHandle
 from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
+
+_PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,15 @@ class RolloutPool:
                 enough -= len(chosen)
                 if not enough:
                     return
+
+    def probe(self, example: Example) -> Group:
+        """Return a group of two short rollouts with their log-probs."""
+        sampling = replace(
+            self.sampling, n=2, max_tokens=min(_PROBE_TOKENS, self.sampling.max_tokens), logprobs_every=1
+        )
+        with self._turn:
+            ((sampled,),) = self._generate([example], sampling)
+        return Group(example, sampled.responses)
 
     def answer(self, examples: Sequence[Example], *, max_tokens: int, stay: bool = True) -> list[Prediction]:
         """Return one greedy answer to each example.
