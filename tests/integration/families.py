@@ -1,9 +1,11 @@
 """A small random model of each family that this project names, as a whole folder with a processor of its own."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -144,6 +146,7 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
         "num_experts": 4,
         "num_experts_per_tok": 2,
         "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
         "decoder_sparse_step": 1,
     }
     config = Qwen3VLMoeConfig(text_config=text, vision_config=QWEN3_VISION, **_qwen_ids(family))
@@ -155,8 +158,8 @@ def qwen3_5() -> tuple[Any, Any]:
     text = family.text | {
         "num_hidden_layers": 4,
         "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
-        "linear_key_head_dim": 16,
-        "linear_value_head_dim": 16,
+        "linear_key_head_dim": 32,
+        "linear_value_head_dim": 32,
         "linear_num_key_heads": 2,
         "linear_num_value_heads": 4,
         "rope_parameters": MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
@@ -295,4 +298,12 @@ def make_family(name: str, folder: Any) -> str:
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
     model.save_pretrained(folder)
+    if (
+        config.vision_config.model_type == "siglip_vision_model"
+    ):  # published models have a level that transformers left out
+        path = Path(folder) / "model.safetensors"
+        weights = {
+            name.replace("vision_tower.", "vision_tower.vision_model."): w for name, w in load_file(path).items()
+        }
+        save_file(weights, path, metadata={"format": "pt"})
     return str(folder)

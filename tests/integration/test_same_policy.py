@@ -59,6 +59,7 @@ def engine_of(config):
                 sleeps=False,
                 seed=0,
                 head_dtype=HeadDtype.float32,
+                banned=(),
                 adapter_rank=16 if adapters else 0,
                 adapts_vision=adapters,
             )

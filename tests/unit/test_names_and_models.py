@@ -136,6 +136,6 @@ def test_a_processor_that_cannot_be_read_is_named_in_one_line(model_folder):
 
 def test_vision_placeholders_are_banned_and_the_end_of_turn_is_not(processor):
     tokenizer = processor.tokenizer
-    banned = set(tokenizer.convert_ids_to_tokens(banned_token_ids(tokenizer)))
+    banned = set(tokenizer.convert_ids_to_tokens(banned_token_ids(processor)))
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"} <= banned
     assert tokenizer.eos_token not in banned and "<think>" not in banned

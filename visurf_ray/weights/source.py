@@ -8,8 +8,10 @@ from collections.abc import Iterator
 
 import deepspeed
 import torch
-from torch import nn
+from transformers.core_model_loading import revert_weight_conversion
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layerwise_groups
+
+from visurf_ray.aliases import HFModel
 
 
 class ZeroSource(WeightSource):
@@ -17,14 +19,23 @@ class ZeroSource(WeightSource):
 
     Frozen weights are not sent: vLLM keeps the layers that an update omits. vLLM fuses some layers (query, key and
     value; gate and up), and an update must have all parts of a fused layer, so these must be trained together.
+
+    Weights are those of the model's files, which vLLM reads: transformers renames and transposes some as it loads them.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+    def __init__(self, model: HFModel) -> None:
+        self.model = model
+        self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
     def metadata(self) -> list[ParamMeta]:
-        weights = ((name, self.weights[name]) for names in self._layers() for name in names)
-        return [ParamMeta(name, w.dtype, tuple(getattr(w, "ds_shape", w.shape))) for name, w in weights]
+        found = []
+        for names in self._layers():
+            for name in names:
+                weight = self.weights[name]
+                shape = getattr(weight, "ds_shape", weight.shape)
+                stored = self._stored(name, torch.empty(shape, dtype=weight.dtype, device="meta"))
+                found += [ParamMeta(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in stored.items()]
+        return found
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for names in self._layers():
@@ -32,7 +43,11 @@ class ZeroSource(WeightSource):
             sharded = any(hasattr(parameter, "ds_id") for parameter in parameters)
             with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
                 for name, parameter in zip(names, parameters, strict=True):
-                    yield name, parameter.detach()
+                    yield from self._stored(name, parameter.detach()).items()
 
     def _layers(self) -> list[list[str]]:
         return layerwise_groups(list(self.weights))
+
+    def _stored(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return a weight as the model's files have it, by its name there."""
+        return revert_weight_conversion(self.model, {name: weight})
