@@ -38,6 +38,7 @@ from transformers import (
 )
 
 from visurf_ray.models import MINIATURE
+from visurf_ray.weights.stored import save_model
 
 TEXT = {
     "hidden_size": 64,
@@ -145,7 +146,7 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
         "rope_parameters": MROPE | {"mrope_interleaved": True},
         "num_experts": 4,
         "num_experts_per_tok": 2,
-        "moe_intermediate_size": 32,
+        "moe_intermediate_size": 48,
         "norm_topk_prob": True,
         "decoder_sparse_step": 1,
     }
@@ -158,10 +159,10 @@ def qwen3_5() -> tuple[Any, Any]:
     text = family.text | {
         "num_hidden_layers": 4,
         "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
-        "linear_key_head_dim": 32,
-        "linear_value_head_dim": 32,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 128,
+        "linear_value_head_dim": 128,
+        "linear_num_key_heads": 1,
+        "linear_num_value_heads": 2,
         "rope_parameters": MROPE | {"mrope_interleaved": True, "partial_rotary_factor": 1.0},
     }
     vision = {name: value for name, value in QWEN3_VISION.items() if name != "deepstack_visual_indexes"}
@@ -202,7 +203,7 @@ def gemma3() -> tuple[Any, Any]:
     text = family.text | {
         "num_hidden_layers": 3,
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "sliding_window": 16,
+        "sliding_window": 512,
         "query_pre_attn_scalar": 32,
     }
     config = Gemma3Config(
@@ -297,13 +298,10 @@ def make_family(name: str, folder: Any) -> str:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
-    model.save_pretrained(folder)
-    if (
-        config.vision_config.model_type == "siglip_vision_model"
-    ):  # published models have a level that transformers left out
+    save_model(model, model.named_parameters(), Path(folder))
+    if config.vision_config.model_type == "siglip_vision_model":  # in published models the tower has one more level
         path = Path(folder) / "model.safetensors"
-        weights = {
-            name.replace("vision_tower.", "vision_tower.vision_model."): w for name, w in load_file(path).items()
-        }
+        level = ("vision_tower.", "vision_tower.vision_model.")
+        weights = {name.replace(*level): weight for name, weight in load_file(path).items()}
         save_file(weights, path, metadata={"format": "pt"})
     return str(folder)

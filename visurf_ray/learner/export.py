@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 from visurf_ray.learner.rank import CHECKPOINT_TAG
 from visurf_ray.learner.trained import Trained, merged_weights
+from visurf_ray.weights.stored import save_model
 
 _WRAPPER = "model."  # the policy holds the Hugging Face model under this name
 
@@ -31,4 +32,4 @@ def export_checkpoint(checkpoint: Path, base_model: str, trained: Trained, out: 
     if wrong := expected - tied ^ weights.keys() - tied:
         raise ValueError(f"{checkpoint} does not fit {base_model}: {sorted(wrong)[:3]}")
     model.load_state_dict(weights, strict=False)
-    model.save_pretrained(out, state_dict=dict(merged_weights(model)))
+    save_model(model, merged_weights(model), out)

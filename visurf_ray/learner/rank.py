@@ -26,6 +26,7 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.method import LossConfig, TokenValues, token_losses
+from visurf_ray.weights.stored import save_model
 
 CHECKPOINT_TAG = "state"
 ADAPTER_FOLDER = "adapter"
@@ -294,8 +295,8 @@ class Rank:
         parameters = list(self.model.parameters())
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3):
             if self.rank == 0:
-                state = {name: weight.cpu() for name, weight in merged_weights(self.model)}
-                self.model.save_pretrained(folder, state_dict=state)
+                weights = ((name, weight.cpu()) for name, weight in merged_weights(self.model))
+                save_model(self.model, weights, folder)
                 if self.adapters:
                     (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
                     for name, content in adapter_files(self.adapters).items():

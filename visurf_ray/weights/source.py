@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import deepspeed
 import torch
-from transformers.core_model_loading import revert_weight_conversion
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layerwise_groups
 
 from visurf_ray.aliases import HFModel
+from visurf_ray.weights.stored import stored
 
 
 class ZeroSource(WeightSource):
@@ -20,7 +20,7 @@ class ZeroSource(WeightSource):
     Frozen weights are not sent: vLLM keeps the layers that an update omits. vLLM fuses some layers (query, key and
     value; gate and up), and an update must have all parts of a fused layer, so these must be trained together.
 
-    Weights are those of the model's files, which vLLM reads: transformers renames and transposes some as it loads them.
+    Weights are those of the model's files, see `stored`.
     """
 
     def __init__(self, model: HFModel) -> None:
@@ -28,14 +28,10 @@ class ZeroSource(WeightSource):
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
 
     def metadata(self) -> list[ParamMeta]:
-        found = []
-        for names in self._layers():
-            for name in names:
-                weight = self.weights[name]
-                shape = getattr(weight, "ds_shape", weight.shape)
-                stored = self._stored(name, torch.empty(shape, dtype=weight.dtype, device="meta"))
-                found += [ParamMeta(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in stored.items()]
-        return found
+        weights = ((name, self.weights[name]) for names in self._layers() for name in names)
+        shapes = ((name, torch.empty(_shape(weight), dtype=weight.dtype, device="meta")) for name, weight in weights)
+        found = (stored(self.model, name, weight) for name, weight in shapes)
+        return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in found]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for names in self._layers():
@@ -43,11 +39,11 @@ class ZeroSource(WeightSource):
             sharded = any(hasattr(parameter, "ds_id") for parameter in parameters)
             with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
                 for name, parameter in zip(names, parameters, strict=True):
-                    yield from self._stored(name, parameter.detach()).items()
+                    yield stored(self.model, name, parameter.detach())
 
     def _layers(self) -> list[list[str]]:
         return layerwise_groups(list(self.weights))
 
-    def _stored(self, name: str, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Return a weight as the model's files have it, by its name there."""
-        return revert_weight_conversion(self.model, {name: weight})
+
+def _shape(weight: torch.Tensor) -> torch.Size:
+    return getattr(weight, "ds_shape", weight.shape)

@@ -1,0 +1,42 @@
+"""Weights as the files of a published model have them, which vLLM reads: transformers changes some as it loads them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from huggingface_hub import save_torch_state_dict
+from torch import Tensor
+from transformers.core_model_loading import revert_weight_conversion
+
+from visurf_ray.aliases import HFModel
+
+# Weights of experts, (experts, inputs, outputs) in the files of these models. transformers has (experts, outputs, inputs)
+# and would write them so.
+_TRANSPOSED = {"qwen3_vl_moe": ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")}
+
+
+def stored(model: HFModel, name: str, weight: Tensor) -> tuple[str, Tensor]:
+    """Return the name and the value that a parameter of a loaded model has in the model's files.
+
+    Args:
+        name: the parameter's name in the model, without adapters.
+        weight: its value, unsharded.
+    """
+    (found,) = revert_weight_conversion(model, {name: torch.empty(1, 1, 1, device="meta")})
+    if name.endswith(_TRANSPOSED.get(model.config.model_type, ())):
+        weight = weight.transpose(1, 2).contiguous()
+    return found, weight
+
+
+def save_model(model: HFModel, weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Write a model that transformers and vLLM load, without a processor.
+
+    Args:
+        weights: unsharded values of all parameters, tied ones once, by their names in the model without adapters.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    state = dict(stored(model, name, weight) for name, weight in weights)
+    save_torch_state_dict(state, folder, metadata={"format": "pt"})
+    model.config.dtype, model.config.architectures = model.dtype, [type(model).__name__]
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
