@@ -5,15 +5,17 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from transformers import AutoConfig
+
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
-from visurf_ray.config.choices import WandbMode
+from visurf_ray.config.choices import Dtype, Packing, WandbMode
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import check_model, load_processor, resolve_model
+from visurf_ray.models import attends_causally, check_model, load_processor, resolve_model
 from visurf_ray.monitor import check_wandb_mode
 from visurf_ray.paper_rows import find_row
 from visurf_ray.rewards.spec import RewardSpec
@@ -63,6 +65,7 @@ def check(config: Config) -> Checked:
     check_vllm(config)
     check_model(config.model.path)
     processor = load_processor(config.model)
+    check_family(config)
     trained_weights(config).check(resolve_model(config.model.path))
     reward = RewardSpec.of(config.reward) if config.method.rollouts else RewardSpec()
     check_segmenter(config.task.segmenter, "task.segmenter")
@@ -100,6 +103,34 @@ def check_vllm(config: Config) -> None:
             f"rollout.gpus={config.rollout.gpus}, but the vLLM of this environment is the build for CPUs: "
             "run `bash launch/setup.sh gpu`"
         )
+
+
+def check_family(config: Config) -> None:
+    """Check what a model's family cannot do here.
+
+    Raises:
+        ConfigError: the language model does not allow the packing, or vLLM cannot sample it on a CPU.
+    """
+    path = config.model.path
+    kind = AutoConfig.from_pretrained(resolve_model(path)).model_type
+    if config.learner.packing is Packing.prefix and not attends_causally(path):
+        raise ConfigError(
+            f"learner.packing=prefix: {kind} has layers with linear or sliding-window attention: use rows, or auto"
+        )
+    if config.rollout.gpus:
+        return
+    if kind in _NOT_ON_A_CPU:
+        raise ConfigError(f"model.path={path}: with rollout.gpus=0 vLLM cannot sample {kind}: {_NOT_ON_A_CPU[kind]}")
+    if kind in _BFLOAT16_ON_A_CPU and config.rollout.dtype != Dtype.bfloat16:
+        raise ConfigError(
+            f"rollout.dtype={config.rollout.dtype}: without GPUs vLLM samples {kind} in bfloat16 alone "
+            '("CPU GDN attention requires BF16"): set rollout.dtype=bfloat16 learner.dtype=bfloat16'
+        )
+
+
+# What vLLM 0.32's build for CPUs does not have.
+_NOT_ON_A_CPU = {"gemma3": "its attention there hides later tokens of an image, which this model sees"}
+_BFLOAT16_ON_A_CPU = ("qwen3_5", "qwen3_5_moe")
 
 
 def check_budget(config: Config, prompt: int, labelled: int) -> None:

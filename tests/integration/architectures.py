@@ -1,6 +1,4 @@
-"""Small random models of every supported architecture: alone, with groups made for them without images or tokenizer,
-and as whole folders with the miniature's tokenizer.
-"""
+"""Small random Qwen-VL models without a processor, and groups made for them without images or tokenizer."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,14 +7,8 @@ import torch
 from transformers import (
     AutoModelForImageTextToText,
     Qwen2_5_VLConfig,
-    Qwen2_5_VLProcessor,
     Qwen2VLConfig,
-    Qwen2VLImageProcessor,
-    Qwen2VLProcessor,
-    Qwen2VLVideoProcessor,
     Qwen3VLConfig,
-    Qwen3VLProcessor,
-    Qwen3VLVideoProcessor,
 )
 
 from tests.unit.groups import ids
@@ -87,34 +79,6 @@ def make_model(architecture: str, folder, **changes: Any) -> str:
     return str(folder)
 
 
-_PROCESSORS = {
-    "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor, 14),
-    "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 14),
-    "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor, 16),
-}
-
-
-def make_whole_model(architecture: str, folder, miniature: Any) -> str:
-    """Write a model and its processor, as a run takes them; returns their folder.
-
-    miniature: its processor, whose tokenizer and chat template serve here.
-    """
-    processor, video_processor, patch = _PROCESSORS[architecture]
-    pixels = {"patch_size": patch, "min_pixels": (2 * patch) ** 2, "max_pixels": (2 * patch) ** 2 * 64}
-    processor(
-        image_processor=Qwen2VLImageProcessor(**pixels),
-        tokenizer=miniature.tokenizer,
-        video_processor=video_processor(**pixels),
-        chat_template=miniature.chat_template,
-    ).save_pretrained(folder)
-    tokenizer = miniature.tokenizer
-    text = TEXT | {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id, "max_position_embeddings": 512}
-    tokens = {"image": "<|image_pad|>", "video": "<|video_pad|>"}
-    tokens |= {"vision_start": "<|vision_start|>", "vision_end": "<|vision_end|>"}
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(token) for name, token in tokens.items()}
-    return make_model(architecture, folder, text=text, ids=IDS | ids)
-
-
 def make_groups(model: Any) -> list[Group]:
     """Three groups: of one picture and of two, prompts and responses of many lengths, with and without a label."""
     generator = torch.Generator().manual_seed(1)
@@ -156,13 +120,15 @@ def plain_logprobs(model: Any, group: Group, *, banned: Sequence[int] = (), temp
     for response in group.responses:
         answer = ids(response)
         row = torch.tensor([[*prompt, *answer]])
-        logits = model(
-            input_ids=row,
-            attention_mask=torch.ones_like(row),
-            mm_token_type_ids=(row == model.config.image_token_id).int(),
-            use_cache=False,
-            **{name: value for name, value in group.example.prompt.features.items() if name != "mm_token_type_ids"},
-        ).logits[0, len(prompt) - 1 : -1]
+        features = {  # those of the prompt's tokens are 0 for the response's
+            name: torch.cat([value, torch.zeros(1, len(answer), dtype=value.dtype)], dim=1)
+            if name in ("mm_token_type_ids", "token_type_ids")
+            else value
+            for name, value in group.example.prompt.features.items()
+        }
+        logits = model(input_ids=row, attention_mask=torch.ones_like(row), use_cache=False, **features).logits[
+            0, len(prompt) - 1 : -1
+        ]
         logits[:, list(banned)] -= 100.0
         logprobs = (logits / temperature).log_softmax(-1)
         found.append(logprobs[torch.arange(len(answer)), torch.tensor(answer)])

@@ -1,0 +1,123 @@
+"""Models of every family train end to end from a folder with small random weights; sampler and learner agree on them.
+
+Qwen2.5-VL is the miniature's own, which `test_train` trains.
+"""
+
+from functools import lru_cache
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.integration.architectures import plain_logprobs
+from tests.integration.families import FAMILIES, make_family
+from tests.integration.runs import SMALL, is_refused, rows, run_here
+from visurf_ray.config.schema import ModelConfig
+from visurf_ray.feed.prompts import PromptMaker
+from visurf_ray.groups import Example, Group, Response, Source, TokenSpan
+from visurf_ray.learner.packing import pack_prefix, pack_rows
+from visurf_ray.learner.parts import Part, part_of
+from visurf_ray.learner.policy import Policy, load_model
+from visurf_ray.models import attends_causally, load_processor
+
+ALSO_FAST = ("qwen3_vl", "internvl", "smolvlm")
+TRAINED = [name for name in FAMILIES if name != "gemma3"]  # see test_gemma_3_is_refused_on_a_cpu
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("family", [pytest.param(n, marks=[] if n in ALSO_FAST else pytest.mark.slow) for n in TRAINED])
+def test_two_steps_and_the_sampler_has_the_learners_weights(family, tmp_path, capfd):
+    """The same log-probs before the first step, and after a sync."""
+    model = make_family(family, tmp_path / "model")
+    settings = ["train.steps=2", "learner.learning_rate=1e-2", "eval.examples=4", "train.checkpoint_every=0"]
+    tolerance = 1e-4
+    if family == "qwen3_5":  # vLLM's linear attention on a CPU computes in bfloat16 alone
+        settings += ["rollout.dtype=bfloat16", "learner.dtype=bfloat16"]
+        tolerance = 0.3
+    done = run_here("train", *SMALL, *settings, f"model.path={model}", f"output_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr
+    packing = "prefix" if attends_causally(model) else "rows"
+    assert f"learner.packing={packing}" in done.stdout
+    steps = [row for row in rows(tmp_path / "run") if "train/loss" in row]
+    assert [row["step"] for row in steps] == [1, 2]
+    for row in steps:
+        assert row["train/rollout_logprob_diff_max"] < tolerance and row["train/grad_norm"] > 0.0
+
+
+def test_gemma_3_is_refused_on_a_cpu(tmp_path):
+    """vLLM's attention there lets no image token see the next one."""
+    done = run_here("train", *SMALL, f"model.path={make_family('gemma3', tmp_path)}", "train.dry_run=true")
+    assert is_refused(done, ["gemma3", "rollout.gpus=0"]), done.stderr
+
+
+def test_qwen_3_5_is_refused_in_float32_on_a_cpu(tmp_path):
+    done = run_here("train", *SMALL, f"model.path={make_family('qwen3_5', tmp_path)}", "train.dry_run=true")
+    assert is_refused(done, ["qwen3_5", "rollout.dtype=bfloat16"]), done.stderr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Return the folder of a family's model, made once."""
+    return lru_cache(lambda family: make_family(family, tmp_path_factory.mktemp(family)))
+
+
+def make_groups(path: str, *pictures: list[tuple[int, int]]) -> list[Group]:
+    """A group of three responses for each prompt, of which `pictures` are the sizes of the images."""
+    maker = PromptMaker(load_processor(ModelConfig(path=path, max_pixels=None)), None, lambda value: value)
+    generator = torch.Generator().manual_seed(0)
+    groups = []
+    for number, sizes in enumerate(pictures):
+        seen = [maker.seen_size(size) for size in sizes]
+        content = [*[{"type": "image"}] * len(sizes), {"type": "text", "text": f"question {number}"}]
+        pixels = [torch.randint(0, 256, (height, width, 3), generator=generator) for width, height in seen]
+        messages = [{"role": "user", "content": content}]
+        prompt = maker.make(messages, [Image.fromarray(image.byte().numpy()) for image in pixels])
+        assert maker.length(messages, seen) == len(prompt.expanded_ids), "as the check before the run counts"
+        ids = [torch.randint(0, 280, (length,), generator=generator).tolist() for length in (7, 1, 4)]
+        responses = [Response(Source.ROLLOUT, "", TokenSpan.of(tokens)) for tokens in ids]
+        groups.append(Group(Example(str(number), "", "[]", prompt, (1, 1)), responses))
+    return groups
+
+
+def held(value):
+    return value
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_packings_compute_what_the_model_does(family, folder):
+    """For prompts with an image, with two of different sizes, and with none; the prefix packing in one row."""
+    path = folder(family)
+    groups = make_groups(path, [(112, 84)], [(60, 60), (112, 56)], [], [(56, 140)])
+    model = load_model(path, dtype=torch.float32, gradient_checkpointing=False).eval()
+    with torch.no_grad():
+        expected = torch.cat([plain_logprobs(model, group) for group in groups])
+        policy = Policy(model, 1.0, (), chunk=64)
+        packed = [pack_rows(group, [1.0] * 3, fetch=held, dtype=torch.float32) for group in groups]
+        torch.testing.assert_close(torch.cat([policy(rows)[0] for rows in packed]), expected, atol=1e-5, rtol=0)
+        if attends_causally(path):
+            row = pack_prefix(groups, [[1.0] * 3] * 4, model, fetch=held, dtype=torch.float32)
+            torch.testing.assert_close(policy(row)[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_without_an_image_uses_all_parameters_where_ranks_must(family, folder):
+    """Its log-probs stay, and what only images use gets a gradient of 0: no rank waits for another."""
+    path = folder(family)
+    group, with_image = make_groups(path, [], [(56, 56)])
+    model = load_model(path, dtype=torch.float32, gradient_checkpointing=True)
+    policy = Policy(model, 1.0, (), chunk=64)
+    options = {"fetch": held, "dtype": torch.float32}
+    alone = policy(pack_rows(group, [1.0] * 3, **options))[0].detach()
+    policy(pack_rows(with_image, [1.0] * 3, **options))[0].sum().backward()
+    used = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    packings = [pack_rows(group, [1.0] * 3, all_parameters=True, **options)]
+    if attends_causally(path):
+        packings.append(pack_prefix([group], [[1.0] * 3], model, all_parameters=True, **options))
+    for packed in packings:
+        model.zero_grad()
+        logprobs, _ = policy(packed)
+        torch.testing.assert_close(logprobs.detach(), alone, atol=1e-5, rtol=0)
+        logprobs.sum().backward()
+        assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == used
+        vision = [p.grad for name, p in model.named_parameters() if name in used and part_of(name) is not Part.language]
+        assert vision and not any(gradient.any() for gradient in vision)
