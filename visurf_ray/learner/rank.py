@@ -295,7 +295,7 @@ class Rank:
         parameters = list(self.model.parameters())
         with deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3):
             if self.rank == 0:
-                weights = ((name, weight.cpu()) for name, weight in merged_weights(self.model))
+                weights = ((name, weight.to("cpu", copy=True)) for name, weight in merged_weights(self.model))
                 save_model(self.model, weights, folder)
                 if self.adapters:
                     (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)

@@ -10,7 +10,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from visurf_ray.aliases import HFModel
 
-# Weights of experts: files of these models have (experts, inputs, outputs), transformers has (experts, outputs, inputs).
+# Weights of experts: the files have (experts, inputs, outputs), the loaded model has (experts, outputs, inputs).
 _TRANSPOSED = {"qwen3_vl_moe": ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")}
 
 
