@@ -98,7 +98,10 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     path = Path(resume).expanduser()
     if not (path / _STATE).is_file():
         here = f" Checkpoints in {folder}: {', '.join(p.name for p in found)}." if found else ""
-        raise CheckpointError(f"train.resume={resume}: this is no checkpoint: it has no {_STATE}.{here}")
+        raise CheckpointError(
+            f"train.resume={resume}: this is no checkpoint: it has no {_STATE}. Set it to a checkpoint's folder, to "
+            f"auto for the newest in output_dir, or to null for a new run.{here}"
+        )
     return path
 
 

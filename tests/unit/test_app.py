@@ -76,6 +76,7 @@ def test_a_users_own_groups_stand_beside_ours(tmp_path, own):
         (["method=glob(*)"], "Sweep parameters 'method=glob(*)' requires --multirun"),
         (["eval.every='${.max_tokens}'", "learner.zero_stage=9"], "learner.zero_stage=9 must be at least 1"),
         (["--config-dir", "own", "task=kettle"], "unknown task 'kettle'. Did you mean 'kettles'?"),
+        (["--train.steps=3"], "there is no flag --train.steps=3: a setting is written without dashes, KEY=VALUE"),
         (["rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         (["+rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         (["-m", "method=visurf,rlv"], "unknown method 'rlv'. Did you mean 'rlvr'?"),

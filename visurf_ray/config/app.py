@@ -34,7 +34,9 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
     register_schema()
-    arguments = get_args_parser().parse_intermixed_args()
+    arguments, unknown = get_args_parser().parse_known_intermixed_args()
+    if unknown:
+        return fail(ConfigError(f"there is no flag {unknown[0]}: a setting is written without dashes, KEY=VALUE"))
     # Hydra itself wants all overrides in one place.
     flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
     sys.argv[1:] = [*flags, *arguments.overrides, *_sweep_folder(arguments.overrides)]

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from visurf_ray.config import rules
-from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain, unknown_addition
+from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain, misread, unknown_addition
 from visurf_ray.config.schema import Config, EvaluateConfig
 from visurf_ray.errors import ConfigError
 
@@ -66,10 +66,10 @@ def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
     """Return the checked configuration as plain dataclasses. Call it while Hydra is initialised.
 
     Raises:
-        ConfigError: for a key that `+` added and the schema does not have, a mandatory value that is not set, and
-            values that no run can have.
+        ConfigError: for a key that `+` added and the schema does not have, a value that would be taken for another, a
+            mandatory value that is not set, and values that no run can have.
     """
-    if reason := unknown_addition(line):
+    if reason := unknown_addition(line) or misread(line):
         raise ConfigError(reason)
     with explaining(line):
         missing = OmegaConf.missing_keys(composed)

@@ -3,9 +3,9 @@
 OmegaConf checks types and choices when it composes; `rules.check` checks bounds. Imports neither hydra nor torch.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import MISSING
 
@@ -95,7 +95,7 @@ class LoraConfig:
     rank: int = within(at_least=0, at_most=512)  # vLLM's limit
     alpha: float = within(above=0)
     dropout: float = within(at_least=0, below=1)
-    targets: list[str] | None = MISSING
+    targets: list[str] | None = field(default=MISSING, metadata={"example": "[q_proj, v_proj]"})
 
 
 @dataclass
@@ -106,12 +106,12 @@ class LearnerConfig:
     freeze_vision: bool = MISSING
     freeze_projector: bool = MISSING
     lora: LoraConfig = MISSING
-    learning_rate: float = within(at_least=0)
+    learning_rate: float = within(at_least=0, at_most=1)
     schedule: Schedule = MISSING
     warmup_steps: int = within(at_least=0)
     learning_rate_floor: float = within(at_least=0, below=1)
     weight_decay: float = within(at_least=0)
-    adam_betas: list[float] = MISSING
+    adam_betas: list[float] = field(default=MISSING, metadata={"example": "[0.9, 0.999]"})
     max_grad_norm: float = within(at_least=0)
     max_tokens_per_micro_batch: int = within(at_least=1)
     logprob_chunk: int = within(at_least=1)
@@ -188,7 +188,7 @@ class MethodConfig:
     overlong_penalty: float = within(at_least=0)
     sft_steps: int = within(at_least=0)
     sft_batch_size: int | None = within(at_least=1)
-    sft_learning_rate: float | None = within(at_least=0)
+    sft_learning_rate: float | None = within(at_least=0, at_most=1)
 
 
 @dataclass
@@ -238,11 +238,11 @@ class PipelineConfig:
 class Config:
     """A whole run. See `conf/config.yaml`."""
 
-    seed: int = within(at_least=0)
+    seed: int = within(at_least=0, at_most=2**31 - 1)  # what every library takes
     output_dir: str = MISSING
     train: TrainConfig = MISSING
+    rollout: RolloutConfig = MISSING  # before eval, which takes max_tokens from it: messages name the first key
     eval: EvalConfig = MISSING
-    rollout: RolloutConfig = MISSING
     learner: LearnerConfig = MISSING
     cluster: ClusterConfig = MISSING
     monitor: MonitorConfig = MISSING
@@ -263,6 +263,21 @@ class EvaluateConfig(Config):
 
     checkpoint: str | None = MISSING
     predictions: str | None = MISSING
+
+
+def nullable(declared: Field[Any]) -> bool:
+    """Return whether a field's type allows null."""
+    return declared.type is Any or type(None) in get_args(declared.type)
+
+
+def declared(key: str) -> Field[Any] | None:
+    """Return the field of a dotted key; None for a key that the schema does not have."""
+    kind: Any = EvaluateConfig
+    found: Field[Any] | None = None
+    for part in key.split("."):
+        found = next((item for item in fields(kind) if item.name == part), None) if is_dataclass(kind) else None
+        kind = found and found.type
+    return found
 
 
 def to_dict(config: Config) -> dict[str, object]:
