@@ -162,3 +162,27 @@ def to_evaluate() -> EvaluateConfig:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluateConfig), plain))
     config.eval.examples = 9
     return config
+
+
+def test_a_job_finds_the_folder_of_configuration_files_from_the_users_folder(tmp_path, own):
+    (tmp_path / "copy").mkdir()
+    done = run(
+        tmp_path / "copy", "--config-dir", "own", "--cfg", "job", "task=kettles", VISURF_RAY_FOLDER=str(tmp_path)
+    )
+    assert done.returncode == 0 and "train: /data/kettles.jsonl" in done.stdout
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
+    code = """
+import os, signal, sys
+from visurf_ray.config.app import run_app
+from visurf_ray.config.schema import Config
+sys.exit(run_app(lambda config, overrides: os.kill(os.getpid(), signal.SIG{0}), Config, "config"))
+"""
+    ended = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(name)], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
+        for name in ("INT", "TERM")
+    ]
+    assert [(done.returncode, done.stderr) for done in ended] == [(130, "interrupted\n")] * 2

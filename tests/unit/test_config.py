@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -99,7 +100,7 @@ def test_overrides_arrive_with_their_types():
     )
     assert (config.rollout.n, config.learner.learning_rate, config.train.resume) == (4, 1e-6, "auto")
     assert config.eval.examples is None
-    assert config.output_dir == "outputs/visurf-seed3"
+    assert config.output_dir == str(Path.cwd() / "outputs/visurf-seed3")
     assert config.eval.max_tokens == config.rollout.max_tokens
 
 

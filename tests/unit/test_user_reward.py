@@ -7,7 +7,7 @@ import pytest
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import UserError
 from visurf_ray.rewards import REWARDS, Reward, load_reward
-from visurf_ray.rewards.function import absolute, load_function
+from visurf_ray.rewards.function import load_function
 from visurf_ray.rewards.spec import RewardSpec
 
 RIGHT = '<think>t</think><answer>[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]</answer>'
@@ -115,12 +115,6 @@ def test_a_file_that_breaks_is_refused(tmp_path):
 def test_an_invalid_return_value_is_refused(file, name):
     with pytest.raises(UserError, match=f"reward.function=.*:{name} must return a finite number or a dict"):
         load_function(f"{file}:{name}")("a", "b")
-
-
-def test_a_file_name_is_made_absolute_for_actors_in_other_folders(file, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert absolute("my_rewards.py:score") == f"{file}:score"
-    assert absolute("my_rewards:score") == "my_rewards:score"
 
 
 @pytest.mark.parametrize("declared", ['"format"', '["format", 3]', "None"])

@@ -50,6 +50,28 @@ def within(
     return field(default=MISSING, metadata={"bounds": Bounds(at_least, at_most, above, below)})
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a text names: a file or a folder, whose path may be relative to the user's folder.
+
+    Attributes:
+        hub: where there is no such file or folder, the text is a name on a hub. `:split` may follow the path.
+        function: `:function` follows the path of a .py file; other texts name a module.
+        words: texts that are no paths.
+        keys: those keys of a dictionary that are such texts.
+    """
+
+    hub: bool = False
+    function: bool = False
+    words: tuple[str, ...] = ()
+    keys: frozenset[str] = frozenset()
+
+
+def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = ()) -> Any:
+    """A field that `conf/` must set to a file or folder, or to null where its type allows it; see `Place`."""
+    return field(default=MISSING, metadata={"place": Place(hub, function, words)})
+
+
 # Sections
 
 
@@ -57,7 +79,7 @@ def within(
 class TrainConfig:
     steps: int = within(at_least=0)
     batch_size: int = within(at_least=1)
-    resume: str | None = MISSING
+    resume: str | None = named(words=("auto",))
     checkpoint_every: int = within(at_least=0)
     keep_checkpoints: int = within(at_least=1)
     export: bool = MISSING
@@ -138,6 +160,7 @@ class MonitorConfig:
     samples: int = within(at_least=0)
     samples_every: int = within(at_least=0)
     warn_logprob_diff: float | None = within(above=0)
+    warn_equal_rewards: int | None = within(at_least=1)
     paper_row: str | None = MISSING
 
 
@@ -193,21 +216,24 @@ class MethodConfig:
 
 @dataclass
 class ModelConfig:
-    path: str = MISSING
+    path: str = named(hub=True, words=("miniature",))
     max_pixels: int | None = within(at_least=1)
 
 
 @dataclass
 class TaskConfig:
-    """`train` and `held_out` are None where they are not set; a number is how many examples a drawn task makes."""
+    """`train` and `held_out` are None where they are not set; a number is how many examples a drawn task makes.
+
+    They have the type int | str | None, a union that OmegaConf 2.3 cannot merge while it is missing.
+    """
 
     name: str = MISSING
-    train: Any = MISSING  # int | str | None, a union that OmegaConf 2.3 cannot merge while it is missing
-    held_out: Any = MISSING
+    train: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
+    held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
-    image_root: str | None = MISSING
+    image_root: str | None = named()
     prompt: str = MISSING
-    segmenter: str | None = MISSING
+    segmenter: str | None = named(hub=True)
     box_distance: float | None = within(above=0)
     point_distance: float | None = within(above=0)
 
@@ -215,9 +241,10 @@ class TaskConfig:
 @dataclass
 class RewardConfig:
     name: str | None = MISSING
-    options: dict[str, Any] = MISSING  # of the reward that is named: conf/reward/NAME.yaml has them all
+    # Those of the reward that is named: conf/reward/NAME.yaml has them all.
+    options: dict[str, Any] = field(default=MISSING, metadata={"place": Place(hub=True, keys=frozenset({"model"}))})
     weight: float = MISSING
-    function: str | None = MISSING
+    function: str | None = named(function=True)
     function_weight: float = MISSING
     workers: int = within(at_least=1)
     gpus: float = within(at_least=0)
@@ -239,7 +266,7 @@ class Config:
     """A whole run. See `conf/config.yaml`."""
 
     seed: int = within(at_least=0, at_most=2**31 - 1)  # what every library takes
-    output_dir: str = MISSING
+    output_dir: str = named()
     train: TrainConfig = MISSING
     rollout: RolloutConfig = MISSING  # before eval, which takes max_tokens from it: messages name the first key
     eval: EvalConfig = MISSING
@@ -261,8 +288,8 @@ class Config:
 class EvaluateConfig(Config):
     """`conf/evaluate.yaml`: a run's configuration, and what to evaluate."""
 
-    checkpoint: str | None = MISSING
-    predictions: str | None = MISSING
+    checkpoint: str | None = named(hub=True, words=("miniature",))
+    predictions: str | None = named()
 
 
 def nullable(declared: Field[Any]) -> bool:
