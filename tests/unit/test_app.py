@@ -135,7 +135,9 @@ def test_each_run_of_a_sweep_gets_a_folder_that_needs_no_quotes(monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "-m", "method=visurf,rlvr", "seed=1,2", "output_dir=runs"])
     assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
-    assert folders == [f"runs/method-{method}_seed-{seed}" for method in ("visurf", "rlvr") for seed in (1, 2)]
+    assert folders == [
+        f"{tmp_path}/runs/method-{method}_seed-{seed}" for method in ("visurf", "rlvr") for seed in (1, 2)
+    ]
     assert composed(f"output_dir={folders[0]}").output_dir == folders[0]
 
 
@@ -144,7 +146,7 @@ def test_runs_of_a_sweep_never_share_a_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "-m", "task.train=/a/b,/a-b", "++output_dir=runs"])
     assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
-    assert folders == ["runs/0_task.train--a-b", "runs/1_task.train--a-b"]
+    assert folders == [f"{tmp_path}/runs/0_task.train--a-b", f"{tmp_path}/runs/1_task.train--a-b"]
 
 
 def test_an_evaluation_ignores_the_folder_and_the_examples_of_an_experiment():

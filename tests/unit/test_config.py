@@ -242,7 +242,7 @@ def test_a_value_of_the_wrong_type_is_refused_in_one_line_that_says_why(override
 
 def test_the_quotes_that_a_refusal_recommends_are_read():
     path = "~/data (1)/训练#a=b.jsonl"
-    assert composed(f"task.train='{path}'", "task=non_object").task.train == path
+    assert composed(f"task.train='{path}'", "task=non_object").task.train == str(Path(path).expanduser())
 
 
 @pytest.mark.parametrize(

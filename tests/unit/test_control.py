@@ -100,7 +100,7 @@ def test_rlvr_appends_no_label_and_rollouts_are_compared_alone(make_method):
     expected = group_advantages(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)).tolist()
     assert advantages(groups[0]) == pytest.approx(expected)
     parts = {"reward/rollout/total", "reward/rollout/thinking_format", "reward/rollout/accuracy"}
-    assert set(metrics) == parts | {"train/truncated_share"}
+    assert set(metrics) == parts | {"train/truncated_share", "train/instructive_share"}
     assert metrics["reward/rollout/total"] == 3.0
 
 

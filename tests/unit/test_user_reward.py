@@ -190,3 +190,9 @@ def test_options_of_the_wrong_type_are_refused():
         UserError, match=r"the reward 'math' has no option 'boxed_credi'\. Did you mean 'boxed_credit'\?"
     ):
         RewardSpec("math", {"boxed_credi": 1.0}).load()
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_an_option_that_no_reward_can_have_is_refused(value):
+    with pytest.raises(UserError, match=r"reward\.options\.box_distance=.* must be a finite number, at least 0"):
+        load_reward("vision_reasoner", box_distance=value)

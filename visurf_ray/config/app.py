@@ -70,7 +70,7 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
             if name is None:
                 task(config, of_job.overrides)
             else:
-                config.output_dir = str(Path(job.sweep.dir) / name)
+                config.output_dir = str(users_folder() / job.sweep.dir / name)
                 task(config, [*of_job.overrides, f"output_dir={config.output_dir}"])
         except UserError as error:
             fail(error)

@@ -162,7 +162,7 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
         whole = " ".join(part.strip() for part in str(error).splitlines() if "hydra.cc" not in part)
         return " ".join([whole, *lines[:1]]) if cause is not error and lines[0] not in whole else whole
     reason = " ".join(takewhile(lambda part: not part.startswith("full_key: "), lines)).rstrip(".")
-    given = next((text for text in line.overrides if text.lstrip("+").startswith(f"{key}=")), key)
+    given = next((text for text in reversed(line.overrides) if text.lstrip("+").startswith(f"{key}=")), key)
     if choices := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason):
         names = choices[2].split(", ")
         return f"{given}: it must be one of {', '.join(names)}.{_nearest_option(choices[1], names)}"

@@ -35,7 +35,7 @@ def why_nothing_teaches(metrics: Metrics) -> str:
         )
     else:
         why = (
-            "the rollouts of a prompt are all equally good, as on a task that is solved: look at whether they differ at "
+            "the rollouts of a prompt are all equally good, as on a task that is solved: see whether they differ at "
             "all, choose harder data, or raise rollout.n or rollout.temperature"
         )
     means = earned or f"total {total:.3g}"
