@@ -4,7 +4,7 @@ import errno
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -247,3 +247,33 @@ def test_a_run_with_no_steps_left_is_refused(folder):
     (folder.parent / "summary.json").touch()
     with pytest.raises(ConfigError, match=r"train.steps=4"):
         steps_left(4)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of a megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no command `mount`")
+    if mounted.returncode:
+        pytest.skip(f"only root may mount a small disk here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_weights_that_torch_writes_to_a_full_disk_are_told_of(small_disk):
+    import torch
+
+    def save(folder: Path) -> None:
+        torch.save(torch.zeros(numbers), folder / "weights.pt")
+
+    checkpoints, numbers = Checkpoints(small_disk / "checkpoints", keep=1), 1000
+    checkpoints.save(State(1), save)
+    numbers = 2**20
+    with pytest.raises(DiskFullError, match=r"checkpoint of step 2: No space left on device\. .* 1 MB free"):
+        checkpoints.save(State(2), save)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]
