@@ -233,6 +233,15 @@ def test_wandbs_other_names_of_modes_are_known(
     assert _resolve(WandbMode.auto) == mode
 
 
+@pytest.mark.parametrize("named", ["", "OFFLINE"])
+def test_a_mode_that_wandb_itself_refuses_is_no_obstacle(tmp_path: Path, no_key: None, monkeypatch, named: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", named)
+    check_wandb(WandbMode.auto)
+    log = MetricsLog(tmp_path, config={}, project="test", mode=WandbMode.auto, run_id=None, name="test")
+    log.finish()
+    assert log.mode == "offline"
+
+
 def test_online_without_a_key_is_refused_before_a_run(no_key: None, monkeypatch: pytest.MonkeyPatch) -> None:
     check_wandb(WandbMode.auto)
     with pytest.raises(UserError, match=r"monitor\.wandb=online, but W&B has no API key: set WANDB_API_KEY"):

@@ -44,6 +44,10 @@ class MetricsLog:
         """
         self.path = output_dir / "metrics.jsonl"
         self.mode = _resolve(mode)
+        if (
+            os.environ.get("WANDB_MODE", self.mode) not in _WANDB_MODES
+        ):  # an empty one, which W&B refuses, or other capitals
+            os.environ["WANDB_MODE"] = self.mode
         output_dir.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it prints an advertisement once vLLM has imported openai
         begin = partial(
@@ -161,10 +165,13 @@ def _has_key() -> bool:
     """Look for credentials in the environment and the stored login, without asking the server.
 
     Raises:
-        UserError: the API key cannot be one.
+        UserError: W&B refuses the key, or one of its variables.
     """
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B itself refuses an empty one
     try:
         wandb.setup(settings=wandb.Settings(silent=True))
         return wandb.login(prompt=False, verify=False)
     except (wandb.errors.Error, ValueError) as error:
-        raise UserError(f"W&B's API key cannot be used: {error}. Correct it, or set monitor.wandb=offline") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"W&B cannot be set up: {reason}. Correct this, or set monitor.wandb=offline") from error
