@@ -9,7 +9,7 @@ excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/con
 # A stopped job has this long to finish a checkpoint and W&B's files. Stop it by SIGINT: on SIGTERM, Ray's default, Abseil's
 # signal handler in Ray's core ends the driver after 3 s.
 stop_seconds=30
-runtime_env="\"excludes\": $excludes, \"env_vars\": {\"RAY_JOB_STOP_SIGNAL\": \"SIGINT\", \"RAY_JOB_STOP_WAIT_TIME_S\": \"$stop_seconds\"}"
+runtime_env="\"excludes\": $excludes"
 
 say() { echo "${0##*/}: $*"; }
 
@@ -43,8 +43,13 @@ given_output_dir() {
 # quoted_override KEY TEXT: prints an override that Hydra reads as exactly this text.
 quoted_override() { echo "$1='${2//\'/\\\'}'"; }
 
-# submit_job COMMAND…: uploads the code, submits the job in the background, and prints its log.
+# submit_job COMMAND…: uploads the code, submits the job in the background, and prints its log. The job runs in a copy of
+# the code; the paths of its configuration are relative to the folder here (visurf_ray/config/places.py).
 submit_job() {
+    local folder
+    folder=$(python3 -c 'import json, os; print(json.dumps(os.getcwd()))')
+    runtime_env+=", \"env_vars\": {\"RAY_JOB_STOP_SIGNAL\": \"SIGINT\", \"RAY_JOB_STOP_WAIT_TIME_S\": \"$stop_seconds\""
+    runtime_env+=", \"VISURF_RAY_FOLDER\": $folder}"
     unset RAY_ADDRESS RAY_API_SERVER_ADDRESS # these take precedence over --address
     # Leave out what Ray's command line prints of itself: hints, packaging, and after a failure the whole log again.
     exec 3> >(

@@ -9,8 +9,8 @@
 #   bash launch/local.sh --cfg job                         print the configuration, run nothing
 #
 # Outputs go to ./outputs/<time> or to the output_dir that is given; those of a sweep to a folder below it for each run.
-# The job runs in a copy of the code, so every other path (task.train, model.path, …) must be absolute. Ctrl-C stops the
-# job, then the Ray that this script started. A Ray that `ray start` started (or that RAY_ADDRESS names) is used and kept.
+# Relative paths of the configuration (task.train, model.path, --config-dir, …) start from the folder here. Ctrl-C stops
+# the job, then the Ray that this script started. A Ray that `ray start` started (or that RAY_ADDRESS names) is used and kept.
 # shellcheck disable=SC2329 # finish runs when the script exits
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -21,19 +21,12 @@ bash "$root/launch/setup.sh"
 export PATH="$root/.venv/bin:$PATH"
 python=$root/.venv/bin/python
 
-arguments=()
-previous=""
 for argument in "$@"; do
     case $argument in
         -c | --cfg* | -h | --help | --hydra-help | --version | -i | --info* | -sc | --shell-completion)
             exec python -m visurf_ray.train "$@" ;; # prints something and runs nothing
-        --config-dir=*) argument=--config-dir=$(realpath -ms -- "${argument#*=}") ;;
     esac
-    if [[ $previous == --config-dir || $previous == -cd ]]; then argument=$(realpath -ms -- "$argument"); fi
-    arguments+=("$argument")
-    previous=$argument
 done
-set -- "${arguments[@]}"
 
 export RAY_AUTH_MODE=token
 export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"

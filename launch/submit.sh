@@ -4,7 +4,8 @@
 #   bash launch/submit.sh http://HEAD:8265 output_dir=/shared/runs/a [any Hydra override…]
 #
 # The cluster's machines need visurf_ray's environment (docker/Dockerfile), whose `python` runs the job. output_dir and every
-# other path must be on storage that all of them can read. Ctrl-C stops following the job, not the job.
+# other path must be on storage that all of them can read; relative paths start from the folder here. Ctrl-C stops following
+# the job, not the job.
 # WANDB_API_KEY and HF_TOKEN must be set on the cluster's machines; the job does not bring them along.
 # If the cluster has token authentication, give the token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in
 # ~/.ray/auth_token.
@@ -24,7 +25,7 @@ if [[ ! ${1:-} =~ ^https?:// ]]; then usage "the first argument is the address o
 address=${1%/}
 shift
 output_dir=$(given_output_dir "$@")
-if [[ $output_dir != /* ]]; then usage "give an output_dir with an absolute path, on storage that the whole cluster sees"; fi
+if [[ -z $output_dir ]]; then usage "give an output_dir, on storage that the whole cluster sees"; fi
 
 if [[ -x $root/.venv/bin/ray ]]; then PATH="$root/.venv/bin:$PATH"; fi
 if ! command -v ray >/dev/null; then

@@ -17,6 +17,7 @@ from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, 
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
+from visurf_ray.errors import writing
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.learner import memory
@@ -57,6 +58,7 @@ def _start_monitor(config: Config, output: Path, state: State, samples: SampleCh
         start_step=state.step,
         samples=samples,
         warn_logprob_diff=config.monitor.warn_logprob_diff,
+        warn_equal_rewards=config.monitor.warn_equal_rewards,
     )
 
 
@@ -298,7 +300,8 @@ def train(config: Config) -> Path:
         print(prove(config, data, processor, rollouts, learner), flush=True)
         segmentation = start_segmentation(config)
         output.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
+        with writing("config.yaml", output):
+            OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
         monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.task, data))
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(
@@ -316,8 +319,9 @@ def train(config: Config) -> Path:
         with exempt_from_collection():
             result = driver.run(checked.state)
         if config.train.export:
-            learner.export(output / "export")
-            processor.save_pretrained(output / "export")
+            with writing("export/", output):
+                learner.export(output / "export")
+                processor.save_pretrained(output / "export")
         run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
         monitor.finish(result | run | {"versions": versions()})
     return output

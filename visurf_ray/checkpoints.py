@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from visurf_ray.aliases import Json
-from visurf_ray.errors import UserError
+from visurf_ray.errors import UserError, writing
 from visurf_ray.groups import Metrics
 
 _STATE = "state.json"
@@ -59,13 +59,23 @@ class Checkpoints:
 
         Args:
             save_learner: writes the learner's state into a folder.
+
+        Raises:
+            DiskFullError: there is no space. Nothing of the checkpoint is left, and the older ones stay.
         """
         final = self.folder / f"{_PREFIX}{state.step:06d}"
         partial = self.folder / f".{final.name}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_learner(partial.resolve())
-        (partial / _STATE).write_text(json.dumps(asdict(state)))
+        for unfinished in self.folder.glob(f".{_PREFIX}*.partial"):  # of a run that was killed
+            shutil.rmtree(unfinished)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with writing(f"the checkpoint of step {state.step}", self.folder):
+                partial.mkdir()
+                save_learner(partial.resolve())
+                (partial / _STATE).write_text(json.dumps(asdict(state)))
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
         whole = self.all()
@@ -98,7 +108,10 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     path = Path(resume).expanduser()
     if not (path / _STATE).is_file():
         here = f" Checkpoints in {folder}: {', '.join(p.name for p in found)}." if found else ""
-        raise CheckpointError(f"train.resume={resume}: this is no checkpoint: it has no {_STATE}.{here}")
+        raise CheckpointError(
+            f"train.resume={resume}: this is no checkpoint: it has no {_STATE}. Set it to a checkpoint's folder, to "
+            f"auto for the newest in output_dir, or to null for a new run.{here}"
+        )
     return path
 
 

@@ -10,13 +10,13 @@ from transformers import AutoConfig
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
-from visurf_ray.config.choices import Dtype, Packing, WandbMode
+from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, check_model, load_processor, resolve_model
-from visurf_ray.monitor import check_wandb_mode
+from visurf_ray.monitor import check_wandb
 from visurf_ray.paper_rows import find_row
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.scoring.segmenter import check_segmenter
@@ -53,15 +53,14 @@ def _writable(output_dir: str) -> Path:
 
 
 def check(config: Config) -> Checked:
-    """Check the row of a paper, the model, the reward, the task, the output folder and the checkpoint.
+    """Check the row of a paper, W&B's mode, the model, the reward, the task, the output folder and the checkpoint.
 
     Raises:
         UserError: for the first of them that no run can use.
     """
     if config.monitor.paper_row is not None:
         find_row(config.monitor.paper_row, "monitor.paper_row")
-    if config.monitor.wandb == WandbMode.auto:
-        check_wandb_mode()
+    check_wandb(config.monitor.wandb)
     check_vllm(config)
     check_model(config.model.path)
     processor = load_processor(config.model)
@@ -81,6 +80,7 @@ def check(config: Config) -> Checked:
             f"output_dir={output} already holds a run: choose another folder, or set train.resume=auto to continue it"
         )
     state = _initial_state(config, resume)
+    _check_steps_left(config.train.steps, resume, state, output)
     return Checked(task, reward, processor, output, resume, state)
 
 
@@ -239,6 +239,24 @@ def _initial_state(config: Config, resume: Path | None) -> State:
             f"of step {switch} or before"
         )
     return state
+
+
+def _check_steps_left(steps: int, resume: Path | None, state: State, output: Path) -> None:
+    """Check that a run which is resumed has something left to do.
+
+    A run that was interrupted after its last step, before its report, may be resumed to evaluate and export its policy.
+
+    Raises:
+        ConfigError: train.steps is below the steps that the checkpoint has done, or equal to those of a finished run.
+    """
+    unfinished = (output / "metrics.jsonl").exists() and not (output / "summary.json").exists()
+    if resume is None or state.step < steps or (state.step == steps and unfinished):
+        return
+    raise ConfigError(
+        f"train.steps={steps}: the checkpoint {resume} has done {state.step} steps, so none is left. train.steps "
+        f"counts all steps of a run: set it above {state.step} to train on, or set train.resume=null and another "
+        "output_dir to start anew"
+    )
 
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "wandb")

@@ -1,5 +1,12 @@
 """Errors that are the user's to mend: their message alone is shown, without a traceback."""
 
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 
 class UserError(Exception):
     """Names the file, row, key or flag, and what to do. Anything else that is raised is a defect of ours."""
@@ -11,3 +18,45 @@ class ConfigError(UserError):
 
 class DataError(UserError):
     """A data set that cannot be used; the message names the file, the row and what is wrong."""
+
+
+class DiskFullError(UserError):
+    """A file that could not be written for lack of space; the message names the folder and its free space."""
+
+
+@contextmanager
+def writing(what: str, folder: Path) -> Iterator[None]:
+    """Turn an error inside the context into a DiskFullError if it tells of a lack of space.
+
+    Args:
+        what: what is written, for the message.
+        folder: where; it exists.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (reason := _lack_of_space(error)) is None:
+            raise
+        disk = shutil.disk_usage(folder)
+        raise DiskFullError(
+            f"cannot write {what}: {reason}. {folder} has {disk.free / 1e6:,.1f} of {disk.total / 1e6:,.0f} MB free. "
+            "Free space there, or choose another output_dir. A run with a checkpoint continues with train.resume=auto"
+        ) from error
+
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _lack_of_space(error: BaseException) -> str | None:
+    """Return the operating system's words if the error, maybe an actor's, tells of a lack of space; None if not.
+
+    Torch reports a short write by the position in its file alone.
+    """
+    words = [os.strerror(number) for number in _NO_SPACE]
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        return os.strerror(error.errno)
+    text = str(error)
+    found = [word for word in words if word.casefold() in text.casefold()]
+    if not found and ("unexpected pos" in text or "PytorchStreamWriter failed writing" in text):
+        return words[0]
+    return found[0] if found else None

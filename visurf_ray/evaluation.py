@@ -13,7 +13,7 @@ from visurf_ray.checkpoints import read_state
 from visurf_ray.checks import check_vllm, rollout_demand, segmenter_demand
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
-from visurf_ray.errors import ConfigError
+from visurf_ray.errors import ConfigError, writing
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import load_processor, resolve_model
@@ -48,7 +48,8 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         if segmentation:
             predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)
-    write_predictions(predictions, output / "predictions.jsonl")
+    with writing("predictions.jsonl", output):
+        write_predictions(predictions, output / "predictions.jsonl")
     return _write_scores(task.metrics(predictions), output)
 
 
@@ -65,7 +66,8 @@ def _score_again(config: EvaluateConfig) -> Metrics:
 
 
 def _write_scores(scores: Metrics, output: Path) -> Metrics:
-    (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
+    with writing("metrics.json", output):
+        (output / "metrics.json").write_text(json.dumps(scores, indent=2) + "\n")
     return scores
 
 

@@ -114,18 +114,15 @@ def load_processor(config: ModelConfig) -> Processor:
     """Load the model's processor, its image size bounded by `config.max_pixels` if it takes such a bound.
 
     Raises:
-        UserError: there is no model at `config.path`, or it has no processor.
+        UserError: there is no model at `config.path`, it has no processor, or `config.max_pixels` is too small for it.
     """
     from transformers import AutoProcessor
 
     path = resolve_model(config.path)
     try:
         processor = AutoProcessor.from_pretrained(path)
-        if config.max_pixels is not None and hasattr(
-            processor.image_processor, "merge_size"
-        ):  # of the Qwen-VL families
+        if config.max_pixels is not None and hasattr(processor.image_processor, "merge_size"):  # a Qwen-VL family's
             processor = AutoProcessor.from_pretrained(path, max_pixels=config.max_pixels)
-        return processor
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if Path(path).is_dir():
@@ -133,3 +130,12 @@ def load_processor(config: ModelConfig) -> Processor:
         raise UserError(
             f"model.path={config.path}: there is no such folder, and no such model on the Hugging Face hub ({reason})"
         ) from error
+    least = processor.image_processor.size["shortest_edge"]  # in pixels, as longest_edge, whatever the names say
+    if config.max_pixels is not None and config.max_pixels < least:
+        token = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
+        raise UserError(
+            f"model.max_pixels={config.max_pixels} is below the least of this model's processor, {least} pixels. It "
+            f"counts pixels, not patches or visual tokens, of which each has {token} pixels: for 1280 visual tokens "
+            f"write model.max_pixels={1280 * token}, or null for the processor's own limit"
+        )
+    return processor

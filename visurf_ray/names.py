@@ -11,13 +11,19 @@ from visurf_ray.errors import UserError
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return ` Did you mean 'x'?` for the nearest known name, or an empty string if none is near.
 
-    An abbreviation of a key's last part counts as near: `learner.lr` for `learner.learning_rate`.
+    These count as near, in this order: other capitals; the initials of a key's last part, in the same section
+    (`learner.lr` for `learner.learning_rate`); similar letters; the last part, or its initials, in another section.
     """
     known = list(known)
     section, _, last = name.rpartition(".")
-    abbreviated = [other for other in known if last == _initials(other.rpartition(".")[2])]
-    candidates = [other for other in abbreviated if other.rpartition(".")[0] == section] or (
-        difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    ends = {other: other.rpartition(".") for other in known}
+    abbreviated = [other for other, (_, _, end) in ends.items() if last == _initials(end)]
+    candidates = (
+        [other for other in known if other.casefold() == name.casefold()]
+        or [other for other in abbreviated if ends[other][0] == section]
+        or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        or [other for other, (_, _, end) in ends.items() if end == last]
+        or abbreviated
     )
     return f" Did you mean {candidates[0]!r}?" if candidates else ""
 

@@ -76,6 +76,7 @@ def test_a_users_own_groups_stand_beside_ours(tmp_path, own):
         (["method=glob(*)"], "Sweep parameters 'method=glob(*)' requires --multirun"),
         (["eval.every='${.max_tokens}'", "learner.zero_stage=9"], "learner.zero_stage=9 must be at least 1"),
         (["--config-dir", "own", "task=kettle"], "unknown task 'kettle'. Did you mean 'kettles'?"),
+        (["--train.steps=3"], "there is no flag --train.steps=3: a setting is written without dashes, KEY=VALUE"),
         (["rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         (["+rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         (["-m", "method=visurf,rlv"], "unknown method 'rlv'. Did you mean 'rlvr'?"),
@@ -134,7 +135,9 @@ def test_each_run_of_a_sweep_gets_a_folder_that_needs_no_quotes(monkeypatch, tmp
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "-m", "method=visurf,rlvr", "seed=1,2", "output_dir=runs"])
     assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
-    assert folders == [f"runs/method-{method}_seed-{seed}" for method in ("visurf", "rlvr") for seed in (1, 2)]
+    assert folders == [
+        f"{tmp_path}/runs/method-{method}_seed-{seed}" for method in ("visurf", "rlvr") for seed in (1, 2)
+    ]
     assert composed(f"output_dir={folders[0]}").output_dir == folders[0]
 
 
@@ -143,7 +146,7 @@ def test_runs_of_a_sweep_never_share_a_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "-m", "task.train=/a/b,/a-b", "++output_dir=runs"])
     assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
-    assert folders == ["runs/0_task.train--a-b", "runs/1_task.train--a-b"]
+    assert folders == [f"{tmp_path}/runs/0_task.train--a-b", f"{tmp_path}/runs/1_task.train--a-b"]
 
 
 def test_an_evaluation_ignores_the_folder_and_the_examples_of_an_experiment():
@@ -161,3 +164,27 @@ def to_evaluate() -> EvaluateConfig:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(EvaluateConfig), plain))
     config.eval.examples = 9
     return config
+
+
+def test_a_job_finds_the_folder_of_configuration_files_from_the_users_folder(tmp_path, own):
+    (tmp_path / "copy").mkdir()
+    done = run(
+        tmp_path / "copy", "--config-dir", "own", "--cfg", "job", "task=kettles", VISURF_RAY_FOLDER=str(tmp_path)
+    )
+    assert done.returncode == 0 and "train: /data/kettles.jsonl" in done.stdout
+
+
+def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
+    code = """
+import os, signal, sys
+from visurf_ray.config.app import run_app
+from visurf_ray.config.schema import Config
+sys.exit(run_app(lambda config, overrides: os.kill(os.getpid(), signal.SIG{0}), Config, "config"))
+"""
+    ended = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(name)], capture_output=True, text=True, timeout=60, cwd=tmp_path
+        )
+        for name in ("INT", "TERM")
+    ]
+    assert [(done.returncode, done.stderr) for done in ended] == [(130, "interrupted\n")] * 2

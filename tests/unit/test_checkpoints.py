@@ -1,12 +1,17 @@
 """Checkpoints are complete or absent, the newest are kept, and runs resume from them."""
 
+import errno
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from visurf_ray.checkpoints import CheckpointError, Checkpoints, State, find_resume, read_state
+from visurf_ray.checks import _check_steps_left
+from visurf_ray.errors import ConfigError, DiskFullError
 
 
 def saver(text: str = "weights") -> Callable[[Path], None]:
@@ -92,14 +97,14 @@ def test_checkpoints_of_a_course_that_was_left_are_removed(folder, keep):
 
 def failing(folder: Path) -> None:
     (folder / "weights.bin").write_text("half of it")
-    raise OSError("no space left on device")
+    raise ValueError("a defect")
 
 
 @pytest.mark.parametrize("step", [20, 30], ids=["again", "next"])
 def test_a_saver_that_raises_leaves_no_step_and_the_old_ones_whole(folder, step):
     checkpoints = Checkpoints(folder, keep=1)
     checkpoints.save(State(20), saver())
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(ValueError, match="a defect"):
         checkpoints.save(State(step), failing)
     assert names(folder) == ["step_000020"]
     assert (folder / "step_000020" / "weights.bin").read_text() == "weights"
@@ -168,3 +173,107 @@ def test_a_path_that_is_no_checkpoint_is_named_beside_those_that_are(folder, tmp
         find_resume(str(tmp_path / where), folder)
     assert f"train.resume={tmp_path / where}: this is no checkpoint" in str(error.value)
     assert "step_000010" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        RuntimeError("[enforce fail at inline_container.cc:626] . unexpected pos 15449664 vs 15449552"),
+        RuntimeError("ray::LearnerActor.save() … I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_a_full_disk_is_named_and_no_part_of_a_checkpoint_is_left(folder, error):
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.save(State(1), saver())
+
+    def fill(target: Path) -> None:
+        saver()(target)
+        raise error
+
+    with pytest.raises(DiskFullError) as told:
+        checkpoints.save(State(2), fill)
+    for part in ("checkpoint of step 2", str(folder), "MB free", "train.resume=auto"):
+        assert part in str(told.value)
+    assert [path.name for path in folder.iterdir()] == ["step_000001"]
+    assert find_resume("auto", folder) == folder / "step_000001"
+
+
+def test_another_error_is_raised_as_it_is_and_leaves_no_part_either(folder):
+    def fail(target: Path) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Checkpoints(folder, keep=1).save(State(2), fail)
+    assert list(folder.iterdir()) == []
+
+
+def test_a_file_that_may_not_grow_is_a_full_disk(tmp_path):
+    """A limit of the system on the size of files, in a process of its own."""
+    code = """
+import resource, sys
+from pathlib import Path
+from visurf_ray.errors import DiskFullError
+from visurf_ray.monitor.files import write_text
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_text(Path(sys.argv[1]) / "report.html", "x" * 2000)
+except DiskFullError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert f"cannot write report.html: File too large. {tmp_path} has" in done.stdout, done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_a_run_that_was_killed_are_removed(folder):
+    (folder / ".step_000001.partial").mkdir(parents=True)
+    Checkpoints(folder, keep=1).save(State(2), saver())
+    assert [path.name for path in folder.iterdir()] == ["step_000002"]
+
+
+def test_a_run_with_no_steps_left_is_refused(folder):
+    def steps_left(steps: int) -> None:
+        _check_steps_left(steps, folder / "step_000004", State(4), folder.parent)
+
+    steps_left(5)
+    for steps in (2, 4):
+        with pytest.raises(ConfigError, match=rf"train.steps={steps}: .* has done 4 steps, .* set it above 4"):
+            steps_left(steps)
+    folder.mkdir(parents=True)
+    (folder.parent / "metrics.jsonl").touch()
+    steps_left(4)  # it was interrupted before its report
+    (folder.parent / "summary.json").touch()
+    with pytest.raises(ConfigError, match=r"train.steps=4"):
+        steps_left(4)
+
+
+@pytest.fixture
+def small_disk(tmp_path) -> Iterator[Path]:
+    """A disk of a megabyte."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(disk)]
+    try:
+        mounted = subprocess.run(command, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("there is no command `mount`")
+    if mounted.returncode:
+        pytest.skip(f"only root may mount a small disk here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_weights_that_torch_writes_to_a_full_disk_are_told_of(small_disk):
+    import torch
+
+    def save(folder: Path) -> None:
+        torch.save(torch.zeros(numbers), folder / "weights.pt")
+
+    checkpoints, numbers = Checkpoints(small_disk / "checkpoints", keep=1), 1000
+    checkpoints.save(State(1), save)
+    numbers = 2**20
+    with pytest.raises(DiskFullError, match=r"checkpoint of step 2: No space left on device\. .* 1 MB free"):
+        checkpoints.save(State(2), save)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]

@@ -2,11 +2,13 @@
 
 import importlib
 import inspect
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
@@ -98,7 +100,7 @@ def test_overrides_arrive_with_their_types():
     )
     assert (config.rollout.n, config.learner.learning_rate, config.train.resume) == (4, 1e-6, "auto")
     assert config.eval.examples is None
-    assert config.output_dir == "outputs/visurf-seed3"
+    assert config.output_dir == str(Path.cwd() / "outputs/visurf-seed3")
     assert config.eval.max_tokens == config.rollout.max_tokens
 
 
@@ -156,7 +158,10 @@ def test_methods_differ_in_what_defines_them():
         ("rollout.nn=3", "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         ("learner.learning_rat=1", "'learner.learning_rat'. Did you mean 'learner.learning_rate'?"),
         ("learner.lr=1e-5", "'learner.lr'. Did you mean 'learner.learning_rate'?"),
-        ("method=grpo", "unknown method 'grpo'. Did you mean 'rlvr'?"),
+        ("method=GRPO", "unknown method 'GRPO'. Did you mean 'rlvr'?"),
+        ("method=ViSuRF", "unknown method 'ViSuRF'. Did you mean 'visurf'?"),
+        ("lr=1e-5", "'lr'. Did you mean 'learner.learning_rate'?"),
+        ("n=4", "'n'. Did you mean 'rollout.n'?"),
         ("learnr.ranks=2", "'learnr.ranks'. Did you mean 'learner.ranks'?"),
         ("train.batch=3", "Did you mean 'train.batch_size'?"),
         ("method.clip_hig=0.1", "Did you mean 'method.clip_high'?"),
@@ -193,12 +198,23 @@ def test_the_override_at_fault_is_told_among_good_ones():
     [
         ("rollout.n=many", ["could not be converted to Integer"]),
         ("rollout.n=2.5", ["could not be converted to Integer"]),
-        ("train.steps=1e3", ["could not be converted to Integer"]),
+        ("train.steps=1e3", ["could not be converted to Integer", "Write train.steps=1000"]),
+        ("train.steps=1e99", ["could not be converted to Integer", "Write a whole number"]),
+        ("seed=None", ["Write a whole number"]),
+        ("eval.examples=none", ["Write null for no value"]),
+        ("eval.examples=all", ["Write a whole number, or null"]),
+        ("rollout.memory=2GB", ["Write a number"]),
+        ("learner.dtype=null", ["Write float32, bfloat16"]),
+        ("learner.offload=2", ["Write true or false"]),
+        ("output_dir=true", ["Write a text, in quotes: \"output_dir='true'\""]),
+        ("output_dir=2026.10", ["\"output_dir='2026.10'\""]),
+        ("train.resume=false", ["or null for no value"]),
+        ("output_dir=/runs/${HOME}", ["Write ${oc.env:NAME}"]),
         ("train.steps=null", ["not Optional"]),
         ("train.export=perhaps", ["is not a valid bool"]),
-        ("learner.offload=cpu", ["is not a valid bool"]),
+        ("learner.offload=cpu", ["is not a valid bool", "Write true or false"]),
         ("eval.examples=None", ["Write null for no value"]),
-        ("learner.adam_betas=0.9", ["learner.adam_betas=0.9", "list"]),
+        ("learner.adam_betas=0.9", ["learner.adam_betas=0.9", "Write a list, such as [0.9, 0.999]"]),
         ("learner.adam_betas=[a,b]", ["learner.adam_betas[0]", "could not be converted to Float"]),
         ("rollout=8", ["rollout is a section: set one of its keys, such as rollout.workers"]),
         ("rollout.n=1,2", ["To sweep over it, add --multirun"]),
@@ -211,6 +227,8 @@ def test_the_override_at_fault_is_told_among_good_ones():
         ("task.train=/data/训练/a.jsonl", ["at '训'", "quotes"]),
         ("task.train=/data/train(1).jsonl", ["at '('", "quotes"]),
         ("output_dir=/runs/a#1", ["at '#'", "quotes"]),
+        ("output_dir='/runs/a'b'", ["\"output_dir='/runs/a\\'b'\""]),
+        ('output_dir=/runs/a"b', [shlex.quote("output_dir='/runs/a\"b'")]),
     ],
 )
 def test_a_value_of_the_wrong_type_is_refused_in_one_line_that_says_why(override, reasons):
@@ -224,7 +242,7 @@ def test_a_value_of_the_wrong_type_is_refused_in_one_line_that_says_why(override
 
 def test_the_quotes_that_a_refusal_recommends_are_read():
     path = "~/data (1)/训练#a=b.jsonl"
-    assert composed(f"task.train='{path}'", "task=non_object").task.train == path
+    assert composed(f"task.train='{path}'", "task=non_object").task.train == str(Path(path).expanduser())
 
 
 @pytest.mark.parametrize(
@@ -242,6 +260,8 @@ def test_the_quotes_that_a_refusal_recommends_are_read():
         ("learner.schedule=cosin", "must be one of constant, linear, cosine. Did you mean 'cosine'?"),
         ("learner.dtype=bfloat", "Did you mean 'bfloat16'?"),
         ("cluster.layout=colocate", "Did you mean 'colocated'?"),
+        ("monitor.wandb=None", "Did you mean 'disabled'?"),
+        ("pipeline.importance=false", "Did you mean 'off'?"),
         ("monitor.wandb=on", "monitor.wandb=on: it must be one of auto, online, offline, disabled."),
         ("reward.on_error=skp", "reward.on_error=skp: it must be one of stop, skip. Did you mean 'skip'?"),
     ],
@@ -293,6 +313,12 @@ def with_values(**values: Any) -> Config:
         ("method__route_share", 1.0, "method.route_share=1 must be at least 0 and below 1"),
         ("method__overlong_buffer", 0.0, "method.overlong_buffer=0 must be above 0 and at most 1"),
         ("seed", -1, "seed=-1 must be at least 0"),
+        ("seed", 2**31, "seed=2147483648 must be at least 0 and at most 2147483647"),
+        ("learner__learning_rate", 1e6, "learner.learning_rate=1000000 must be at least 0 and at most 1"),
+        ("output_dir", "", "output_dir='' is a text like any other here: it must have a value"),
+        ("model__path", "None", "model.path='None' is a text like any other here: it must have a value"),
+        ("task__train", "none", "task.train='none' is a text like any other here: write null for no value"),
+        ("reward__function", "None", "write null for no value"),
     ],
 )
 def test_a_number_outside_its_bounds_is_refused(key, value, message):
@@ -431,3 +457,8 @@ def test_importing_the_configuration_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == ("[]", 0), done.stderr
+
+
+def test_a_number_that_another_key_takes_over_is_refused_under_the_key_that_is_set():
+    with pytest.raises(ConfigError, match=r"^rollout\.max_tokens=-1 must be at least 1$"):
+        load_config(["rollout.max_tokens=-1"])

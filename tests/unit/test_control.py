@@ -100,7 +100,7 @@ def test_rlvr_appends_no_label_and_rollouts_are_compared_alone(make_method):
     expected = group_advantages(torch.tensor([1.0, 2.0, 6.0], dtype=torch.float64)).tolist()
     assert advantages(groups[0]) == pytest.approx(expected)
     parts = {"reward/rollout/total", "reward/rollout/thinking_format", "reward/rollout/accuracy"}
-    assert set(metrics) == parts | {"train/truncated_share"}
+    assert set(metrics) == parts | {"train/truncated_share", "train/instructive_share"}
     assert metrics["reward/rollout/total"] == 3.0
 
 
@@ -364,12 +364,14 @@ def test_rewards_activity_and_margin_are_logged_by_name(visurf):
         "reward/label/accuracy",
         "reward/margin",
         "train/label_active",
+        "train/instructive_share",
         "advantage/rollout",
         "advantage/label",
     }
     assert metrics["reward/rollout/total"] == pytest.approx(31 / 8)
     assert metrics["reward/label/total"] == pytest.approx(25 / 4), "as scored, before any control"
     assert metrics["train/label_active"] == 0.5
+    assert metrics["train/instructive_share"] == sum(any(r.advantage for r in one.responses) for one in groups) / 4
     assert metrics["reward/margin"] == pytest.approx((-4 + 1 - 1 + 0) / 4), "after elimination, before smoothing"
 
 
@@ -385,3 +387,8 @@ def test_without_an_active_label_there_are_no_advantages_to_log(visurf):
     metrics = visurf.assign_advantages([group([6.0, 7.0], 6.0)])
     assert metrics["train/label_active"] == 0.0
     assert not [name for name in metrics if name.startswith("advantage/")]
+
+
+def test_groups_of_equal_rewards_are_not_instructive(visurf):
+    found = visurf.assign_advantages([group([0.0] * 4, 0.0), group([7.0] * 4, 6.0), group([0.0] * 4, 6.0)])
+    assert found["train/instructive_share"] == pytest.approx(1 / 3)

@@ -169,10 +169,10 @@ def test_oversampling_moves_the_position_by_all_that_it_draws_in_the_stage_that_
 
 
 def test_each_stage_has_its_own_rates_and_the_reference_is_taken_where_the_second_begins(tmp_path):
-    rates = ["learner.schedule=linear", "learner.learning_rate=1.0", "method.sft_learning_rate=10.0"]
+    rates = ["learner.schedule=linear", "learner.learning_rate=0.1", "method.sft_learning_rate=1.0"]
     driver = drive(tmp_path, *STAGES, *rates)
     log = [entry if entry == "reference" else pytest.approx(entry[1]) for entry in driver.learner.log]
-    assert log == [10.0, 5.0, "reference", 1.0, 2 / 3, 1 / 3]
+    assert log == [1.0, 0.5, "reference", 0.1, 0.2 / 3, 0.1 / 3]
 
 
 def test_the_label_decays_over_the_steps_of_the_methods_own_stage(tmp_path):

@@ -23,10 +23,11 @@ from visurf_ray.errors import UserError
 from visurf_ray.groups import Group, Source
 from visurf_ray.method.control import smooth
 from visurf_ray.monitor import Monitor, SampleChooser
-from visurf_ray.monitor.metrics import MetricsLog, _resolve
+from visurf_ray.monitor.metrics import MetricsLog, _resolve, check_wandb
 from visurf_ray.monitor.progress import Progress
 from visurf_ray.monitor.report import to_yaml, write_report
 from visurf_ray.monitor.samples import ANSWER_COLOUR, LINE, TRUTH_COLOUR, Sample, SampleResponse, draw, sample_table
+from visurf_ray.monitor.teaching import why_nothing_teaches
 
 CONFIG: dict[str, Any] = {
     "seed": 3,
@@ -103,6 +104,51 @@ def test_a_mismatch_of_sampler_and_learner_is_warned_of_once(
     assert "WARNING" not in capsys.readouterr().out
 
 
+EQUAL = {"train/instructive_share": 0.0, "reward/rollout/total": 0.0, "reward/rollout/accuracy": 0.0}
+
+
+def test_steps_that_teach_nothing_are_warned_of_once_until_one_teaches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warnings(*shares: float) -> int:
+        for share in shares:
+            monitor.log(1, EQUAL | {"train/instructive_share": share})
+        return capsys.readouterr().out.count("WARNING")
+
+    monitor = begin(tmp_path, warn_equal_rewards=3)
+    assert warnings(0, 0, 0.1, 0, 0) == 0
+    assert warnings(0) == 1
+    assert warnings(0, 0, 0, 0) == 0
+    assert warnings(0.5, 0, 0) == 0
+    assert warnings(0) == 1
+    monitor.log(2, {})  # a step of SFT
+    monitor.close()
+    silent = begin(tmp_path / "other", warn_equal_rewards=None)
+    silent.log(1, EQUAL)
+    silent.close()
+    assert "WARNING" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("parts", "label", "why"),
+    [
+        ({"format": 0.0, "accuracy": 0.0}, None, "no rollout has the form"),
+        ({"answer_format": 0.0, "thinking_format": 0.0, "accuracy": 0.0}, 6.0, "no rollout has the form"),
+        ({"format": 1.0, "accuracy": 0.0}, None, "no answer is right"),
+        ({"format": 1.0, "accuracy": 1.0}, None, "equally good, as on a task that is solved"),
+        ({"format": 1.0, "accuracy": 1.0}, 2.0, "the task is solved"),
+        ({"format": 0.5, "accuracy": 0.5}, 2.0, "equally good"),
+        ({"score": 0.0}, 0.0, "the reward does not fit the data"),
+        ({"score": 0.0}, None, "no answer is right"),
+    ],
+)
+def test_the_rewards_parts_tell_why_nothing_is_learnt(parts: dict[str, float], label: float | None, why: str) -> None:
+    metrics = {f"reward/rollout/{name}": value for name, value in (parts | {"total": sum(parts.values())}).items()}
+    told = why_nothing_teaches(metrics | ({} if label is None else {"reward/label/total": label}))
+    assert why in told and all(f"{name} {value:.3g}" in told for name, value in parts.items())
+    assert "raise it" in why_nothing_teaches(metrics | {"train/truncated_share": 1.0})
+
+
 def rows(output_dir: Path) -> list[dict[str, Any]]:
     def refuse(constant: str) -> None:
         raise ValueError(f"{constant} is not JSON")
@@ -168,6 +214,63 @@ def test_an_unknown_wandb_mode_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(UserError, match=r"WANDB_MODE=on is unknown: set it to online, offline, disabled"):
         begin(tmp_path / "run", wandb=WandbMode.auto)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "mode"),
+    [
+        ("WANDB_MODE", "dryrun", "offline"),
+        ("WANDB_MODE", "OFFLINE", "offline"),
+        ("WANDB_MODE", "run", "online"),
+        ("WANDB_DISABLED", "true", "disabled"),
+    ],
+)
+def test_wandbs_other_names_of_modes_are_known(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, mode: str
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.setenv(name, value)
+    assert _resolve(WandbMode.auto) == mode
+
+
+@pytest.mark.parametrize("named", ["", "OFFLINE"])
+def test_a_mode_that_wandb_itself_refuses_is_no_obstacle(tmp_path: Path, no_key: None, monkeypatch, named: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", named)
+    check_wandb(WandbMode.auto)
+    log = MetricsLog(tmp_path, config={}, project="test", mode=WandbMode.auto, run_id=None, name="test")
+    log.finish()
+    assert log.mode == "offline"
+
+
+def test_online_without_a_key_is_refused_before_a_run(no_key: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_wandb(WandbMode.auto)
+    with pytest.raises(UserError, match=r"monitor\.wandb=online, but W&B has no API key: set WANDB_API_KEY"):
+        check_wandb(WandbMode.online)
+    monkeypatch.setenv("WANDB_MODE", "online")
+    with pytest.raises(UserError, match="WANDB_MODE=online, but W&B has no API key"):
+        check_wandb(WandbMode.auto)
+
+
+def test_a_run_goes_offline_if_wandb_does_not_answer(tmp_path: Path) -> None:
+    """In a process of its own, as above. Nothing listens at the address."""
+    code = """
+import sys
+from pathlib import Path
+from visurf_ray.monitor import metrics
+metrics._PATIENCE = 2.0
+log = metrics.MetricsLog(
+    Path(sys.argv[1]), config={}, project="test", mode=metrics.WandbMode.online, run_id=None, name="test"
+)
+log.log(1, {"a": 1.0})
+print(log.mode, log.where)
+log.finish()
+"""
+    environment = os.environ | {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.stdout.startswith("offline offline, because W&B does not answer ("), done.stderr
+    assert "upload with: wandb sync" in done.stdout
 
 
 def test_phases_add_up_and_are_taken_once() -> None:

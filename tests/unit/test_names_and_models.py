@@ -139,3 +139,10 @@ def test_vision_placeholders_are_banned_and_the_end_of_turn_is_not(processor):
     banned = set(tokenizer.convert_ids_to_tokens(banned_token_ids(processor)))
     assert {"<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"} <= banned
     assert tokenizer.eos_token not in banned and "<think>" not in banned
+
+
+@pytest.mark.parametrize("pixels", [1, 28 * 28 - 1])
+def test_images_below_the_processors_least_are_refused(pixels):
+    with pytest.raises(UserError, match=f"model.max_pixels={pixels} is below the least .* 784 pixels"):
+        load_processor(ModelConfig(path="miniature", max_pixels=pixels))
+    load_processor(ModelConfig(path="miniature", max_pixels=28 * 28))

@@ -7,7 +7,7 @@ import pytest
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import UserError
 from visurf_ray.rewards import REWARDS, Reward, load_reward
-from visurf_ray.rewards.function import absolute, load_function
+from visurf_ray.rewards.function import load_function
 from visurf_ray.rewards.spec import RewardSpec
 
 RIGHT = '<think>t</think><answer>[{"bbox_2d": [1, 1, 9, 9], "point_2d": [5, 5]}]</answer>'
@@ -117,12 +117,6 @@ def test_an_invalid_return_value_is_refused(file, name):
         load_function(f"{file}:{name}")("a", "b")
 
 
-def test_a_file_name_is_made_absolute_for_actors_in_other_folders(file, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert absolute("my_rewards.py:score") == f"{file}:score"
-    assert absolute("my_rewards:score") == "my_rewards:score"
-
-
 @pytest.mark.parametrize("declared", ['"format"', '["format", 3]', "None"])
 def test_thinking_parts_that_are_no_names_are_refused(file, declared):
     with open(file, "a") as code:
@@ -196,3 +190,9 @@ def test_options_of_the_wrong_type_are_refused():
         UserError, match=r"the reward 'math' has no option 'boxed_credi'\. Did you mean 'boxed_credit'\?"
     ):
         RewardSpec("math", {"boxed_credi": 1.0}).load()
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_an_option_that_no_reward_can_have_is_refused(value):
+    with pytest.raises(UserError, match=r"reward\.options\.box_distance=.* must be a finite number, at least 0"):
+        load_reward("vision_reasoner", box_distance=value)

@@ -2,6 +2,7 @@
 
 import logging
 import platform
+import signal
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ def connected(address: str) -> Iterator[None]:
         return
     # Ray logs a warning that token authentication is on, its default. It is on purpose.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
@@ -41,6 +43,8 @@ def connected(address: str) -> Iterator[None]:
             f"no Ray cluster at cluster.address={address}: start one with `bash launch/local.sh`, "
             "or set cluster.address=local to run in this process"
         ) from error
+    if callable(on_sigterm):  # Ray has replaced the program's handler
+        signal.signal(signal.SIGTERM, on_sigterm)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain
 from visurf_ray.config.load import CONFIG_DIR, C, register_schema, searching, typed
+from visurf_ray.config.places import users_folder
 from visurf_ray.errors import ConfigError, UserError
 
 
@@ -30,15 +31,20 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
         config_name: the primary configuration in `conf/`, unless --config-name gives another.
 
     Returns:
-        The exit status. A UserError is printed in one line; any other error of a task is raised.
+        The exit status; SIGTERM ends a run as Ctrl-C does. A UserError is printed in one line; any other error of a
+        task is raised.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
+    signal.signal(signal.SIGTERM, _interrupt)
     register_schema()
-    arguments = get_args_parser().parse_intermixed_args()
-    # Hydra itself wants all overrides in one place.
+    arguments, unknown = get_args_parser().parse_known_intermixed_args()
+    if unknown:
+        return fail(ConfigError(f"there is no flag {unknown[0]}: a setting is written without dashes, KEY=VALUE"))
+    own = [(users_folder() / Path(arguments.config_dir).expanduser()).resolve()] if arguments.config_dir else []
+    # Hydra itself wants all overrides in one place, and takes the last of several --config-dir.
     flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
+    flags += [f"--config-dir={folder}" for folder in own]
     sys.argv[1:] = [*flags, *arguments.overrides, *_sweep_folder(arguments.overrides)]
-    own = [Path(arguments.config_dir).resolve()] if arguments.config_dir else []
     line = CommandLine(arguments.config_name or config_name, arguments.overrides, [CONFIG_DIR, *own])
     if reason := line.missing_files():
         return fail(ConfigError(reason))
@@ -64,7 +70,7 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
             if name is None:
                 task(config, of_job.overrides)
             else:
-                config.output_dir = str(Path(job.sweep.dir) / name)
+                config.output_dir = str(users_folder() / job.sweep.dir / name)
                 task(config, [*of_job.overrides, f"output_dir={config.output_dir}"])
         except UserError as error:
             fail(error)
@@ -107,6 +113,11 @@ def _run_name(sweep: CommandLine, run: CommandLine) -> str:
     if len(name) <= 200 and all(re.fullmatch(r"[\w.+-]*=[\w.+-]*", value) for value in values):
         return name or number
     return f"{number}_{name}"[:200]
+
+
+def _interrupt(signum: int, frame: object) -> None:
+    """End the run on SIGTERM as Ctrl-C does."""
+    raise KeyboardInterrupt
 
 
 _REFUSED = 2  # the exit status for what the user must change

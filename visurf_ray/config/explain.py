@@ -1,10 +1,13 @@
 """Explains why a configuration cannot be composed: the override at fault, the reason, and the nearest valid name."""
 
 import re
+import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
+from enum import Enum
 from itertools import takewhile
 from pathlib import Path
+from typing import Any, get_args
 
 import yaml
 from hydra import compose
@@ -14,12 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
+from visurf_ray.config.schema import declared, nullable
 from visurf_ray.names import nearest
 
 # ValueError: method=null. YAMLError, RecursionError: a file of the user's.
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError, RecursionError)
 _EXPERIMENT = "experiment"  # not in the defaults list, so it must be added: +experiment=NAME
-_OTHER_NAMES = {"grpo": "rlvr"}  # other common names of options
+_NOTHING = ("disabled", "off", "none")  # what a choice may call that something is not used
+# Other common names of options: those of ours, of which a group or a choice has one at most.
+_OTHER_NAMES = {"grpo": ("rlvr",), "none": _NOTHING, "null": _NOTHING, "false": _NOTHING, "no": _NOTHING}
 
 
 @dataclass(frozen=True)
@@ -120,9 +126,13 @@ def unknown_key(key: str, keys: Sequence[str]) -> str:
 
 def _unknown_option(group: str, option: object, options: Sequence[str]) -> str:
     known = ", ".join(options)
-    name = _OTHER_NAMES.get(str(option), "")
-    hint = f" Did you mean {name!r}?" if name in options else nearest(str(option), options)
-    return f"unknown {group} {option!r}.{hint} Known: {known}"
+    return f"unknown {group} {option!r}.{_nearest_option(str(option), options)} Known: {known}"
+
+
+def _nearest_option(name: str, options: Sequence[str]) -> str:
+    """Return `nearest`, which also knows other common names of options."""
+    others = [other for other in _OTHER_NAMES.get(name.casefold(), ()) if other in options]
+    return f" Did you mean {others[0]!r}?" if others else nearest(name, options)
 
 
 def _unreadable(text: str) -> str | None:
@@ -135,10 +145,9 @@ def _unreadable(text: str) -> str | None:
             return f"cannot read the override {text!r}: it must be key=value"
         at = re.search(r"(?:at:|input) '(.)", str(error))
         where = f" at {at[1]!r}" if at else ""
-        quoted = value.replace("'", "\\'")
         return (
             f"cannot read the override {text!r}{where}: this value needs quotes, which the shell must leave in place: "
-            f"\"{key}='{quoted}'\""
+            f"{_quoted(key, value)}"
         )
     return None
 
@@ -153,12 +162,67 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
         whole = " ".join(part.strip() for part in str(error).splitlines() if "hydra.cc" not in part)
         return " ".join([whole, *lines[:1]]) if cause is not error and lines[0] not in whole else whole
     reason = " ".join(takewhile(lambda part: not part.startswith("full_key: "), lines)).rstrip(".")
-    given = next((text for text in line.overrides if text.lstrip("+").startswith(f"{key}=")), key)
+    given = next((text for text in reversed(line.overrides) if text.lstrip("+").startswith(f"{key}=")), key)
     if choices := re.search(r"Invalid value '(.*)', expected one of \[(.*)\]", reason):
         names = choices[2].split(", ")
-        return f"{given}: it must be one of {', '.join(names)}.{nearest(choices[1], names)}"
-    hint = ". Write null for no value" if given.partition("=")[2] == "None" else ""
-    return f"{given}: {reason}{hint}"
+        return f"{given}: it must be one of {', '.join(names)}.{_nearest_option(choices[1], names)}"
+    if "Interpolation key" in reason:
+        return f"{given}: {reason}. Write ${{oc.env:NAME}} for a variable of the environment"
+    return f"{given}: {reason}. {_cure(key, given.partition('=')[2])}".rstrip(". ")
+
+
+def _cure(key: str, written: str) -> str:
+    """Return what to write for a key in place of a value of the wrong type; an empty string if the key is unknown."""
+    field = declared(re.sub(r"\[\d+\]$", "", key))
+    if field is None:
+        return ""
+    if nullable(field) and written.casefold() in ("none", ""):
+        return "Write null for no value"
+    kinds = get_args(field.type) or (field.type,)
+    if int in kinds and re.fullmatch(r"\d+\.?\d*(e\+?\d+)?", written, re.IGNORECASE):
+        number = float(written)
+        if number.is_integer() and number < 1e12:
+            return f"Write {key}={int(number)}"
+    return f"Write {_wanted(field, kinds[0])}{', or null' if nullable(field) else ''}"
+
+
+def _wanted(field: Field[Any], kind: Any) -> str:
+    """Return in words what a field of this type takes."""
+    if "example" in field.metadata:
+        return f"a list, such as {field.metadata['example']}"
+    if issubclass(kind, Enum):
+        return ", ".join(kind.__members__)
+    return {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}.get(kind, "another value")
+
+
+def misread(line: CommandLine) -> str | None:
+    """Return why the first value that would be taken for another is refused; None if there is none.
+
+    OmegaConf takes 2 for true, and turns true, 1e3 and 2026.10 into the texts True, 1000.0 and 2026.1.
+    """
+    for text, override in ((given, found) for given in line.overrides for found in _parsed([given])):
+        key = override.key_or_group
+        field = declared(key)
+        if field is None or override.is_sweep_override() or override.is_delete():
+            continue
+        kinds = get_args(field.type) or (field.type,)
+        value, written = override.value(), text.partition("=")[2].strip()
+        if bool in kinds and isinstance(value, int) and value not in (0, 1):
+            return f"{text}: this is a number. Write true or false"
+        if str in kinds and (isinstance(value, bool) or (isinstance(value, int | float) and str(value) != written)):
+            kind = "true or false" if isinstance(value, bool) else "a number"
+            null = ", or null for no value" if nullable(field) else ""
+            return f"{text}: this is {kind}. Write a text, in quotes: {_quoted(key, written)}{null}"
+    return None
+
+
+def _quoted(key: str, value: str) -> str:
+    """Return the override as a shell takes it, with the quotes that Hydra needs."""
+    if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"":
+        value = value[1:-1]
+    value = value.replace("'", "\\'")
+    override = f"{key}='{value}'"
+    return shlex.quote(override) if re.search(r'["$`!]', override) else f'"{override}"'
 
 
 def _values(override: Override) -> list[object]:

@@ -11,8 +11,8 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from visurf_ray.config import rules
-from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain, unknown_addition
+from visurf_ray.config import places, rules
+from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain, misread, unknown_addition
 from visurf_ray.config.schema import Config, EvaluateConfig
 from visurf_ray.errors import ConfigError
 
@@ -63,13 +63,13 @@ def explaining(line: CommandLine) -> Iterator[None]:
 
 
 def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
-    """Return the checked configuration as plain dataclasses. Call it while Hydra is initialised.
+    """Return the checked configuration as plain dataclasses, its paths absolute. Call it while Hydra is initialised.
 
     Raises:
-        ConfigError: for a key that `+` added and the schema does not have, a mandatory value that is not set, and
-            values that no run can have.
+        ConfigError: for a key that `+` added and the schema does not have, a value that would be taken for another, a
+            mandatory value that is not set, and values that no run can have.
     """
-    if reason := unknown_addition(line):
+    if reason := unknown_addition(line) or misread(line):
         raise ConfigError(reason)
     with explaining(line):
         missing = OmegaConf.missing_keys(composed)
@@ -87,4 +87,5 @@ def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
             "first in its defaults"
         )
     rules.check(config)
+    places.make_absolute(config)
     return config

@@ -3,10 +3,11 @@
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import Field, fields, is_dataclass
+from enum import Enum
 from typing import Any
 
 from visurf_ray.config.choices import IMITATION, SUPERVISED, Clip, ImportanceLevel, Route, Schedule
-from visurf_ray.config.schema import Bounds, Config
+from visurf_ray.config.schema import Bounds, Config, nullable
 from visurf_ray.config.stages import plan_stages
 from visurf_ray.errors import ConfigError
 
@@ -15,6 +16,7 @@ def check(config: Config) -> None:
     """Raise ConfigError, naming the key, for the first setting that no run can have."""
     for key, value, declared in _leaves(config):
         _check_bounds(key, value, declared)
+        _check_text(key, value, declared)
     for rule in RULES:
         if reason := rule(config):
             raise ConfigError(reason)
@@ -44,9 +46,16 @@ def _check_bounds(key: str, value: Any, declared: Field[Any]) -> None:
     ]
     given = [(limit, word, holds) for limit, word, holds in limits if limit is not None]
     if not all(holds(limit) for limit, _, holds in given):
-        wanted = " and ".join(f"{word} {limit:g}" for limit, word, _ in given)
-        null = ", or null" if "None" in str(declared.type) else ""
-        raise ConfigError(f"{key}={value:g} must be {wanted}{null}")
+        wanted = " and ".join(f"{word} {limit:.15g}" for limit, word, _ in given)
+        null = ", or null" if nullable(declared) else ""
+        raise ConfigError(f"{key}={value:.15g} must be {wanted}{null}")
+
+
+def _check_text(key: str, value: Any, declared: Field[Any]) -> None:
+    """Refuse an empty text and the text `None`, which elsewhere mean that there is no value."""
+    if isinstance(value, str) and not isinstance(value, Enum) and value.strip().casefold() in ("", "none", "null"):
+        cure = "write null for no value" if nullable(declared) else "it must have a value"
+        raise ConfigError(f"{key}={value!r} is a text like any other here: {cure}")
 
 
 # Rules over several settings. Each is named after what it forbids, and returns the reason where it applies.

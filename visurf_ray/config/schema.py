@@ -3,9 +3,9 @@
 OmegaConf checks types and choices when it composes; `rules.check` checks bounds. Imports neither hydra nor torch.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import MISSING
 
@@ -51,6 +51,28 @@ def within(
     return field(default=MISSING, metadata={"bounds": Bounds(at_least, at_most, above, below)})
 
 
+@dataclass(frozen=True)
+class Place:
+    """What a text names: a file or a folder, whose path may be relative to the user's folder.
+
+    Attributes:
+        hub: where there is no such file or folder, the text is a name on a hub. `:split` may follow the path.
+        function: `:function` follows the path of a .py file; other texts name a module.
+        words: texts that are no paths.
+        keys: those keys of a dictionary that are such texts.
+    """
+
+    hub: bool = False
+    function: bool = False
+    words: tuple[str, ...] = ()
+    keys: frozenset[str] = frozenset()
+
+
+def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = ()) -> Any:
+    """A field that `conf/` must set to a file or folder, or to null where its type allows it; see `Place`."""
+    return field(default=MISSING, metadata={"place": Place(hub, function, words)})
+
+
 # Sections
 
 
@@ -58,7 +80,7 @@ def within(
 class TrainConfig:
     steps: int = within(at_least=0)
     batch_size: int = within(at_least=1)
-    resume: str | None = MISSING
+    resume: str | None = named(words=("auto",))
     checkpoint_every: int = within(at_least=0)
     keep_checkpoints: int = within(at_least=1)
     export: bool = MISSING
@@ -96,7 +118,7 @@ class LoraConfig:
     rank: int = within(at_least=0, at_most=512)  # vLLM's limit
     alpha: float = within(above=0)
     dropout: float = within(at_least=0, below=1)
-    targets: list[str] | None = MISSING
+    targets: list[str] | None = field(default=MISSING, metadata={"example": "[q_proj, v_proj]"})
 
 
 @dataclass
@@ -107,12 +129,12 @@ class LearnerConfig:
     freeze_vision: bool = MISSING
     freeze_projector: bool = MISSING
     lora: LoraConfig = MISSING
-    learning_rate: float = within(at_least=0)
+    learning_rate: float = within(at_least=0, at_most=1)
     schedule: Schedule = MISSING
     warmup_steps: int = within(at_least=0)
     learning_rate_floor: float = within(at_least=0, below=1)
     weight_decay: float = within(at_least=0)
-    adam_betas: list[float] = MISSING
+    adam_betas: list[float] = field(default=MISSING, metadata={"example": "[0.9, 0.999]"})
     max_grad_norm: float = within(at_least=0)
     packing: Packing = MISSING
     max_tokens_per_micro_batch: int = within(at_least=1)
@@ -140,6 +162,7 @@ class MonitorConfig:
     samples: int = within(at_least=0)
     samples_every: int = within(at_least=0)
     warn_logprob_diff: float | None = within(above=0)
+    warn_equal_rewards: int | None = within(at_least=1)
     paper_row: str | None = MISSING
 
 
@@ -190,26 +213,29 @@ class MethodConfig:
     overlong_penalty: float = within(at_least=0)
     sft_steps: int = within(at_least=0)
     sft_batch_size: int | None = within(at_least=1)
-    sft_learning_rate: float | None = within(at_least=0)
+    sft_learning_rate: float | None = within(at_least=0, at_most=1)
 
 
 @dataclass
 class ModelConfig:
-    path: str = MISSING
+    path: str = named(hub=True, words=("miniature",))
     max_pixels: int | None = within(at_least=1)
 
 
 @dataclass
 class TaskConfig:
-    """`train` and `held_out` are None where they are not set; a number is how many examples a drawn task makes."""
+    """`train` and `held_out` are None where they are not set; a number is how many examples a drawn task makes.
+
+    They have the type int | str | None, a union that OmegaConf 2.3 cannot merge while it is missing.
+    """
 
     name: str = MISSING
-    train: Any = MISSING  # int | str | None, a union that OmegaConf 2.3 cannot merge while it is missing
-    held_out: Any = MISSING
+    train: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
+    held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
-    image_root: str | None = MISSING
+    image_root: str | None = named()
     prompt: str = MISSING
-    segmenter: str | None = MISSING
+    segmenter: str | None = named(hub=True)
     box_distance: float | None = within(above=0)
     point_distance: float | None = within(above=0)
 
@@ -217,9 +243,10 @@ class TaskConfig:
 @dataclass
 class RewardConfig:
     name: str | None = MISSING
-    options: dict[str, Any] = MISSING  # of the reward that is named: conf/reward/NAME.yaml has them all
+    # Those of the reward that is named: conf/reward/NAME.yaml has them all.
+    options: dict[str, Any] = field(default=MISSING, metadata={"place": Place(hub=True, keys=frozenset({"model"}))})
     weight: float = MISSING
-    function: str | None = MISSING
+    function: str | None = named(function=True)
     function_weight: float = MISSING
     workers: int = within(at_least=1)
     gpus: float = within(at_least=0)
@@ -240,11 +267,11 @@ class PipelineConfig:
 class Config:
     """A whole run. See `conf/config.yaml`."""
 
-    seed: int = within(at_least=0)
-    output_dir: str = MISSING
+    seed: int = within(at_least=0, at_most=2**31 - 1)  # what every library takes
+    output_dir: str = named()
     train: TrainConfig = MISSING
+    rollout: RolloutConfig = MISSING  # before eval, which takes max_tokens from it: messages name the first key
     eval: EvalConfig = MISSING
-    rollout: RolloutConfig = MISSING
     learner: LearnerConfig = MISSING
     cluster: ClusterConfig = MISSING
     monitor: MonitorConfig = MISSING
@@ -263,8 +290,23 @@ class Config:
 class EvaluateConfig(Config):
     """`conf/evaluate.yaml`: a run's configuration, and what to evaluate."""
 
-    checkpoint: str | None = MISSING
-    predictions: str | None = MISSING
+    checkpoint: str | None = named(hub=True, words=("miniature",))
+    predictions: str | None = named()
+
+
+def nullable(declared: Field[Any]) -> bool:
+    """Return whether a field's type allows null."""
+    return declared.type is Any or type(None) in get_args(declared.type)
+
+
+def declared(key: str) -> Field[Any] | None:
+    """Return the field of a dotted key; None for a key that the schema does not have."""
+    kind: Any = EvaluateConfig
+    found: Field[Any] | None = None
+    for part in key.split("."):
+        found = next((item for item in fields(kind) if item.name == part), None) if is_dataclass(kind) else None
+        kind = found and found.type
+    return found
 
 
 def to_dict(config: Config) -> dict[str, object]:

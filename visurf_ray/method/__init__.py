@@ -31,7 +31,14 @@ from visurf_ray.method.control import (
 from visurf_ray.method.filling import Filling
 from visurf_ray.method.importance import importance_ratios, importance_weights, is_excess
 from visurf_ray.method.loss import Importance, LossConfig, TokenValues
-from visurf_ray.method.metrics import activity_metrics, advantage_metrics, mean, reward_metrics, truncation_metrics
+from visurf_ray.method.metrics import (
+    activity_metrics,
+    advantage_metrics,
+    instructive_metrics,
+    mean,
+    reward_metrics,
+    truncation_metrics,
+)
 from visurf_ray.method.objective import divergences, token_losses, token_weights
 from visurf_ray.method.schedule import loss_scales, mu
 from visurf_ray.method.surrogate import is_clipped, ratios
@@ -253,6 +260,8 @@ class Method:
             metrics["train/mu"] = mixed
         for group in groups:
             self._compare(group)
+        if not self._labels_teach:
+            metrics |= instructive_metrics(groups)
         return metrics | advantage_metrics(active)
 
     def _compare(self, group: Group) -> None:

@@ -43,6 +43,12 @@ def activity_metrics(groups: Sequence[Group]) -> Metrics:
     return {"train/label_active": mean(active), "reward/margin": mean(leads)}
 
 
+def instructive_metrics(groups: Sequence[Group]) -> Metrics:
+    """Return the share of groups with an advantage other than 0, over those with rollouts."""
+    teach = [float(any(response.advantage for response in group.responses)) for group in groups if group.rollouts]
+    return {"train/instructive_share": mean(teach)} if teach else {}
+
+
 def advantage_metrics(active: Sequence[Group]) -> Metrics:
     """Return the mean advantage by source.
 

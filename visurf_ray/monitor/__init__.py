@@ -8,12 +8,13 @@ from visurf_ray.aliases import Json
 from visurf_ray.config.choices import WandbMode
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.monitor.files import to_json, write_text
-from visurf_ray.monitor.metrics import MetricsLog, check_wandb_mode
+from visurf_ray.monitor.metrics import MetricsLog, check_wandb
 from visurf_ray.monitor.progress import Progress
 from visurf_ray.monitor.report import write_report
 from visurf_ray.monitor.samples import Sample, SampleChooser
+from visurf_ray.monitor.teaching import SHARE, why_nothing_teaches
 
-__all__ = ["Monitor", "SampleChooser", "check_wandb_mode"]
+__all__ = ["Monitor", "SampleChooser", "check_wandb"]
 
 _LATEST_SAMPLES = 2  # tables of samples in the report, besides the first
 
@@ -33,6 +34,7 @@ class Monitor:
         start_step: int = 0,
         samples: SampleChooser | None = None,
         warn_logprob_diff: float | None = None,
+        warn_equal_rewards: int | None = None,
     ) -> None:
         """Begin a run, or resume one.
 
@@ -45,6 +47,7 @@ class Monitor:
             start_step: the step of that checkpoint. Later rows of `metrics.jsonl` are removed; all rows if it is 0.
             samples: chooses the responses to show; None shows none.
             warn_logprob_diff: see `monitor.warn_logprob_diff`.
+            warn_equal_rewards: see `monitor.warn_equal_rewards`.
         """
         self._output_dir = output_dir
         self._config = config
@@ -57,6 +60,8 @@ class Monitor:
         self._chooser = samples
         self._warned: set[str] = set()
         self._warn_logprob_diff = warn_logprob_diff
+        self._warn_equal_rewards = warn_equal_rewards
+        self._untaught = 0  # steps in a row without an advantage
         self._samples: list[tuple[int | str, list[Sample]]] = []
         self._progress = Progress(total_steps, start_step=start_step)
         self._progress.say(f"W&B   {self._metrics.where}")
@@ -77,6 +82,8 @@ class Monitor:
         self._metrics.log(step, row)
         self._progress.step(step, row)
         self._check_mismatch(metrics.get("train/rollout_logprob_diff_p99", 0.0))
+        if SHARE in metrics:
+            self._check_advantages(step, metrics)
 
     def _check_mismatch(self, difference: float) -> None:
         """Warn, once in a run, that sampler and learner are not the same policy.
@@ -94,6 +101,18 @@ class Monitor:
             "succeeded, and at pipeline.max_staleness. pipeline.importance=token or sequence corrects what remains. "
             "The charts train/rollout_… show how it develops; this warning is given once.",
         )
+
+    def _check_advantages(self, step: int, metrics: Metrics) -> None:
+        """Warn if no group has taught for several steps, and again only if one has taught in between."""
+        if metrics[SHARE] > 0:
+            self._untaught = 0
+            return
+        self._untaught += 1
+        if self._untaught == self._warn_equal_rewards:
+            self._progress.say(
+                f"WARNING: step {step}: for {self._untaught} steps (monitor.warn_equal_rewards) the rewards of each "
+                f"group have all been equal, so nothing is learnt. {why_nothing_teaches(metrics)}."
+            )
 
     def log_eval(self, step: int, metrics: Metrics) -> None:
         """Record the scores of an evaluation as `eval/<name>`, with the seconds of the phase `evaluate`."""

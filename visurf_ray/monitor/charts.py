@@ -105,12 +105,14 @@ def _guidance(rows: list[Row]) -> list[Chart]:
 def _policy(rows: list[Row]) -> list[Chart]:
     norm: list[_Line] = [("norm", "train/grad_norm", "teal")]
     length: list[_Line] = [("tokens", "train/response_length", ROLLOUT)]
+    instructive: list[_Line] = [("instructive", "train/instructive_share", ROLLOUT)]
     kept: list[_Line] = [("kept", "train/kept_share", ROLLOUT)]
     rate: list[_Line] = [("rate", "train/learning_rate", "teal")]
     return [
         Chart("Entropy", "nats per token", _by_source(rows, "train/entropy/{}"), low=0),
         Chart("Log-probability", "mean per token", _by_source(rows, "train/logprob/{}")),
         Chart("Response length", "tokens", _curves(rows, length), low=0),
+        Chart("Instructive groups", "share with an advantage", _curves(rows, instructive), low=0, high=1),
         Chart("Groups kept", "share of those sampled", _curves(rows, kept), low=0, high=1),
         Chart("Learning rate", "of the optimizer steps", _curves(rows, rate), low=0),
         Chart("Gradient norm", "before clipping", _curves(rows, norm), low=0),

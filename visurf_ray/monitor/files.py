@@ -6,16 +6,22 @@ import os
 from pathlib import Path
 
 from visurf_ray.aliases import Json
+from visurf_ray.errors import writing
 
 Row = dict[str, Json]  # a line of metrics.jsonl: step, time, and numbers by metric, null for those that JSON lacks
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace the file at `path` in one step: after a crash it has either the old text or the new one."""
+    """Replace the file at `path` in one step: after a crash it has either the old text or the new one.
+
+    Raises:
+        DiskFullError: there is no space.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with writing(path.name, path.parent):
+            temporary.write_text(text, encoding="utf-8")
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -10,10 +11,12 @@ import wandb
 
 from visurf_ray.aliases import Json
 from visurf_ray.config.choices import WandbMode
-from visurf_ray.errors import UserError
+from visurf_ray.errors import UserError, writing
 from visurf_ray.groups import Metrics
 from visurf_ray.monitor.files import Row, to_json, write_text
 from visurf_ray.monitor.samples import Sample, sample_table
+
+_PATIENCE = 30.0  # seconds for W&B to answer
 
 
 class MetricsLog:
@@ -32,33 +35,37 @@ class MetricsLog:
         """Begin the W&B run, or continue it.
 
         Args:
-            mode: `auto` takes the mode that WANDB_MODE names. If that is not set, it is online if W&B finds
-                credentials, else offline.
+            mode: `auto` takes the mode that WANDB_MODE or WANDB_DISABLED names. If neither is set, it is online if
+                W&B finds credentials, else offline. If W&B does not answer, the mode becomes offline.
             run_id: the W&B run to continue; None begins one.
 
         Raises:
-            UserError: WANDB_MODE is unknown.
-            RuntimeError: W&B does not answer.
+            UserError: WANDB_MODE is unknown, or the API key cannot be one.
         """
         self.path = output_dir / "metrics.jsonl"
         self.mode = _resolve(mode)
+        if (
+            os.environ.get("WANDB_MODE", self.mode) not in _WANDB_MODES
+        ):  # an empty one, which W&B refuses, or other capitals
+            os.environ["WANDB_MODE"] = self.mode
         output_dir.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it prints an advertisement once vLLM has imported openai
+        begin = partial(
+            wandb.init,
+            project=project,
+            name=name,
+            id=run_id,
+            resume="allow",
+            dir=output_dir,
+            config=config,
+            settings=wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE),
+        )
+        self._silent = ""  # why W&B does not answer
         try:
-            self._run = wandb.init(
-                project=project,
-                name=name,
-                id=run_id,
-                resume="allow",
-                mode=_WANDB_MODES[self.mode],
-                dir=output_dir,
-                config=config,
-                settings=wandb.Settings(silent=True, console="off"),
-            )
+            self._run = begin(mode=_WANDB_MODES[self.mode])
         except wandb.errors.CommError as error:
-            raise RuntimeError(
-                f"W&B does not answer: {error}. Set monitor.wandb=offline to log to disk alone"
-            ) from error
+            self.mode, self._silent = WandbMode.offline, " ".join(str(error).split())
+            self._run = begin(mode="offline")
         # Not W&B's own step, which can only grow: ours goes back when a run resumes from an older checkpoint.
         self._run.define_metric("*", step_metric="step")
 
@@ -71,19 +78,22 @@ class MetricsLog:
     def where(self) -> str:
         """The address of the run in W&B, or how to upload it."""
         if self.mode == WandbMode.offline:
-            return f"offline; upload with: wandb sync {Path(self._run.dir).parent}"
+            why = f", because W&B does not answer ({self._silent:.200})" if self._silent else ""
+            return f"offline{why}; upload with: wandb sync {Path(self._run.dir).parent}"
         return self._run.url or self.mode
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Append one row. Numbers that are not finite are null in the file; W&B receives them as they are."""
         row = {"step": step} | {name: float(value) for name, value in metrics.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(to_json({"step": step, "time": time.time()} | row) + "\n")
-        self._run.log(row)
+        with writing(self.path.name, self.path.parent):
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(to_json({"step": step, "time": time.time()} | row) + "\n")
+            self._run.log(row)
 
     def table(self, step: int, key: str, samples: list[Sample]) -> None:
         """Show `samples` in W&B as a table under `key`."""
-        self._run.log({"step": step, key: sample_table(step, samples)})
+        with writing("W&B's table of samples", self.path.parent):
+            self._run.log({"step": step, key: sample_table(step, samples)})
 
     def rewind(self, step: int) -> None:
         """Remove the rows after `step`; a run that resumes there writes them again."""
@@ -121,20 +131,47 @@ _WANDB_MODES: dict[WandbMode, Literal["online", "offline", "disabled"]] = {
 }
 
 
-def check_wandb_mode() -> None:
-    """Check the variable WANDB_MODE, if it is set. Raises UserError for a mode that is unknown."""
-    named = os.environ.get("WANDB_MODE")
-    if named and named not in _WANDB_MODES:
-        raise UserError(f"WANDB_MODE={named} is unknown: set it to {', '.join(_WANDB_MODES)}, or unset it")
+_OTHER_NAMES = {"dryrun": "offline", "run": "online"}  # W&B's own, of old
+
+
+def check_wandb(mode: WandbMode) -> None:
+    """Check before a run whether it can log to W&B as `monitor.wandb` and W&B's variables say.
+
+    Raises:
+        UserError: WANDB_MODE is unknown; or the mode is online without an API key.
+    """
+    if _resolve(mode) == WandbMode.online and not _has_key():
+        key = "monitor.wandb=online" if mode == WandbMode.online else f"WANDB_MODE={os.environ['WANDB_MODE']}"
+        raise UserError(
+            f"{key}, but W&B has no API key: set WANDB_API_KEY, run `wandb login`, or set monitor.wandb=offline"
+        )
 
 
 def _resolve(mode: WandbMode) -> WandbMode:
     """Return the mode that `auto` stands for; another mode is returned as it is."""
     if mode != WandbMode.auto:
         return mode
+    if os.environ.get("WANDB_DISABLED", "").casefold() in ("true", "1", "yes", "on"):
+        return WandbMode.disabled
     if named := os.environ.get("WANDB_MODE"):
-        check_wandb_mode()
-        return WandbMode(named)
-    # Looks for credentials in the environment and the stored login; being silent, it does not ask the server.
-    wandb.setup(settings=wandb.Settings(silent=True))
-    return WandbMode.online if wandb.login(prompt=False, verify=False) else WandbMode.offline
+        chosen = _OTHER_NAMES.get(named.casefold(), named.casefold())
+        if chosen not in _WANDB_MODES:
+            raise UserError(f"WANDB_MODE={named} is unknown: set it to {', '.join(_WANDB_MODES)}, or unset it")
+        return WandbMode(chosen)
+    return WandbMode.online if _has_key() else WandbMode.offline
+
+
+def _has_key() -> bool:
+    """Look for credentials in the environment and the stored login, without asking the server.
+
+    Raises:
+        UserError: W&B refuses the key, or one of its variables.
+    """
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)  # W&B itself refuses an empty one
+    try:
+        wandb.setup(settings=wandb.Settings(silent=True))
+        return wandb.login(prompt=False, verify=False)
+    except (wandb.errors.Error, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"W&B cannot be set up: {reason}. Correct this, or set monitor.wandb=offline") from error

@@ -1,6 +1,7 @@
 """Verifiable rewards by name, usable without Ray: `load_reward("vision_reasoner")(response, ground_truth)`."""
 
 import inspect
+from math import inf
 
 from visurf_ray import names
 from visurf_ray.errors import UserError
@@ -28,7 +29,7 @@ def load_reward(name: str, **options: object) -> RewardFunction:
         options: The reward's settings, as in `conf/reward/`.
 
     Raises:
-        UserError: The name or an option is unknown, or an option has the wrong type.
+        UserError: The name or an option is unknown, or an option has the wrong type or is a negative number.
     """
     reward = names.load("reward", name, REWARDS)
     known = inspect.signature(reward).parameters
@@ -38,4 +39,6 @@ def load_reward(name: str, **options: object) -> RewardFunction:
         kind = known[key].annotation
         if type(value) is not kind and not (kind is float and type(value) is int):
             raise UserError(f"reward.options.{key}={value!r} must be a {kind.__name__}")
+        if isinstance(value, float | int) and not 0 <= value < inf:
+            raise UserError(f"reward.options.{key}={value!r} must be a finite number, at least 0")
     return reward(**options)

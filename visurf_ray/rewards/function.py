@@ -50,12 +50,6 @@ class UserReward:
         return Reward(parts)
 
 
-def absolute(name: str) -> str:
-    """Make the file in `name` absolute, because reward actors run in another working directory."""
-    place, colon, attribute = name.rpartition(":")
-    return f"{Path(place).expanduser().resolve()}{colon}{attribute}" if place.endswith(".py") else name
-
-
 def load_function(name: str) -> RewardFunction:
     """Load a user's reward function.
 

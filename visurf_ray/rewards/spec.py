@@ -7,7 +7,7 @@ from PIL import Image
 from visurf_ray.config.schema import RewardConfig
 from visurf_ray.errors import ConfigError, UserError
 from visurf_ray.rewards import load_reward
-from visurf_ray.rewards.function import absolute, load_function
+from visurf_ray.rewards.function import load_function
 from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, thinking_parts
 
 
@@ -46,8 +46,7 @@ class RewardSpec:
                 "reward.name and reward.function are both null: there is nothing to score responses by. "
                 "Choose `reward=…`, set reward.function=module:function, or train with method=sft, which needs none"
             )
-        function = None if config.function is None else absolute(config.function)
-        spec = RewardSpec(config.name, config.options, config.weight, function, config.function_weight)
+        spec = RewardSpec(config.name, config.options, config.weight, config.function, config.function_weight)
         rewards = [reward for reward, _ in spec._terms()]
         return replace(
             spec,

@@ -1,0 +1,56 @@
+"""Makes the files and folders that a configuration names absolute, because actors and jobs work in other folders."""
+
+import glob
+import os
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from visurf_ray.config.schema import Place
+
+FOLDER_VARIABLE = "VISURF_RAY_FOLDER"  # set by launch/job.sh, since a job runs in a copy of the code
+
+
+def users_folder() -> Path:
+    """Return the folder from which relative paths start: where the user has started the run."""
+    return Path(os.environ.get(FOLDER_VARIABLE) or os.getcwd())
+
+
+def make_absolute(section: Any) -> None:
+    """Make all files and folders absolute that the fields of a configuration name; see `schema.Place`."""
+    for declared in fields(section):
+        value, place = getattr(section, declared.name), declared.metadata.get("place")
+        if is_dataclass(value):
+            make_absolute(value)
+        elif place and isinstance(value, dict):
+            setattr(
+                section, declared.name, value | {key: absolute(value[key], place) for key in place.keys & value.keys()}
+            )
+        elif place:
+            setattr(section, declared.name, absolute(value, place))
+
+
+def absolute(value: Any, place: Place) -> Any:
+    """Return a value with its path absolute; a value that names no file or folder is returned as it is."""
+    if isinstance(value, list):
+        return [absolute(item, place) for item in value]
+    if not isinstance(value, str) or value in place.words:
+        return value
+    path, rest = value, ""
+    if place.function:
+        path, colon, attribute = value.rpartition(":")
+        if not path.endswith(".py"):  # a module
+            return value
+        rest = colon + attribute
+    elif place.hub and not _exists(value):
+        path, colon, split = value.partition(":")
+        if not _exists(path):
+            return value
+        rest = colon + split
+    return os.path.abspath(users_folder() / Path(path).expanduser()) + rest
+
+
+def _exists(path: str) -> bool:
+    """Return whether the path exists, can only be a path, or is a pattern of paths."""
+    explicit = path.startswith((".", "/", "~")) or (glob.has_magic(path) and "://" not in path)
+    return explicit or (users_folder() / path).exists()
