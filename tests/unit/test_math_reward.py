@@ -31,7 +31,7 @@ THOUGHT = "<think>reason</think>"
         (THOUGHT + "<answer>3</answer><answer>2</answer>", 1.0, 0.0),
         (THOUGHT + r"<answer>\boxed{3}, \boxed{2}</answer>", 1.0, 0.0),
         (THOUGHT + THOUGHT + r"\boxed{2}", 1.0, 0.0),
-        (r"<think><answer>3</answer></think>\boxed{2}", 1.0, 0.0),
+        (r"<think><answer>3</answer></think>\boxed{2}", 1.0, 1.0),
         (r"<think>\boxed{3}</think><answer>2</answer>", 1.0, 1.0),  # what stands after the thinking counts
         (r"<think>\boxed{3}</think>\boxed{2}", 1.0, 1.0),
         (r"<think>\boxed{2}</think>", 1.0, 0.0),  # better than none

@@ -1,8 +1,7 @@
 """Answers that are formulas, numbers, words or choices: finding them in a response, and comparing two of them.
 
-Answers are marked as a careful person marks them: `\\frac{2}{4}` equals `\\frac{1}{2}`, 2.0 equals 2, 5 km equals 5000 m
-but not 5 kg, and "B. 12" answers both "B" and "12". Words are compared as text, because a parser of formulas reads "No"
-as a product.
+Answers are marked as a careful person marks them: `\\frac{2}{4}` equals `\\frac{1}{2}`, 5 km equals 5000 m but not 5 kg,
+and "B. 12" answers both "B" and "12". Words are compared as text, because a parser of formulas reads "No" as a product.
 """
 
 import json
@@ -219,7 +218,7 @@ def _equal_text(given: str, truth: str) -> bool:
     if unit and wanted:
         if unit.dimension != wanted.dimension:
             return False
-        return number == right and unit == wanted or same_value(number, right, unit.factor / wanted.factor)
+        return (number == right and unit == wanted) or same_value(number, right, unit.factor / wanted.factor)
     if given.lower() == truth.lower():
         return True
     if _WORDS.fullmatch(truth):

@@ -39,8 +39,8 @@ def rest(response: str) -> str:
 def one_thought(response: str) -> str | None:
     """Return the text after the response's one thought, or None if it does not begin with exactly one.
 
-    The thought may be empty, and may hold another one in its own tags, but no second one may follow it, and it must not
-    hold an answer.
+    The thought may be empty, and may hold anything, even drafts of answers and another thought in its own tags, but no
+    second thought may follow it.
     """
     text = response.strip()
     tags = list(_TAG.finditer(text))
@@ -53,14 +53,14 @@ def one_thought(response: str) -> str | None:
             break
     if tag is not tags[-1] or depth:
         return None
-    return None if _ANSWER.search(text[: tag.end()]) else text[tag.end() :]
+    return text[tag.end() :]
 
 
 def has_thinking(response: str) -> bool:
     """Return whether the response is one thought and then one answer, with or without white space around each.
 
-    That is `<think>…</think><answer>…</answer>`. A second thought or answer makes it False, and so does an answer
-    within the thought.
+    That is `<think>…</think><answer>…</answer>`. A second thought or answer makes it False. A draft of an answer within
+    the thought does not: no reward reads it.
     """
     answer = (one_thought(response) or "").strip()
     return answer.startswith("<answer>") and answer.endswith("</answer>") and answer.count("answer>") == 2

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 
-from sympy import Expr, Integer, Rational, pi
+from sympy import Expr, Integer, Rational, S, pi
 
 # Each line: the dimension, what it is in the dimension's base unit, and its names. A plural -s is understood.
 _TABLE = """
@@ -111,7 +111,7 @@ class Unit:
     """
 
     dimension: frozenset[tuple[str, int]]
-    factor: Expr = Integer(1)
+    factor: Expr = S.One
     sure: bool = True
 
     @property

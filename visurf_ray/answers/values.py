@@ -25,12 +25,14 @@ from sympy import (
     Eq,
     Expr,
     Float,
-    Integer,
+    Integral,
     Interval,
     MatrixBase,
     Mul,
     Pow,
+    Product,
     Rational,
+    S,
     Symbol,
     Tuple,
     binomial,
@@ -40,6 +42,7 @@ from sympy import (
     gamma,
     sinh,
 )
+from sympy.concrete.expr_with_limits import AddWithLimits, ExprWithLimits
 from sympy.sets.sets import FiniteSet
 
 _SECONDS = 0.3  # of processor time for one comparison
@@ -52,7 +55,7 @@ _POINTS = 6  # at which two functions are compared
 logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit; `_within` is the limit
 
 
-def same_value(given: str, truth: str, ratio: Expr = Integer(1)) -> bool:
+def same_value(given: str, truth: str, ratio: Expr = S.One) -> bool:
     """Return whether two formulas have the same value. It is False if one is not wholly a formula, or takes too long.
 
     Args:
@@ -194,12 +197,25 @@ def _places(number: Expr) -> int | None:
 
 
 def _size(value: Basic) -> float:
-    """Return about how many digits a number or its reciprocal has at most; symbols are numbers of one digit."""
+    """Return about how many digits a number or its reciprocal has at most; symbols are numbers of one digit.
+
+    It is infinite for sums, products and integrals that are too large to compute.
+    """
+    limited = [node for node in value.atoms(ExprWithLimits) if len(node.limits[0]) > 1]
+    bounds = [_digits(bound, 1.0) for node in limited for limit in node.limits for bound in limit[1:]]
+    size = _digits(value, max(bounds, default=1.0))
+    return math.inf if limited and size > _EXACT else size
+
+
+def _digits(value: Basic, symbol: float) -> float:
+    """Return `_size`, where symbols are numbers of `symbol` digits."""
+    if isinstance(value, Symbol):
+        return symbol
     if isinstance(value, Float):
         return abs(math.log10(abs(value))) + 1 if value and value.is_finite else 1.0
     if isinstance(value, Rational):
         return max(abs(int(value.p)).bit_length(), int(value.q).bit_length()) * 0.302
-    sizes = [_size(argument) for argument in value.args]
+    sizes = [_digits(argument, symbol) for argument in value.args]
     if not sizes:
         return 1.0
     if isinstance(value, Mul):
@@ -209,6 +225,8 @@ def _size(value: Basic) -> float:
     largest = 10 ** sizes[-1] if sizes[-1] < 300 else math.inf
     if isinstance(value, Pow):
         return largest * max(sizes[0], 0.302)
+    if isinstance(value, AddWithLimits | Product) and not isinstance(value, Integral):
+        return largest * sizes[0]  # as many terms as the limit is large
     if isinstance(value, exp | sinh | cosh):
         return largest
     if isinstance(value, binomial):
