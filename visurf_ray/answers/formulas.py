@@ -1,7 +1,7 @@
 """Answers that are formulas, numbers, words or choices: finding them in a response, and comparing two of them.
 
-Answers are marked as a careful person marks them: `\\frac{2}{4}` equals `\\frac{1}{2}`, 5 km equals 5000 m but not 5 kg,
-and "B. 12" answers both "B" and "12". Words are compared as text, because a parser of formulas reads "No" as a product.
+They are marked as a careful person marks them: 2/4 equals `\\frac{1}{2}`, 5 km equals 5000 m but not 5 kg, and "B. 12"
+answers both "B" and "12". Words are compared as text, because a parser of formulas reads "No" as a product.
 """
 
 import json
@@ -177,8 +177,16 @@ def last_boxed(text: str) -> str | None:
 
 
 def all_boxed(text: str) -> set[str | None]:
-    """Return the different contents of all `\\boxed{}`; one whose brace is not closed has the content None."""
-    return {_braced(text, found.end()) for found in re.finditer(re.escape(_BOXED), text)}
+    """Return the different contents of all outermost `\\boxed{}`; one whose brace is not closed has the content None."""
+    contents: set[str | None] = set()
+    start = text.find(_BOXED)
+    while start >= 0:
+        content = _braced(text, start + len(_BOXED))
+        contents.add(content)
+        if content is None:
+            break
+        start = text.find(_BOXED, start + len(_BOXED) + len(content))
+    return contents
 
 
 def _braced(text: str, start: int) -> str | None:
@@ -194,7 +202,7 @@ def _braced(text: str, start: int) -> str | None:
 def equal(given: str, truth: str) -> bool:
     """Return whether an answer, which is a formula, a number, a word or an option, equals the true one.
 
-    It takes less than a few seconds at most, whatever the answer.
+    It takes a fraction of a second at most, on any thread (see `answers.values`).
     """
     given, truth = _plain(given), _plain(truth)
     if not given or max(len(given), len(truth)) > _LONGEST:
@@ -264,8 +272,11 @@ def _plain(text: str) -> str:
     """Return the text without notation that does not change its value, and with one notation for the rest.
 
     Full-width digits become ASCII; text wrappers, the dollar signs around formulas, LaTeX spaces, separators of
-    thousands and the final full stop are removed. An escaped dollar, or a single one, stays as the sign of money.
+    thousands and the final full stop are removed. An escaped dollar, or a single one, stays as the sign of money. Very
+    long text, which is never compared as a formula, stays as it is.
     """
+    if len(text) > 4 * _LONGEST:
+        return text
     text = text.translate(_WIDE).replace("\u2019", "'")
     for _ in range(3):  # they may be nested
         text = _WRAPPER.sub(r" \1 ", text)

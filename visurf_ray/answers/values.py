@@ -143,10 +143,10 @@ def _same_number(given: Expr, truth: Expr) -> bool:
     if size > _LARGEST or (size > _EXACT and (given.has(Add) or truth.has(Add))):
         return False  # they are different expressions, and cannot be computed exactly
     digits = 50 + int(size if size < _EXACT else 0)
-    values = [_value(number, digits, {}) for number in (given, truth)]
-    if None in values:
+    first, second = (_value(number, digits, {}) for number in (given, truth))
+    if first is None or second is None:
         return False
-    difference, largest = abs(values[0] - values[1]), max(map(abs, values))
+    difference, largest = abs(first - second), max(abs(first), abs(second))
     written = [number for number in (given, truth) if number.has(Float) and not isinstance(number, Float)]
     slack = 14 if written else digits - 15  # decimals within formulas are binary fractions
     if difference <= _ten(-slack) * largest or (size < _EXACT and largest < _ten(-int(size + 20))):
