@@ -177,7 +177,7 @@ def last_boxed(text: str) -> str | None:
 
 
 def all_boxed(text: str) -> set[str | None]:
-    """Return the different contents of all outermost `\\boxed{}`; one whose brace is not closed has the content None."""
+    """Return the different contents of all outermost `\\boxed{}`; None for one that is not closed."""
     contents: set[str | None] = set()
     start = text.find(_BOXED)
     while start >= 0:
