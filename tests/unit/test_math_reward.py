@@ -104,6 +104,10 @@ def test_every_thread_scores_alike():
 
 # Ground truths, and answers that a careful person marks as right.
 RIGHT = [
+    ("0.001", "10^-3"),
+    ("1000000000000", "10^12"),
+    ("5 km", r"5\times 10^3\text{ m}"),
+    ("5 m^3", "5000 L"),
     ("12", r"\$12"),
     ("1,200", r"\$1,200"),
     ("$12", "12"),

@@ -44,6 +44,7 @@ _NOTATION = [
         (r"≥", r"\\ge "),
         (r"≠", r"\\ne "),
         (r"\*\*|\s*\^\s*", "^"),
+        (r"\^(-?\d+)", r"^{\1}"),  # "10^-3" and "10^12", which LaTeX would read as 10^{1}2
         (r"\\?√|(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
         (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
         (r"\\sqrt\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
