@@ -42,7 +42,7 @@ def sample_chooser(config: Config, task: Task, data: DataFeed) -> SampleChooser:
         count=config.monitor.samples,
         every=config.monitor.samples_every,
         images=data.images,
-        boxes=task.boxes,
+        boxes=task.shown_boxes,
         true_boxes=task.true_boxes,
     )
 
@@ -79,7 +79,11 @@ def start_segmentation(config: Config) -> Segmentation | None:
     Raises:
         UserError: task.segmenter is no SAM2 model.
     """
-    return Segmentation(config.task.segmenter, config.eval.segmenter_gpus) if config.task.segmenter else None
+    return (
+        Segmentation(config.task.segmenter, config.eval.segmenter_gpus, strict=config.answers.strict)
+        if config.task.segmenter
+        else None
+    )
 
 
 def make_rollouts(
@@ -307,7 +311,7 @@ def train(config: Config) -> Path:
         driver = Driver(
             config,
             stages=stages,
-            score=checked.task.metrics,
+            score=checked.task.score,
             data=data,
             rollouts=rollouts,
             rewards=RewardPool(config.reward, checked.reward),

@@ -32,7 +32,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     check_vllm(config)
     check_segmenter(config.task.segmenter, "task.segmenter")
     output = Path(config.output_dir).expanduser().resolve()
-    task = load_task(config.task, config.seed)
+    task = load_task(config.task, config.seed, strict=config.answers.strict)
     with ExitStack() as stack:
         config.model.path = as_model(config.checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))
@@ -50,14 +50,14 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     output.mkdir(parents=True, exist_ok=True)
     with writing("predictions.jsonl", output):
         write_predictions(predictions, output / "predictions.jsonl")
-    return _write_scores(task.metrics(predictions), output)
+    return _write_scores(task.score(predictions), output)
 
 
 def _score_again(config: EvaluateConfig) -> Metrics:
     """Score a predictions.jsonl by the task's metrics, and write the scores to `output_dir`."""
     found = read_predictions(Path(config.predictions or "").expanduser())
     try:
-        scores = load_task(config.task, config.seed).metrics(found)
+        scores = load_task(config.task, config.seed, strict=config.answers.strict).score(found)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"predictions={config.predictions}: not of task={config.task.name} ({error})") from error
     output = Path(config.output_dir).expanduser().resolve()

@@ -110,6 +110,11 @@ def attends_causally(path: str) -> bool:
     return set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
 
 
+def has_pixel_bounds(processor: Processor) -> bool:
+    """Return whether a processor scales images between two numbers of pixels, as those of the Qwen-VL families do."""
+    return hasattr(processor.image_processor, "merge_size")
+
+
 def load_processor(config: ModelConfig) -> Processor:
     """Load the model's processor, its image size bounded by `config.max_pixels` if it takes such a bound.
 
@@ -121,8 +126,9 @@ def load_processor(config: ModelConfig) -> Processor:
     path = resolve_model(config.path)
     try:
         processor = AutoProcessor.from_pretrained(path)
-        if config.max_pixels is not None and hasattr(processor.image_processor, "merge_size"):  # a Qwen-VL family's
-            processor = AutoProcessor.from_pretrained(path, max_pixels=config.max_pixels)
+        if config.max_pixels is None or not has_pixel_bounds(processor):
+            return processor
+        processor = AutoProcessor.from_pretrained(path, max_pixels=config.max_pixels)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if Path(path).is_dir():
@@ -131,7 +137,7 @@ def load_processor(config: ModelConfig) -> Processor:
             f"model.path={config.path}: there is no such folder, and no such model on the Hugging Face hub ({reason})"
         ) from error
     least = processor.image_processor.size["shortest_edge"]  # in pixels, as longest_edge, whatever the names say
-    if config.max_pixels is not None and config.max_pixels < least:
+    if config.max_pixels < least:
         token = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
         raise UserError(
             f"model.max_pixels={config.max_pixels} is below the least of this model's processor, {least} pixels. It "

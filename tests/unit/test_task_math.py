@@ -136,8 +136,19 @@ CASES = [
     (Truth("45°", ("30°", "45°", "60°")), "45°", True),
     (Truth("45°", ("30°", "45°", "60°")), r"45^\circ", True),
     (Truth("45°", ("30°", "45°", "60°")), "A", False),
-    (Truth("45°", ("30°", "45°", "60°")), "A. 45°", False),  # the letter counts
+    (Truth("45°", ("30°", "45°", "60°")), "A. 45°", False),  # the letter and the text do not agree
     (Truth("45°", ("30°", "45°", "60°")), "44°", False),  # the most similar choice does not
+    (Truth("45°", ("30°", "45°", "60°")), "B. 30°", False),  # neither do the letter of one and the text of another
+    (Truth("45°", ("30°", "45°", "60°")), "B. because it is isosceles", True),
+    (Truth("45°", ("30°", "45°", "60°")), "(B) 45°", True),
+    (Truth("45°", ("30°", "45°", "60°")), "B: 45", True),
+    (Truth("45°", ("30°", "45°", "60°")), "B 45°", True),
+    (Truth("45°", ("30°", "45°", "60°")), "Option B", True),
+    (Truth("45°", ("30°", "45°", "60°")), "E. 45°", True),  # there is no choice E
+    (Truth("12 cm", ("12 m", "12 cm")), "B: 12 cm", True),
+    (Truth("12 cm", ("12 m", "12 cm")), "B: 12 m", False),
+    (Truth("12 cm", ("12 m", "12 cm")), "12 m", False),
+    (Truth("12 cm", ("12 m", "12 cm")), "12", False),  # it fits both
     (Truth("B", ("C", "B", "A")), "B", True),
     (Truth("A", ("C", "B", "A")), "A", False),  # it means the first choice
     (Truth("a dog", ("a cat", "a dog")), "a dog", True),
@@ -148,6 +159,8 @@ CASES = [
     (Truth("1.2", (), 1), "1.23", True),
     (Truth("1.2", (), 1), "1.26", False),
     (Truth("1.20", (), 2), "1.2", True),
+    (Truth("24.03", (), 2), r"\$24.03", True),
+    (Truth("24.03", (), 2), "24.034 cm", True),
     (Truth("0.33", (), 2), "0.3333", True),
     (Truth("1.2"), "1.23", False),
     (Truth("3"), "3.7", False),

@@ -149,6 +149,15 @@ def test_differs_from_the_original_on_purpose(reward, case):
         ("<think>a</think>", 0.0),
         ("<answer>x</answer><think>a</think>", 0.0),
         ("<think>a<answer>x</answer></think>", 0.0),
+        ("<think>a</think><think>b</think><answer>x</answer>", 0.0),
+        ("<think>a</think><answer>x</answer><answer>y</answer>", 0.0),
+        ("<think>a</think> <answer>x</answer> or <answer>y</answer>", 0.0),
+        ("<think>a<answer>x</answer></think><answer>y</answer>", 1.0),  # a draft is part of the thought
+        ("<think>a</think><answer><answer>x</answer></answer>", 0.0),
+        ("<think>a</think><answer>x</answer><think>b</think>", 0.0),
+        ("<think>a</think>b</think><answer>x</answer>", 0.0),
+        ("<think>a<think>b</think></think><answer>x</answer>", 1.0),  # one thought within another
+        ("<think>The answer goes into <answer>.</think><answer>x</answer>", 1.0),  # a mention is no answer
         ("So: <think>a</think><answer>x</answer>", 0.0),
         ("", 0.0),
     ],

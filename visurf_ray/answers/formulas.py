@@ -1,25 +1,67 @@
 """Answers that are formulas, numbers, words or choices: finding them in a response, and comparing two of them.
 
-math-verify compares formulas and numbers: `\\frac{2}{4}` equals `\\frac{1}{2}`, and 2.0 equals 2. Words are compared as
-text, because a parser of formulas reads "No" as a product.
+They are marked as a careful person marks them: 2/4 equals `\\frac{1}{2}`, 5 km equals 5000 m but not 5 kg, and "B. 12"
+answers both "B" and "12". Words are compared as text, because a parser of formulas reads "No" as a product.
 """
 
 import json
 import re
-import threading
 from dataclasses import asdict, dataclass
 
-from math_verify import parse, verify
+from sympy import Integer
 
-from visurf_ray.answers.responses import answer_text, has_thinking, rest
+from visurf_ray.answers import units
+from visurf_ray.answers.responses import answer_text, has_thinking, one_thought, rest
+from visurf_ray.answers.values import same_value
 
 _BOXED = "\\boxed{"
-_WRAPPER = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\{([^{}]*)\}")
+_WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|operatorname|mbox)\{([^{}]*)\}")
 _WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W\d_]+([ '-][^\W\d_]+)*")  # words, at least one of two letters
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # "３" to "3"
 _LONGEST = 500  # characters; parsing a longer formula takes seconds
-_SECONDS = 5  # limit of each math-verify call: comparing with 9^{9^9} never ends
-_LETTER = re.compile(r"\(?([A-Z])(?:\)|[.:](?=\s)|$)", re.IGNORECASE)  # in "B", "(B)", "B. 12", "B) 12", "B: 12"
+
+# Notation, and what is written for it. In this order.
+_NOTATION = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"\\(?:,|;|:| |quad\b|qquad\b|thinspace\b)|~|\u00a0|\u202f|\u2009", " "),
+        (r"\\!|\{\}|\\left(?![a-z])|\\right(?![a-z])|\\(?:display|text)style\b", ""),
+        (r"\\%", "%"),
+        (r"\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?|\\(?:degree|textdegree)(?![a-z])|º|˚", "°"),
+        (r"°\s*([CF])\b", r"°\1"),
+        (r"[−–—]", "-"),
+        (r"÷", "/"),
+        (r"²", "^2"),
+        (r"³", "^3"),
+        (r"½", r" \\frac{1}{2}"),
+        (r"¼", r" \\frac{1}{4}"),
+        (r"¾", r" \\frac{3}{4}"),
+        (r"⅓", r" \\frac{1}{3}"),
+        (r"⅔", r" \\frac{2}{3}"),
+        (r"[tc]frac(?=\W|\d)", "frac"),
+        (r"∞", r"\\infty "),
+        (r"≤", r"\\le "),
+        (r"≥", r"\\ge "),
+        (r"≠", r"\\ne "),
+        (r"\*\*|\s*\^\s*", "^"),
+        (r"\^(-?\d+)", r"^{\1}"),  # "10^-3" and "10^12", which LaTeX would read as 10^{1}2
+        (r"\\?√|(?<![A-Za-z\\])sqrt(?![A-Za-z])", r"\\sqrt"),
+        (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
+        (r"π|(?<![A-Za-z\\])pi(?![A-Za-z])", r"\\pi "),
+        (r"(?<![\d.,])(\d{1,3}(?: \d{3})+)(?![\d.]*\d)", lambda found: found[1].replace(" ", "")),
+        (r"(\d)\s*[eE]\s*([+-]?)\s*(\d+)(?![\w.])", r"\1 \\cdot 10^{\2\3}"),
+        (r"(?<![\d./])(\d+)(?: | ?- ?(?=\d+/\d+ [^\W\d]))(\d+)/(\d+)(?![\d/.])", r"(\1+\2/\3)"),  # "1 1/2"
+        (r"\s+(?:and|or)\s+", ", "),
+    )
+]
+_THOUSANDS = re.compile(r"(?<![\d.,])[1-9]\d{0,2}(?:,\d{3})+(?![\d,])")
+_CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?(?::(\d{2}))?\s*(?:([ap])\.?\s?m\b\.?|o'?clock)?", re.IGNORECASE)
+_OPTION = re.compile(  # "B", "(B)", "B. 12", "B) 12", "B: 12", "Option B"
+    r"(?:(?:the )?(?:correct |final )?(?:answer|option|choice)(?: is)?:? )?"
+    r"(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?:[.):]|(?= ?[-–—] )|$))\s*(?:[-–—] )?(?=[\w\\$-]|$)(.*)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -70,24 +112,43 @@ class Truth:
     def matches(self, given: str) -> bool:
         """Return whether an answer is right.
 
-        A choice may be given by its letter, its letter and text, or its text. If the answer begins with a choice's
-        letter, as in "(B)" or "B. 12", the letter alone decides; a letter beyond the last choice is read as text.
-        Without choices, a number is also right if it equals the true one after both are rounded to `precision`.
+        A choice may be given by its letter, its text, or both, as in "(B)", "B. 12" or "B 12". A letter with the text
+        of another choice is wrong; with any other text the letter alone decides. A letter beyond the last choice is
+        read as text. Without choices, a number is also right if it equals the true one after both are rounded to
+        `precision`.
         """
         if self.choices:
-            letter = _LETTER.match(_plain(given))
-            place = ord(letter[1].upper()) - ord("A") if letter else len(self.choices)
-            if place < len(self.choices):
-                return self.choices[place] == self.answer
-            same = {choice for choice in self.choices if _plain(choice).lower() == _plain(given).lower()}
-            alike = same or {choice for choice in self.choices if equal(given, choice)}
-            return alike == {self.answer}  # an answer that equals several choices is wrong
+            return self._chosen(given) == {self.answer}  # an answer that equals several choices is wrong
         rounded = self._rounded(self.answer)
         return equal(given, self.answer) or (rounded is not None and self._rounded(given) == rounded)
 
+    def _chosen(self, given: str) -> set[str]:
+        """Return the choices that an answer names."""
+        text = _plain(given)
+        same = {choice for choice in self.choices if _plain(choice).lower() == text.lower()}
+        letter, told = _option(text) or (None, text)
+        named = self._named(letter)
+        if named is None and text[1:2] == " " and (named := self._named(text[0])) is not None:
+            told = text[2:]  # "B 12" names B if that is its text
+            if _plain(named).lower() != told.strip().lower():
+                named = None
+        if named is not None and not told:
+            return {named}
+        if same or named is None:
+            return same or {choice for choice in self.choices if equal(given, choice)}
+        others = {choice for choice in self.choices if choice != named and equal(told, choice)}
+        return {named} | (others if not equal(told, named) else set())
+
+    def _named(self, letter: str | None) -> str | None:
+        place = ord(letter.upper()) - ord("A") if letter and letter.isascii() and letter.isalpha() else -1
+        return self.choices[place] if 0 <= place < len(self.choices) else None
+
     def _rounded(self, text: str) -> float | None:
         try:
-            return None if self.precision is None else round(float(_plain(text)), self.precision)
+            if self.precision is None:
+                return None
+            number, _ = units.split(_plain(text))
+            return round(float(number), self.precision)
         except (ValueError, OverflowError):
             return None
 
@@ -113,44 +174,149 @@ def find_answer(response: str) -> tuple[str | None, bool]:
 def last_boxed(text: str) -> str | None:
     """Return the content of the last `\\boxed{}`, or None if there is none or its brace is not closed."""
     start = text.rfind(_BOXED)
-    if start < 0:
-        return None
+    return None if start < 0 else _braced(text, start + len(_BOXED))
+
+
+def all_boxed(text: str) -> set[str | None]:
+    """Return the different contents of all outermost `\\boxed{}`; None for one that is not closed."""
+    contents: set[str | None] = set()
+    start = text.find(_BOXED)
+    while start >= 0:
+        content = _braced(text, start + len(_BOXED))
+        contents.add(content)
+        if content is None:
+            break
+        start = text.find(_BOXED, start + len(_BOXED) + len(content))
+    return contents
+
+
+def _braced(text: str, start: int) -> str | None:
+    """Return the text from `start` to the brace that closes there, or None."""
     depth = 1
-    for position in range(start + len(_BOXED), len(text)):
+    for position in range(start, len(text)):
         depth += (text[position] == "{") - (text[position] == "}")
         if depth == 0:
-            return text[start + len(_BOXED) : position]
+            return text[start:position]
     return None
 
 
 def equal(given: str, truth: str) -> bool:
-    """Return whether two formulas, numbers or words are equal.
+    """Return whether an answer, which is a formula, a number, a word or an option, equals the true one.
 
-    On the main thread math-verify stops after a few seconds and the result is False. On other threads it has no time
-    limit, because it sets the limit by a signal.
+    It takes a fraction of a second at most, on any thread (see `answers.values`).
     """
     given, truth = _plain(given), _plain(truth)
+    if not given or max(len(given), len(truth)) > _LONGEST:
+        return given.lower() == truth.lower()
+    chosen, right = _option(given), _option(truth)
+    if chosen and right:
+        texts = chosen[1], right[1]
+        return chosen[0] == right[0] and (not all(texts) or _equal_text(*texts))
+    return (
+        _equal_text(given, truth)
+        or bool(chosen and chosen[1] and _equal_text(chosen[1], truth))
+        or bool(right and right[1] and _equal_text(given, right[1]))
+    )
+
+
+def _equal_text(given: str, truth: str) -> bool:
+    """Return whether two answers without the letter of an option are equal."""
+    if (times := _same_time(given, truth)) is not None:
+        return times
+    (number, unit), (right, wanted) = units.split(given), units.split(truth)
+    if unit and wanted:
+        if unit.dimension != wanted.dimension:
+            return False
+        return (number == right and unit == wanted) or same_value(number, right, unit.factor / wanted.factor)
     if given.lower() == truth.lower():
         return True
-    if not given or max(len(given), len(truth)) > _LONGEST or _WORDS.fullmatch(truth):
+    if _WORDS.fullmatch(truth):
         return False
-    limit = _SECONDS if threading.current_thread() is threading.main_thread() else 0  # 0: no limit
-    left, right = (parse(f"${text}$", parsing_timeout=limit) for text in (truth, given))
-    return verify(left, right, timeout_seconds=limit)
+    only = unit or wanted
+    if only is None or (wanted and not wanted.sure):
+        return same_value(given, truth)
+    fraction = only.fraction or Integer(1)
+    ratios = {Integer(1), fraction if unit else 1 / fraction}
+    return number == right or any(same_value(number, right, ratio) for ratio in ratios)
+
+
+def _same_time(given: str, truth: str) -> bool | None:
+    """Return whether two times of day are equal, or None unless both are such.
+
+    A time without am and pm is read on a clock of 24 hours. If the true one has neither, either will do.
+    """
+    first, second = _CLOCK.fullmatch(given), _CLOCK.fullmatch(truth)
+    if not first or not second or not all(time[2] or time[4] or "clock" in time[0].lower() for time in (first, second)):
+        return None
+    if not second[4] and first[4]:
+        return _seconds(first, half=False) == _seconds(second) or _seconds(first) == _seconds(second)
+    return _seconds(first) == _seconds(second)
+
+
+def _seconds(time: re.Match[str], *, half: bool = True) -> int:
+    hour, minute, second = (int(time[place] or 0) for place in (1, 2, 3))
+    if half and time[4]:
+        hour = hour % 12 + 12 * (time[4].lower() == "p")
+    return (hour * 60 + minute) * 60 + second
+
+
+def _option(text: str) -> tuple[str, str] | None:
+    """Return the letter, in upper case, and the text of an option such as "B. 12", or None if the text is not one."""
+    found = _OPTION.fullmatch(text)
+    if found is None:
+        return None
+    letter = found[1] or found[2] or found[3]
+    return letter.upper(), found[4].strip()
 
 
 def _plain(text: str) -> str:
-    """Return the text without notation that does not change its value.
+    """Return the text without notation that does not change its value, and with one notation for the rest.
 
-    Full-width digits become ASCII; text wrappers, dollar signs, LaTeX spaces and the final full stop are removed.
+    Full-width digits become ASCII; text wrappers, the dollar signs around formulas, LaTeX spaces, separators of
+    thousands and the final full stop are removed. An escaped dollar, or a single one, stays as the sign of money. Very
+    long text, which is never compared as a formula, stays as it is.
     """
-    text = _WRAPPER.sub(r"\1", text.translate(_WIDE))
-    text = text.replace("$", "").replace("\\%", "%").replace("\\!", "").replace("\\,", "")
+    if len(text) > 4 * _LONGEST:
+        return text
+    text = text.translate(_WIDE).replace("\u2019", "'")
+    for _ in range(3):  # they may be nested
+        text = _WRAPPER.sub(r" \1 ", text)
+    text = re.sub(r"\*\*(.+?)\*\*", r"\1", text)
+    text = re.sub(r"\\[()\[\]]", "", text)
+    money = text.count("$") - text.count("\\$") == 1  # "$12"; formulas have two
+    text = re.sub(r"(?<!\\)\$", "$" if money else "", text).replace("\\$", "$")
+    for pattern, replacement in _NOTATION:
+        text = pattern.sub(replacement, text)
+    text = _join_thousands(text)
     return " ".join(text.split()).rstrip(" .")
 
 
+def _join_thousands(text: str) -> str:
+    """Return the text without separators of thousands.
+
+    Within brackets "(100,200)" is a point. There only a group that no number begins with, such as the 000 in "(1,000)",
+    makes it one number.
+    """
+
+    def join(found: re.Match[str]) -> str:
+        before = text[: found.start()]
+        inside = sum(before.count(sign) for sign in ("(", "[", "\\{")) > sum(
+            before.count(sign) for sign in (")", "]", "\\}")
+        )
+        if inside and not any(group.startswith("0") for group in found[0].split(",")[1:]):
+            return found[0]
+        return found[0].replace(",", "")
+
+    return _THOUSANDS.sub(join, text)
+
+
 def thinks_first(response: str) -> bool:
-    """Return whether the response is `<think>…</think>` and then the answer in `<answer>` or `\\boxed{}`."""
-    thought, end, answer = response.strip().rpartition("</think>")
-    in_box = "<answer>" not in answer and last_boxed(answer) is not None
-    return has_thinking(response) or (bool(end) and thought.startswith("<think>") and in_box)
+    """Return whether the response is one `<think>…</think>` and then one answer, in `<answer>` or `\\boxed{}`.
+
+    A `\\boxed{}` with the same content twice is one answer; drafts within the thought do not count.
+    """
+    answer = one_thought(response) or ""
+    boxed = all_boxed(answer)
+    if None in boxed or len(boxed) > 1:
+        return False
+    return has_thinking(response) or (bool(boxed) and "<answer>" not in answer)

@@ -6,7 +6,7 @@ import re
 STYLES: dict[str, tuple[str, str]] = {"spaced": (", ", ": "), "compact": (",", ":")}
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_THINKING = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
+_TAG = re.compile(r"<(/?)think>")
 
 
 def respond(answer: str, thinking: str | None = None) -> str:
@@ -36,6 +36,31 @@ def rest(response: str) -> str:
     return response.rpartition("</think>")[2]
 
 
+def one_thought(response: str) -> str | None:
+    """Return the text after the response's one thought, or None if it does not begin with exactly one.
+
+    The thought may be empty, and may hold anything, even drafts of answers and another thought in its own tags, but no
+    second thought may follow it.
+    """
+    text = response.strip()
+    tags = list(_TAG.finditer(text))
+    if not tags or tags[0].start() or tags[0][1]:
+        return None
+    depth = 0
+    for tag in tags:
+        depth += -1 if tag[1] else 1
+        if depth == 0:
+            break
+    if tag is not tags[-1] or depth:
+        return None
+    return text[tag.end() :]
+
+
 def has_thinking(response: str) -> bool:
-    """Return whether the response is `<think>…</think><answer>…</answer>`, with or without white space around each."""
-    return _THINKING.fullmatch(response) is not None
+    """Return whether the response is one thought and then one answer, with or without white space around each.
+
+    That is `<think>…</think><answer>…</answer>`. A second thought or answer makes it False. A draft of an answer within
+    the thought does not: no reward reads it.
+    """
+    answer = (one_thought(response) or "").strip()
+    return answer.startswith("<answer>") and answer.endswith("</answer>") and answer.count("answer>") == 2

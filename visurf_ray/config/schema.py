@@ -241,6 +241,11 @@ class TaskConfig:
 
 
 @dataclass
+class AnswersConfig:
+    strict: bool = MISSING
+
+
+@dataclass
 class RewardConfig:
     name: str | None = MISSING
     # Those of the reward that is named: conf/reward/NAME.yaml has them all.
@@ -278,6 +283,7 @@ class Config:
     method: MethodConfig = MISSING
     model: ModelConfig = MISSING
     task: TaskConfig = MISSING
+    answers: AnswersConfig = MISSING
     reward: RewardConfig = MISSING
     pipeline: PipelineConfig = MISSING
 

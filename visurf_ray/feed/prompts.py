@@ -8,6 +8,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from visurf_ray.aliases import Json, Processor, Reference
 from visurf_ray.groups import Prompt
+from visurf_ray.models import has_pixel_bounds
 
 Put = Callable[[object], Reference]  # stores a value and returns a reference to it
 Size = tuple[int, int]  # width and height in pixels
@@ -42,7 +43,7 @@ class PromptMaker:
         """
         width, height = size
         found = self.processor.image_processor
-        if hasattr(found, "merge_size"):
+        if has_pixel_bounds(self.processor):
             height, width = smart_resize(
                 height,
                 width,

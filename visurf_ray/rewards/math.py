@@ -5,10 +5,10 @@ Two parts of at most 1 each. accuracy is 1 if the answer equals the ground truth
 originals, whose bugs are fixed here:
 
 - The answer is the last one after the thinking (r1v: the first anywhere). It may contain line breaks.
-- The score does not depend on the thread. math-verify's time limit uses a signal, which raises off the main thread, so
-  there it is switched off and the caller must set a limit, as the pool of reward actors does.
+- The score does not depend on the thread, and takes a fraction of a second at most (see `answers.values`).
+- A second thought or a second answer costs the format.
 - White space around the response does not cost the format.
-- math-verify decides what is equal, not mathruler (see `answers.formulas`).
+- Answers are compared by value and unit, not by mathruler (see `answers.formulas`).
 """
 
 from dataclasses import dataclass

@@ -4,10 +4,11 @@ from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
+from visurf_ray.answers.lenient import as_strict
 from visurf_ray.config.schema import RewardConfig
 from visurf_ray.errors import ConfigError, UserError
 from visurf_ray.rewards import load_reward
-from visurf_ray.rewards.function import load_function
+from visurf_ray.rewards.function import UserReward, load_function
 from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, thinking_parts
 
 
@@ -21,6 +22,8 @@ class RewardSpec:
         weight: The factor of its parts.
         function: The user's function as `module:function` or `/path/to/file.py:function`, or None.
         function_weight: The factor of its parts.
+        strict: Whether the named reward reads valid JSON only (see `answers.lenient`). The user's function always gets
+            the response as it is.
         needs_image: Whether the loaded reward must be called with the image. Set by `of`.
         thinking_parts: The parts that reward thinking, as the rewards themselves declare. Set by `of`.
     """
@@ -30,12 +33,17 @@ class RewardSpec:
     weight: float = 1.0
     function: str | None = None
     function_weight: float = 1.0
+    strict: bool = True
     needs_image: bool = False
     thinking_parts: tuple[str, ...] = ()
 
     @staticmethod
-    def of(config: RewardConfig) -> "RewardSpec":
+    def of(config: RewardConfig, *, strict: bool = True) -> "RewardSpec":
         """Return the specification of a run's reward. Its errors are reported here, before any actor starts.
+
+        Args:
+            config: The reward's settings.
+            strict: The value of answers.strict.
 
         Raises:
             ConfigError: There is neither a reward nor a function.
@@ -46,7 +54,7 @@ class RewardSpec:
                 "reward.name and reward.function are both null: there is nothing to score responses by. "
                 "Choose `reward=…`, set reward.function=module:function, or train with method=sft, which needs none"
             )
-        spec = RewardSpec(config.name, config.options, config.weight, config.function, config.function_weight)
+        spec = RewardSpec(config.name, config.options, config.weight, config.function, config.function_weight, strict)
         rewards = [reward for reward, _ in spec._terms()]
         return replace(
             spec,
@@ -71,9 +79,11 @@ class RewardSpec:
 
         def score(response: str, ground_truth: str, image: Image.Image | None = None) -> Reward:
             parts: dict[str, float] = {}
+            mended = response if self.strict else as_strict(response)
             for reward, weight in terms:
+                text = response if isinstance(reward, UserReward) else mended
                 seen = {"image": image} if needs_image(reward) else {}
-                for part, value in reward(response, ground_truth, **seen).parts.items():
+                for part, value in reward(text, ground_truth, **seen).parts.items():
                     if part in parts:
                         raise UserError(
                             f"reward.function={self.function} has a part {part!r}, as reward.name={self.name} has: "

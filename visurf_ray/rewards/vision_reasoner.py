@@ -6,6 +6,7 @@ original, whose bugs are fixed here:
 - `[]` for an empty ground truth earns full answer_format and accuracy (the original: 0 for both), unless `credit_empty`
   is False.
 - White space around the response does not cost thinking_format.
+- A second thought or a second answer costs thinking_format.
 - The answer is the last one after the thinking, not the first anywhere.
 - An item without a point loses the credit for its point only; in the original it makes every item lose its accuracy.
 - Only coordinates that are numbers count for answer_format.

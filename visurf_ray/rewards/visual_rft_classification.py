@@ -8,6 +8,7 @@ case, white space and underscores do not matter. Unlike in the original, whose b
   numbers that occur in the thinking only.
 - The answer is the last one after the thinking, not the first anywhere; the thinking is not searched for the name.
 - White space around the response does not cost the format.
+- A second thought or a second answer costs the format.
 """
 
 from visurf_ray.answers.responses import answer_or_rest, has_thinking

@@ -15,6 +15,7 @@ here:
 - A truncated list keeps its complete items, also after thinking and without a closing tag.
 - A confidence below 0 or above 1 earns nothing; in the original, -0.5 on a miss earns 1.
 - White space around the response does not cost the format.
+- A second thought or a second answer costs the format.
 """
 
 from collections.abc import Sequence

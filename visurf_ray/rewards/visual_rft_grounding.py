@@ -9,6 +9,7 @@ fixed here:
 - Only boxes are compared (the original gives 1 if math-verify finds equal numbers).
 - The answer is the last one after the thinking, not the first anywhere, and may contain line breaks.
 - White space around the response does not cost the format.
+- A second thought or a second answer costs the format.
 """
 
 from visurf_ray.answers.boxes import Box

@@ -7,6 +7,7 @@ import ray
 from PIL import Image
 
 from visurf_ray.aliases import ActorHandle
+from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.rle import Rle, encode
 from visurf_ray.groups import Example, Prediction
 from visurf_ray.scoring.segmenter import Segmenter, prompts_of
@@ -42,23 +43,28 @@ def _start_actor(gpus: float) -> ActorHandle:
 class Segmentation:
     """Adds masks to predictions."""
 
-    def __init__(self, path: str, gpus: float) -> None:
+    def __init__(self, path: str, gpus: float, *, strict: bool = True) -> None:
         """Start the actor and load the model.
 
         Args:
             path: SAM2's folder or hub id.
             gpus: The number of GPUs, possibly fractional, that the actor reserves.
+            strict: The value of answers.strict.
 
         Raises:
             UserError: There is no SAM2 model at `path`.
         """
+        self.strict = strict
         self.actor: ActorHandle = _start_actor(gpus)
         ray.get(self.actor.open.remote(path))
 
     def segment(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return each prediction with the mask of its answer in the stored image of its example."""
         masks = [
-            self.actor.segment.remote(example.stored, prediction.response, prediction.size)
+            self.actor.segment.remote(example.stored, self._readable(prediction.response), prediction.size)
             for example, prediction in zip(examples, predictions, strict=True)
         ]
         return [replace(prediction, mask=mask) for prediction, mask in zip(predictions, ray.get(masks), strict=True)]
+
+    def _readable(self, response: str) -> str:
+        return response if self.strict else as_strict(response)

@@ -27,14 +27,17 @@ TASKS = {
 }
 
 
-def load_task(config: TaskConfig, seed: int) -> Task:
+def load_task(config: TaskConfig, seed: int, *, strict: bool = True) -> Task:
     """Return the task that `config.name` names.
 
     Args:
         config: The task's settings.
         seed: Draws the training rows of a drawn task.
+        strict: The value of answers.strict.
 
     Raises:
         UserError: The name is unknown, or the task does not support a setting.
     """
-    return names.load("task", config.name, TASKS)(config, seed)
+    task: Task = names.load("task", config.name, TASKS)(config, seed)
+    task.strict = strict
+    return task

@@ -2,9 +2,11 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.responses import STYLES
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
@@ -20,12 +22,14 @@ class Task(ABC):
         styles: The styles in which `render` can write a label.
         segments: Whether an answer can be turned into a mask, so that task.segmenter may be set.
         asks_for_absent: Whether the task can ask for absent objects, so that task.absent_share may be set.
+        strict: Whether `score` and `shown_boxes` read valid JSON only (see `answers.lenient`).
         prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem.
     """
 
     styles: Sequence[str] = tuple(STYLES)
     segments = False
     asks_for_absent = False
+    strict = True
     prompts: ClassVar[dict[str, str]]
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -108,6 +112,17 @@ class Task(ABC):
     def true_boxes(self, example: Example) -> list[Box] | None:
         """Return the ground truth's boxes, in pixels of the model's image, or None if answers are not boxes."""
         return None
+
+    def score(self, predictions: Sequence[Prediction]) -> Metrics:
+        """Return `metrics`, for answers as answers.strict reads them."""
+        return self.metrics([replace(each, response=self._readable(each.response)) for each in predictions])
+
+    def shown_boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
+        """Return `boxes`, for answers as answers.strict reads them."""
+        return self.boxes(self._readable(text), size)
+
+    def _readable(self, response: str) -> str:
+        return response if self.strict else as_strict(response)
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
