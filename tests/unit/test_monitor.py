@@ -74,7 +74,7 @@ def chooser(**changes: Any) -> SampleChooser:
     settings: dict[str, Any] = {
         "count": 2,
         "every": 1,
-        "image": lambda example: Image.new("L", example.size),
+        "images": lambda example: [Image.new("L", example.size)],
         "boxes": lambda text, size: [(0, 0, *size)],
         "true_boxes": lambda example: [(10, 10, 20, 20)],
     }
@@ -522,3 +522,16 @@ def test_a_smoothed_label_shows_both_rewards_in_the_report_and_in_wandb(tmp_path
         *[(7.0, None), (3.0, None), (5.0, 6.0)],
         *[(1.0, None), (1.0, None), (6.0, None)],
     ]
+
+
+def test_several_images_are_shown_side_by_side_and_none_as_a_white_one():
+    images = [Image.new("RGB", (10, 20), "red"), Image.new("RGB", (30, 5), "blue")]
+    (sample,) = chooser(images=lambda _: images).choose([group([1.0])])
+    assert sample.image.size == (40, 20)
+    assert [sample.image.getpixel(place) for place in ((9, 19), (10, 0), (10, 19))] == [
+        (255, 0, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+    ]
+    (sample,) = chooser(images=lambda _: []).choose([group([1.0])])
+    assert sample.image.getextrema() == ((255, 255),) * 3
