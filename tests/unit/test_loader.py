@@ -115,7 +115,7 @@ class CountedImage(StoredImage):
 def test_an_image_is_opened_once_in_the_check_and_once_for_an_example(write_parquet, make_loader):
     loader = make_loader(write_parquet({}))
     (row,) = loader.rows["held_out"]
-    image = CountedImage(row.image.cells, row.image.index)
+    image = CountedImage(row.images[0].cells, row.images[0].index)
     loader.rows = {"held_out": [replace(row, image=image)]}
     loader.check()
     assert image.reads == [0]

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visurf_ray.aliases import Json
-from visurf_ray.answers.responses import STYLES, answer_text, respond
+from visurf_ray.answers.responses import STYLES, answer_or_rest, answer_text, respond
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 IntBox = tuple[int, int, int, int]
@@ -123,20 +123,28 @@ def well_formed(response: str) -> bool:
 
 
 def parse_truth(ground_truth: str) -> dict[str, Json]:
-    """Return the ground truth as an object whose `objects` are the unchecked list; a bare list becomes such an object.
+    """Return the ground truth as an object whose `objects` are the unchecked list.
+
+    The text may be in `<answer>` tags. A bare list, or one item or box alone, becomes such an object.
 
     Raises:
         ValueError: The text is not JSON.
     """
     try:
-        value = json.loads(ground_truth)
-    except ValueError as error:
+        value = json.loads(answer_or_rest(ground_truth))
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error}): {ground_truth[:80]!r}") from error
-    return value if isinstance(value, dict) and "objects" in value else {"objects": value}
+    if isinstance(value, dict) and "objects" in value:
+        return value
+    alone = numbers(value, 4) is not None or (isinstance(value, dict) and not {"bbox_2d", "point_2d"}.isdisjoint(value))
+    return {"objects": [value] if alone else value}
 
 
 def parse_targets(ground_truth: str) -> list[Target]:
     """Return the ground truth's objects.
+
+    An item is `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`. Without a point, or if it is a bare list of four
+    numbers, its point is the centre of the box.
 
     Raises:
         ValueError: The text is not a ground truth. The message continues "row N: the solution …".
@@ -146,11 +154,29 @@ def parse_targets(ground_truth: str) -> list[Target]:
         raise ValueError(f"must be a JSON list of objects with bbox_2d and point_2d, not {ground_truth[:80]!r}")
     targets = []
     for number, item in enumerate(items):
+        item = {"bbox_2d": item} if isinstance(item, list) else item
         box, point = box_in(item), point_in(item)
-        if box is None or point is None:
+        pointless = isinstance(item, dict) and item.get("point_2d") is None
+        if box is None and point is not None and item.get("bbox_2d") is None:
+            raise ValueError(f"item {number} has a point without a box, but answers are compared with boxes")
+        if box is None or (point is None and not pointless):
             raise ValueError(f"item {number} needs bbox_2d with 4 numbers and point_2d with 2: {json.dumps(item)[:80]}")
-        targets.append(Target(box, point))
+        x1, y1, x2, y2 = box
+        targets.append(Target(box, point or ((x1 + x2) / 2, (y1 + y2) / 2)))
     return targets
+
+
+def are_shares(coordinates: Sequence[float]) -> bool:
+    """Return whether these coordinates must be shares of the image's sides: all between 0 and 1, and not all whole."""
+    return all(0 <= value <= 1 for value in coordinates) and any(value not in (0, 1) for value in coordinates)
+
+
+def ordered(box: Box, width: float, height: float) -> Box:
+    """Return the box with its corners in order and within an image of this size."""
+    (x1, x2), (y1, y2) = sorted((box[0], box[2])), sorted((box[1], box[3]))
+    left, right = (min(max(x, 0), width) for x in (x1, x2))
+    top, bottom = (min(max(y, 0), height) for y in (y1, y2))
+    return left, top, right, bottom
 
 
 def check_targets(targets: Sequence[Target], width: float, height: float) -> None:

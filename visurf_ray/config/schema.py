@@ -20,8 +20,10 @@ from visurf_ray.config.choices import (
     LabelTerm,
     LabelThinking,
     Layout,
+    OnBadBox,
     OnError,
     OnExcess,
+    OnLong,
     Overlong,
     RatioLevel,
     Route,
@@ -70,6 +72,12 @@ class EvalConfig:
     examples: int | None = within(at_least=1)
     max_tokens: int = within(at_least=1)
     segmenter_gpus: float = within(at_least=0)
+
+
+@dataclass
+class FeedConfig:
+    on_bad_box: OnBadBox = MISSING
+    on_long: OnLong = MISSING
 
 
 @dataclass
@@ -199,10 +207,13 @@ class ModelConfig:
 
 @dataclass
 class TaskConfig:
-    """`train` and `held_out` are None where they are not set; a number is how many examples a drawn task makes."""
+    """`train` and `held_out` are None where they are not set; a number is how many examples a drawn task makes.
+
+    Otherwise they are the name of a source, or a list of names.
+    """
 
     name: str = MISSING
-    train: Any = MISSING  # int | str | None, a union that OmegaConf 2.3 cannot merge while it is missing
+    train: Any = MISSING  # int | str | list[str] | None, a union that OmegaConf 2.3 cannot merge while it is missing
     held_out: Any = MISSING
     absent_share: float | None = within(at_least=0, at_most=1)
     image_root: str | None = MISSING
@@ -242,6 +253,7 @@ class Config:
     output_dir: str = MISSING
     train: TrainConfig = MISSING
     eval: EvalConfig = MISSING
+    feed: FeedConfig = MISSING
     rollout: RolloutConfig = MISSING
     learner: LearnerConfig = MISSING
     cluster: ClusterConfig = MISSING

@@ -4,7 +4,7 @@ import ray
 
 from visurf_ray.aliases import ActorHandle
 from visurf_ray.config.schema import ModelConfig, TaskConfig
-from visurf_ray.feed.loader import open_loader
+from visurf_ray.feed.loader import Dropped, Strictness, open_loader
 from visurf_ray.groups import Example
 
 
@@ -17,17 +17,31 @@ class DataActor:
     """Reads, checks and serves the examples of one task (see ExampleLoader)."""
 
     def open(
-        self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool
-    ) -> tuple[int, int]:
-        """Read and check all rows; returns `DataFeed.longest` and `longest_labelled`.
+        self,
+        task: TaskConfig,
+        model: ModelConfig,
+        seed: int,
+        max_prompt_tokens: int,
+        train: bool,
+        strictness: Strictness,
+    ) -> tuple[int, int, list[Dropped]]:
+        """Read and check all rows; returns `DataFeed.longest`, `longest_labelled` and `dropped`.
 
         This is not done in the constructor, whose errors Ray reports only as a dead actor.
 
         For the arguments see `open_loader`. Raises DataError like it.
         """
-        self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
+        self.loader = open_loader(
+            task,
+            model,
+            seed=seed,
+            max_prompt_tokens=max_prompt_tokens,
+            train=train,
+            put=ray.put,
+            strictness=strictness,
+        )
         self.prepared: dict[int, Example] = {}  # training examples by their position
-        return self.loader.longest.get("train", 0), self.loader.longest_labelled
+        return self.loader.longest.get("train", 0), self.loader.longest_labelled, self.loader.dropped
 
     def prepare(self, position: int, count: int) -> None:
         """Make training examples that `take` will return."""

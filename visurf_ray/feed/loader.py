@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -9,9 +10,11 @@ from numpy.typing import NDArray
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from visurf_ray.aliases import Processor, Reference
+from visurf_ray.config.choices import OnBadBox, OnLong
 from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.data.rows import Row
-from visurf_ray.errors import DataError
+from visurf_ray.errors import BoxError, DataError, LengthError
+from visurf_ray.feed.texts import TextCheck, check_tags
 from visurf_ray.groups import Example, Prompt
 from visurf_ray.models import load_processor
 from visurf_ray.tasks import load_task
@@ -22,8 +25,42 @@ _IMAGE_TOKEN = "<|image_pad|>"
 Put = Callable[[object], Reference]  # stores a value and returns a reference to it
 
 
+@dataclass(frozen=True)
+class Strictness:
+    """Which rows are refused, and what happens to them.
+
+    Attributes:
+        on_bad_box: What to do with a row whose boxes have swapped corners or reach outside the image.
+        on_long: What to do with a row whose prompt or label is too long.
+        max_label_tokens: The longest label that a training row may have, the end-of-turn token included; None: any.
+        trains_on_labels: Whether the run trains on labels: then the data's reasoning counts for their length.
+    """
+
+    on_bad_box: OnBadBox = OnBadBox.stop
+    on_long: OnLong = OnLong.stop
+    max_label_tokens: int | None = None
+    trains_on_labels: bool = True
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that is left out: the split, where it is, its id, and why."""
+
+    split: str
+    where: str
+    id: str
+    reason: str
+
+
 def open_loader(
-    task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool, put: Put
+    task: TaskConfig,
+    model: ModelConfig,
+    *,
+    seed: int,
+    max_prompt_tokens: int,
+    train: bool,
+    put: Put,
+    strictness: Strictness,
 ) -> "ExampleLoader":
     """Return a loader that has read and checked every held-out row and, with `train`, every training row.
 
@@ -34,16 +71,33 @@ def open_loader(
         max_prompt_tokens: See ExampleLoader.
         train: Whether to read the training rows as well as the held-out ones.
         put: See ExampleLoader.
+        strictness: See ExampleLoader.
 
     Raises:
         DataError: A row cannot be used. The message names the first one.
     """
-    processor = load_processor(model)
-    loader = ExampleLoader(load_task(task, seed), processor, seed=seed, max_prompt_tokens=max_prompt_tokens, put=put)
+    loader = ExampleLoader(
+        load_task(task, seed),
+        load_processor(model),
+        seed=seed,
+        max_prompt_tokens=max_prompt_tokens,
+        put=put,
+        strictness=strictness,
+    )
     if train:
         loader.load_train()
     loader.check()
     return loader
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A row that can be used, the tokens of its prompt and of its label, and the largest coordinate of its boxes."""
+
+    row: Row
+    prompt: int
+    label: int
+    largest_coordinate: float | None
 
 
 class ExampleLoader:
@@ -52,11 +106,22 @@ class ExampleLoader:
     Attributes:
         rows: The rows by split. `held_out` is always read, `train` only by `load_train`: an evaluation needs no
             training rows.
+        dropped: The rows that `check` has left out.
         longest: The number of tokens of each split's longest prompt; set by `check`.
         longest_labelled: The most tokens that a training prompt and its label have together; set by `check`.
+        longest_label: The number of tokens of the longest training label; set by `check`.
     """
 
-    def __init__(self, task: Task, processor: Processor, *, seed: int, max_prompt_tokens: int, put: Put) -> None:
+    def __init__(
+        self,
+        task: Task,
+        processor: Processor,
+        *,
+        seed: int,
+        max_prompt_tokens: int,
+        put: Put,
+        strictness: Strictness | None = None,
+    ) -> None:
         """Read the held-out rows.
 
         Args:
@@ -66,6 +131,7 @@ class ExampleLoader:
             max_prompt_tokens: The longest prompt that is accepted, visual tokens included. Longer ones are refused,
                 because truncating one would remove image tokens.
             put: Stores an image or its features and returns a reference to it; in a cluster, `ray.put`.
+            strictness: Which rows are refused. None: those that no run can use.
 
         Raises:
             DataError: The held-out data cannot be read.
@@ -75,6 +141,9 @@ class ExampleLoader:
         self.seed = seed
         self.max_prompt_tokens = max_prompt_tokens
         self.put = put
+        self.strictness = strictness or Strictness()
+        self.texts = TextCheck(processor.tokenizer)
+        self.dropped: list[Dropped] = []
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
         self.rows = {"held_out": task.held_out_rows()}
 
@@ -84,7 +153,7 @@ class ExampleLoader:
         return len(self.rows["train"])
 
     def check(self) -> None:
-        """Check every row that was read, and decode its image.
+        """Check every row that was read, and decode its image. Rows are left out or repaired as `strictness` says.
 
         Raises:
             DataError: A row cannot be used, or a split has no rows. The message names the first such row.
@@ -93,41 +162,92 @@ class ExampleLoader:
             if not rows:
                 raise DataError(f"task.{key} has no examples")
         with ThreadPoolExecutor() as threads:  # decoding releases the GIL
-            lengths = {
-                key: list(threads.map(partial(self._check, labelled=key == "train"), rows))
-                for key, rows in self.rows.items()
-            }
-        self.longest = {key: max(prompt for prompt, _ in found) for key, found in lengths.items()}
-        self.longest_labelled = max((prompt + label for prompt, label in lengths.get("train", [])), default=0)
+            checked = {key: list(threads.map(partial(self._check, split=key), rows)) for key, rows in self.rows.items()}
+        found = {}
+        for key, each in checked.items():
+            found[key] = [row for row in each if isinstance(row, _Checked)]
+            self.dropped += [row for row in each if isinstance(row, Dropped)]
+            if not found[key]:
+                reason = next(row.reason for row in self.dropped if row.split == key)
+                raise DataError(f"task.{key}: every row is dropped, the first for this reason: {reason}")
+            coordinates = [row.largest_coordinate for row in found[key] if row.largest_coordinate is not None]
+            if coordinates and max(coordinates) <= 1:
+                raise DataError(
+                    f"task.{key}: all coordinates of boxes lie between 0 and 1, but they must be in {self.task.unit}"
+                )
+        self.rows = {key: [each.row for each in kept] for key, kept in found.items()}
+        self.longest = {key: max(each.prompt for each in kept) for key, kept in found.items()}
+        self.longest_labelled = max((each.prompt + each.label for each in found.get("train", [])), default=0)
+        self.longest_label = max((each.label for each in found.get("train", [])), default=0)
 
-    def _check(self, row: Row, *, labelled: bool) -> tuple[int, int]:
-        """Check a row; returns the number of tokens of its prompt, visual tokens included, and of its longest label.
+    def _check(self, row: Row, *, split: str) -> "_Checked | Dropped":
+        """Check a row of a split, `train` or `held_out`. Raises DataError if it can neither be used nor dropped."""
+        try:
+            return self._measured(row, trained=split == "train")
+        except BoxError as error:
+            if self.strictness.on_bad_box != OnBadBox.drop:
+                raise
+            return Dropped(split, row.where, row.id, str(error))
+        except LengthError as error:
+            if self.strictness.on_long != OnLong.drop:
+                raise
+            return Dropped(split, row.where, row.id, str(error))
+
+    def _measured(self, row: Row, *, trained: bool) -> "_Checked":
+        """Check a row, repair its boxes if `strictness` says so, and measure its prompt and its label.
 
         Args:
-            labelled: Whether the run may train on the row's label; otherwise 0 is returned for it.
+            row: The row.
+            trained: Whether the run may train on the row's label; otherwise its length is not limited, and counts 0.
         """
-        row = row.decoded()
-        self.task.check(row)
-        width, height = self._size(row)
-        token_ids = self._token_ids(row)
-        if token_ids.count(self.image_token_id) != 1:
-            raise DataError(f"{row.where}: the question must not contain {_IMAGE_TOKEN}")
-        length = len(token_ids) + self._visual_tokens(width, height) - 1
-        if length > self.max_prompt_tokens:
-            raise DataError(
-                f"{row.where}: the prompt has {length} tokens, but may have at most {self.max_prompt_tokens}, one less "
-                "than rollout.max_model_len: shorten the question, lower model.max_pixels, or raise max_model_len"
+        decoded = row.decoded()
+        self.texts.encode(decoded.texts(), row.where)
+        if row.turns:
+            raise DataError(f"{row.where}: it has {len(row.turns)} messages before the question, but must have none")
+        decoded.open_image()  # refuses a row that has not exactly one
+        try:
+            self.task.check(decoded)
+        except BoxError:
+            if self.strictness.on_bad_box != OnBadBox.fix:
+                raise
+            decoded = self.task.repaired(decoded)
+            self.task.check(decoded)
+        width, height = self._size(decoded)
+        prompt = len(self._token_ids(decoded)) + self._visual_tokens(width, height) - 1
+        if prompt > self.max_prompt_tokens:
+            raise LengthError(
+                f"{row.where}: the prompt has {prompt} tokens, but may have at most {self.max_prompt_tokens}, one less "
+                "than rollout.max_model_len: shorten the question, lower model.max_pixels, raise max_model_len, or set "
+                "feed.on_long=drop"
             )
-        return length, self._label_tokens(row, (width, height)) if labelled else 0
+        label = self._label_tokens(decoded, (width, height))
+        limit, room = self.strictness.max_label_tokens, self.max_prompt_tokens + 1 - prompt
+        if trained and limit is not None and label > min(limit, room):
+            key = f"rollout.max_tokens={limit}" if limit < label else f"rollout.max_model_len={room + prompt}"
+            raise LengthError(
+                f"{row.where}: the label has {label} tokens after a prompt of {prompt}, longer than a response can be "
+                f"with {key}: raise it, shorten the label, or set feed.on_long=drop"
+            )
+        largest = self.task.largest_coordinate(decoded)
+        return _Checked(replace(row, solution=decoded.solution), prompt, label if trained else 0, largest)
 
     def _label_tokens(self, row: Row, size: tuple[int, int]) -> int:
-        """Return the tokens of the row's label in its longest style, the end-of-turn token included."""
+        """Check the row's label; returns the tokens of its longest style, the end-of-turn token included.
+
+        The data's reasoning is counted only if the run trains on labels.
+
+        Raises:
+            DataError: The label has a special token of the tokenizer, or several thoughts or answers.
+        """
         original = row.open_image()
         truth = self.task.ground_truth(row, size[0] / original.width, size[1] / original.height)
         without_pixels = Prompt([], [], None, None)
         example = Example(row.id, row.problem, truth, without_pixels, size, thinking=row.thinking)
+        check_tags(self.task.render(example, self.task.styles[0]), row.where)
+        if not self.strictness.trains_on_labels:
+            example = replace(example, thinking=None)
         labels = [self.task.render(example, style) for style in self.task.styles]
-        return 1 + max(map(len, self.processor.tokenizer(labels, add_special_tokens=False).input_ids))
+        return 1 + max(len(ids) for ids in self.texts.encode(labels, row.where))
 
     def train_batch(self, position: int, size: int) -> list[Example]:
         """Return `size` training examples, beginning at a position in the endless sequence of shuffled epochs.
@@ -188,7 +308,7 @@ class ExampleLoader:
         )
 
     def _token_ids(self, row: Row) -> list[int]:
-        content = [{"type": "image"}, {"type": "text", "text": self.task.question(row)}]
+        content = [{"type": "image"}, {"type": "text", "text": self.task.question(row).replace("<image>", "")}]
         text = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
         )

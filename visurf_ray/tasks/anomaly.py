@@ -126,4 +126,4 @@ def _row(entry: dict[str, Json], prefix: str, root: Path, where: str) -> Row:
         raise DataError(f"{where}: it must have category, image_path and mask_path") from error
     query = f"Find every defect of the {category.replace('_', ' ')} in this picture."
     mask = root / prefix / mask if mask else None
-    return Row(f"{prefix}{image}", query, "[]", root / prefix / image, where, mask=mask)
+    return Row(f"{prefix}{image}", query, "[]", (root / prefix / image,), where, mask=mask)
