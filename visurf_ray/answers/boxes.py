@@ -123,28 +123,20 @@ def well_formed(response: str) -> bool:
 
 
 def parse_truth(ground_truth: str) -> dict[str, Json]:
-    """Return the ground truth as an object whose `objects` are the unchecked list.
-
-    The text may be in `<answer>` tags. A bare list, or one item or box alone, becomes such an object.
+    """Return the ground truth as an object whose `objects` are the unchecked list; a bare list becomes such an object.
 
     Raises:
         ValueError: The text is not JSON.
     """
     try:
-        value = json.loads(answer_or_rest(ground_truth))
-    except (ValueError, RecursionError) as error:
+        value = json.loads(ground_truth)
+    except ValueError as error:
         raise ValueError(f"is not JSON ({error}): {ground_truth[:80]!r}") from error
-    if isinstance(value, dict) and "objects" in value:
-        return value
-    alone = numbers(value, 4) is not None or (isinstance(value, dict) and not {"bbox_2d", "point_2d"}.isdisjoint(value))
-    return {"objects": [value] if alone else value}
+    return value if isinstance(value, dict) and "objects" in value else {"objects": value}
 
 
 def parse_targets(ground_truth: str) -> list[Target]:
     """Return the ground truth's objects.
-
-    An item is `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`. Without a point, or if it is a bare list of four
-    numbers, its point is the centre of the box.
 
     Raises:
         ValueError: The text is not a ground truth. The message continues "row N: the solution …".
@@ -154,16 +146,34 @@ def parse_targets(ground_truth: str) -> list[Target]:
         raise ValueError(f"must be a JSON list of objects with bbox_2d and point_2d, not {ground_truth[:80]!r}")
     targets = []
     for number, item in enumerate(items):
-        item = {"bbox_2d": item} if isinstance(item, list) else item
         box, point = box_in(item), point_in(item)
-        pointless = isinstance(item, dict) and item.get("point_2d") is None
-        if box is None and point is not None and item.get("bbox_2d") is None:
-            raise ValueError(f"item {number} has a point without a box, but answers are compared with boxes")
-        if box is None or (point is None and not pointless):
+        if box is None or point is None:
             raise ValueError(f"item {number} needs bbox_2d with 4 numbers and point_2d with 2: {json.dumps(item)[:80]}")
-        x1, y1, x2, y2 = box
-        targets.append(Target(box, point or ((x1 + x2) / 2, (y1 + y2) / 2)))
+        targets.append(Target(box, point))
     return targets
+
+
+def canonical(solution: str) -> str:
+    """Return a solution as users write it in the form of a ground truth, its objects unchecked.
+
+    The solution may be in `<answer>` tags. It may be one item or one box in place of a list, and an item may be a bare
+    box. An item without a point gets the centre of its box.
+
+    Raises:
+        ValueError: The text is not JSON.
+    """
+    truth = parse_truth(answer_or_rest(solution))
+    items = truth["objects"]
+    if isinstance(items, dict) or numbers(items, 4) is not None:
+        items = [items]
+    if not isinstance(items, list):
+        return solution
+    items = [{"bbox_2d": item} if isinstance(item, list) else item for item in items]
+    for item in items:
+        box = box_in(item)
+        if box is not None and item.get("point_2d") is None:
+            item["point_2d"] = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+    return json.dumps({**truth, "objects": items} if len(truth) > 1 else items)
 
 
 def are_shares(coordinates: Sequence[float]) -> bool:

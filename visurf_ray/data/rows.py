@@ -130,20 +130,17 @@ def rows_of(
     Raises:
         DataError: A column is missing, a cell is empty, or one has another type.
     """
-    held = {
-        name: next((c for c in known if c in table.columns), None)
-        for name, known in (dict(columns) | dict(_OTHERS)).items()
-    }
+    there = table.columns
+    known = {**dict.fromkeys(COLUMNS, ()), **_OTHERS, **columns}
+    held = {name: next((column for column in names if column in there), None) for name, names in known.items()}
     missing = [
         " or ".join(columns[name])
         for name, other in (("problem", "messages"), ("solution", "reward_model"))
         if held[name] is None and held[other] is None and held["messages"] is None
     ]
     check_columns(table, missing)
-    if held["image"] is None and (found := [name for name in table.columns if _PICTURE_COLUMN.fullmatch(name)]):
-        raise DataError(
-            f"{table.source} has pictures in the column {found[0]}: name it {' or '.join(columns['image'])}"
-        )
+    if held["image"] is None and (found := [name for name in there if _PICTURE_COLUMN.fullmatch(name)]):
+        raise DataError(f"{table.source} must have its pictures in {' or '.join(columns['image'])}, not in {found[0]}")
     root = Path(image_root).expanduser() if image_root else table.root
     read = [column for column in dict.fromkeys(held.values()) if column]
     reader = _Reader(table.source, held, root, tuple(solutions), [name for name in columns if name not in COLUMNS])

@@ -9,6 +9,7 @@ from visurf_ray.answers.boxes import (
     Target,
     answered_boxes,
     are_shares,
+    canonical,
     check_targets,
     dump_truth,
     ordered,
@@ -100,11 +101,11 @@ class BoxTask(Task):
 
     def targets(self, row: Row) -> list[Target]:
         """Return the row's objects, in pixels of the stored image. Raises ValueError if they are malformed."""
-        return parse_targets(row.solution)
+        return parse_targets(canonical(row.solution))
 
     def masks(self, row: Row) -> dict[str, Rle]:
         """Return the row's `mask` and `ignore` mask, if it has them. Raises ValueError if they are malformed."""
-        return parse_masks(row.solution)
+        return parse_masks(canonical(row.solution))
 
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
         targets = [_scale(target, scale_x, scale_y) for target in self.targets(row)]

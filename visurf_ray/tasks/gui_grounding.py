@@ -25,7 +25,7 @@ from visurf_ray.answers.responses import has_thinking
 from visurf_ray.data.pictures import picture_size
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.data.texts import read_json, read_text
-from visurf_ray.errors import DataError
+from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Metrics, Prediction
 from visurf_ray.tasks.box_task import BoxTask
 
@@ -71,8 +71,8 @@ class GuiGroundingTask(BoxTask):
 
     def check(self, row: Row) -> None:
         super().check(row)
-        if len(parse_targets(row.solution)) != 1:
-            raise DataError(f"{row.where}: the solution must be one element, not {row.solution[:80]}")
+        if len(self.targets(row)) != 1:
+            raise DataError(f"{row.where}: the solution must be one element, not {short(row.solution)}")
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Return the metrics of pointing, or none without predictions.
