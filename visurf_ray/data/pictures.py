@@ -60,6 +60,8 @@ def picture_size(path: Path, where: str) -> tuple[int, int]:
     """Return width and height of a picture as viewers show it. Raises DataError if it cannot be opened."""
     image = _opened(path, where)
     width, height = image.size
+    if image.format == "TIFF":  # Pillow itself turns these, and tells the size after that
+        return width, height
     return (height, width) if _orientation(image) >= 5 else (width, height)
 
 

@@ -1,6 +1,8 @@
 """Addresses of files, such as https://…, s3://… and hf://…: fetched with fsspec into a cache on this machine."""
 
+import os
 import re
+import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -22,7 +24,7 @@ def path_of(address: str) -> str:
 def local_path(address: str | Path) -> Path:
     """Return a file on this machine with the content at an address.
 
-    It is fetched once, and again when the content at the address has changed. `file://…` is returned as a path.
+    It is fetched once, and again when its size, date or checksum at the address has changed. `file://…` is a path.
 
     Raises:
         DataError: The content cannot be fetched.
@@ -33,12 +35,15 @@ def local_path(address: str | Path) -> Path:
     text = str(address)
     if text.lower().startswith("file://"):
         return Path(unquote(urlparse(text).path))
-    cache = {"cache_storage": str(Path(HF_DATASETS_CACHE).expanduser() / "addresses"), "check_files": True}
     try:
-        found = fsspec.open_local(f"filecache::{text}", filecache=cache)
-    except ImportError as error:  # fsspec names the package that its protocol needs
-        raise DataError(f"{short(text, 500)} cannot be fetched: {short(error, 200)}") from error
+        system, path = fsspec.url_to_fs(text)
+        found = Path(HF_DATASETS_CACHE).expanduser() / "addresses" / fsspec.utils.tokenize(text, system.info(path))
+        if not found.exists():
+            found.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=found.parent) as folder:  # another thread may fetch the same
+                system.get_file(path, f"{folder}/file")
+                os.replace(f"{folder}/file", found)
+        return found
     except Exception as error:  # each protocol raises errors of its own library
         reason = short(f"{type(error).__name__}: {error}", 300)
         raise DataError(f"{short(text, 500)} cannot be fetched: {reason}") from error
-    return Path(found)
