@@ -82,7 +82,7 @@ def start_data(config: Config, *, train: bool = True) -> DataFeed:
         strictness=strictness(config),
     )
     if data.dropped:
-        print(f"{len(data.dropped)} rows are dropped: see dropped.jsonl in the output folder", flush=True)
+        print(f"{len(data.dropped)} rows of the data are dropped: see dropped.jsonl in {config.output_dir}", flush=True)
     return data
 
 

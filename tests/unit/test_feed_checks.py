@@ -3,6 +3,7 @@
 import json
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -225,3 +226,14 @@ def test_reasoning_counts_only_where_labels_are_trained_on(write_jsonl, load):
     load(source, max_label_tokens=100, trains_on_labels=False)
     with pytest.raises(DataError, match=r"row 0: the label has"):
         load(source, max_label_tokens=100)
+
+
+def test_dropped_rows_are_written_to_the_output_folder(tmp_path):
+    from visurf_ray.assembly import write_dropped
+    from visurf_ray.feed.loader import Dropped
+
+    write_dropped(SimpleNamespace(dropped=[]), tmp_path)
+    assert not (tmp_path / "dropped.jsonl").exists()
+    write_dropped(SimpleNamespace(dropped=[Dropped("train", "a.jsonl, row 3", "x", "for this")]), tmp_path)
+    written = json.loads((tmp_path / "dropped.jsonl").read_text())
+    assert written == {"split": "train", "where": "a.jsonl, row 3", "id": "x", "reason": "for this"}
