@@ -68,8 +68,10 @@ def test_text_that_only_looks_special_is_accepted(write_jsonl, load):
 @pytest.mark.parametrize("train", [True, False], ids=["train", "held out"])
 def test_tags_in_a_thought_or_an_answer_are_refused(write_jsonl, load, tag, train):
     source = write_jsonl({"thinking": f"first {tag} then"})
-    with pytest.raises(DataError, match=r"row 0: its label has .* 2 times"):
+    with pytest.raises(DataError, match=rf"row 0: its thinking must not contain .*{tag[-5:]}"):
         load(source, train=train)
+    with pytest.raises(DataError, match=r"row 0: its thinking must not contain"):
+        load(write_jsonl({"thinking": f"first {tag} then", "solution": "3"}), "math", train=train)
     if tag == "<think>":
         source = write_jsonl({"solution": f"dog {tag}", "thinking": "so"})
         with pytest.raises(DataError, match=r"row 0: its label has <think> 2 times"):

@@ -194,6 +194,18 @@ def test_two_files_of_a_folder_may_differ_in_types(folder):
     assert [row.thinking for row in read_rows(str(folder / "set"))] == [None, "so"]
 
 
+@pytest.mark.parametrize("split", ["", ":train", ":test"])
+def test_the_rows_of_a_folder_of_images_are_read_like_other_json(folder, split):
+    for name in ("train", "test"):
+        (folder / "set" / name).mkdir(parents=True)
+        picture().save(folder / "set" / name / "x.PNG")
+        row = {"file_name": "x.PNG", "problem": name, "solution": "[]"}
+        lines(folder / "set" / name / "metadata.jsonl", row | {"thinking": None}, row | {"thinking": "so"}, before=BOM)
+    rows = read_rows(f"{folder}/set{split}")
+    assert [(row.problem, row.thinking) for row in rows] == [(split[1:] or "train", None), (split[1:] or "train", "so")]
+    assert rows[0].open_image().size == (100, 60)
+
+
 def test_classes_are_written_by_their_names(folder):
     import datasets
 

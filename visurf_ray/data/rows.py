@@ -1,6 +1,7 @@
 """Rows of a data set. Pictures stay undecoded until they are used."""
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -245,6 +246,10 @@ class _Reader:
         if isinstance(solution, bool) or not isinstance(solution, self.solutions):
             names = " or ".join(_NAMES[kind] for kind in self.solutions)
             raise DataError(f"{where}: the {column} must be {names}, not {_shown(solution)}")
+        if isinstance(solution, float):
+            if not math.isfinite(solution):  # NaN is an empty cell in a column of numbers
+                raise DataError(f"{where}: the {column} is no number: {solution}")
+            solution = int(solution) if solution.is_integer() else solution  # an integer beside others that are not
         return thinking, solution if isinstance(solution, str) else json.dumps(solution, ensure_ascii=False)
 
 

@@ -143,9 +143,8 @@ def load_tables(source: str, rows_in: str | None = None) -> list[Table]:
     name, _, split = source.partition(":")
     folder = Path(name).expanduser()
     if folder.is_dir():
-        metadata = folder / "metadata.jsonl"
-        if metadata.is_file() and not split and not any(path.is_dir() for path in folder.iterdir()):
-            return [_of_images(_read_json(metadata, str(metadata), folder, None))]
+        if metadata := _metadata(folder, split):
+            return [_of_images(_read_json(metadata, str(metadata), metadata.parent, None))]
         if files := _files_of(folder, split or "train"):
             return [_load_file(path, str(path), path.parent, _kind(path.name) or "", rows_in) for path in files]
     owner, *rest = name.split("/")
@@ -159,6 +158,15 @@ def load_tables(source: str, rows_in: str | None = None) -> list[Table]:
 def _kind(name: str) -> str | None:
     """Return `parquet` or `json`, or None if the name is not that of a data file."""
     return _KINDS.get(Path(name).suffix.lower())
+
+
+def _metadata(folder: Path, split: str) -> Path | None:
+    """Return the metadata.jsonl of a folder of images, or None if there is none or it has rows of several splits."""
+    own = folder / (split or "train") / "metadata.jsonl"
+    if own.is_file():
+        return own
+    alone = not split and not any(path.is_dir() for path in folder.iterdir())
+    return folder / "metadata.jsonl" if alone and (folder / "metadata.jsonl").is_file() else None
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:

@@ -243,7 +243,7 @@ class ExampleLoader:
         truth = self.task.ground_truth(row, size[0] / original.width, size[1] / original.height)
         without_pixels = Prompt([], [], None, None)
         example = Example(row.id, row.problem, truth, without_pixels, size, thinking=row.thinking)
-        check_tags(self.task.render(example, self.task.styles[0]), row.where)
+        check_tags(self.task.render(example, self.task.styles[0]), row.thinking, row.where)
         if not self.strictness.trains_on_labels:
             example = replace(example, thinking=None)
         labels = [self.task.render(example, style) for style in self.task.styles]

@@ -1,6 +1,5 @@
 """Checks of texts before a run: special tokens in what users wrote, and the tags of labels."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from visurf_ray.aliases import Tokenizer
@@ -41,11 +40,16 @@ class TextCheck:
         return encoded
 
 
-def check_tags(label: str, where: str) -> None:
-    """Check that a label has one thought and one answer at most. Raises DataError, which names the row."""
-    counts = Counter({tag: label.count(tag) for tag in _TAGS})
-    tag, count = counts.most_common(1)[0]
-    if count > 1:
-        raise DataError(
-            f"{where}: its label has {tag} {count} times: remove it from the thinking or the solution: {short(label)!r}"
-        )
+def check_tags(label: str, thinking: str | None, where: str) -> None:
+    """Check that a label has one thought and one answer at most, and that no tag is in the thought.
+
+    Raises:
+        DataError: It has others. The message names the row.
+    """
+    for tag in _TAGS:
+        if tag in (thinking or ""):
+            raise DataError(f"{where}: its thinking must not contain {tag}: {short(thinking)!r}")
+        if label.count(tag) > 1:
+            raise DataError(
+                f"{where}: its label has {tag} {label.count(tag)} times, from the solution: {short(label)!r}"
+            )

@@ -138,5 +138,7 @@ def _precision(row: Row) -> int | None:
         return None
     try:
         return int(value)
-    except ValueError as error:
-        raise DataError(f"{row.where}: the precision must be a number of decimal places, not {value!r}") from error
+    except (ValueError, TypeError) as error:
+        raise DataError(
+            f"{row.where}: the precision must be a number of decimal places, not {short(value)!r}"
+        ) from error
