@@ -81,6 +81,8 @@ def start_data(config: Config, *, train: bool = True) -> DataFeed:
         train=train,
         strictness=strictness(config),
     )
+    if data.warning:
+        print(data.warning, flush=True)
     if data.dropped:
         print(f"{len(data.dropped)} rows of the data are dropped: see dropped.jsonl in {config.output_dir}", flush=True)
     return data

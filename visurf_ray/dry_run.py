@@ -48,6 +48,8 @@ def dry_run(config: Config) -> None:
     size = memory.measure(config.model.path, trained_weights(config))
     check_budget(config, loader.longest["train"], loader.longest_labelled)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    if loader.warning:
+        console.print(loader.warning, soft_wrap=True)
     console.print(_run_table(config, loader, size, nodes, start=checked.state.step))
     longest = max(loader.longest.values())
     console.print(_memory_table(config, size, nodes, prompt=longest))

@@ -206,28 +206,29 @@ def test_long_prompts_stop_the_run_or_are_dropped(write_jsonl, load):
     assert [(row.split, row.id) for row in loader.dropped] == [("train", "long"), ("held_out", "long")]
 
 
-def test_labels_longer_than_a_response_stop_the_run_or_are_dropped(write_jsonl, load):
+def test_labels_longer_than_a_response_are_told_or_dropped(write_jsonl, load):
     many = json.dumps([{"bbox_2d": [k, k, k + 20, k + 30], "point_2d": [k + 5, k + 5]} for k in range(0, 30, 2)])
-    source = write_jsonl({"id": "few"}, {"id": "many", "solution": many})
-    again = partial(load, source, limit=1000)
-    longest, prompt = again().longest_label, again().longest["train"]
-    again(max_label_tokens=longest)
-    key = rf"rollout\.max_tokens={longest - 1}"
-    with pytest.raises(DataError, match=rf"row 1 \(id many\): the label has {longest} tokens .*{key}"):
-        again(max_label_tokens=longest - 1)
-    loader = again(max_label_tokens=longest - 1, on_long=OnLong.drop)
-    assert [row.id for row in loader.rows["train"]] == ["few"]
-    assert [(row.split, row.id) for row in loader.dropped] == [("train", "many")], "held-out labels may be long"
-    key = rf"rollout\.max_model_len={prompt + longest - 1}"
-    with pytest.raises(DataError, match=rf"row 1 \(id many\): .*{key}"):
-        again(limit=prompt + longest - 2, max_label_tokens=10_000)
+    source = write_jsonl({"id": "few"}, {"id": "many", "solution": many}, {"id": "more", "solution": many})
+    again = partial(load, source, "non_object", 1000)
+    loader = again()
+    longest, prompt = loader.longest_label, loader.longest["train"]
+    assert loader.warning is None and again(max_label_tokens=longest).warning is None
+    told = again(max_label_tokens=50).warning
+    assert re.search(
+        r"^2 training labels .* row 1 \(id many\): the label has \d+ tokens .*rollout\.max_tokens=50$", told
+    )
+    loader = again(max_label_tokens=50, on_long=OnLong.drop)
+    assert [row.id for row in loader.rows["train"]] == ["few"] and loader.warning is None
+    assert [(row.split, row.id) for row in loader.dropped] == [("train", "many"), ("train", "more")]
+    assert len(loader.rows["held_out"]) == 3, "held-out labels may be long"
+    told = load(source, limit=prompt + 100, max_label_tokens=1000).warning
+    assert f"rollout.max_model_len={prompt + 101}" in told
 
 
 def test_reasoning_counts_only_where_labels_are_trained_on(write_jsonl, load):
     source = write_jsonl({"thinking": "It is the dog. " * 20})
-    load(source, max_label_tokens=100, trains_on_labels=False)
-    with pytest.raises(DataError, match=r"row 0: the label has"):
-        load(source, max_label_tokens=100)
+    assert load(source, max_label_tokens=100, trains_on_labels=False).warning is None
+    assert "row 0: the label has" in load(source, max_label_tokens=100).warning
 
 
 def test_dropped_rows_are_written_to_the_output_folder(tmp_path):

@@ -24,8 +24,8 @@ class DataActor:
         max_prompt_tokens: int,
         train: bool,
         strictness: Strictness,
-    ) -> tuple[int, int, list[Dropped]]:
-        """Read and check all rows; returns `DataFeed.longest`, `longest_labelled` and `dropped`.
+    ) -> tuple[int, int, list[Dropped], str | None]:
+        """Read and check all rows; returns `DataFeed.longest`, `longest_labelled`, `dropped` and `warning`.
 
         This is not done in the constructor, whose errors Ray reports only as a dead actor.
 
@@ -41,7 +41,12 @@ class DataActor:
             strictness=strictness,
         )
         self.prepared: dict[int, Example] = {}  # training examples by their position
-        return self.loader.longest.get("train", 0), self.loader.longest_labelled, self.loader.dropped
+        return (
+            self.loader.longest.get("train", 0),
+            self.loader.longest_labelled,
+            self.loader.dropped,
+            self.loader.warning,
+        )
 
     def prepare(self, position: int, count: int) -> None:
         """Make training examples that `take` will return."""

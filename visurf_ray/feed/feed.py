@@ -19,6 +19,7 @@ class DataFeed:
         longest: the tokens of the longest training prompt; 0 without training rows.
         longest_labelled: the most tokens that a training prompt and its label have together; likewise.
         dropped: the rows that are left out.
+        warning: of training labels that are longer than any response can be; None without any.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class DataFeed:
         self.position = 0
         self.ahead: Reference = None  # is ready when the actor has prepared the examples that are likely to be next
         opened = self.actor.open.remote(task, model, seed, max_prompt_tokens, train, strictness)
-        self.longest, self.longest_labelled, self.dropped = ray.get(opened)
+        self.longest, self.longest_labelled, self.dropped, self.warning = ray.get(opened)
 
     def seek(self, position: int) -> None:
         """Continue from a position."""

@@ -31,8 +31,9 @@ class Strictness:
 
     Attributes:
         on_bad_box: What to do with a row whose boxes have swapped corners or reach outside the image.
-        on_long: What to do with a row whose prompt or label is too long.
-        max_label_tokens: The longest label that a training row may have, the end-of-turn token included; None: any.
+        on_long: What to do with a row whose prompt is too long, or whose label is longer than any response can be: stop
+            refuses the prompt and only warns of the label.
+        max_label_tokens: The longest response, the end-of-turn token included; None: labels may have any length.
         trains_on_labels: Whether the run trains on labels: then the data's reasoning counts for their length.
     """
 
@@ -60,7 +61,7 @@ def open_loader(
     max_prompt_tokens: int,
     train: bool,
     put: Put,
-    strictness: Strictness,
+    strictness: Strictness | None = None,
 ) -> "ExampleLoader":
     """Return a loader that has read and checked every held-out row and, with `train`, every training row.
 
@@ -92,12 +93,16 @@ def open_loader(
 
 @dataclass(frozen=True)
 class _Checked:
-    """A row that can be used, the tokens of its prompt and of its label, and the largest coordinate of its boxes."""
+    """A row that can be used, the tokens of its prompt and of its label, and the largest coordinate of its boxes.
+
+    `too_long` says that no response can be as long as the label.
+    """
 
     row: Row
     prompt: int
     label: int
     largest_coordinate: float | None
+    too_long: str | None
 
 
 class ExampleLoader:
@@ -110,6 +115,8 @@ class ExampleLoader:
         longest: The number of tokens of each split's longest prompt; set by `check`.
         longest_labelled: The most tokens that a training prompt and its label have together; set by `check`.
         longest_label: The number of tokens of the longest training label; set by `check`.
+        warning: Names the first training row whose label is longer than any response can be, and says how many there
+            are; None without any. Set by `check`.
     """
 
     def __init__(
@@ -144,6 +151,7 @@ class ExampleLoader:
         self.strictness = strictness or Strictness()
         self.texts = TextCheck(processor.tokenizer)
         self.dropped: list[Dropped] = []
+        self.warning: str | None = None
         self.image_token_id = processor.tokenizer.convert_tokens_to_ids(_IMAGE_TOKEN)
         self.rows = {"held_out": task.held_out_rows()}
 
@@ -179,6 +187,12 @@ class ExampleLoader:
         self.longest = {key: max(each.prompt for each in kept) for key, kept in found.items()}
         self.longest_labelled = max((each.prompt + each.label for each in found.get("train", [])), default=0)
         self.longest_label = max((each.label for each in found.get("train", [])), default=0)
+        too_long = [each.too_long for each in found.get("train", []) if each.too_long]
+        if too_long:
+            self.warning = (
+                f"{len(too_long)} training labels are longer than any response can be; feed.on_long=drop leaves them "
+                f"out. The first: {too_long[0]}"
+            )
 
     def _check(self, row: Row, *, split: str) -> "_Checked | Dropped":
         """Check a row of a split, `train` or `held_out`. Raises DataError if it can neither be used nor dropped."""
@@ -198,7 +212,7 @@ class ExampleLoader:
 
         Args:
             row: The row.
-            trained: Whether the run may train on the row's label; otherwise its length is not limited, and counts 0.
+            trained: Whether the run may train on the row's label; otherwise its length does not matter, and counts 0.
         """
         decoded = row.decoded()
         self.texts.encode(decoded.texts(), row.where)
@@ -220,19 +234,23 @@ class ExampleLoader:
                 "than rollout.max_model_len: shorten the question, lower model.max_pixels, raise max_model_len, or set "
                 "feed.on_long=drop"
             )
-        label = self._label_tokens(decoded, (width, height))
+        found = self._label_tokens(decoded, (width, height))  # checks the label of a held-out row as well
+        lengths = found if trained else [0]
         limit, room = self.strictness.max_label_tokens, self.max_prompt_tokens + 1 - prompt
-        if trained and limit is not None and label > min(limit, room):
-            key = f"rollout.max_tokens={limit}" if limit < label else f"rollout.max_model_len={room + prompt}"
-            raise LengthError(
-                f"{row.where}: the label has {label} tokens after a prompt of {prompt}, longer than a response can be "
-                f"with {key}: raise it, shorten the label, or set feed.on_long=drop"
+        too_long = None
+        if limit is not None and min(lengths) > min(limit, room):
+            key = f"rollout.max_tokens={limit}" if limit < min(lengths) else f"rollout.max_model_len={room + prompt}"
+            too_long = (
+                f"{row.where}: the label has {min(lengths)} tokens after a prompt of {prompt}, longer than a response "
+                f"can be with {key}"
             )
+            if self.strictness.on_long == OnLong.drop:
+                raise LengthError(too_long)
         largest = self.task.largest_coordinate(decoded)
-        return _Checked(replace(row, solution=decoded.solution), prompt, label if trained else 0, largest)
+        return _Checked(replace(row, solution=decoded.solution), prompt, max(lengths), largest, too_long)
 
-    def _label_tokens(self, row: Row, size: tuple[int, int]) -> int:
-        """Check the row's label; returns the tokens of its longest style, the end-of-turn token included.
+    def _label_tokens(self, row: Row, size: tuple[int, int]) -> list[int]:
+        """Check the row's label; returns its tokens in every style, the end-of-turn token included.
 
         The data's reasoning is counted only if the run trains on labels.
 
@@ -247,7 +265,7 @@ class ExampleLoader:
         if not self.strictness.trains_on_labels:
             example = replace(example, thinking=None)
         labels = [self.task.render(example, style) for style in self.task.styles]
-        return 1 + max(len(ids) for ids in self.texts.encode(labels, row.where))
+        return [1 + len(ids) for ids in self.texts.encode(labels, row.where)]
 
     def train_batch(self, position: int, size: int) -> list[Example]:
         """Return `size` training examples, beginning at a position in the endless sequence of shuffled epochs.

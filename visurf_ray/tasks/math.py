@@ -138,7 +138,7 @@ def _precision(row: Row) -> int | None:
         return None
     try:
         return int(value)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError) as error:
         raise DataError(
             f"{row.where}: the precision must be a number of decimal places, not {short(value)!r}"
         ) from error
