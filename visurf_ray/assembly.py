@@ -1,10 +1,11 @@
 """Assembles a run: checks everything that can be checked (see `checks`), then starts the actors."""
 
 import gc
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from omegaconf import OmegaConf
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checkpoints import Checkpoints, State
-from visurf_ray.checks import check, check_budget, check_cluster, max_prompt_tokens, trained_weights, versions
+from visurf_ray.checks import (
+    check,
+    check_budget,
+    check_cluster,
+    max_prompt_tokens,
+    strictness,
+    trained_weights,
+    versions,
+)
 from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config, to_dict
@@ -68,9 +77,26 @@ def start_data(config: Config, *, train: bool = True) -> DataFeed:
     Raises:
         DataError: a row cannot be used.
     """
-    return DataFeed(
-        config.task, config.model, seed=config.seed, max_prompt_tokens=max_prompt_tokens(config), train=train
+    data = DataFeed(
+        config.task,
+        config.model,
+        seed=config.seed,
+        max_prompt_tokens=max_prompt_tokens(config),
+        train=train,
+        strictness=strictness(config),
     )
+    if data.warning:
+        print(data.warning, flush=True)
+    if data.dropped:
+        print(f"{len(data.dropped)} rows of the data are dropped: see dropped.jsonl in {config.output_dir}", flush=True)
+    return data
+
+
+def write_dropped(data: DataFeed, output: Path) -> None:
+    """Write the rows that are left out, and why, to dropped.jsonl in the output folder, if there are any."""
+    if data.dropped:
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in data.dropped]
+        (output / "dropped.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def start_segmentation(config: Config) -> Segmentation | None:
@@ -306,6 +332,7 @@ def train(config: Config) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         with writing("config.yaml", output):
             OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
+        write_dropped(data, output)
         monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.task, data))
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(

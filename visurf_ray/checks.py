@@ -13,6 +13,7 @@ from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_n
 from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import ConfigError
+from visurf_ray.feed.loader import Strictness
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, check_model, load_processor, resolve_model
@@ -210,6 +211,12 @@ def segmenter_demand(config: Config) -> Demand:
 def max_prompt_tokens(config: Config) -> int:
     """Return the length of the longest prompt in tokens: it leaves room for one token of a response."""
     return config.rollout.max_model_len - 1
+
+
+def strictness(config: Config) -> Strictness:
+    """Return which rows of the data are refused, and which are left out."""
+    trains = config.method.label or config.method.sft_steps > 0
+    return Strictness(config.feed.on_bad_box, config.feed.on_long, config.rollout.max_tokens, trains)
 
 
 def _initial_state(config: Config, resume: Path | None) -> State:

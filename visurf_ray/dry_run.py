@@ -6,7 +6,15 @@ from contextlib import nullcontext
 from rich.console import Console
 from rich.table import Table
 
-from visurf_ray.checks import check, check_budget, check_cluster, max_prompt_tokens, reward_demand, trained_weights
+from visurf_ray.checks import (
+    check,
+    check_budget,
+    check_cluster,
+    max_prompt_tokens,
+    reward_demand,
+    strictness,
+    trained_weights,
+)
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config.schema import Config
 from visurf_ray.config.stages import plan_stages
@@ -35,10 +43,13 @@ def dry_run(config: Config) -> None:
         max_prompt_tokens=max_prompt_tokens(config),
         train=True,
         put=lambda value: value,
+        strictness=strictness(config),
     )
     size = memory.measure(config.model.path, trained_weights(config))
     check_budget(config, loader.longest["train"], loader.longest_labelled)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    if loader.warning:
+        console.print(loader.warning, soft_wrap=True)
     console.print(_run_table(config, loader, size, nodes, start=checked.state.step))
     longest = max(loader.longest.values())
     console.print(_memory_table(config, size, nodes, prompt=longest))
@@ -62,8 +73,10 @@ def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: li
     room = min(rollout.max_tokens, rollout.max_model_len - longest)
     gpus, cpus = (sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU"))
     table = _table("what", "value")
-    table.add_row("data", f"{train} training rows, {held_out} held-out rows")
+    dropped = f", {len(loader.dropped)} dropped" if loader.dropped else ""
+    table.add_row("data", f"{train} training rows, {held_out} held-out rows{dropped}")
     table.add_row("longest prompt", f"{longest} tokens, which leave {room} of {rollout.max_tokens} for a response")
+    table.add_row("longest label", f"{loader.longest_label} tokens")
     table.add_row(
         "steps",
         ", then ".join(f"{steps} of {size} prompts" for steps, size in left)

@@ -60,3 +60,17 @@ def _lack_of_space(error: BaseException) -> str | None:
     if not found and ("unexpected pos" in text or "PytorchStreamWriter failed writing" in text):
         return words[0]
     return found[0] if found else None
+
+
+class BoxError(DataError):
+    """A row whose boxes have swapped corners or reach outside the image; see `feed.on_bad_box`."""
+
+
+class LengthError(DataError):
+    """A row whose prompt or label is longer than the run can have; see `feed.on_long`."""
+
+
+def short(value: object, limit: int = 120) -> str:
+    """Return the value as text of at most `limit` characters, for messages: a cell may hold megabytes."""
+    text = str(value)
+    return text if len(text) <= limit else f"{text[: limit - 1]}…"

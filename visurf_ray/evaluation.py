@@ -8,7 +8,7 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from visurf_ray.assembly import make_rollouts, start_data, start_segmentation
+from visurf_ray.assembly import make_rollouts, start_data, start_segmentation, write_dropped
 from visurf_ray.checkpoints import read_state
 from visurf_ray.checks import check_vllm, rollout_demand, segmenter_demand
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
@@ -48,6 +48,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         if segmentation:
             predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)
+    write_dropped(data, output)
     with writing("predictions.jsonl", output):
         write_predictions(predictions, output / "predictions.jsonl")
     return _write_scores(task.score(predictions), output)

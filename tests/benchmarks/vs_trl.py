@@ -90,7 +90,7 @@ def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, ste
     task = load_task(config.task, config.seed)
     rows = task.train_rows()[: prompts * (steps + 1)]
     data = Dataset.from_list(
-        [{"prompt": [{"role": "user", "content": task.question(row)}], "image": row.load_image()} for row in rows]
+        [{"prompt": [{"role": "user", "content": task.question(row)}], "image": row.open_image()} for row in rows]
     )
     rng = np.random.default_rng(0)
     trainer_config = GRPOConfig(

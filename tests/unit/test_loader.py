@@ -34,12 +34,12 @@ def test_boxes_are_scaled_as_the_image_is_resized(write_parquet, make_loader):
     ]
 
 
-def test_an_image_of_a_fitting_size_is_not_resized(write_parquet, make_loader):
+def test_an_image_of_a_fitting_size_is_not_resized_and_its_boxes_are_rounded(write_parquet, make_loader):
     image = picture(112, 56)
     truth = '[{"bbox_2d": [10.5, 10, 50, 40], "point_2d": [30, 25]}]'
     source = write_parquet({"image": {"bytes": encoded(image), "path": None}, "solution": truth})
     (example,) = make_loader(source).held_out_examples(None)
-    assert example.ground_truth == truth
+    assert example.ground_truth == truth.replace("10.5", "11")
     assert example.prompt.images[0].tobytes() == image.tobytes()
 
 
@@ -115,8 +115,8 @@ class CountedImage(StoredImage):
 def test_an_image_is_opened_once_in_the_check_and_once_for_an_example(write_parquet, make_loader):
     loader = make_loader(write_parquet({}))
     (row,) = loader.rows["held_out"]
-    image = CountedImage(row.image.cells, row.image.index)
-    loader.rows = {"held_out": [replace(row, image=image)]}
+    image = CountedImage(row.images[0].cells, row.images[0].index)
+    loader.rows = {"held_out": [replace(row, images=(image,))]}
     loader.check()
     assert image.reads == [0]
     loader.held_out_examples(None)

@@ -212,7 +212,7 @@ def test_training_rows_follow_seed_and_absent_share(make_miniature):
     first, again, other = rows(1), rows(1), rows(2)
     assert sum(map(is_absent, first)) == sum(map(is_absent, other)) == 12
     assert [(r.id, r.problem, r.solution) for r in first] == [(r.id, r.problem, r.solution) for r in again]
-    assert all(a.load_image().tobytes() == b.load_image().tobytes() for a, b in zip(first, again, strict=True))
+    assert all(a.open_image().tobytes() == b.open_image().tobytes() for a, b in zip(first, again, strict=True))
     assert [r.solution for r in first] != [r.solution for r in other]
     positions = [number for number, row in enumerate(first) if is_absent(row)]
     assert positions != list(range(12)) and positions != list(range(28, 40)), "absent ones are mixed in"
@@ -222,7 +222,7 @@ def test_half_of_the_held_out_rows_are_absent_and_the_same_for_every_seed(make_m
     first, other = (make_miniature(seed, "task.held_out=30").held_out_rows() for seed in (0, 5))
     assert sum(map(is_absent, first)) == 15
     assert [(r.id, r.problem, r.solution) for r in first] == [(r.id, r.problem, r.solution) for r in other]
-    assert all(a.load_image().tobytes() == b.load_image().tobytes() for a, b in zip(first, other, strict=True))
+    assert all(a.open_image().tobytes() == b.open_image().tobytes() for a, b in zip(first, other, strict=True))
 
 
 def test_rows_of_both_splits_are_named_differently_and_pass_the_tasks_check(make_miniature):

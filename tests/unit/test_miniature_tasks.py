@@ -44,7 +44,7 @@ def base_processor():
 
 
 def contents(rows) -> list[tuple]:
-    return [(row.id, row.problem, row.solution, row.load_image().tobytes()) for row in rows]
+    return [(row.id, row.problem, row.solution, row.open_image().tobytes()) for row in rows]
 
 
 def one_box(solution: str) -> tuple[int, ...]:
@@ -189,13 +189,13 @@ def test_the_answer_is_the_frame_of_the_button_with_the_digit(make):
     for split, rows in (("train", make("miniature_gui").train_rows()), ("test", make("miniature_gui").held_out_rows())):
         for row in rows:
             x1, y1, x2, y2 = one_box(row.solution)
-            green = np.asarray(row.image)[:, :, GREEN].astype(int)
+            green = np.asarray(row.images[0])[:, :, GREEN].astype(int)
             frame = np.concatenate([green[[y1, y2 - 1], x1:x2].ravel(), green[y1:y2, [x1, x2 - 1]].ravel()])
             assert len(set(frame)) == 1 and frame[0] > green[0, 0 if x1 > 1 or y1 > 1 else -1].min() + 50
             sizes.add((x2 - x1, y2 - y1))
             tiles = [(x1 + x2 - size) // 2 for size in range(20, 25)]
             found = [
-                nearest_scan(row.image, (left, (y1 + y2 - size) // 2, left + size, (y1 + y2 - size) // 2 + size))
+                nearest_scan(row.images[0], (left, (y1 + y2 - size) // 2, left + size, (y1 + y2 - size) // 2 + size))
                 for left, size in zip(tiles, range(20, 25), strict=True)
             ]
             source, value, likeness = max(found, key=lambda scan: scan[2])
@@ -207,7 +207,7 @@ def test_the_answer_is_the_frame_of_the_button_with_the_digit(make):
 def test_blemishes_lie_in_the_box_and_nowhere_else(make):
     kinds = {}
     for row in make("miniature_anomaly").train_rows() + make("miniature_anomaly").held_out_rows():
-        pixels = np.asarray(row.image)
+        pixels = np.asarray(row.images[0])
         blemish = (pixels == (30, 230, 30)).all(-1) | (pixels == 0).all(-1)
         judged = re.findall(r"yes (\[[^]]+])", row.thinking)
         if row.solution == "[]":
@@ -225,7 +225,7 @@ def test_the_lesions_box_is_that_of_the_dark_blob(make):
     boxes = set()
     for row in make("miniature_lesion").train_rows():
         box = one_box(row.solution)
-        dark = np.asarray(row.image)[:, :, GREEN] < 80
+        dark = np.asarray(row.images[0])[:, :, GREEN] < 80
         rows, columns = np.flatnonzero(dark.any(1)), np.flatnonzero(dark.any(0))
         assert np.abs(np.subtract(box, (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1))).max() <= 1
         assert components(dark)[1] == 1 and min(box) > 0 and max(box) < CANVAS
@@ -279,7 +279,7 @@ def test_detected_boxes_hold_digits_of_the_value(make):
     for row in make("miniature_detection").train_rows():
         boxes = [in_pixels(item["Position"]) for item in json.loads(row.solution)]
         for box in boxes:
-            split, value, likeness = nearest_scan(row.image, box)
+            split, value, likeness = nearest_scan(row.images[0], box)
             assert likeness > 0.999 and split == "train" and row.problem == f"{value}s"
         counts.add(len(boxes))
     assert counts == {0, 1, 2}

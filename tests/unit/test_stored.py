@@ -8,7 +8,8 @@ import pytest
 
 from tests.unit.conftest import encoded, picture
 from visurf_ray.data.rows import read_rows
-from visurf_ray.data.stored import StoredImage, records
+from visurf_ray.data.stored import Stored
+from visurf_ray.data.tables import ArrowTable
 
 ENCODED = encoded(picture(200, 200))  # 120 kB
 
@@ -22,7 +23,7 @@ def test_rows_of_a_large_file_hold_no_bytes(write_parquet):
     tracemalloc.start()
     rows = read_rows(source)
     held, peak = tracemalloc.get_traced_memory()
-    images = [row.load_image().size for row in rows]
+    images = [row.open_image().size for row in rows]
     held_after, peak_after = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert images == [(200, 200)] * count
@@ -35,7 +36,7 @@ def test_rows_of_a_large_file_hold_no_bytes(write_parquet):
 def test_each_row_has_its_own_image(write_parquet):
     pictures = [picture(20 + n, 20, seed=n) for n in range(5)]
     source = write_parquet(*[{"image": {"bytes": encoded(image), "path": None}} for image in pictures])
-    assert [row.load_image().tobytes() for row in read_rows(source)] == [image.tobytes() for image in pictures]
+    assert [row.open_image().tobytes() for row in read_rows(source)] == [image.tobytes() for image in pictures]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
@@ -49,16 +50,19 @@ def test_every_type_of_image_column(kind):
         (pa.array(["a.png", None, "b.png", "c.png"]), ["a.png", None, "b.png", "c.png"]),
     ):
         table = datasets.Dataset(pa.table({"image": column, "id": [0, 1, 2, 3]}))
-        assert read([record["image"] for record in records(table, "image")]) == stored
-        assert [record["id"] for record in records(table, "image")] == [0, 1, 2, 3]
-        some = table.select([3, 1])
-        assert read([record["image"] for record in records(some, "image")]) == [stored[3], stored[1]]
+        assert images(table) == stored
+        assert [record["id"] for record in ArrowTable("here", ".", table).records(["id"])] == [0, 1, 2, 3]
+        assert images(table.select([3, 1])) == [stored[3], stored[1]]
         some = datasets.Dataset(pa.concat_tables([table.data.table.slice(2), table.data.table.slice(0, 1)]))
-        assert read([record["image"] for record in records(some, "image")]) == [stored[2], stored[3], stored[0]]
+        assert images(some) == [stored[2], stored[3], stored[0]]
+
+
+def images(table):
+    return read([record["image"] for record in ArrowTable("here", ".", table).records(["image"])])
 
 
 def read(value):
-    if isinstance(value, StoredImage):
+    if isinstance(value, Stored):
         return value.read()
     if isinstance(value, list):
         return [read(item) for item in value]

@@ -98,3 +98,12 @@ def test_only_the_empty_list_is_right_for_an_empty_ground_truth(open_task, respo
 
 def test_no_examples_no_scores(open_task):
     assert open_task("lesion", "a.jsonl").metrics([]) == {}
+
+
+def test_images_of_every_ending_are_read_but_not_what_lies_beside_them(tmp_path, make_task):
+    for name in ("ISIC_1.jpg", "ISIC_2.JPG", "ISIC_3.png", "ISIC_1_superpixels.png"):
+        Image.new("RGB", (60, 40)).save(tmp_path / name)
+    for number in (1, 2, 3):
+        Image.new("L", (60, 40), 255).save(tmp_path / f"ISIC_{number}_segmentation.png")
+    task = make_task(str(tmp_path), name="lesion")
+    assert [row.id for row in task.train_rows()] == ["ISIC_1", "ISIC_2", "ISIC_3"]

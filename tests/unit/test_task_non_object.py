@@ -61,7 +61,7 @@ def test_nested_booleans(write_masks, make_task):
     assert (first.id, first.problem, first.where[-14:]) == ("0-7", "the cup", "row 0 (id 0-7)")
     assert parse_targets(first.solution) == FOUND and (decode(parse_masks(first.solution)["mask"]) == MASK).all()
     assert second.problem == "the dog" and parse_targets(second.solution) == []
-    assert first.load_image().tobytes() == picture().tobytes()
+    assert first.open_image().tobytes() == picture().tobytes()
     for row in (first, second):
         task.check(row)
 

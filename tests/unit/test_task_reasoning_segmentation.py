@@ -53,6 +53,30 @@ def test_training_takes_every_wording_and_evaluation_the_first(write_folder):
         task.check(row)
 
 
+def test_images_of_every_ending_are_read(write_folder, data_folder):
+    folder = write_folder(a={})
+    for name in ("b.JPG", "c.jpeg", "d.png", "e.WEBP"):
+        picture().save(data_folder / name)
+        (data_folder / name).with_suffix(".json").write_text((data_folder / "a.json").read_text())
+    assert [row.id for row in make_task(folder).held_out_rows()] == ["a", "b", "c", "d", "e"]
+    (data_folder / "a.jpg").unlink()
+    (data_folder / "a.json").unlink()
+    assert [row.id for row in make_task(folder).held_out_rows()] == ["b", "c", "d", "e"], "without a .jpg as well"
+
+
+def test_annotations_without_an_image_that_can_be_read_are_refused(write_folder, data_folder):
+    folder = write_folder(a={}, b={})
+    (data_folder / "notes.json").write_text('{"shape": "of a folder"}')
+    assert len(make_task(folder).held_out_rows()) == 2, "other JSON is none"
+    (data_folder / "b.jpg").rename(data_folder / "b.heic")
+    with pytest.raises(DataError, match=r"task\.held_out: .*b\.json is the annotation of 0 images"):
+        make_task(folder).held_out_rows()
+    (data_folder / "b.heic").rename(data_folder / "b.png")
+    picture().save(data_folder / "b.jpg")
+    with pytest.raises(DataError, match=r"b\.json is the annotation of 2 images"):
+        make_task(folder).held_out_rows()
+
+
 def test_a_row_has_the_mask_and_boxes_and_points_made_from_it(write_folder):
     shapes = [CUP, rectangle("ignore", 60, 10, 70, 20), rectangle("flag", 0, 0, 99, 59)]
     (row,) = make_task(write_folder(a={"shapes": shapes})).held_out_rows()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from visurf_ray.aliases import Json
-from visurf_ray.answers.responses import STYLES, answer_text, respond
+from visurf_ray.answers.responses import STYLES, answer_or_rest, answer_text, respond
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 IntBox = tuple[int, int, int, int]
@@ -151,6 +151,42 @@ def parse_targets(ground_truth: str) -> list[Target]:
             raise ValueError(f"item {number} needs bbox_2d with 4 numbers and point_2d with 2: {json.dumps(item)[:80]}")
         targets.append(Target(box, point))
     return targets
+
+
+def canonical(solution: str) -> str:
+    """Return a solution as users write it in the form of a ground truth, its objects unchecked.
+
+    The solution may be in `<answer>` tags. It may be one item or one box in place of a list, and an item may be a bare
+    box. An item without a point gets the centre of its box.
+
+    Raises:
+        ValueError: The text is not JSON.
+    """
+    truth = parse_truth(answer_or_rest(solution))
+    items = truth["objects"]
+    if isinstance(items, dict) or numbers(items, 4) is not None:
+        items = [items]
+    if not isinstance(items, list):
+        return solution
+    items = [{"bbox_2d": item} if isinstance(item, list) else item for item in items]
+    for item in items:
+        box = box_in(item)
+        if box is not None and item.get("point_2d") is None:
+            item["point_2d"] = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
+    return json.dumps({**truth, "objects": items} if len(truth) > 1 else items)
+
+
+def are_shares(coordinates: Sequence[float]) -> bool:
+    """Return whether these coordinates must be shares of the image's sides: all between 0 and 1, and not all whole."""
+    return all(0 <= value <= 1 for value in coordinates) and any(value not in (0, 1) for value in coordinates)
+
+
+def ordered(box: Box, width: float, height: float) -> Box:
+    """Return the box with its corners in order and within an image of this size."""
+    (x1, x2), (y1, y2) = sorted((box[0], box[2])), sorted((box[1], box[3]))
+    left, right = (min(max(x, 0), width) for x in (x1, x2))
+    top, bottom = (min(max(y, 0), height) for y in (y1, y2))
+    return left, top, right, bottom
 
 
 def check_targets(targets: Sequence[Target], width: float, height: float) -> None:

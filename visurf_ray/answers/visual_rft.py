@@ -70,11 +70,17 @@ def parse_boxes(ground_truth: str) -> list[Box]:
 
 def parse_box(text: str) -> IntBox | None:
     """Return the box `(x1,y1),(x2,y2)` in a text, or None unless it has exactly one, with x1 < x2 and y1 < y2."""
+    box = find_corners(text)
+    return box if box and box[0] < box[2] and box[1] < box[3] else None
+
+
+def find_corners(text: str) -> IntBox | None:
+    """Return the numbers of `(x1,y1),(x2,y2)` in a text, in any order, or None unless it has them exactly once."""
     boxes = _BOX.findall(text)
     if len(boxes) != 1 or len(re.findall(_CORNER, text)) != 2:
         return None
     x1, y1, x2, y2 = (int(number) for number in boxes[0])
-    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
+    return x1, y1, x2, y2
 
 
 def parse_true_box(ground_truth: str) -> IntBox:

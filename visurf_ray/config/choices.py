@@ -114,6 +114,17 @@ class Schedule(StrEnum):
     cosine = "cosine"
 
 
+class OnBadBox(StrEnum):
+    stop = "stop"
+    fix = "fix"
+    drop = "drop"
+
+
+class OnLong(StrEnum):
+    stop = "stop"
+    drop = "drop"
+
+
 class OnError(StrEnum):
     stop = "stop"
     skip = "skip"

@@ -20,8 +20,10 @@ from visurf_ray.config.choices import (
     LabelTerm,
     LabelThinking,
     Layout,
+    OnBadBox,
     OnError,
     OnExcess,
+    OnLong,
     Overlong,
     Packing,
     RatioLevel,
@@ -93,6 +95,12 @@ class EvalConfig:
     examples: int | None = within(at_least=1)
     max_tokens: int = within(at_least=1)
     segmenter_gpus: float = within(at_least=0)
+
+
+@dataclass
+class FeedConfig:
+    on_bad_box: OnBadBox = MISSING
+    on_long: OnLong = MISSING
 
 
 @dataclass
@@ -226,7 +234,7 @@ class ModelConfig:
 class TaskConfig:
     """`train` and `held_out` are None where they are not set; a number is how many examples a drawn task makes.
 
-    They have the type int | str | None, a union that OmegaConf 2.3 cannot merge while it is missing.
+    They have the type int | str | list[str] | None, a union that OmegaConf 2.3 cannot merge while it is missing.
     """
 
     name: str = MISSING
@@ -277,6 +285,7 @@ class Config:
     train: TrainConfig = MISSING
     rollout: RolloutConfig = MISSING  # before eval, which takes max_tokens from it: messages name the first key
     eval: EvalConfig = MISSING
+    feed: FeedConfig = MISSING
     learner: LearnerConfig = MISSING
     cluster: ClusterConfig = MISSING
     monitor: MonitorConfig = MISSING

@@ -16,19 +16,19 @@ Training and the box metrics need boxes and points; these are made from the mask
 import json
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from PIL import Image
 
-from visurf_ray.aliases import Table
+from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import dump_truth, numbers
 from visurf_ray.answers.rle import bounding_box, check_rle, decode, encode, objects_in
-from visurf_ray.data.rows import Columns, Row, check_columns, root_of, rows_of
-from visurf_ray.errors import DataError
+from visurf_ray.data.pictures import find_pictures, load_mask
+from visurf_ray.data.rows import Columns, Row, check_columns, rows_of
+from visurf_ray.data.tables import Table
+from visurf_ray.errors import DataError, short
 
 COLUMNS: Columns = {
     "id": ("id",),
@@ -41,21 +41,20 @@ COLUMNS: Columns = {
 }
 
 
-def mask_rows(table: Table, source: str, image_root: str | None, *, one_object: bool) -> list[Row]:
+def mask_rows(table: Table, image_root: str | None, *, one_object: bool) -> list[Row]:
     """Return the rows of a table of masks.
 
     Args:
-        table: A `datasets.Dataset`.
-        source: The table's name in error messages, and the file or folder it was read from.
+        table: The table.
         image_root: The folder that relative image paths start from. None: the folder of the data file.
         one_object: Whether a mask is one object; otherwise each connected part is one.
 
     Raises:
         DataError: A column is missing, or a row's mask or box is malformed.
     """
-    check_columns(table, source, ("image", "text", "mask"))
-    root = root_of(source, image_root)
-    cells = table.data.column("mask")  # Arrow values: millions of Python booleans would be slow
+    check_columns(table, ("image", "text", "mask"))
+    root = Path(image_root).expanduser() if image_root else table.root
+    cells = table.cells("mask")  # Arrow values: millions of Python booleans would be slow
 
     def read(entry: tuple[int, Row]) -> Row:
         number, row = entry
@@ -65,29 +64,31 @@ def mask_rows(table: Table, source: str, image_root: str | None, *, one_object: 
         mask = _mask(cells[number], root, row.where)
         box = row.extra["bbox"]
         if box is not None and numbers(box, 4) is None:
-            raise DataError(f"{row.where}: the bbox must be [x1, y1, x2, y2], not {box}")
+            raise DataError(f"{row.where}: the bbox must be [x1, y1, x2, y2], not {short(box)}")
         if box is None and one_object and mask.any():
             box = bounding_box(mask)
         return replace(row, solution=dump_truth(objects_in(mask, box), mask=encode(mask)), extra={})
 
     with ThreadPoolExecutor() as threads:  # decoding and measuring release the GIL
-        return list(threads.map(read, enumerate(rows_of(table, source, image_root, COLUMNS))))
+        return list(threads.map(read, enumerate(rows_of(table, image_root, COLUMNS))))
 
 
-def _mask(cell: pa.Scalar, root: Path, where: str) -> NDArray[np.bool_]:
+def _mask(cell: Json | pa.Scalar, root: Path | str, where: str) -> NDArray[np.bool_]:
     """Return the mask (H, W) in a cell. Raises DataError if it is malformed."""
     try:
         if isinstance(cell, pa.ListScalar | pa.LargeListScalar) and cell.values is not None:
             lines = cell.values
             return np.asarray(lines.flatten()).reshape(len(lines), -1) != 0
-        value = cell.as_py()
-        if isinstance(value, str):
-            value = json.loads(value) if value.lstrip().startswith("{") else {"path": value}
+        value = cell.as_py() if isinstance(cell, pa.Scalar) else cell
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            value = json.loads(value)
         if isinstance(value, dict) and "counts" in value:
             return decode(check_rle(value))
-        stored = value if isinstance(value, bytes) else value.get("bytes")
-        return np.asarray(Image.open(BytesIO(stored) if stored else root / value["path"]).convert("L")) != 0
-    except (ValueError, TypeError, KeyError, AttributeError, OSError) as error:
+        if isinstance(value, list) and all(isinstance(line, list) for line in value):
+            return np.asarray(value, np.float64).reshape(len(value), -1) != 0
+        (picture,) = find_pictures(value, root, "the mask")
+        return load_mask(picture, "the mask")
+    except (ValueError, TypeError, KeyError, AttributeError, DataError) as error:
         raise DataError(
-            f"{where}: the mask must be nested booleans of one length, an image, or a COCO RLE ({error})"
+            f"{where}: the mask must be nested booleans of one length, an image, or a COCO RLE ({short(error, 300)})"
         ) from error

@@ -1,19 +1,20 @@
-"""Rows of a data set, read with `datasets`. Images stay undecoded until they are used."""
+"""Rows of a data set. Pictures stay undecoded until they are used."""
 
 import json
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
 
-from visurf_ray.aliases import Json, Table
-from visurf_ray.data.stored import StoredImage, records
-from visurf_ray.errors import DataError
-
-_READERS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
-_REQUIRED = ("problem", "solution", "image")
+from visurf_ray.aliases import Json
+from visurf_ray.data.conversations import MARK, Conversation, Turn, read_conversation
+from visurf_ray.data.pictures import NO_VIDEO, Picture, find_pictures, load_picture
+from visurf_ray.data.tables import Table, load_tables
+from visurf_ray.data.texts import read_text
+from visurf_ray.errors import DataError, short
 
 # The columns that can hold each part of a row, by the part's name. The first column that the table has is read.
 Columns = Mapping[str, Sequence[str]]
@@ -24,256 +25,298 @@ COLUMNS: Columns = {
     "image": ("image", "images"),
     "thinking": ("thinking",),
 }
+# Columns that tables of other programs have in addition, or in place of these.
+_OTHERS: Columns = {
+    "messages": ("messages", "conversations", "conversation"),
+    "reward_model": ("reward_model",),
+    "system": ("system",),
+    "objects": ("objects",),
+    "video": ("video", "videos"),
+}
+_ANY = (str, int, float, list, dict)  # the JSON types of a solution; bool is none of them
+_PICTURE_COLUMN = re.compile(r".*(image|img|picture|photo)s?(_(path|file|name|bytes|url|data|base64))?", re.IGNORECASE)
+_THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A question about an image, and its solution.
+    """A question, usually about pictures, and its solution.
 
     Attributes:
         id: The data set's own id, or else the row's number.
         problem: The question as the data set has it.
         solution: The ground truth as text, usually JSON; its form depends on the task.
-        image: A path, encoded bytes in a table, or a decoded image.
+        images: The pictures: paths, addresses, encoded bytes, or decoded images. `<image>` in `turns` and `problem` is
+            the place of one; pictures without such a mark come first, in front of all text.
         where: File and row, for error messages.
         thinking: Reasoning that leads to the solution, if the data have it.
         mask: A mask image from which the objects are made, in place of `solution` (see `tasks.mask_task`).
         extra: The further columns that the task reads, by name; None for a column that the table lacks.
+        system: The system message, if the data have one.
+        turns: The messages of user and assistant before the question.
     """
 
     id: str
     problem: str
     solution: str
-    image: str | Path | StoredImage | Image.Image
+    images: tuple[Picture, ...]
     where: str
     thinking: str | None = None
     mask: Path | None = None
     extra: dict[str, Json] = field(default_factory=dict)
+    system: str | None = None
+    turns: tuple[Turn, ...] = ()
+
+    def open_images(self) -> tuple[Image.Image, ...]:
+        """Return the decoded pictures in RGB, as a person sees them (see `data.pictures`).
+
+        Raises:
+            DataError: A picture is missing or damaged, or its format is unknown.
+        """
+        return tuple(load_picture(image, self.where) for image in self.images)
 
     def open_image(self) -> Image.Image:
-        """Return the image, its pixels not yet decoded.
-
-        Raises:
-            DataError: The image is missing, or its format is unknown.
-        """
-        if isinstance(self.image, Image.Image):
-            return self.image
-        return open_image(self.image, self.where)
-
-    def load_image(self) -> Image.Image:
-        """Return the decoded image in RGB.
-
-        Raises:
-            DataError: The image is missing or damaged, or its format is unknown.
-        """
-        image = self.open_image()
-        try:
-            return image.convert("RGB")
-        except OSError as error:
-            raise DataError(f"{self.where}: the image is damaged ({error})") from error
+        """Return the row's only picture. Raises DataError like `open_images`, and if there is not exactly one."""
+        if len(self.images) != 1:
+            raise DataError(f"{self.where}: it has {len(self.images)} images, but must have one")
+        return load_picture(self.images[0], self.where)
 
     def decoded(self) -> "Row":
-        """Return the row with its image decoded, so that it is read once only. Raises DataError like `load_image`."""
-        return replace(self, image=self.load_image())
+        """Return the row with its pictures decoded, so that they are read once. Raises DataError like `open_images`."""
+        return replace(self, images=self.open_images())
 
-
-def open_image(image: StoredImage | str | Path, where: str) -> Image.Image:
-    """Return an image, its pixels not yet decoded.
-
-    Args:
-        image: A path, or encoded bytes in a table.
-        where: File and row, for error messages.
-
-    Raises:
-        DataError: The image is missing, or its format is unknown.
-    """
-    try:
-        return Image.open(BytesIO(image.read()) if isinstance(image, StoredImage) else image)
-    except FileNotFoundError as error:
-        raise DataError(f"{where}: there is no image {image!s}") from error
-    except (OSError, Image.DecompressionBombError) as error:  # PIL's UnidentifiedImageError is an OSError
-        name = "the embedded bytes" if isinstance(image, StoredImage) else str(image)
-        raise DataError(f"{where}: {name} cannot be read as an image ({error})") from error
+    def texts(self) -> list[str]:
+        """Return the user's texts that the prompt has, and the reasoning."""
+        given = [self.system, *(turn.text for turn in self.turns), self.problem, self.thinking]
+        return [text for text in given if text]
 
 
 def read_rows(
-    source: str, image_root: str | None = None, columns: Columns = COLUMNS, *, rows_in: str | None = None
+    source: str,
+    image_root: str | None = None,
+    columns: Columns = COLUMNS,
+    *,
+    rows_in: str | None = None,
+    solutions: Sequence[type] = _ANY,
 ) -> list[Row]:
-    """Read the rows of a table. For the arguments see `load_table` and `rows_of`. Raises DataError like them."""
-    return rows_of(load_table(source, rows_in), source, image_root, columns)
+    """Read the rows of a source. For the arguments see `load_tables` and `rows_of`. Raises DataError like them."""
+    tables = load_tables(source, rows_in)
+    return [row for table in tables for row in rows_of(table, image_root, columns, solutions=solutions)]
 
 
-def load_table(source: str, rows_in: str | None = None) -> Table:
-    """Load a `datasets.Dataset`.
-
-    Args:
-        source: A .parquet, .jsonl or .json file; a folder of such files, or of images with a metadata.jsonl; or a
-            Hugging Face data set, `owner/name` or `owner/name/configuration`. For a folder or a data set, `:split`
-            may follow; without it the split is `train`.
-        rows_in: The key of the rows in the object that a .json file holds. None: the file itself is the list of rows.
-
-    Raises:
-        DataError: The source cannot be read, or has no rows.
-    """
-    import datasets  # slow to import, and needed only to read data
-
-    kind = _kind(source)
-    if kind:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise DataError(f"there is no data file {path}")
-        if path.stat().st_size == 0:
-            raise DataError(f"{path} is empty")
-        split = "train"  # the name that `datasets` gives to the rows of a file
-        chosen = {"path": kind, "data_files": str(path)} | ({"field": rows_in} if rows_in else {})
-    else:
-        name, _, split = source.partition(":")
-        folder = Path(name).expanduser()
-        owner, *rest = name.split("/")
-        if owner and len(rest) == 2 and not folder.is_dir():
-            chosen = {"path": f"{owner}/{rest[0]}", "name": rest[1]}
-        else:
-            chosen = {"path": str(folder) if folder.is_dir() else name}
-    try:
-        table = datasets.load_dataset(**chosen, split=split or "train")
-    except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
-        raise DataError(_unread(source, error)) from error
-    if len(table) == 0:
-        raise DataError(f"{source} has no rows")
-    return table
-
-
-def rows_of(table: Table, source: str, image_root: str | None = None, columns: Columns = COLUMNS) -> list[Row]:
+def rows_of(
+    table: Table, image_root: str | None = None, columns: Columns = COLUMNS, *, solutions: Sequence[type] = _ANY
+) -> list[Row]:
     """Return the rows of a table.
 
     With the default `columns` these schemas are read, each with an `id` and a `thinking` column if the table has them:
 
     - VisionReasoner's: problem, solution, image.
-    - EasyR1's: problem, answer, images. The text `<image>`, which marks the image's place in the problem, is removed.
-    - TRL's: prompt, which is text or a conversation with one user message; image or images; solution or answer. System
-      messages are dropped, because task.prompt says how to answer.
+    - EasyR1's: problem, answer, images.
+    - TRL's: prompt, which is text or a conversation; image or images; solution or answer.
+    - verl's: prompt, images, and reward_model, whose ground_truth is the solution.
+    - ms-swift's: messages, images, and solution or objects; LLaMA-Factory's: messages or conversations, images; LLaVA's
+      and Qwen's: image, conversations. Without a column of solutions the last message of the assistant is the solution,
+      and reasoning before it in <think> is the thinking.
 
-    A solution that is not text is written as JSON. A list of images must have one item. Encoded images stay in the
-    table.
+    The text `<image>` marks the place of a picture. There must be none, or one for each picture. Marks at the beginning
+    are removed. A solution that is not text is written as JSON.
 
     Args:
-        table: A `datasets.Dataset`.
-        source: The table's name in error messages, and the file or folder it was read from.
+        table: The table.
         image_root: The folder that relative image paths start from. None: the folder of the data file.
         columns: The columns to read for each part of a row. Parts other than those of COLUMNS go to `Row.extra`.
+        solutions: The JSON types that a solution may have.
 
     Raises:
-        DataError: A column is missing, a cell is empty, or a row does not have exactly one image.
+        DataError: A column is missing, a cell is empty, or one has another type.
     """
-    held = {name: next((c for c in known if c in table.column_names), None) for name, known in columns.items()}
-    missing = [" or ".join(columns[name]) for name in _REQUIRED if held[name] is None]
-    check_columns(table, source, missing)
-    table = table.select_columns(list(dict.fromkeys(column for column in held.values() if column)))
-    image = held["image"]
-    assert image is not None, "check_columns has refused a table without it"
-    table = table.cast_column(image, _undecoded(table.features[image]))
-    root = root_of(source, image_root)
-    return [_row(record, held, source, number, root) for number, record in enumerate(records(table, image))]
+    there = table.columns
+    known = {**dict.fromkeys(COLUMNS, ()), **_OTHERS, **columns}
+    held = {name: next((column for column in names if column in there), None) for name, names in known.items()}
+    missing = [
+        " or ".join(columns[name])
+        for name, other in (("problem", "messages"), ("solution", "reward_model"))
+        if held[name] is None and held[other] is None and held["messages"] is None
+    ]
+    check_columns(table, missing)
+    if held["image"] is None and (found := [name for name in there if _PICTURE_COLUMN.fullmatch(name)]):
+        raise DataError(f"{table.source} must have its pictures in {' or '.join(columns['image'])}, not in {found[0]}")
+    root = Path(image_root).expanduser() if image_root else table.root
+    read = [column for column in dict.fromkeys(held.values()) if column]
+    reader = _Reader(table.source, held, root, tuple(solutions), [name for name in columns if name not in COLUMNS])
+    return [reader.row(number, record) for number, record in enumerate(table.records(read))]
 
 
 def json_object(path: Path) -> dict[str, Json] | None:
-    """Return the object in a .json file, or None if there is no such file or it holds anything else."""
-    if path.suffix != ".json" or not path.is_file():
+    """Return the object in a .json file, or None if there is no such file or it holds anything else.
+
+    Raises:
+        DataError: The file is not UTF-8.
+    """
+    if path.suffix.lower() != ".json" or not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text())
-    except ValueError:  # for example JSON lines
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError):  # for example JSON lines
         return None
     return content if isinstance(content, dict) else None
 
 
-def check_columns(table: Table, source: str, columns: Sequence[str]) -> None:
-    """Check that a table has these columns; `source` is its name in the message.
+def check_columns(table: Table, columns: Sequence[str]) -> None:
+    """Raise DataError if a table lacks one of these columns."""
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        held = short(", ".join(table.columns), 500)
+        raise DataError(f"{table.source} has no column {', '.join(missing)}; it has {held}")
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Makes rows of a table's records.
+
+    Attributes:
+        source: The table's name in messages.
+        held: The column that holds each part of a row, or None.
+        root: The folder, or its address, that relative image paths start from.
+        solutions: The JSON types that a solution may have.
+        extra: The parts that go to `Row.extra`.
+    """
+
+    source: str
+    held: Mapping[str, str | None]
+    root: Path | str
+    solutions: tuple[type, ...]
+    extra: Sequence[str]
+
+    def row(self, number: int, record: dict[str, Json]) -> Row:
+        values = {name: record[column] if column else None for name, column in self.held.items()}
+        identity = values["id"]
+        where = f"{self.source}, row {number}" + (f" (id {short(identity, 80)})" if identity is not None else "")
+        if values["video"]:
+            raise DataError(f"{where}: {NO_VIDEO}")
+        conversation = self._conversation(values, where)
+        cells = conversation.pictures
+        if values["image"] is not None and values["image"] != []:
+            cells = [*cells, values["image"]]
+        elif self.held["image"] and not cells and values["image"] is None:
+            raise DataError(f"{where}: the {self.held['image']} is empty")
+        images = tuple(find_pictures(cells, self.root, where))
+        conversation = _with_objects(conversation, values["objects"], self.solutions, where)
+        turns, problem = _placed(conversation, len(images), where)
+        thinking, solution = self._solution(values, conversation.answer, where)
+        return Row(
+            str(identity) if identity is not None else str(number),
+            problem,
+            solution,
+            images,
+            where,
+            thinking,
+            extra={name: values[name] for name in self.extra},
+            system=conversation.system,
+            turns=turns,
+        )
+
+    def _conversation(self, values: dict[str, Json], where: str) -> Conversation:
+        column = self.held["problem"] or self.held["messages"]
+        messages = values["problem"] if self.held["problem"] else values["messages"]
+        if messages is None:
+            raise DataError(f"{where}: the {column} is empty")
+        if isinstance(messages, str):
+            return Conversation(_text(values["system"], "system", where), (), messages, None)
+        if not isinstance(messages, list):
+            raise DataError(f"{where}: the {column} must be text or a conversation, not {_shown(messages)}")
+        found = read_conversation(messages, where)
+        if found.answer is not None and self.held["problem"]:
+            raise DataError(f"{where}: the {column} must end with a message of the user, not of the assistant")
+        return found if found.system else replace(found, system=_text(values["system"], "system", where))
+
+    def _solution(self, values: dict[str, Json], answer: Json, where: str) -> tuple[str | None, str]:
+        """Return the reasoning, or None, and the solution."""
+        thinking = _text(values["thinking"], "thinking", where)
+        column, solution = self.held["solution"], values["solution"]
+        if column is None and self.held["reward_model"]:
+            column, solution = "reward_model", _ground_truth(values["reward_model"], where)
+        elif column is None:
+            column, solution = "last message of the assistant", answer
+            if isinstance(answer, str) and thinking is None and (thought := _THOUGHT.fullmatch(answer)):
+                thinking, solution = thought[1].strip() or None, thought[2]
+        if solution is None:
+            raise DataError(f"{where}: the {column} is empty")
+        if isinstance(solution, bool) or not isinstance(solution, self.solutions):
+            names = " or ".join(_NAMES[kind] for kind in self.solutions)
+            raise DataError(f"{where}: the {column} must be {names}, not {_shown(solution)}")
+        if isinstance(solution, float):
+            if not math.isfinite(solution):  # NaN is an empty cell in a column of numbers
+                raise DataError(f"{where}: the {column} is no number: {solution}")
+            solution = int(solution) if solution.is_integer() else solution  # an integer beside others that are not
+        return thinking, solution if isinstance(solution, str) else json.dumps(solution, ensure_ascii=False)
+
+
+_NAMES: Mapping[type, str] = {str: "text", int: "an integer", float: "a number", list: "a list", dict: "an object"}
+
+
+def _text(value: Json, name: str, where: str) -> str | None:
+    """Return a text that may be missing or empty; None then. Raises DataError for anything else."""
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"{where}: the {name} must be text, not {_shown(value)}")
+    return value or None
+
+
+def _shown(value: Json) -> str:
+    return short(json.dumps(value, ensure_ascii=False, default=str), 100)
+
+
+def _ground_truth(reward_model: Json, where: str) -> Json:
+    """Return the solution in a cell of verl's column `reward_model`."""
+    if isinstance(reward_model, dict) and reward_model.get("ground_truth") is not None:
+        return reward_model["ground_truth"]
+    raise DataError(f"{where}: the reward_model must be an object with a ground_truth, not {_shown(reward_model)}")
+
+
+def _with_objects(conversation: Conversation, objects: Json, solutions: tuple[type, ...], where: str) -> Conversation:
+    """Fill in ms-swift's `objects`: names for <ref-object>, and boxes for the <bbox> of the answer.
 
     Raises:
-        DataError: A column is missing.
+        DataError: A question has boxes, which would not be scaled with the image; or the numbers do not fit.
     """
-    missing = [column for column in columns if column not in table.column_names]
-    if missing:
-        raise DataError(f"{source} has no column {', '.join(missing)}; it has {', '.join(table.column_names)}")
+    if not isinstance(objects, dict):
+        return conversation
+    names, boxes = (list(objects.get(key) or ()) for key in ("ref", "bbox"))
+    texts = [*(turn.text for turn in conversation.turns), conversation.question, conversation.answer or ""]
+    if any("<bbox>" in text for text in texts[:-1]):
+        raise DataError(f"{where}: <bbox> may stand in the answer alone: boxes in a question are not scaled")
+    if sum(text.count("<ref-object>") for text in texts) > len(names):
+        raise DataError(f"{where}: it has more <ref-object> than objects.ref, which has {len(names)}")
+    name = iter(names)
+    *before, question, answer = (re.sub("<ref-object>", lambda _: str(next(name)), text) for text in texts)
+    given: Json = answer or None
+    if "<bbox>" in answer:
+        if answer.count("<bbox>") != len(boxes) or list not in solutions:
+            raise DataError(
+                f"{where}: the answer has {answer.count('<bbox>')} <bbox> and objects.bbox has {len(boxes)}: the task "
+                "must be one of boxes, and the numbers must be equal"
+            )
+        given = [{"bbox_2d": box} for box in boxes]
+    turns = tuple(Turn(turn.role, text) for turn, text in zip(conversation.turns, before, strict=True))
+    return replace(conversation, turns=turns, question=question, answer=given)
 
 
-def root_of(source: str, image_root: str | None) -> Path:
-    """Return the folder that relative image paths start from: `image_root`, or else the folder of the data."""
-    if image_root:
-        return Path(image_root).expanduser()
-    return Path(source).expanduser().parent if _kind(source) else Path(source.partition(":")[0]).expanduser()
+def _placed(conversation: Conversation, images: int, where: str) -> tuple[tuple[Turn, ...], str]:
+    """Return turns and question without the marks of pictures at the very beginning.
 
-
-def _kind(source: str) -> str | None:
-    """Return the name of the `datasets` reader for a file, or None if `source` does not name a data file."""
-    return _READERS.get(Path(source).suffix)
-
-
-def _unread(source: str, error: Exception) -> str:
-    """Return why a source cannot be read. `datasets` looks on the hub for any name that is not a file or a folder."""
-    reason = str(error.__cause__ or error)
-    if _kind(source) or Path(source.partition(":")[0]).expanduser().is_dir():
-        return f"{source} cannot be read: {reason}"
-    return (
-        f"{source} cannot be read: there is no such folder, and no such Hugging Face data set (owner/name) was found: "
-        f"{reason}; a file must end in {', '.join(_READERS)}"
-    )
-
-
-def _undecoded(feature: object) -> object:
-    """Return the column type with images, also those in lists, left encoded."""
-    import datasets
-
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
-    return datasets.List(_undecoded(feature.feature)) if isinstance(feature, datasets.List) else feature
-
-
-def _row(record: dict[str, Json], held: Mapping[str, str | None], source: str, number: int, root: Path) -> Row:
-    values = {name: record[column] if column else None for name, column in held.items()}
-    identity = values.pop("id", None)
-    where = f"{source}, row {number}" + (f" (id {identity})" if identity is not None else "")
-    for name in _REQUIRED:
-        if values[name] is None:
-            raise DataError(f"{where}: the {held[name]} is empty")
-    problem, solution, image = (values.pop(name) for name in _REQUIRED)
-    thinking = values.pop("thinking", None)
-    return Row(
-        str(identity) if identity is not None else str(number),
-        _question(problem, where),
-        solution if isinstance(solution, str) else json.dumps(solution, ensure_ascii=False),
-        _one_image(image, root, where),
-        where,
-        str(thinking) if thinking else None,
-        extra=values,
-    )
-
-
-def _question(problem: Json, where: str) -> str:
-    text = _user_message(problem, where) if isinstance(problem, list) else str(problem)
-    return text.replace("<image>", "").strip()
-
-
-def _user_message(conversation: list[Json], where: str) -> str:
-    """Return the text of a conversation's only user message, whose content is text or a list of typed parts."""
-    try:
-        roles = [message["role"] for message in conversation if message["role"] != "system"]
-        if roles != ["user"]:
-            raise DataError(f"{where}: apart from system messages, the prompt must be one user message, not {roles}")
-        (content,) = [message["content"] for message in conversation if message["role"] == "user"]
-        return content if isinstance(content, str) else "\n".join(part.get("text") or "" for part in content)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: the prompt is not a conversation: {json.dumps(conversation)[:80]}") from error
-
-
-def _one_image(image: Json, root: Path, where: str) -> Path | StoredImage:
-    if isinstance(image, list):
-        if len(image) != 1:
-            raise DataError(f"{where}: it has {len(image)} images, but a row must have one")
-        (image,) = image
-    if isinstance(image, dict):
-        image = image.get("bytes") or image.get("path")
-    if not image:
-        raise DataError(f"{where}: the image is empty")
-    return root / image if isinstance(image, str) else image
+    Raises:
+        DataError: There are marks, but not one for each picture; or the question is empty.
+    """
+    turns = [*conversation.turns, Turn("user", conversation.question)]
+    marks = sum(turn.text.count(MARK) for turn in turns)
+    if marks not in (0, images):
+        raise DataError(f"{where}: the text has {marks} times {MARK}, but the row has {images} images")
+    first = turns[0].text
+    while first.lstrip().startswith(MARK):
+        first = first.lstrip().removeprefix(MARK)
+    turns[0] = Turn("user", first.strip())
+    *before, question = turns
+    if not question.text.strip():
+        raise DataError(f"{where}: the question is empty")
+    return tuple(before), question.text.strip()

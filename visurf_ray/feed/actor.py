@@ -1,10 +1,12 @@
 """The data actor: reads a task's examples and puts their images into Ray's object store."""
 
+from typing import NamedTuple
+
 import ray
 
 from visurf_ray.aliases import ActorHandle
 from visurf_ray.config.schema import ModelConfig, TaskConfig
-from visurf_ray.feed.loader import open_loader
+from visurf_ray.feed.loader import Dropped, Strictness, open_loader
 from visurf_ray.groups import Example
 
 
@@ -13,21 +15,48 @@ def start_actor() -> ActorHandle:
     return ray.remote(num_cpus=0)(DataActor).remote()
 
 
+class Opened(NamedTuple):
+    """What `open` has found; see the attributes of DataFeed."""
+
+    longest: int
+    longest_labelled: int
+    most_images: int
+    dropped: list[Dropped]
+    warning: str | None
+
+
 class DataActor:
     """Reads, checks and serves the examples of one task (see ExampleLoader)."""
 
     def open(
-        self, task: TaskConfig, model: ModelConfig, seed: int, max_prompt_tokens: int, train: bool
-    ) -> tuple[int, int, int]:
-        """Read and check all rows; returns `DataFeed.longest`, `longest_labelled` and `most_images`.
+        self,
+        task: TaskConfig,
+        model: ModelConfig,
+        seed: int,
+        max_prompt_tokens: int,
+        train: bool,
+        strictness: Strictness,
+    ) -> "Opened":
+        """Read and check all rows; returns what DataFeed tells of them.
 
         This is not done in the constructor, whose errors Ray reports only as a dead actor.
 
         For the arguments see `open_loader`. Raises DataError like it.
         """
-        self.loader = open_loader(task, model, seed=seed, max_prompt_tokens=max_prompt_tokens, train=train, put=ray.put)
+        self.loader = open_loader(
+            task,
+            model,
+            seed=seed,
+            max_prompt_tokens=max_prompt_tokens,
+            train=train,
+            put=ray.put,
+            strictness=strictness,
+        )
         self.prepared: dict[int, Example] = {}  # training examples by their position
-        return self.loader.longest.get("train", 0), self.loader.longest_labelled, self.loader.most_images
+        loader = self.loader
+        return Opened(
+            loader.longest.get("train", 0), loader.longest_labelled, loader.most_images, loader.dropped, loader.warning
+        )
 
     def first(self) -> Example:
         """Return the first training example."""

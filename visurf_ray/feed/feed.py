@@ -6,6 +6,7 @@ from PIL import Image
 from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.feed.actor import start_actor
+from visurf_ray.feed.loader import Strictness
 from visurf_ray.groups import Example
 
 
@@ -18,9 +19,20 @@ class DataFeed:
         longest: the tokens of the longest training prompt; 0 without training rows.
         most_images: the most images of a prompt.
         longest_labelled: the most tokens that a training prompt and its label have together; likewise.
+        dropped: the rows that are left out.
+        warning: of training labels that are longer than any response can be; None without any.
     """
 
-    def __init__(self, task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool) -> None:
+    def __init__(
+        self,
+        task: TaskConfig,
+        model: ModelConfig,
+        *,
+        seed: int,
+        max_prompt_tokens: int,
+        train: bool,
+        strictness: Strictness,
+    ) -> None:
         """Start the actor, and read and check every row.
 
         Args:
@@ -29,6 +41,7 @@ class DataFeed:
             seed: Shuffles the training rows, and draws those of a drawn task.
             max_prompt_tokens: The longest prompt that is accepted, visual tokens included.
             train: Whether to read the training rows as well as the held-out ones.
+            strictness: Which rows are refused, and which are left out.
 
         Raises:
             DataError: A row cannot be used. The message names the first one.
@@ -36,8 +49,12 @@ class DataFeed:
         self.actor: ActorHandle = start_actor()
         self.position = 0
         self.ahead: Reference = None  # is ready when the actor has prepared the examples that are likely to be next
-        opened = self.actor.open.remote(task, model, seed, max_prompt_tokens, train)
-        self.longest, self.longest_labelled, self.most_images = ray.get(opened)
+        opened = ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train, strictness))
+        self.longest = opened.longest
+        self.longest_labelled = opened.longest_labelled
+        self.most_images = opened.most_images
+        self.dropped = opened.dropped
+        self.warning = opened.warning
 
     def seek(self, position: int) -> None:
         """Continue from a position."""

@@ -1,24 +1,64 @@
 """Makes examples from rows: decodes, resizes and processes the image, and tokenizes the prompt."""
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from visurf_ray.aliases import Processor
+from visurf_ray.aliases import Json, Processor
+from visurf_ray.config.choices import OnBadBox, OnLong
 from visurf_ray.config.schema import ModelConfig, TaskConfig
+from visurf_ray.data.conversations import MARK
 from visurf_ray.data.rows import Row
-from visurf_ray.errors import DataError
+from visurf_ray.errors import BoxError, DataError, LengthError
 from visurf_ray.feed.prompts import Messages, PromptMaker, Put, Size
+from visurf_ray.feed.texts import TextCheck, check_tags
 from visurf_ray.groups import Example, Prompt
 from visurf_ray.models import load_processor
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.task import Task
 
 
+@dataclass(frozen=True)
+class Strictness:
+    """Which rows are refused, and what happens to them.
+
+    Attributes:
+        on_bad_box: What to do with a row whose boxes have swapped corners or reach outside the image.
+        on_long: What to do with a row whose prompt is too long, or whose label is longer than any response can be: stop
+            refuses the prompt and only warns of the label.
+        max_label_tokens: The longest response, the end-of-turn token included; None: labels may have any length.
+        trains_on_labels: Whether the run trains on labels: then the data's reasoning counts for their length.
+    """
+
+    on_bad_box: OnBadBox = OnBadBox.stop
+    on_long: OnLong = OnLong.stop
+    max_label_tokens: int | None = None
+    trains_on_labels: bool = True
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A row that is left out: the split, where it is, its id, and why."""
+
+    split: str
+    where: str
+    id: str
+    reason: str
+
+
 def open_loader(
-    task: TaskConfig, model: ModelConfig, *, seed: int, max_prompt_tokens: int, train: bool, put: Put
+    task: TaskConfig,
+    model: ModelConfig,
+    *,
+    seed: int,
+    max_prompt_tokens: int,
+    train: bool,
+    put: Put,
+    strictness: Strictness | None = None,
 ) -> "ExampleLoader":
     """Return a loader that has read and checked every held-out row and, with `train`, every training row.
 
@@ -29,23 +69,39 @@ def open_loader(
         max_prompt_tokens: See ExampleLoader.
         train: Whether to read the training rows as well as the held-out ones.
         put: See ExampleLoader.
+        strictness: See ExampleLoader.
 
     Raises:
         DataError: A row cannot be used. The message names the first one.
     """
-    processor = load_processor(model)
     loader = ExampleLoader(
         load_task(task, seed),
-        processor,
+        load_processor(model),
         seed=seed,
         max_prompt_tokens=max_prompt_tokens,
         put=put,
         max_pixels=model.max_pixels,
+        strictness=strictness,
     )
     if train:
         loader.load_train()
     loader.check()
     return loader
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A row that can be used: the tokens of its prompt and of its label, its images, the largest coordinate of boxes.
+
+    `too_long` says that no response can be as long as the label.
+    """
+
+    row: Row
+    prompt: int
+    label: int
+    images: int
+    largest_coordinate: float | None
+    too_long: str | None
 
 
 class ExampleLoader:
@@ -54,9 +110,13 @@ class ExampleLoader:
     Attributes:
         rows: The rows by split. `held_out` is always read, `train` only by `load_train`: an evaluation needs no
             training rows.
-        most_images: The most images of a prompt.
+        dropped: The rows that `check` has left out.
+        most_images: The most images of a prompt; set by `check`.
         longest: The number of tokens of each split's longest prompt; set by `check`.
         longest_labelled: The most tokens that a training prompt and its label have together; set by `check`.
+        longest_label: The number of tokens of the longest training label; set by `check`.
+        warning: Names the first training row whose label is longer than any response can be, and says how many there
+            are; None without any. Set by `check`.
     """
 
     def __init__(
@@ -68,6 +128,7 @@ class ExampleLoader:
         max_prompt_tokens: int,
         put: Put,
         max_pixels: int | None = None,
+        strictness: Strictness | None = None,
     ) -> None:
         """Read the held-out rows.
 
@@ -79,6 +140,7 @@ class ExampleLoader:
                 because truncating one would remove image tokens.
             put: Stores an image or its features and returns a reference to it; in a cluster, `ray.put`.
             max_pixels: See `PromptMaker`.
+            strictness: Which rows are refused. None: those that no run can use.
 
         Raises:
             DataError: The held-out data cannot be read.
@@ -88,9 +150,12 @@ class ExampleLoader:
         self.seed = seed
         self.max_prompt_tokens = max_prompt_tokens
         self.put = put
+        self.strictness = strictness or Strictness()
+        self.texts = TextCheck(processor.tokenizer)
+        self.dropped: list[Dropped] = []
+        self.warning: str | None = None
         self.prompts = PromptMaker(processor, max_pixels, put)
         self.rows = {"held_out": task.held_out_rows()}
-        self.most_images = 1
 
     def load_train(self) -> int:
         """Read the training rows and return their number."""
@@ -98,7 +163,7 @@ class ExampleLoader:
         return len(self.rows["train"])
 
     def check(self) -> None:
-        """Check every row that was read, and decode its image.
+        """Check every row that was read, and decode its image. Rows are left out or repaired as `strictness` says.
 
         Raises:
             DataError: A row cannot be used, or a split has no rows. The message names the first such row.
@@ -107,41 +172,101 @@ class ExampleLoader:
             if not rows:
                 raise DataError(f"task.{key} has no examples")
         with ThreadPoolExecutor() as threads:  # decoding releases the GIL
-            lengths = {
-                key: list(threads.map(partial(self._check, labelled=key == "train"), rows))
-                for key, rows in self.rows.items()
-            }
-        self.longest = {key: max(prompt for prompt, _ in found) for key, found in lengths.items()}
-        self.longest_labelled = max((prompt + label for prompt, label in lengths.get("train", [])), default=0)
+            checked = {key: list(threads.map(partial(self._check, split=key), rows)) for key, rows in self.rows.items()}
+        found = {}
+        for key, each in checked.items():
+            found[key] = [row for row in each if isinstance(row, _Checked)]
+            self.dropped += [row for row in each if isinstance(row, Dropped)]
+            if not found[key]:
+                reason = next(row.reason for row in self.dropped if row.split == key)
+                raise DataError(f"task.{key}: every row is dropped, the first for this reason: {reason}")
+            coordinates = [row.largest_coordinate for row in found[key] if row.largest_coordinate is not None]
+            if coordinates and max(coordinates) <= 1:
+                raise DataError(
+                    f"task.{key}: all coordinates of boxes lie between 0 and 1, but they must be in {self.task.unit}"
+                )
+        self.rows = {key: [each.row for each in kept] for key, kept in found.items()}
+        self.longest = {key: max(each.prompt for each in kept) for key, kept in found.items()}
+        self.most_images = max(each.images for kept in found.values() for each in kept)
+        self.longest_labelled = max((each.prompt + each.label for each in found.get("train", [])), default=0)
+        self.longest_label = max((each.label for each in found.get("train", [])), default=0)
+        too_long = [each.too_long for each in found.get("train", []) if each.too_long]
+        if too_long:
+            self.warning = (
+                f"{len(too_long)} training labels are longer than any response can be; feed.on_long=drop leaves them "
+                f"out. The first: {too_long[0]}"
+            )
 
-    def _check(self, row: Row, *, labelled: bool) -> tuple[int, int]:
-        """Check a row; returns the number of tokens of its prompt, visual tokens included, and of its longest label.
+    def _check(self, row: Row, *, split: str) -> "_Checked | Dropped":
+        """Check a row of a split, `train` or `held_out`. Raises DataError if it can neither be used nor dropped."""
+        try:
+            return self._measured(row, trained=split == "train")
+        except BoxError as error:
+            if self.strictness.on_bad_box != OnBadBox.drop:
+                raise
+            return Dropped(split, row.where, row.id, str(error))
+        except LengthError as error:
+            if self.strictness.on_long != OnLong.drop:
+                raise
+            return Dropped(split, row.where, row.id, str(error))
+
+    def _measured(self, row: Row, *, trained: bool) -> "_Checked":
+        """Check a row, repair its boxes if `strictness` says so, and measure its prompt and its label.
 
         Args:
-            labelled: Whether the run may train on the row's label; otherwise 0 is returned for it.
+            row: The row.
+            trained: Whether the run may train on the row's label; otherwise its length does not matter, and counts 0.
         """
-        row = row.decoded()
-        self.task.check(row)
-        size = self._size(row)
+        decoded = row.decoded()
+        self.texts.encode([text.replace(MARK, " ") for text in decoded.texts()], row.where)
         try:
-            length = self.prompts.length(self._messages(row), [size])
+            self.task.check(decoded)
+        except BoxError:
+            if self.strictness.on_bad_box != OnBadBox.fix:
+                raise
+            decoded = self.task.repaired(decoded)
+            self.task.check(decoded)
+        sizes = self._sizes(decoded)
+        try:
+            prompt = self.prompts.length(self._messages(decoded), sizes)
         except ValueError as error:
             raise DataError(f"{row.where}: the prompt {error}") from error
-        if length > self.max_prompt_tokens:
-            raise DataError(
-                f"{row.where}: the prompt has {length} tokens, but may have at most {self.max_prompt_tokens}, one less "
-                "than rollout.max_model_len: shorten the question, lower model.max_pixels, or raise max_model_len"
+        if prompt > self.max_prompt_tokens:
+            raise LengthError(
+                f"{row.where}: the prompt has {prompt} tokens, but may have at most {self.max_prompt_tokens}, one less "
+                "than rollout.max_model_len: shorten the question, lower model.max_pixels, raise max_model_len, or set "
+                "feed.on_long=drop"
             )
-        return length, self._label_tokens(row, size) if labelled else 0
+        found = self._label_tokens(decoded, sizes)  # checks the label of a held-out row as well
+        lengths = found if trained else [0]
+        limit, room = self.strictness.max_label_tokens, self.max_prompt_tokens + 1 - prompt
+        too_long = None
+        if limit is not None and min(lengths) > min(limit, room):
+            key = f"rollout.max_tokens={limit}" if limit < min(lengths) else f"rollout.max_model_len={room + prompt}"
+            too_long = (
+                f"{row.where}: the label has {min(lengths)} tokens after a prompt of {prompt}, longer than a response "
+                f"can be with {key}"
+            )
+            if self.strictness.on_long == OnLong.drop:
+                raise LengthError(too_long)
+        largest = self.task.largest_coordinate(decoded)
+        return _Checked(replace(row, solution=decoded.solution), prompt, max(lengths), len(sizes), largest, too_long)
 
-    def _label_tokens(self, row: Row, size: Size) -> int:
-        """Return the tokens of the row's label in its longest style, the end-of-turn token included."""
-        original = row.open_image()
-        truth = self.task.ground_truth(row, size[0] / original.width, size[1] / original.height)
-        without_pixels = Prompt([], [])
-        example = Example(row.id, row.problem, truth, without_pixels, size, thinking=row.thinking)
+    def _label_tokens(self, row: Row, sizes: Sequence[Size]) -> list[int]:
+        """Check the row's label; returns its tokens in every style, the end-of-turn token included.
+
+        The data's reasoning is counted only if the run trains on labels.
+
+        Raises:
+            DataError: The label has a special token of the tokenizer, or several thoughts or answers.
+        """
+        truth = self._ground_truth(row, sizes)
+        example = Example(row.id, row.problem, truth, Prompt([], []), _first(sizes), thinking=row.thinking)
+        check_tags(self.task.render(example, self.task.styles[0]), row.thinking, row.where)
+        if not self.strictness.trains_on_labels:
+            example = replace(example, thinking=None)
         labels = [self.task.render(example, style) for style in self.task.styles]
-        return 1 + max(map(len, self.processor.tokenizer(labels, add_special_tokens=False).input_ids))
+        return [1 + len(ids) for ids in self.texts.encode(labels, row.where)]
 
     def train_batch(self, position: int, size: int) -> list[Example]:
         """Return `size` training examples, beginning at a position in the endless sequence of shuffled epochs.
@@ -178,28 +303,64 @@ class ExampleLoader:
             DataError: The image is missing or damaged, or the model does not accept its shape.
         """
         row = row.decoded()
-        original = row.open_image()
-        width, height = self._size(row)
-        scale = (width / original.width, height / original.height)
-        image = original if original.size == (width, height) else original.resize((width, height))
+        originals, sizes = row.open_images(), self._sizes(row)
+        images = [
+            original if original.size == size else original.resize(size)
+            for original, size in zip(originals, sizes, strict=True)
+        ]
         return Example(
             id=row.id,
             question=row.problem,
-            ground_truth=self.task.ground_truth(row, *scale),
-            prompt=self.prompts.make(self._messages(row), [image]),
-            size=(width, height),
+            ground_truth=self._ground_truth(row, sizes),
+            prompt=self.prompts.make(self._messages(row), images),
+            size=_first(sizes),
             thinking=row.thinking,
-            stored=self.put(original) if stored else None,
+            stored=self.put(row.open_image()) if stored else None,
         )
 
-    def _messages(self, row: Row) -> Messages:
-        content = [{"type": "image"}, {"type": "text", "text": self.task.question(row)}]
-        return [{"role": "user", "content": content}]
+    def _ground_truth(self, row: Row, sizes: Sequence[Size]) -> str:
+        """Return the ground truth; coordinates are scaled with the row's image if it has one alone."""
+        if len(sizes) != 1:
+            return self.task.ground_truth(row, 1.0, 1.0)
+        original = row.open_image()
+        return self.task.ground_truth(row, sizes[0][0] / original.width, sizes[0][1] / original.height)
 
-    def _size(self, row: Row) -> Size:
-        """Return width and height of the image as the model sees it, in pixels."""
-        width, height = row.open_image().size
-        try:
-            return self.prompts.seen_size((width, height))
-        except ValueError as error:
-            raise DataError(f"{row.where}: the model does not accept an image of {width}×{height} ({error})") from error
+    def _messages(self, row: Row) -> Messages:
+        """Return the conversation, with images at their marks; without marks they come first."""
+        texts = [(turn.role, turn.text) for turn in row.turns] + [("user", self.task.question(row))]
+        messages: list[dict[str, Json]] = [{"role": role, "content": _parts(text)} for role, text in texts]
+        if not any(MARK in text for _, text in texts):
+            messages[0]["content"] = [{"type": "image"}] * len(row.images) + messages[0]["content"]
+        system = [{"role": "system", "content": [{"type": "text", "text": row.system}]}] if row.system else []
+        return [*system, *messages]
+
+    def _sizes(self, row: Row) -> list[Size]:
+        """Return the sizes that the row's images are scaled to.
+
+        Raises:
+            DataError: The model does not accept the shape of one.
+        """
+        found = []
+        for image in row.open_images():
+            try:
+                found.append(self.prompts.seen_size(image.size))
+            except ValueError as error:
+                raise DataError(
+                    f"{row.where}: the model does not accept an image of {image.width}×{image.height} ({error})"
+                ) from error
+        return found
+
+
+def _parts(text: str) -> list[dict[str, Json]]:
+    """Return the typed parts of a message: its text, and an image at each mark."""
+    first, *others = text.split(MARK)
+    parts: list[dict[str, Json]] = [{"type": "text", "text": first}] if first or not others else []
+    for other in others:
+        parts.append({"type": "image"})
+        if other:
+            parts.append({"type": "text", "text": other})
+    return parts
+
+
+def _first(sizes: Sequence[Size]) -> Size:
+    return sizes[0] if sizes else (0, 0)

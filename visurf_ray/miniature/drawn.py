@@ -74,5 +74,5 @@ class DrawnTask(Task):
             drawing = self.draw(rng, split, bool(absent[number]))
             name = f"{split}-{number}"
             where = f"{self.config.name}, scene {name}"
-            rows.append(Row(name, drawing.problem, drawing.solution, drawing.image, where, drawing.thinking))
+            rows.append(Row(name, drawing.problem, drawing.solution, (drawing.image,), where, drawing.thinking))
         return rows

@@ -18,6 +18,7 @@ from PIL import Image
 from visurf_ray.answers.boxes import parse_items, parse_targets, parse_truth
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.answers.rle import Rle, encode, overlap, parse_masks
+from visurf_ray.data.pictures import load_picture
 from visurf_ray.rewards.reward import Reward
 from visurf_ray.rewards.vision_reasoner import answer_format
 from visurf_ray.scoring.segmenter import Segmenter, check_segmenter, prompts_of
@@ -79,7 +80,7 @@ class SegmentationMaskReward:
         prompts = prompts_of(response)
         if not prompts:
             return 0.0
-        seen = image or Image.open(Path(path or "").expanduser()).convert("RGB")
+        seen = image or load_picture(Path(path or "").expanduser(), "the ground truth")
         given = encode(self.segmenter.segment(seen, prompts, masks["mask"]["size"]))
         intersection, union = overlap(given, masks["mask"], masks.get("ignore"))
         return intersection / union if union else 0.0

@@ -22,7 +22,7 @@ def read_predictions(path: Path) -> list[Prediction]:
         DataError: The file cannot be read or is empty, or a line is not a prediction.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8-sig").splitlines()
     except OSError as error:
         raise DataError(f"predictions={path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:

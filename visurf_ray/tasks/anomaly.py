@@ -122,8 +122,9 @@ def _read_class(path: Path) -> dict[str, Json] | None:
 def _row(entry: dict[str, Json], prefix: str, root: Path, where: str) -> Row:
     try:
         image, mask, category = (entry[key] for key in ("image_path", "mask_path", "category"))
-    except (KeyError, TypeError) as error:
-        raise DataError(f"{where}: it must have category, image_path and mask_path") from error
-    query = f"Find every defect of the {category.replace('_', ' ')} in this picture."
-    mask = root / prefix / mask if mask else None
-    return Row(f"{prefix}{image}", query, "[]", root / prefix / image, where, mask=mask)
+        query = f"Find every defect of the {category.replace('_', ' ')} in this picture."
+        mask = root / prefix / mask if mask else None
+        path = root / prefix / image
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{where}: it must have category, image_path and mask_path as text") from error
+    return Row(f"{prefix}{image}", query, "[]", (path,), where, mask=mask)

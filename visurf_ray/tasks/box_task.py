@@ -4,11 +4,23 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
-from visurf_ray.answers.boxes import Box, Target, answered_boxes, check_targets, dump_truth, parse_targets, render
+from visurf_ray.answers.boxes import (
+    Box,
+    Target,
+    answered_boxes,
+    are_shares,
+    canonical,
+    check_targets,
+    dump_truth,
+    ordered,
+    parse_targets,
+    render,
+)
 from visurf_ray.answers.rle import Rle, parse_masks
 from visurf_ray.data.mask_rows import mask_rows
-from visurf_ray.data.rows import Row, load_table, rows_of
-from visurf_ray.errors import DataError
+from visurf_ray.data.rows import Row, rows_of
+from visurf_ray.data.tables import Table, load_tables
+from visurf_ray.errors import BoxError, DataError
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.scoring.metrics import score_boxes
 from visurf_ray.tasks.task import Task
@@ -24,6 +36,8 @@ AS_LIST = (
 class BoxTask(Task):
     """The solution is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, pixels of the stored image.
 
+    Without a point the centre of the box is taken. The image is that which viewers show: its EXIF orientation counts.
+
     If the data have masks, it is `{"objects": [the list], "mask": RLE, "ignore": RLE}`, where `ignore` is optional: its
     pixels do not count when masks are compared. Masks have the size of the stored image and are not scaled with the
     objects.
@@ -34,6 +48,7 @@ class BoxTask(Task):
 
     segments = True
     one_object = False
+    solutions: tuple[type, ...] = (str, list, dict)
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             'Locate every object that "{query}" refers to. Reason first, between <think> and </think>: look for '
@@ -45,28 +60,52 @@ class BoxTask(Task):
 
     def read(self, source: str) -> list[Row]:
         """Read a table of VisionReasoner's training data (see `rows_of`) or evaluation data (see `data.mask_rows`)."""
-        table = load_table(source)
-        if "mask" in table.column_names and "solution" not in table.column_names:
-            return mask_rows(table, source, self.config.image_root, one_object=self.one_object)
-        return rows_of(table, source, self.config.image_root)
+        return [row for table in load_tables(source) for row in self._of_table(table)]
+
+    def _of_table(self, table: Table) -> list[Row]:
+        if "mask" in table.columns and "solution" not in table.columns:
+            return mask_rows(table, self.config.image_root, one_object=self.one_object)
+        return rows_of(table, self.config.image_root, solutions=self.solutions)
 
     def check(self, row: Row) -> None:
         width, height = row.open_image().size
         try:
-            check_targets(self.targets(row), width, height)
+            targets = self.targets(row)
+            if are_shares([value for target in targets for value in target.bbox_2d]):
+                raise ValueError(f"has coordinates between 0 and 1, but they must be in {self.unit}")
             for name, value in self.masks(row).items():
                 if value["size"] != [height, width]:
                     raise ValueError(f"has a {name} of [H, W] = {value['size']}, but the image is {width}×{height}")
         except ValueError as error:
             raise DataError(f"{row.where}: the solution {error}") from error
+        try:
+            check_targets(targets, width, height)
+        except ValueError as error:
+            raise BoxError(f"{row.where}: the solution {error}") from error
+
+    def repaired(self, row: Row) -> Row:
+        width, height = row.open_image().size
+        targets = [
+            Target(
+                ordered(target.bbox_2d, width, height),
+                (min(max(target.point_2d[0], 0), width), min(max(target.point_2d[1], 0), height)),
+            )
+            for target in self.targets(row)
+        ]
+        return replace(row, solution=dump_truth(targets, **self.masks(row)))
+
+    def largest_coordinate(self, row: Row) -> float | None:
+        if row.mask is not None:
+            return None
+        return max((value for target in self.targets(row) for value in target.bbox_2d), default=None)
 
     def targets(self, row: Row) -> list[Target]:
         """Return the row's objects, in pixels of the stored image. Raises ValueError if they are malformed."""
-        return parse_targets(row.solution)
+        return parse_targets(canonical(row.solution))
 
     def masks(self, row: Row) -> dict[str, Rle]:
         """Return the row's `mask` and `ignore` mask, if it has them. Raises ValueError if they are malformed."""
-        return parse_masks(row.solution)
+        return parse_masks(canonical(row.solution))
 
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
         targets = [_scale(target, scale_x, scale_y) for target in self.targets(row)]
@@ -86,9 +125,7 @@ class BoxTask(Task):
 
 
 def _scale(target: Target, x: float, y: float) -> Target:
-    """Return the scaled target, rounded half up as in VisionReasoner's data preparation."""
-    if x == y == 1.0:
-        return target
+    """Return the scaled target in whole pixels, rounded half up as in VisionReasoner's data preparation."""
     x1, y1, x2, y2 = target.bbox_2d
     px, py = target.point_2d
     (left, right), (top, bottom) = _side(x1 * x, x2 * x), _side(y1 * y, y2 * y)

@@ -10,7 +10,7 @@ from visurf_ray.answers.visual_rft import parse_true_name, plain_name
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.task import Task
+from visurf_ray.tasks.task import Task, check_plain
 
 
 class ClassificationTask(Task):
@@ -26,6 +26,7 @@ class ClassificationTask(Task):
     }
 
     def check(self, row: Row) -> None:
+        check_plain(row, dict, list)
         try:
             parse_true_name(row.solution)
         except ValueError as error:

@@ -4,15 +4,16 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.boxes import Box, are_shares, ordered
 from visurf_ray.answers.responses import STYLES, answer_text, has_thinking, respond
-from visurf_ray.answers.visual_rft import answered_detections, check_inside, in_pixels, parse_boxes
+from visurf_ray.answers.visual_rft import SIDE, answered_detections, check_inside, in_pixels, parse_boxes
 from visurf_ray.data.rows import Row
-from visurf_ray.errors import DataError
+from visurf_ray.errors import BoxError, DataError
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.scoring.average_precision import average_precision
 from visurf_ray.tasks.task import Task
@@ -27,6 +28,8 @@ class DetectionTask(Task):
     The tags may be missing. Corners are in thousandths of the image's width and height.
     """
 
+    solutions = (str, list)
+    unit = "thousandths of the image's width and height"
     styles = (*STYLES, "quoted")  # "quoted": {'Position': …}, as Visual-RFT's prompts ask for it
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
@@ -47,14 +50,30 @@ class DetectionTask(Task):
 
     def check(self, row: Row) -> None:
         try:
-            for number, box in enumerate(parse_boxes(row.solution)):
-                check_inside(box, f"item {number}")
+            boxes = parse_boxes(row.solution)
+            if are_shares([value for box in boxes for value in box]):
+                raise ValueError(f"has coordinates between 0 and 1, but they must be in {self.unit}")
         except ValueError as error:
             raise DataError(f"{row.where}: the solution {error}") from error
+        try:
+            for number, box in enumerate(boxes):
+                check_inside(box, f"item {number}")
+        except ValueError as error:
+            raise BoxError(f"{row.where}: the solution {error}") from error
+
+    def repaired(self, row: Row) -> Row:
+        boxes = [ordered(box, SIDE, SIDE) for box in parse_boxes(row.solution)]
+        return replace(row, solution=json.dumps([{"Position": list(box), "Confidence": 1} for box in boxes]))
+
+    def largest_coordinate(self, row: Row) -> float | None:
+        return max((value for box in parse_boxes(row.solution) for value in box), default=None)
 
     def render(self, example: Example, style: str) -> str:
-        """Return the label, with confidence 1 for every box."""
-        items = [{"Position": list(box), "Confidence": 1.0} for box in parse_boxes(example.ground_truth)]
+        """Return the label, with whole numbers, rounded half up, and confidence 1 for every box."""
+        items = [
+            {"Position": [int(value + 0.5) for value in box], "Confidence": 1.0}
+            for box in parse_boxes(example.ground_truth)
+        ]
         text = json.dumps(items, separators=STYLES["spaced" if style == "quoted" else style])
         if style == "quoted":
             text = text.replace('"', "'")

@@ -1,17 +1,26 @@
 """Reasoning grounding as in Visual-RFT (arXiv 2503.01785), on LISA's images: the answer is one box."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.boxes import Box, ordered
 from visurf_ray.answers.responses import STYLES, answer_or_rest, answer_text, has_thinking, respond
-from visurf_ray.answers.visual_rft import box_iou, check_inside, in_pixels, parse_box, parse_true_box
+from visurf_ray.answers.visual_rft import (
+    SIDE,
+    box_iou,
+    check_inside,
+    find_corners,
+    in_pixels,
+    parse_box,
+    parse_true_box,
+)
 from visurf_ray.data.rows import Row
-from visurf_ray.errors import DataError
+from visurf_ray.errors import BoxError, DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.task import Task
+from visurf_ray.tasks.task import Task, check_plain
 
 
 class GroundingTask(Task):
@@ -20,6 +29,7 @@ class GroundingTask(Task):
     The tags may be missing.
     """
 
+    unit = "thousandths of the image's width and height"
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query}\nReason first, between <think> and </think>: work out which one object is meant. Then answer "
@@ -30,10 +40,27 @@ class GroundingTask(Task):
     }
 
     def check(self, row: Row) -> None:
+        check_plain(row, dict, list)
+        corners = find_corners(answer_or_rest(row.solution))
         try:
-            check_inside(parse_true_box(row.solution))
+            if corners:
+                check_inside(corners)
+        except ValueError as error:
+            raise BoxError(f"{row.where}: the solution {error}") from error
+        try:
+            parse_true_box(row.solution)
         except ValueError as error:
             raise DataError(f"{row.where}: the solution {error}") from error
+
+    def repaired(self, row: Row) -> Row:
+        corners = find_corners(answer_or_rest(row.solution))
+        if corners is None:
+            return row
+        x1, y1, x2, y2 = ordered(corners, SIDE, SIDE)
+        return replace(row, solution=f"({x1},{y1}),({x2},{y2})")
+
+    def largest_coordinate(self, row: Row) -> float | None:
+        return max(parse_true_box(row.solution))
 
     def render(self, example: Example, style: str) -> str:
         x1, y1, x2, y2 = parse_true_box(example.ground_truth)

@@ -11,7 +11,6 @@ file holds the screen's elements: `{"name": {"top_left": [x, y], "bottom_right":
 in pixels. The files of web screens are named `screen1.png` and `screen1_boxes.json`, unlike in the index.
 """
 
-import json
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -23,8 +22,10 @@ import numpy as np
 
 from visurf_ray.answers.boxes import Box, Target, answered_points, dump_targets, parse_items, parse_targets, well_formed
 from visurf_ray.answers.responses import has_thinking
-from visurf_ray.data.rows import Row, json_object, open_image
-from visurf_ray.errors import DataError
+from visurf_ray.data.pictures import picture_size
+from visurf_ray.data.rows import Row, json_object
+from visurf_ray.data.texts import read_json, read_text
+from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Metrics, Prediction
 from visurf_ray.tasks.box_task import BoxTask
 
@@ -70,8 +71,8 @@ class GuiGroundingTask(BoxTask):
 
     def check(self, row: Row) -> None:
         super().check(row)
-        if len(parse_targets(row.solution)) != 1:
-            raise DataError(f"{row.where}: the solution must be one element, not {row.solution[:80]}")
+        if len(self.targets(row)) != 1:
+            raise DataError(f"{row.where}: the solution must be one element, not {short(row.solution)}")
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Return the metrics of pointing, or none without predictions.
@@ -110,7 +111,7 @@ def _row(
 ) -> Row | None:
     """Return the row of an example, or None if its script does not point at exactly one place within an element."""
     where = f"{source}, row {key}"
-    task = _read(root / files["task"])
+    task = read_text(root / files["task"])
     parts = _INSTRUCTION.match(task.strip())
     if parts is None:
         raise DataError(
@@ -128,14 +129,14 @@ def _row(
     box = min(around, key=lambda box: (box[2] - box[0]) * (box[3] - box[1]))
     x1, y1, x2, y2 = box
     target = Target((_round(x1), _round(y1), _round(x2), _round(y2)), (_round(x), _round(y)))
-    return Row(key, parts[1].strip(), dump_targets([target]), image, where)
+    return Row(key, parts[1].strip(), dump_targets([target]), (image,), where)
 
 
 def _elements(image: Path, path: Path) -> list[Box]:
     """Return the boxes of a screen's elements, clipped to the screen."""
-    width, height = open_image(image, str(path)).size
+    width, height = picture_size(image, str(path))
     try:
-        corners = [(*e["top_left"], *e["bottom_right"]) for e in json.loads(_read(path)).values()]
+        corners = [(*e["top_left"], *e["bottom_right"]) for e in read_json(path).values()]
         boxes = [(max(0, x1), max(0, y1), min(width, x2), min(height, y2)) for x1, y1, x2, y2 in corners]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{path} must hold elements with top_left and bottom_right") from error
@@ -146,13 +147,6 @@ def _on_disk(path: Path, ending: str = "") -> Path:
     """Return the path, or for a web screen the path under which its file is stored."""
     other = path.with_name(f"{path.stem.replace('screen_', 'screen')}{ending}{path.suffix}")
     return other if not path.exists() and other.exists() else path
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read ({error})") from error
 
 
 def _round(number: float) -> int:

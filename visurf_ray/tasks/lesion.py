@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.answers.boxes import Box, answered_boxes, parse_items, parse_targets
+from visurf_ray.data.pictures import pictures_in
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
@@ -20,6 +21,7 @@ from visurf_ray.scoring.metrics import iou, score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
 from visurf_ray.tasks.mask_task import MaskTask
 
+_BESIDE = ("_segmentation", "_superpixels")  # endings of ISIC's files that are no pictures of skin
 _QUERY = "Find the lesion on this picture of skin."
 
 
@@ -44,7 +46,8 @@ class LesionTask(MaskTask):
             DataError: A mask is missing, or the table cannot be read.
         """
         images = Path(source).expanduser()
-        pictures = sorted(images.glob("ISIC_*.jpg")) if images.is_dir() else []
+        found = [path for path in pictures_in(images) if path.name.startswith("ISIC_")] if images.is_dir() else []
+        pictures = [path for path in found if not path.stem.endswith(_BESIDE)]
         if not pictures:
             return super().read(source)
         beside = images.with_name(images.name.replace("_Task1-2_", "_Task1_").replace("_Input", "_GroundTruth"))
@@ -83,4 +86,4 @@ def _row(image: Path, mask: Path, source: str) -> Row:
     where = f"{source}, {image.name}"
     if not mask.is_file():
         raise DataError(f"{where}: there is no mask {mask}")
-    return Row(image.stem, _QUERY, "[]", image, where, mask=mask)
+    return Row(image.stem, _QUERY, "[]", (image,), where, mask=mask)

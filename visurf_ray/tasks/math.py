@@ -18,9 +18,10 @@ from visurf_ray.aliases import Json
 from visurf_ray.answers.formulas import Truth, find_answer, thinks_first
 from visurf_ray.answers.responses import thought
 from visurf_ray.data.rows import Row, json_object, read_rows, rows_of
-from visurf_ray.errors import DataError
+from visurf_ray.data.tables import JsonTable
+from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.task import Task
+from visurf_ray.tasks.task import Task, check_plain
 
 COLUMNS = {
     "id": ("pid", "id"),
@@ -37,6 +38,7 @@ COLUMNS = {
 class MathTask(Task):
     """The answer is a formula, a number, a word, or the letter of a choice, in `\\boxed{}`."""
 
+    solutions = (str, int, float)
     styles = ("spaced",)  # the label has no separators, so all styles are the same
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
@@ -49,11 +51,12 @@ class MathTask(Task):
     def read(self, source: str) -> list[Row]:
         records = _by_pid(Path(source).expanduser())
         if records is None:
-            rows = read_rows(source, self.config.image_root, COLUMNS)
+            rows = read_rows(source, self.config.image_root, COLUMNS, solutions=self.solutions)
         else:
-            import datasets  # slow to import, and needed only to read data
-
-            rows = rows_of(datasets.Dataset.from_list(records), source, self.config.image_root, COLUMNS)
+            table = JsonTable(source, Path(source).expanduser().parent, records)
+            rows = rows_of(table, self.config.image_root, COLUMNS, solutions=self.solutions)
+        for row in rows:
+            check_plain(row, dict)
         return [_with_truth(row) for row in rows]
 
     def check(self, row: Row) -> None:
@@ -110,14 +113,16 @@ def _with_truth(row: Row) -> Row:
     answer = (find_answer(row.solution)[0] or row.solution).strip()
     given = row.extra["choices"]
     if given is not None and not isinstance(given, list):
-        raise DataError(f"{row.where}: the choices must be a list, not {str(given)[:80]!r}")
+        raise DataError(f"{row.where}: the choices must be a list, not {short(given)}")
+    if not all(isinstance(choice, str | int | float) for choice in given or ()):
+        raise DataError(f"{row.where}: the choices must be texts or numbers, not {short(given)}")
     choices = tuple(str(choice).strip() for choice in given or ())
     precision = None if choices else _precision(row)
     letters = [chr(ord("A") + place) for place in range(len(choices))]
     if choices and answer not in choices:
         if answer not in letters:
             raise DataError(
-                f"{row.where}: the answer {answer[:80]!r} is neither a choice nor the letter of one: {choices}"
+                f"{row.where}: the answer {answer[:80]!r} is neither a choice nor the letter of one: {short(choices)}"
             )
         answer = choices[letters.index(answer)]
     unit = f" (Unit: {row.extra['unit']})" if row.extra["unit"] else ""
@@ -133,5 +138,7 @@ def _precision(row: Row) -> int | None:
         return None
     try:
         return int(value)
-    except ValueError as error:
-        raise DataError(f"{row.where}: the precision must be a number of decimal places, not {value!r}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise DataError(
+            f"{row.where}: the precision must be a number of decimal places, not {short(value)!r}"
+        ) from error

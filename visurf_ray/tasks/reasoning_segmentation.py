@@ -1,12 +1,14 @@
 """Reasoning segmentation: a question that requires reasoning, and the mask of the objects that answer it.
 
-ReasonSeg (dvlab-research/LISA, utils/data_processing.py) is a folder with NAME.jpg and NAME.json for each image. The
-JSON has `text`, a list of wordings of one question; `is_sentence`, whether these are sentences or phrases; and
-`shapes`, polygons with `label` and `points` [[x, y], …] in pixels. The labels are `target` for objects, `ignore` for
-pixels that do not count, and `flag` for polygons to skip. Smaller polygons are painted over larger ones.
+ReasonSeg (dvlab-research/LISA, utils/data_processing.py) is a folder with NAME.jpg and NAME.json for each image; images
+of other kinds are read as well. The JSON has `text`, a list of wordings of one question; `is_sentence`, whether these
+are sentences or phrases; and `shapes`, polygons with `label` and `points` [[x, y], …] in pixels of the image as viewers
+show it. The labels are `target` for objects, `ignore` for pixels that do not count, and `flag` for polygons to skip.
+Smaller polygons are painted over larger ones.
 """
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,12 +17,13 @@ from typing import ClassVar
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import dump_truth
 from visurf_ray.answers.rle import encode, objects_in
+from visurf_ray.data.pictures import ENDINGS, picture_size, pictures_in
 from visurf_ray.data.rows import Row
+from visurf_ray.data.texts import check_encoding
 from visurf_ray.errors import DataError
 from visurf_ray.tasks.box_task import AS_LIST, BoxTask
 
@@ -39,15 +42,12 @@ class ReasoningSegmentationTask(BoxTask):
         "plain": "{query}",
     }
 
-    def _read(self, key: str) -> list[Row]:
+    def read_split(self, source: str, key: str) -> list[Row]:
         """Read a ReasonSeg folder as LISA does: all wordings of a question for training, the first for evaluation."""
-        folder = Path(self.source(key)).expanduser()
-        if not any(image.with_suffix(".json").is_file() for image in folder.glob("*.jpg")):
-            return super()._read(key)
-        try:
-            return read_reasonseg(folder, every_text=key == "train")
-        except DataError as error:
-            raise DataError(f"task.{key}: {error}") from error
+        folder = Path(source).expanduser()
+        if not folder.is_dir() or not any(image.with_suffix(".json").is_file() for image in pictures_in(folder)):
+            return super().read_split(source, key)
+        return read_reasonseg(folder, every_text=key == "train")
 
 
 def read_reasonseg(folder: Path, *, every_text: bool) -> list[Row]:
@@ -58,9 +58,16 @@ def read_reasonseg(folder: Path, *, every_text: bool) -> list[Row]:
         every_text: Whether every wording of a question becomes a row; otherwise only the first does.
 
     Raises:
-        DataError: An annotation is missing or malformed, or an image cannot be read.
+        DataError: An annotation is missing or malformed, or has no image or several; or an image cannot be read.
     """
-    images = sorted(folder.glob("*.jpg"))
+    images = pictures_in(folder)
+    counts = Counter(image.stem for image in images)
+    for path in sorted(folder.glob("*.json")):
+        if counts[path.stem] > 1 or (not counts[path.stem] and _is_annotation(path)):
+            raise DataError(
+                f"{path} is the annotation of {counts[path.stem]} images, but must be of one: an image has its name "
+                f"and one of the endings {', '.join(sorted(ENDINGS))}"
+            )
     with ThreadPoolExecutor() as threads:  # painting and measuring release the GIL
         found = list(threads.map(_read, images))
     return [row for rows in found for row in rows[: None if every_text else 1]]
@@ -72,15 +79,12 @@ def _read(image: Path) -> list[Row]:
         data = path.read_bytes()
     except OSError as error:
         raise DataError(f"{image}: its annotation {path.name} cannot be read: {error.strerror}") from error
+    check_encoding(data[:4], str(path))
     try:
         annotation = json.loads(_text(data))
     except ValueError as error:
         raise DataError(f"{path} is not JSON ({error})") from error
-    try:
-        with Image.open(image) as opened:
-            width, height = opened.size
-    except OSError as error:
-        raise DataError(f"{image} cannot be read as an image ({error})") from error
+    width, height = picture_size(image, str(path))
     try:
         texts = annotation["text"]
         if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
@@ -92,14 +96,22 @@ def _read(image: Path) -> list[Row]:
     target, ignored = painted == _TARGET, painted == _IGNORE
     solution = dump_truth(objects_in(target), mask=encode(target), ignore=encode(ignored) if ignored.any() else None)
     return [
-        Row(f"{image.stem}-{number}" if number else image.stem, text, solution, str(image), str(path))
+        Row(f"{image.stem}-{number}" if number else image.stem, text, solution, (image,), str(path))
         for number, text in enumerate(texts)
     ]
 
 
+def _is_annotation(path: Path) -> bool:
+    try:
+        value = json.loads(_text(path.read_bytes()))
+    except ValueError:
+        return False
+    return isinstance(value, dict) and "shapes" in value
+
+
 def _text(data: bytes) -> str:
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError:
         return data.decode("cp1252")  # the encoding of some of the original files
 

@@ -1,5 +1,6 @@
 """The interface of a task: the rows of its data set, the question, the ground truth, its label, the metrics."""
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +11,8 @@ from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.responses import STYLES
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
-from visurf_ray.errors import DataError
+from visurf_ray.data.tables import expand
+from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.names import nearest
 
@@ -23,6 +25,8 @@ class Task(ABC):
         segments: Whether an answer can be turned into a mask, so that task.segmenter may be set.
         asks_for_absent: Whether the task can ask for absent objects, so that task.absent_share may be set.
         strict: Whether `score` and `shown_boxes` read valid JSON only (see `answers.lenient`).
+        solutions: The JSON types that a solution may have in the data.
+        unit: The unit of the coordinates in solutions.
         prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem.
     """
 
@@ -30,6 +34,8 @@ class Task(ABC):
     segments = False
     asks_for_absent = False
     strict = True
+    solutions: tuple[type, ...] = (str,)
+    unit = "pixels of the stored image"
     prompts: ClassVar[dict[str, str]]
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -64,24 +70,33 @@ class Task(ABC):
         return self._read("held_out")
 
     def _read(self, key: str) -> list[Row]:
-        source = self.source(key)
         try:
-            return self.read(source)
+            return [row for source in self.sources(key) for row in self.read_split(source, key)]
         except DataError as error:
             raise DataError(f"task.{key}: {error}") from error
 
-    def source(self, key: str) -> str:
-        """Return the value of task.`key`, which is `train` or `held_out`. Raises DataError if it is not a name."""
-        source = getattr(self.config, key)
-        if source is None:
-            raise DataError(f"task.{key} is not set: name a data file or a Hugging Face data set")
-        if not isinstance(source, str) or not source:
-            raise DataError(f"task.{key}={source}: name a data file, a folder or a Hugging Face data set")
-        return source
+    def sources(self, key: str) -> list[str]:
+        """Return the names in task.`key`, which is `train` or `held_out`, with the files that patterns match.
+
+        Raises DataError if it is neither a name nor a list of names, or if no file matches.
+        """
+        given = getattr(self.config, key)
+        if given is None:
+            raise DataError("it is not set: name a data file or a Hugging Face data set")
+        sources = given if isinstance(given, list) else [given]
+        if not sources or not all(isinstance(source, str) and source for source in sources):
+            raise DataError(
+                f"{short(given)} must be a data file, a folder or a Hugging Face data set, or a list of these"
+            )
+        return [path for source in sources for path in expand(source)]
+
+    def read_split(self, source: str, key: str) -> list[Row]:
+        """Return the rows of a source for `train` or `held_out`. Raises DataError if they cannot be read."""
+        return self.read(source)
 
     def read(self, source: str) -> list[Row]:
         """Return the rows of a data set in the task's layout. Raises DataError if they cannot be read."""
-        return read_rows(source, self.config.image_root)
+        return read_rows(source, self.config.image_root, solutions=self.solutions)
 
     def question(self, row: Row) -> str:
         """Return the row's problem in the prompt that task.prompt names."""
@@ -89,7 +104,18 @@ class Task(ABC):
 
     @abstractmethod
     def check(self, row: Row) -> None:
-        """Check the row's solution. Raises DataError, which names the row, if it cannot be used."""
+        """Check the row's solution. Raises DataError, which names the row, if it cannot be used.
+
+        It is a BoxError if `repaired` may help.
+        """
+
+    def repaired(self, row: Row) -> Row:
+        """Return the row with the corners of its boxes in order and within the image."""
+        return row
+
+    def largest_coordinate(self, row: Row) -> float | None:
+        """Return the largest coordinate of the boxes in a row's solution, or None if it has none."""
+        return None
 
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
         """Return the ground truth that rewards and metrics take, its coordinates in pixels of the model's image.
@@ -127,3 +153,17 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Return the scores of greedy answers to the held-out examples. A metric without examples is left out."""
+
+
+def check_plain(row: Row, *kinds: type) -> None:
+    """Check that a solution is plain text, and not text of a JSON value of these types, such as a chat message.
+
+    Raises:
+        DataError: It is. The message names the row.
+    """
+    try:
+        value = json.loads(row.solution)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(value, kinds):
+        raise DataError(f"{row.where}: the solution must be plain text, not JSON: {short(row.solution)}")

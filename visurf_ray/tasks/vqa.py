@@ -17,12 +17,13 @@ from typing import ClassVar
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
+from visurf_ray.aliases import Json
 from visurf_ray.answers.formulas import find_answer
 from visurf_ray.answers.responses import respond, rest
 from visurf_ray.data.rows import Row, json_object, read_rows
-from visurf_ray.errors import DataError
+from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.tasks.task import Task
+from visurf_ray.tasks.task import Task, check_plain
 
 COLUMNS = {
     "id": ("questionId", "id"),
@@ -37,6 +38,7 @@ COLUMNS = {
 class VqaTask(Task):
     """The solution is a list of right answers; the first becomes the label."""
 
+    solutions = (str, int, float, list)
     styles = ("spaced",)  # the label has no separators, so all styles are the same
     prompts: ClassVar[dict[str, str]] = {
         "detailed": "{query}\nAnswer with a number or a few words, as they stand in the image, and nothing else.",
@@ -48,10 +50,14 @@ class VqaTask(Task):
         pictures = path.parent / "png"
         root = self.config.image_root or (str(pictures) if path.suffix == ".json" and pictures.is_dir() else None)
         held = isinstance((json_object(path) or {}).get("data"), list)  # DocVQA's file has its rows under `data`
-        rows = read_rows(source, root, COLUMNS, rows_in="data" if held else None)
+        rows = read_rows(source, root, COLUMNS, rows_in="data" if held else None, solutions=self.solutions)
+        for row in rows:
+            check_plain(row, dict)
         return [_with_one_answer(row) if isinstance(row.extra["label"], str) else row for row in rows]
 
     def check(self, row: Row) -> None:
+        if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in _items(row.solution)):
+            raise DataError(f"{row.where}: the answers must be texts or numbers, not {short(row.solution)}")
         if not all(_answers(row.solution)) or not _answers(row.solution):
             raise DataError(f"{row.where}: an answer is empty: {row.solution[:80]}")
 
@@ -124,8 +130,12 @@ def _answer(response: str) -> str:
 
 def _answers(text: str) -> list[str]:
     """Return the items of a JSON list as text, or the text itself as the only answer if it is not a list."""
+    return [str(item).strip() for item in _items(text)]
+
+
+def _items(text: str) -> list[Json]:
     try:
         value = json.loads(text)
     except ValueError:
         value = None
-    return [str(item).strip() for item in value] if isinstance(value, list) else [text.strip()]
+    return value if isinstance(value, list) else [text]

@@ -1,0 +1,234 @@
+"""Pictures as a person sees them. Every picture of a row and every mask is opened here.
+
+- A picture is turned as its EXIF orientation says, as viewers show it and people annotate it.
+- Transparent pixels show white.
+- Of an animated picture the first frame is taken.
+- Greys of 16 bits are scaled to 8. Pixels that are floats or 32-bit integers have no known range and are refused.
+"""
+
+import re
+import struct
+from collections.abc import Iterator
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from visurf_ray.aliases import Json
+from visurf_ray.data.remote import is_address, local_path
+from visurf_ray.data.stored import Stored, decode_text, is_encoded
+from visurf_ray.errors import DataError, short
+
+Picture = str | Path | bytes | Stored | Image.Image
+
+ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+_VIDEOS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
+
+# What Pillow raises for files that are damaged or not images. UnidentifiedImageError is an OSError.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112  # EXIF's tag
+
+
+def load_picture(picture: Picture, where: str) -> Image.Image:
+    """Return a picture in RGB, as a person sees it.
+
+    Args:
+        picture: A path, encoded bytes, or an image that is decoded and turned already.
+        where: File and row, for error messages.
+
+    Raises:
+        DataError: The picture is missing or damaged, or its format or its kind of pixels is unknown.
+    """
+    if isinstance(picture, Image.Image):
+        return picture if picture.mode == "RGB" else _in_rgb(picture, where)
+    image = _decoded(picture, where)
+    return _turned(_in_rgb(image, where), _orientation(image))
+
+
+def picture_size(path: Path, where: str) -> tuple[int, int]:
+    """Return width and height of a picture as viewers show it. Raises DataError if it cannot be opened."""
+    image = _opened(path, where)
+    width, height = image.size
+    if image.format == "TIFF":  # Pillow itself turns these, and tells the size after that
+        return width, height
+    return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def load_mask(picture: Picture, where: str) -> NDArray[np.bool_]:
+    """Return the mask (H, W) in a picture: all pixels that are neither black nor transparent. Turned like a picture.
+
+    Raises:
+        DataError: The picture is missing or damaged.
+    """
+    image = _decoded(picture, where)
+    turn = _orientation(image)
+    if image.mode in ("P", "PA", "LA", "RGBA") or image.has_transparency_data:
+        pixels = np.asarray(_turned(image.convert("RGBA"), turn))
+        return pixels[..., :3].any(axis=-1) & (pixels[..., 3] > 0)
+    if image.mode in ("CMYK", "YCbCr", "HSV"):
+        image = image.convert("RGB")
+    pixels = np.asarray(_turned(image, turn))
+    return np.asarray(pixels.any(axis=-1) if pixels.ndim == 3 else pixels != 0)
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    """Return the pictures in a folder by their endings, in upper or lower case, sorted by name."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
+
+
+def find_pictures(cell: Json, root: Path | str, where: str) -> list[Picture]:
+    """Return the pictures in a cell of a table, not opened yet.
+
+    Args:
+        cell: A path, an address (`https://…`, `file://…`), a data URL, encoded bytes, a dictionary with one of these
+            under `bytes`, `path`, `image`, `url` or `image_url`, or a list of these, which may be nested.
+        root: The folder, or its address, that relative paths start from.
+        where: File and row, for error messages.
+
+    Raises:
+        DataError: The cell holds anything else; the message names the keys.
+    """
+    return list(_found(cell, root, where))
+
+
+_KEYS = ("bytes", "path", "image", "url", "image_url")
+_BESIDE = re.compile("type|detail|text|file_name|(min|max)_pixels|resized_(height|width)|height|width|format")
+
+
+def _found(cell: Json, root: Path | str, where: str) -> Iterator[Picture]:
+    if isinstance(cell, list | tuple):
+        for item in cell:
+            yield from _found(item, root, where)
+    elif isinstance(cell, dict):
+        given = {key: value for key, value in cell.items() if value is not None}
+        if "video" in given or given.get("type") in ("video", "video_url"):
+            raise DataError(f"{where}: {NO_VIDEO}")
+        key = next((key for key in _KEYS if given.get(key)), None)
+        others = [key for key in given if key not in _KEYS and not _BESIDE.fullmatch(key)]
+        if others or (key is None and given):
+            raise DataError(
+                f"{where}: the image is a dictionary with the keys {short(', '.join(given))}: it must have one of "
+                f"{', '.join(_KEYS)}, with a path, an address, a data URL or encoded bytes"
+            )
+        if key is None:
+            raise DataError(f"{where}: the image is empty")
+        encoded = key == "bytes" and isinstance(given[key], str)
+        yield from _found(_from_base64(given[key], where) if encoded else given[key], root, where)
+    elif isinstance(cell, bytes | Stored | Image.Image) and cell:
+        yield cell
+    elif isinstance(cell, str | Path) and str(cell).strip():
+        yield _named(str(cell).strip(), root, where)
+    elif cell is None or cell in ("", b"") or isinstance(cell, str):
+        raise DataError(f"{where}: the image is empty")
+    else:
+        raise DataError(
+            f"{where}: the image must be a path, an address, a data URL or encoded bytes, not {short(repr(cell), 80)}"
+        )
+
+
+NO_VIDEO = "it has a video, and videos are not supported: extract frames and give them as images"
+
+
+def _named(text: str, root: Path | str, where: str) -> Picture:
+    """Return the picture that a text names or holds."""
+    if is_encoded(text):
+        return _from_base64(text, where)
+    if Path(text.partition("?")[0]).suffix.lower() in _VIDEOS:
+        raise DataError(f"{where}: {NO_VIDEO} ({short(text)})")
+    if is_address(text):
+        return text
+    if is_address(str(root)):
+        return f"{str(root).rstrip('/')}/{text}"
+    return Path(root) / Path(text).expanduser()
+
+
+def _from_base64(text: str, where: str) -> bytes:
+    try:
+        return decode_text(text)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}: {short(text, 60)}") from error
+
+
+def _decoded(picture: Picture, where: str) -> Image.Image:
+    """Return an opened picture with its pixels, neither turned nor converted."""
+    image = _opened(picture, where)
+    try:
+        image.load()
+    except _BROKEN as error:
+        raise DataError(f"{where}: the image{_name(picture)} is damaged ({short(error)})") from error
+    return image
+
+
+def _opened(picture: Picture, where: str) -> Image.Image:
+    if isinstance(picture, Image.Image):
+        return picture
+    try:
+        if isinstance(picture, Stored):
+            return Image.open(BytesIO(picture.read()))
+        if isinstance(picture, bytes):
+            return Image.open(BytesIO(picture))
+        return Image.open(local_path(picture) if is_address(str(picture)) else picture)
+    except DataError as error:  # the address cannot be fetched
+        raise DataError(f"{where}: {error}") from error
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: there is no image {short(picture, 500)}") from error
+    except _BROKEN as error:
+        name = _name(picture).strip() or "the embedded bytes"
+        raise DataError(f"{where}: {name} cannot be read as an image ({short(error, 200)})") from error
+
+
+def _name(picture: Picture) -> str:
+    return f" {short(picture, 500)}" if isinstance(picture, str | Path) else ""
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 if there is none or the EXIF data are malformed, as viewers do."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except _BROKEN:
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _turned(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _in_rgb(image: Image.Image, where: str) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        return _scaled(image)
+    if image.mode in ("I", "F"):
+        kind = "floats" if image.mode == "F" else "32-bit integers"
+        raise DataError(f"{where}: the image's pixels are {kind}, whose range is unknown: save it with 8 or 16 bits")
+    try:
+        if image.mode in ("La", "RGBa"):  # colours that are multiplied by alpha
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return image.convert("RGB")
+    except _BROKEN as error:
+        raise DataError(f"{where}: an image of mode {image.mode} cannot be converted to RGB ({error})") from error
+
+
+def _scaled(image: Image.Image) -> Image.Image:
+    """Return an image of 16-bit greys in RGB. Pixels of the grey that means transparent are white."""
+    pixels = np.asarray(image).astype(np.uint32)
+    greys = np.round(pixels / 257).astype(np.uint8)
+    key = image.info.get("transparency")
+    if isinstance(key, int):
+        greys[pixels == key] = 255
+    return Image.fromarray(greys).convert("RGB")

@@ -1,0 +1,55 @@
+"""Checks of texts before a run: special tokens in what users wrote, and the tags of labels."""
+
+from collections.abc import Sequence
+
+from visurf_ray.aliases import Tokenizer
+from visurf_ray.errors import DataError, short
+
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+
+
+class TextCheck:
+    """Finds what would break a prompt or a label, for one tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        added = {key for key, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.special = (added | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+
+    def encode(self, texts: Sequence[str], where: str) -> list[list[int]]:
+        """Return the token ids of texts of a row.
+
+        Args:
+            texts: The texts, each without those that a template adds.
+            where: File and row, for error messages.
+
+        Raises:
+            DataError: A text has a special token of the tokenizer, such as an image placeholder or the end of a turn;
+                or it is not valid Unicode.
+        """
+        if any("\ud800" <= character <= "\udfff" for text in texts for character in text):
+            raise DataError(f"{where}: its text has half of a surrogate pair, which is not valid Unicode")
+        encoded = self.tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
+        for text, ids in zip(texts, encoded, strict=True):
+            if found := self.special & set(ids):
+                token = self.tokenizer.convert_ids_to_tokens(min(found))
+                place = max(0, text.find(token) - 30)
+                raise DataError(
+                    f"{where}: its text must not contain {token}, a special token of the model: {short(text[place:])!r}"
+                )
+        return encoded
+
+
+def check_tags(label: str, thinking: str | None, where: str) -> None:
+    """Check that a label has one thought and one answer at most, and that no tag is in the thought.
+
+    Raises:
+        DataError: It has others. The message names the row.
+    """
+    for tag in _TAGS:
+        if tag in (thinking or ""):
+            raise DataError(f"{where}: its thinking must not contain {tag}: {short(thinking)!r}")
+        if label.count(tag) > 1:
+            raise DataError(
+                f"{where}: its label has {tag} {label.count(tag)} times, from the solution: {short(label)!r}"
+            )
