@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transformers import AutoConfig
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
@@ -65,7 +66,7 @@ def check(config: Config) -> Checked:
     check_vllm(config)
     check_model(config.model.path)
     processor = load_processor(config.model)
-    check_family(config)
+    check_family(config, processor)
     trained_weights(config).check(resolve_model(config.model.path))
     reward = RewardSpec.of(config.reward, strict=config.answers.strict) if config.method.rollouts else RewardSpec()
     check_segmenter(config.task.segmenter, "task.segmenter")
@@ -106,14 +107,25 @@ def check_vllm(config: Config) -> None:
         )
 
 
-def check_family(config: Config) -> None:
+def check_family(config: Config, processor: Processor) -> None:
     """Check what a model's family cannot do here.
 
     Raises:
-        ConfigError: the language model does not allow the packing, or vLLM cannot sample it on a CPU.
+        ConfigError: the processor is another family's, the weights are quantised, the language model does not allow the
+            packing, or vLLM cannot sample it on a CPU.
     """
     path = config.model.path
-    kind = AutoConfig.from_pretrained(resolve_model(path)).model_type
+    model = AutoConfig.from_pretrained(resolve_model(path))
+    kind, takes = model.model_type, PROCESSOR_MAPPING_NAMES.get(model.model_type)
+    if takes not in (None, type(processor).__name__):
+        raise ConfigError(
+            f"model.path={path}: config.json describes a model of the family {kind}, whose processor is {takes}, but "
+            f"the folder has {type(processor).__name__}: put the files of one model together"
+        )
+    if hasattr(model, "quantization_config"):
+        raise ConfigError(
+            f"model.path={path}: quantised weights cannot be trained: name the model that is not quantised"
+        )
     if config.learner.packing is Packing.prefix and not attends_causally(path):
         raise ConfigError(
             f"learner.packing=prefix: {kind} has layers with linear or sliding-window attention: use rows, or auto"

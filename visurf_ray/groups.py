@@ -42,6 +42,11 @@ class Prompt:
     features: Reference = None
     stand_in: "Prompt | None" = None
 
+    @property
+    def image(self) -> Reference:
+        """The first image, or None."""
+        return self.images[0] if self.images else None
+
 
 @dataclass(frozen=True)
 class Example:

@@ -3,7 +3,10 @@
 Qwen2.5-VL is the miniature's own, which `test_train` trains.
 """
 
+import json
+import shutil
 from functools import lru_cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -42,6 +45,24 @@ def test_two_steps_and_the_sampler_has_the_learners_weights(family, tmp_path, ca
     assert [row["step"] for row in steps] == [1, 2]
     for row in steps:
         assert row["train/rollout_logprob_diff_max"] < tolerance and row["train/grad_norm"] > 0.0
+
+
+def test_files_of_two_models_are_refused(tmp_path):
+    model = make_family("internvl", tmp_path / "model")
+    for path in Path(make_family("smolvlm", tmp_path / "other")).glob("config.json"):
+        shutil.copy(path, model)
+    done = run_here("train", *SMALL, f"model.path={model}", "train.dry_run=true")
+    assert is_refused(done, ["smolvlm", "SmolVLMProcessor", "InternVLProcessor"]), done.stderr
+
+
+def test_quantised_weights_are_refused(tmp_path):
+    model = Path(make_family("qwen2_vl", tmp_path))
+    config = json.loads((model / "config.json").read_text()) | {
+        "quantization_config": {"quant_method": "awq", "bits": 4}
+    }
+    (model / "config.json").write_text(json.dumps(config))
+    done = run_here("train", *SMALL, f"model.path={model}", "train.dry_run=true")
+    assert is_refused(done, ["model.path", "quantised"]), done.stderr
 
 
 def test_gemma_3_is_refused_on_a_cpu(tmp_path):

@@ -99,12 +99,6 @@ def test_a_row_must_have_one_image(write_jsonl, load, images):
         load(source)
 
 
-def test_a_row_with_earlier_turns_is_refused(write_jsonl, load):
-    talk = [{"role": role, "content": "a"} for role in ("user", "assistant", "user")]
-    with pytest.raises(DataError, match=r"row 0: it has 2 messages before the question"):
-        load(write_jsonl({"problem": None, "prompt": talk}))
-
-
 # Boxes
 
 

@@ -128,7 +128,7 @@ class RewardPool:
         self.running[stream] = _Call(actor, groups, self._deadline(groups[0]))
 
     def _inputs(self, group: Group) -> tuple[list[str], str, Reference]:
-        image = group.example.prompt.images[0] if self.spec.needs_image else None
+        image = group.example.prompt.image if self.spec.needs_image else None
         return [response.text for response in group.responses], group.example.ground_truth, image
 
     def _deadline(self, group: Group) -> float:
