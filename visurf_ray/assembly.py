@@ -42,17 +42,17 @@ from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
 from visurf_ray.scoring.segmentation import Segmentation
 from visurf_ray.stages import build_stages
-from visurf_ray.tasks.task import Task
+from visurf_ray.tasks.tasks import Tasks
 
 
-def sample_chooser(config: Config, task: Task, data: DataFeed) -> SampleChooser:
+def sample_chooser(config: Config, tasks: Tasks, data: DataFeed) -> SampleChooser:
     """Choose the responses that a run shows, by `config.monitor`."""
     return SampleChooser(
         count=config.monitor.samples,
         every=config.monitor.samples_every,
         images=data.images,
-        boxes=task.shown_boxes,
-        true_boxes=task.true_boxes,
+        boxes=tasks.shown_boxes,
+        true_boxes=tasks.true_boxes,
     )
 
 
@@ -78,7 +78,8 @@ def start_data(config: Config, *, train: bool = True) -> DataFeed:
         DataError: a row cannot be used.
     """
     data = DataFeed(
-        config.task,
+        config.parts,
+        config.eval.sets,
         config.model,
         seed=config.seed,
         max_prompt_tokens=max_prompt_tokens(config),
@@ -100,14 +101,14 @@ def write_dropped(data: DataFeed, output: Path) -> None:
 
 
 def start_segmentation(config: Config) -> Segmentation | None:
-    """Start the segmenter of evaluations, if task.segmenter names one.
+    """Start the segmenter of evaluations, if a task.segmenter names one.
 
     Raises:
         UserError: task.segmenter is no SAM2 model.
     """
     return (
-        Segmentation(config.task.segmenter, config.eval.segmenter_gpus, strict=config.answers.strict)
-        if config.task.segmenter
+        Segmentation(config.segmenter, config.eval.segmenter_gpus, strict=config.answers.strict)
+        if config.segmenter
         else None
     )
 
@@ -316,7 +317,7 @@ def train(config: Config) -> Path:
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
-        stages = build_stages(config, checked.task, processor.tokenizer, checked.reward.thinking_parts)
+        stages = build_stages(config, checked.tasks, processor.tokenizer, checked.rewards)
         sampling_stages = [stage.plan for stage in stages if stage.method.samples]
         samples_now = any(plan.first <= checked.state.step < plan.last for plan in sampling_stages)
         rollouts, learner = start_policy(
@@ -333,15 +334,15 @@ def train(config: Config) -> Path:
         with writing("config.yaml", output):
             OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
         write_dropped(data, output)
-        monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.task, data))
+        monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.tasks, data))
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(
             config,
             stages=stages,
-            score=checked.task.score,
+            score=checked.tasks.score,
             data=data,
             rollouts=rollouts,
-            rewards=RewardPool(config.reward, checked.reward),
+            rewards=RewardPool(config.reward, checked.rewards),
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,

@@ -13,7 +13,7 @@ from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
 from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.schema import Config
-from visurf_ray.errors import ConfigError
+from visurf_ray.errors import ConfigError, naming
 from visurf_ray.feed.loader import Strictness
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
@@ -22,16 +22,15 @@ from visurf_ray.monitor import check_wandb
 from visurf_ray.paper_rows import find_row
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.scoring.segmenter import check_segmenter
-from visurf_ray.tasks import load_task
-from visurf_ray.tasks.task import Task
+from visurf_ray.tasks.tasks import Tasks
 
 
 @dataclass(frozen=True)
 class Checked:
     """What a run starts from. The cluster and the data are not checked yet."""
 
-    task: Task
-    reward: RewardSpec  # empty if the method has no rollouts
+    tasks: Tasks
+    rewards: dict[str, RewardSpec]  # of each part; none if the method has no rollouts
     processor: Processor
     output: Path
     resume: Path | None  # the checkpoint to continue from
@@ -68,13 +67,10 @@ def check(config: Config) -> Checked:
     processor = load_processor(config.model)
     check_family(config, processor)
     trained_weights(config).check(resolve_model(config.model.path))
-    reward = RewardSpec.of(config.reward, strict=config.answers.strict) if config.method.rollouts else RewardSpec()
-    check_segmenter(config.task.segmenter, "task.segmenter")
-    task = load_task(config.task, config.seed, strict=config.answers.strict)
-    if config.method.style not in (styles := (*task.styles, "auto")):
-        raise ConfigError(
-            f"method.style={config.method.style}: task={config.task.name} writes labels as {', '.join(styles)}"
-        )
+    rewards = load_rewards(config) if config.method.rollouts else {}
+    check_segmenter(config.segmenter, "task.segmenter")
+    tasks = Tasks.of(config)
+    check_style(config, tasks)
     output = _writable(config.output_dir)
     resume = find_resume(config.train.resume, output / "checkpoints")
     if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
@@ -83,7 +79,31 @@ def check(config: Config) -> Checked:
         )
     state = _initial_state(config, resume)
     _check_steps_left(config.train.steps, resume, state, output)
-    return Checked(task, reward, processor, output, resume, state)
+    return Checked(tasks, rewards, processor, output, resume, state)
+
+
+def load_rewards(config: Config) -> dict[str, RewardSpec]:
+    """Return the reward of each part. Raises UserError, which names the key, like `RewardSpec.of`."""
+    rewards = {}
+    for name, part in config.parts.items():
+        with naming("task.parts", name):
+            rewards[name] = RewardSpec.of(part.reward, strict=config.answers.strict)
+    return rewards
+
+
+def check_style(config: Config, tasks: Tasks) -> None:
+    """Check that every task writes labels in `method.style`.
+
+    In a mixture a task whose labels look the same in all styles fits every one.
+
+    Raises:
+        ConfigError: a task does not.
+    """
+    for name, task in tasks.parts.items():
+        if config.method.style in (styles := (*task.styles, "auto")) or (name and len(task.styles) == 1):
+            continue
+        key = f"task.parts.{name}.task" if name else "task"
+        raise ConfigError(f"method.style={config.method.style}: {key}={task.config.name} writes labels as {', '.join(styles)}")
 
 
 def check_vllm(config: Config) -> None:
@@ -216,7 +236,7 @@ def reward_demand(config: Config) -> Demand:
 
 
 def segmenter_demand(config: Config) -> Demand:
-    count = int(config.task.segmenter is not None)
+    count = int(config.segmenter is not None)
     return Demand("segmenter", "eval.segmenter_gpus", count, config.eval.segmenter_gpus, 0)
 
 

@@ -130,9 +130,9 @@ class Driver:
         for prompts in filling:  # once, and again for each refill of dynamic sampling
             with phase("data"):
                 examples = self.data.take(prompts)
-            if method.aligns(step) and not groups:
+            if not groups and method.aligns(step, first := examples[:size]):
                 with phase("align"):
-                    metrics |= method.align(self.learner.mean_logprobs(method.in_each_style(examples[:size])))
+                    metrics |= method.align(first, self.learner.mean_logprobs(method.in_each_style(first)))
                 self.rollouts.wake(phase)
             scored, skipped = self.sample(number, examples, filling.enough, phase)
             groups += scored

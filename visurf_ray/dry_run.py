@@ -18,7 +18,7 @@ from visurf_ray.checks import (
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config.schema import Config
 from visurf_ray.config.stages import plan_stages
-from visurf_ray.feed.loader import ExampleLoader, open_loader
+from visurf_ray.feed.mixture import Mixture
 from visurf_ray.learner import memory
 from visurf_ray.learner.memory import ModelSize, Sizes
 
@@ -36,8 +36,9 @@ def dry_run(config: Config) -> None:
     with nullcontext() if local else connected(config.cluster.address):
         nodes = [this_machine()] if local else cluster_nodes()
         check_cluster(config, nodes)
-    loader = open_loader(
-        config.task,
+    data = Mixture(
+        config.parts,
+        config.eval.sets,
         config.model,
         seed=config.seed,
         max_prompt_tokens=max_prompt_tokens(config),
@@ -46,12 +47,12 @@ def dry_run(config: Config) -> None:
         strictness=strictness(config),
     )
     size = memory.measure(config.model.path, trained_weights(config))
-    check_budget(config, loader.longest["train"], loader.longest_labelled)
+    check_budget(config, data.longest["train"], data.longest_labelled)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    if loader.warning:
-        console.print(loader.warning, soft_wrap=True)
-    console.print(_run_table(config, loader, size, nodes, start=checked.state.step))
-    longest = max(loader.longest.values())
+    if data.warning:
+        console.print(data.warning, soft_wrap=True)
+    console.print(_run_table(config, data, size, nodes, start=checked.state.step))
+    longest = max(data.longest.values())
     console.print(_memory_table(config, size, nodes, prompt=longest))
     console.print("dry run: all checks passed; nothing was started or written")
 
@@ -63,24 +64,33 @@ def _table(*columns: str) -> Table:
     return table
 
 
-def _run_table(config: Config, loader: ExampleLoader, size: ModelSize, nodes: list[Node], *, start: int) -> Table:
+def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node], *, start: int) -> Table:
     """A table of the data, the steps, the model and the cluster."""
-    train, held_out = len(loader.rows["train"]), len(loader.rows["held_out"])
     left = [(stage.last - max(stage.first, start), stage.batch_size) for stage in plan_stages(config)]
     left = [(steps, size) for steps, size in left if steps > 0]
     rollout = config.rollout
-    longest = max(loader.longest.values())
+    longest = max(data.longest.values())
     room = min(rollout.max_tokens, rollout.max_model_len - longest)
     gpus, cpus = (sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU"))
     table = _table("what", "value")
-    dropped = f", {len(loader.dropped)} dropped" if loader.dropped else ""
-    table.add_row("data", f"{train} training rows, {held_out} held-out rows{dropped}")
+    weights = sum(part.weight for part in config.parts.values())
+    epochs = []
+    for name, loader in (data.parts | data.sets).items():
+        dropped = f", {len(loader.dropped)} dropped" if loader.dropped else ""
+        held_out = f"{len(loader.rows['held_out'])} held-out rows{dropped}"
+        if name in data.sets:
+            table.add_row("held-out set", f"{name}: {held_out}")
+            continue
+        rows, share = len(loader.rows["train"]), config.parts[name].weight / weights
+        table.add_row("data", f"{f'{name}, {share:.0%} of the examples: ' if name else ''}{rows} training rows, {held_out}")
+        count = share * sum(steps * size for steps, size in left) / rows
+        epochs.append(f"{count:.2f} epochs{f' of {name}' if name else ''}")
     table.add_row("longest prompt", f"{longest} tokens, which leave {room} of {rollout.max_tokens} for a response")
-    table.add_row("longest label", f"{loader.longest_label} tokens")
+    table.add_row("longest label", f"{data.longest_label} tokens")
     table.add_row(
         "steps",
         ", then ".join(f"{steps} of {size} prompts" for steps, size in left)
-        + f": {sum(steps * size for steps, size in left) / train:.2f} epochs"
+        + f": {', '.join(epochs)}"
         + (f", after {start} steps of the checkpoint" if start else ""),
     )
     table.add_row(

@@ -62,6 +62,26 @@ def _lack_of_space(error: BaseException) -> str | None:
     return found[0] if found else None
 
 
+@contextmanager
+def naming(section: str, name: str) -> Iterator[None]:
+    """Name a part's keys in the message of a UserError: `task.train: …` becomes `task.parts.charts.train: …`.
+
+    Args:
+        section: `task.parts` or `eval.sets`.
+        name: the part's name in it; an empty one, of a run of one task, leaves messages as they are.
+    """
+    try:
+        yield
+    except UserError as error:
+        if not name:
+            raise
+        part = f"{section}.{name}"
+        message = str(error)
+        own = message.removeprefix("task.") if message.startswith("task.") else message
+        named = own != message or message.startswith("reward.")
+        raise type(error)(f"{part}.{own}" if named else f"{part}: {message}") from error
+
+
 class BoxError(DataError):
     """A row whose boxes have swapped corners or reach outside the image; see `feed.on_bad_box`."""
 

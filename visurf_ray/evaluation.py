@@ -19,7 +19,7 @@ from visurf_ray.learner.trained import Trained
 from visurf_ray.models import load_processor, resolve_model
 from visurf_ray.scoring.predictions import read_predictions, write_predictions
 from visurf_ray.scoring.segmenter import check_segmenter
-from visurf_ray.tasks import load_task
+from visurf_ray.tasks.tasks import Tasks
 
 
 def evaluate(config: EvaluateConfig) -> Metrics:
@@ -30,9 +30,9 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     if config.checkpoint is None:
         return _score_again(config)
     check_vllm(config)
-    check_segmenter(config.task.segmenter, "task.segmenter")
+    check_segmenter(config.segmenter, "task.segmenter")
     output = Path(config.output_dir).expanduser().resolve()
-    task = load_task(config.task, config.seed, strict=config.answers.strict)
+    tasks = Tasks.of(config)
     with ExitStack() as stack:
         config.model.path = as_model(config.checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))
@@ -51,14 +51,14 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     write_dropped(data, output)
     with writing("predictions.jsonl", output):
         write_predictions(predictions, output / "predictions.jsonl")
-    return _write_scores(task.score(predictions), output)
+    return _write_scores(tasks.score(predictions), output)
 
 
 def _score_again(config: EvaluateConfig) -> Metrics:
     """Score a predictions.jsonl by the task's metrics, and write the scores to `output_dir`."""
     found = read_predictions(Path(config.predictions or "").expanduser())
     try:
-        scores = load_task(config.task, config.seed, strict=config.answers.strict).score(found)
+        scores = Tasks.of(config).score(found)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"predictions={config.predictions}: not of task={config.task.name} ({error})") from error
     output = Path(config.output_dir).expanduser().resolve()

@@ -57,6 +57,7 @@ class Example:
         size: width and height of the image as the model sees it, in pixels.
         thinking: the reasoning that the data give for the answer; None where they give none.
         stored: like `prompt.images`, the image at its stored size; None unless task.segmenter needs it.
+        part: the part of a mixture, or the held-out set, that it belongs to; empty in a run of one task.
     """
 
     id: str
@@ -66,6 +67,7 @@ class Example:
     size: tuple[int, int]
     thinking: str | None = None
     stored: Reference = None
+    part: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +167,7 @@ class Prediction:
     Attributes:
         size: width and height of the image as the model saw it, in pixels.
         mask: what the answer segments of the stored image, as COCO RLE; None without a segmenter.
+        part: like `Example.part`.
     """
 
     id: str
@@ -173,10 +176,13 @@ class Prediction:
     size: tuple[int, int]
     response: str
     mask: dict[str, Json] | None = None
+    part: str = ""
 
     @staticmethod
     def of(example: Example, response: str) -> "Prediction":
-        return Prediction(example.id, example.question, example.ground_truth, example.size, response)
+        return Prediction(
+            example.id, example.question, example.ground_truth, example.size, response, part=example.part
+        )
 
 
 Metrics = dict[str, float]

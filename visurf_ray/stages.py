@@ -1,14 +1,15 @@
 """The stages of a run: the method, batch size and learning rate of each step."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from visurf_ray.aliases import Tokenizer
 from visurf_ray.config.schema import Config
 from visurf_ray.config.stages import StagePlan, plan_stages
 from visurf_ray.learner.schedule import learning_rates
-from visurf_ray.method import Importance, Method, sft_stage
-from visurf_ray.tasks.task import Task
+from visurf_ray.method import Importance, Method, Part, sft_stage
+from visurf_ray.rewards.spec import RewardSpec
+from visurf_ray.tasks.tasks import Tasks
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,19 @@ class Stage:
     learning_rate: Callable[[int], float]
 
 
-def build_stages(config: Config, task: Task, tokenizer: Tokenizer, thinking_parts: Collection[str]) -> list[Stage]:
+def build_stages(
+    config: Config, tasks: Tasks, tokenizer: Tokenizer, rewards: Mapping[str, RewardSpec]
+) -> list[Stage]:
     """Return the stages of a run.
 
     Args:
-        task: writes the labels; the tokenizer encodes them.
-        thinking_parts: as for `Method`.
+        tasks: write the labels; the tokenizer encodes them.
+        rewards: the reward of each part; without any, groups have no rollouts.
     """
+    parts = {}
+    for name, task in tasks.parts.items():
+        reward = rewards.get(name, RewardSpec())
+        parts[name] = Part(task.styles, reward.thinking_parts, reward.solved)
 
     def encode(text: str) -> list[int]:
         return [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
@@ -39,11 +46,10 @@ def build_stages(config: Config, task: Task, tokenizer: Tokenizer, thinking_part
     def build(plan: StagePlan) -> Stage:
         method = Method(
             sft_stage(config.method) if plan.is_sft else config.method,
-            render=task.render,
+            render=tasks.render,
             encode=encode,
-            styles=task.styles,
+            parts=parts,
             longest=config.rollout.max_tokens,
-            thinking_parts=thinking_parts,
             importance=Importance.of(config.pipeline),
         )
         learning_rate = learning_rates(

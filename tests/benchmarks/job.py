@@ -23,7 +23,7 @@ from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.stages import build_stages
-from visurf_ray.tasks import load_task
+from visurf_ray.tasks.tasks import Tasks
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Job:
     def driver(self, *overrides: str) -> Driver:
         """A driver with other settings of the method or the pipeline; those of the actors stay."""
         config: Config = load_config([*self.overrides, *overrides])
-        task = load_task(config.task, config.seed)
+        tasks = Tasks.of(config)
         with redirect_stdout(io.StringIO()):  # no progress lines between the results
             monitor = Monitor(
                 Path(tempfile.mkdtemp(dir=self.folder)),
@@ -49,14 +49,14 @@ class Job:
                 wandb=WandbMode.disabled,
                 total_steps=0,
             )
-        reward = RewardSpec.of(config.reward)
+        rewards = {part: RewardSpec.of(each.reward) for part, each in config.parts.items()}
         return Driver(
             config,
-            stages=build_stages(config, task, self.processor.tokenizer, reward.thinking_parts),
-            score=task.metrics,
+            stages=build_stages(config, tasks, self.processor.tokenizer, rewards),
+            score=tasks.score,
             data=self.data,
             rollouts=self.rollouts,
-            rewards=RewardPool(config.reward, reward),
+            rewards=RewardPool(config.reward, rewards),
             learner=self.learner,
             checkpoints=Checkpoints(self.folder / "checkpoints", 1),
             monitor=monitor,

@@ -12,7 +12,7 @@ from tests.integration.test_learner import make_learner  # noqa: F401  (a fixtur
 from visurf_ray.config.choices import HeadDtype
 from visurf_ray.groups import Group, Response, Source, Tokens
 from visurf_ray.learner.policy import load_model
-from visurf_ray.method import LossConfig, Method
+from visurf_ray.method import LossConfig, Method, Part
 from visurf_ray.models import banned_token_ids, load_processor, resolve_model
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
@@ -100,14 +100,13 @@ def train_step(config, processor, groups, learner) -> dict[str, float]:
         config.method,
         render=task.render,
         encode=lambda text: [*tokenizer(text).input_ids, tokenizer.eos_token_id],
-        styles=task.styles,
+        parts={"": Part(task.styles, ("thinking_format",))},
         longest=60,
-        thinking_parts=("thinking_format",),
         importance=None,
     )
     for group in groups:
         method.append_label(group, 0)
-    rewards = RewardPool(config.reward, RewardSpec("vision_reasoner"))
+    rewards = RewardPool(config.reward, {"": RewardSpec("vision_reasoner")})
     rewards.submit(groups)
     rewards.wait()
     metrics = method.assign_advantages(groups)

@@ -60,7 +60,7 @@ def test_the_pool_gives_the_image_to_a_reward_that_needs_it(sam2, config):
         Group(make_example(str(n), picture(n), truth=truth), [Response(Source.ROLLOUT, ANSWER, TokenSpan.of([0]))])
         for n in range(3)
     ]
-    pool = RewardPool(config.reward, RewardSpec("segmentation_mask", {"model": sam2}, needs_image=True))
+    pool = RewardPool(config.reward, {"": RewardSpec("segmentation_mask", {"model": sam2}, needs_image=True)})
     pool.submit(groups)
     pool.wait()
     alone = load_reward("segmentation_mask", model=sam2)

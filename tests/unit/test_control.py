@@ -13,7 +13,7 @@ from tests.unit.conftest import composed
 from tests.unit.groups import example, group, ids
 from visurf_ray.config.choices import LabelTerm
 from visurf_ray.groups import Group, Response, Source, TokenSpan
-from visurf_ray.method import LossConfig, Method, group_advantages
+from visurf_ray.method import LossConfig, Method, Part, group_advantages
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import load_task
@@ -28,9 +28,8 @@ def make_method() -> Callable[..., Method]:
             composed(*overrides).method,
             render=lambda example, style: f"<answer>{style} {example.ground_truth}</answer>",
             encode=lambda text: [*text.encode(), 0],
-            styles=["spaced", "compact"],
+            parts={"": Part(["spaced", "compact"], ("thinking_format",))},
             longest=100,
-            thinking_parts=("thinking_format",),
             importance=None,
         )
 
@@ -76,19 +75,19 @@ def test_the_label_is_rendered_in_the_configured_style(make_method):
 
 def test_the_policy_chooses_the_labels_style_again_and_again(make_method):
     method = make_method("method.style=auto", "method.style_every=5")
-    assert [step for step in range(11) if method.aligns(step)] == list(range(11)), "it has not chosen yet"
+    assert [step for step in range(11) if method.aligns(step, [example()])] == list(range(11)), "it has not chosen yet"
     asked = method.in_each_style([example(), example()])
     assert [r.text for one in asked for r in one.responses] == [
         "<answer>spaced []</answer>",
         "<answer>compact []</answer>",
     ] * 2
-    metrics = method.align([[-2.0, -0.5], [-1.0, -1.5]])
+    metrics = method.align([example(), example()], [[-2.0, -0.5], [-1.0, -1.5]])
     assert metrics == {"align/logprob/spaced": -1.5, "align/logprob/compact": -1.0, "align/margin": 0.5}
-    assert [step for step in range(11) if method.aligns(step)] == [0, 5, 10]
+    assert [step for step in range(11) if method.aligns(step, [example()])] == [0, 5, 10]
     one = Group(example(), [])
     method.append_label(one, 0)
     assert one.responses[0].text == "<answer>compact []</answer>"
-    assert not make_method("method=rlvr", "method.style=auto").aligns(0)
+    assert not make_method("method=rlvr", "method.style=auto").aligns(0, [example()])
 
 
 def test_rlvr_appends_no_label_and_rollouts_are_compared_alone(make_method):
@@ -248,7 +247,7 @@ def test_a_label_whose_factor_is_0_is_not_there(make_method, overrides, step, th
     method.append_label(one, step)
     assert (one.label is not None) is there is method.labels(step)
     method.style = None
-    assert method.aligns(step) is there
+    assert method.aligns(step, [example()]) is there
 
 
 # Dynamic sampling

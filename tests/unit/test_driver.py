@@ -115,7 +115,7 @@ class Monitor:
         pass
 
 
-TASK = SimpleNamespace(render=lambda example, style: "label", styles=("spaced",))
+TASKS = SimpleNamespace(render=lambda example, style: "label", parts={"": SimpleNamespace(styles=("spaced",))})
 
 
 class Tokenizer:
@@ -130,7 +130,7 @@ def drive(folder, *overrides: str, state: State | None = None, oversample: int =
     config = composed("train.batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=99", *overrides)
     driver = Driver(
         config,
-        stages=build_stages(config, TASK, Tokenizer(), thinking_parts=()),
+        stages=build_stages(config, TASKS, Tokenizer(), rewards={}),
         score=lambda predictions: {"score": 1.0},
         data=Data(period),
         rollouts=Rollouts(oversample),

@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.conftest import composed
 from tests.unit.groups import group
-from visurf_ray.method import Method
+from visurf_ray.method import Method, Part
 from visurf_ray.method.filling import Filling
 
 
@@ -71,7 +71,7 @@ def method(*overrides: str) -> Method:
     config = composed(*overrides).method
     encode = lambda text: [1]  # noqa: E731
     return Method(
-        config, render=lambda *_: "", encode=encode, styles=("spaced",), longest=8, thinking_parts=(), importance=None
+        config, render=lambda *_: "", encode=encode, parts={"": Part(("spaced",))}, longest=8, importance=None
     )
 
 

@@ -11,7 +11,7 @@ from tests.unit.groups import group
 from tests.unit.token_values import SoftmaxPolicy, whole_loss
 from visurf_ray.errors import UserError
 from visurf_ray.groups import Group, Source
-from visurf_ray.method import Method, group_advantages, sft_stage, token_weights
+from visurf_ray.method import Method, Part, group_advantages, sft_stage, token_weights
 
 LONGEST = 50
 
@@ -23,9 +23,8 @@ def make_method() -> Callable[..., Method]:
             composed(*overrides).method,
             render=lambda example, style: "[]",
             encode=lambda text: [1, 2],
-            styles=["spaced"],
+            parts={"": Part(["spaced"], ("thinking_format",))},
             longest=LONGEST,
-            thinking_parts=("thinking_format",),
             importance=None,
         )
 

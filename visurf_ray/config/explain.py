@@ -17,7 +17,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from visurf_ray.config.schema import declared, nullable
+from visurf_ray.config.schema import OPEN_SECTIONS, declared, nullable
 from visurf_ray.names import nearest
 
 # ValueError: method=null. YAMLError, RecursionError: a file of the user's.
@@ -57,11 +57,15 @@ class CommandLine:
             found.setdefault(file.parent.name, set()).add(file.stem)
         return {group: sorted(options) for group, options in sorted(found.items())}
 
+    def search_path(self) -> list[str]:
+        """Return the override with which Hydra finds the user's own files when it composes again."""
+        paths = [str(folder).replace("'", "\\'") for folder in self.folders[1:]]
+        return ["hydra.searchpath=[" + ",".join(f"'file://{path}'" for path in paths) + "]"]
+
     def keys(self) -> list[str]:
         """Return every dotted key of the composed configuration. Options that do not exist are ignored."""
         groups = self.groups()
-        paths = [str(folder).replace("'", "\\'") for folder in self.folders[1:]]
-        chosen = ["hydra.searchpath=[" + ",".join(f"'file://{path}'" for path in paths) + "]"]
+        chosen = self.search_path()
         for override in _parsed(self.overrides):
             option = next(iter(_values(override)), None)
             if option in groups.get(override.key_or_group, []):
@@ -84,7 +88,10 @@ def explain(error: Exception, line: CommandLine) -> str:
         key = override.key_or_group
         if key in groups or re.split("[./]", key)[0] == "hydra":
             continue
-        if key not in keys:
+        part = key in OPEN_SECTIONS or (_of_a_part(key) and key not in keys)
+        if part and not (override.is_add() or override.is_force_add() or override.is_delete()):
+            return f"parts are added to the configuration: write +{text}"
+        if key not in keys and not _of_a_part(key):
             return unknown_key(key, keys)
         if not override.is_delete() and (inner := [other for other in keys if other.startswith(f"{key}.")]):
             return f"{text}: {key} is a section: set one of its keys, such as {inner[0]}"
@@ -101,7 +108,7 @@ def _unknown_choice(text: str, groups: dict[str, list[str]]) -> str | None:
         if isinstance(option, list) or "/" in str(option):  # several options, or one of a subfolder: Hydra checks them
             continue
         if option not in groups[key]:
-            return _unknown_option(key, option, groups[key])
+            return unknown_option(key, option, groups[key])
     if key == _EXPERIMENT and not (override.is_add() or override.is_force_add()):
         return f"an experiment is added to the configuration: write +{text.lstrip('+')}"
     return None
@@ -116,7 +123,12 @@ def unknown_addition(line: CommandLine) -> str | None:
     if not added:
         return None
     known = {*line.groups(), *(keys := line.keys())}
-    return next((unknown_key(key, keys) for key in added if key not in known), None)
+    return next((unknown_key(key, keys) for key in added if key not in known and not _of_a_part(key)), None)
+
+
+def _of_a_part(key: str) -> bool:
+    """Return whether a key is of a part of a mixture or of a held-out set, which `config.parts` checks."""
+    return key.startswith(tuple(f"{section}." for section in OPEN_SECTIONS))
 
 
 def unknown_key(key: str, keys: Sequence[str]) -> str:
@@ -124,7 +136,7 @@ def unknown_key(key: str, keys: Sequence[str]) -> str:
     return f"there is no configuration key {key!r}.{nearest(key, keys)}"
 
 
-def _unknown_option(group: str, option: object, options: Sequence[str]) -> str:
+def unknown_option(group: str, option: object, options: Sequence[str]) -> str:
     known = ", ".join(options)
     return f"unknown {group} {option!r}.{_nearest_option(str(option), options)} Known: {known}"
 
@@ -168,10 +180,10 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
         return f"{given}: it must be one of {', '.join(names)}.{_nearest_option(choices[1], names)}"
     if "Interpolation key" in reason:
         return f"{given}: {reason}. Write ${{oc.env:NAME}} for a variable of the environment"
-    return f"{given}: {reason}. {_cure(key, given.partition('=')[2])}".rstrip(". ")
+    return f"{given}: {reason}. {cure(key, given.partition('=')[2])}".rstrip(". ")
 
 
-def _cure(key: str, written: str) -> str:
+def cure(key: str, written: str) -> str:
     """Return what to write for a key in place of a value of the wrong type; an empty string if the key is unknown."""
     field = declared(re.sub(r"\[\d+\]$", "", key))
     if field is None:

@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from visurf_ray.config import places, rules
+from visurf_ray.config import parts, places, rules
 from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain, misread, unknown_addition
 from visurf_ray.config.schema import Config, EvaluateConfig
 from visurf_ray.errors import ConfigError
@@ -86,6 +86,7 @@ def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
             f"--config-name={line.config_name} is no configuration of this program: a file of your own must have {own} "
             "first in its defaults"
         )
+    parts.resolve(config, line)
     rules.check(config)
     places.make_absolute(config)
     return config

@@ -22,6 +22,9 @@ def make_absolute(section: Any) -> None:
         value, place = getattr(section, declared.name), declared.metadata.get("place")
         if is_dataclass(value):
             make_absolute(value)
+        elif isinstance(value, dict) and all(map(is_dataclass, value.values())):  # parts
+            for part in value.values():
+                make_absolute(part)
         elif place and isinstance(value, dict):
             setattr(
                 section, declared.name, value | {key: absolute(value[key], place) for key in place.keys & value.keys()}

@@ -7,7 +7,7 @@ from enum import Enum
 from typing import Any
 
 from visurf_ray.config.choices import IMITATION, SUPERVISED, Clip, ImportanceLevel, Route, Schedule
-from visurf_ray.config.schema import Bounds, Config, nullable
+from visurf_ray.config.schema import MIXTURE, Bounds, Config, TaskConfig, nullable
 from visurf_ray.config.stages import plan_stages
 from visurf_ray.errors import ConfigError
 
@@ -28,6 +28,9 @@ def _leaves(section: Any, prefix: str = "") -> Iterator[tuple[str, Any, Field[An
         key, value = f"{prefix}{declared.name}", getattr(section, declared.name)
         if is_dataclass(value):
             yield from _leaves(value, f"{key}.")
+        elif isinstance(value, dict) and all(map(is_dataclass, value.values())):  # parts
+            for name, part in value.items():
+                yield from _leaves(part, f"{key}.{name}.")
         else:
             yield key, value, declared
 
@@ -279,6 +282,44 @@ def frozen_weights_that_no_sync_restores(config: Config) -> str | None:
     return None
 
 
+def mixture_without_parts(config: Config) -> str | None:
+    if config.task.name == MIXTURE and not config.task.parts:
+        return (
+            "task=mixture has no parts: add each with +task.parts.NAME.task=…, and its files with "
+            "+task.parts.NAME.train=… +task.parts.NAME.held_out=…"
+        )
+    if config.task.name != MIXTURE and (parts := config.task.parts):
+        return f"task.parts has {', '.join(parts)}, but task={config.task.name} is one task: choose task=mixture"
+    return None
+
+
+def settings_of_one_task_in_a_mixture(config: Config) -> str | None:
+    if config.task.name != MIXTURE:
+        return None
+    for item in fields(TaskConfig):
+        value = getattr(config.task, item.name)
+        if value is not None and (item.name, value) not in (("name", MIXTURE), ("prompt", "own")):
+            return f"task.{item.name}={value}: in a mixture each part has its own: set task.parts.NAME.{item.name}"
+    reward = config.reward
+    if (reward.name, reward.function, reward.weight, reward.function_weight) != (None, None, 1, 1):
+        return "reward.name, reward.function and their weights: in a mixture set task.parts.NAME.reward, of each part"
+    return None
+
+
+def sets_named_like_parts(config: Config) -> str | None:
+    both = [name for name in config.eval.sets if name in config.task.parts]
+    if both:
+        return f"eval.sets.{both[0]}: a part of the mixture has this name, and is evaluated: choose another name"
+    return None
+
+
+def segmenters_that_differ(config: Config) -> str | None:
+    found = {each.segmenter for each in (*config.parts.values(), *config.eval.sets.values()) if each.segmenter}
+    if len(found) > 1:
+        return f"segmenter: {' and '.join(sorted(found))}: one model makes the masks of all parts and sets: name one"
+    return None
+
+
 RULES: tuple[Callable[[Config], str | None], ...] = (
     nothing_to_learn_from,
     group_of_one,
@@ -305,4 +346,8 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     colocation_without_room,
     sampling_ahead_on_shared_gpus,
     frozen_weights_that_no_sync_restores,
+    mixture_without_parts,
+    settings_of_one_task_in_a_mixture,
+    sets_named_like_parts,
+    segmenters_that_differ,
 )

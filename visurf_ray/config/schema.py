@@ -3,6 +3,7 @@
 OmegaConf checks types and choices when it composes; `rules.check` checks bounds. Imports neither hydra nor torch.
 """
 
+import re
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, get_args
@@ -75,6 +76,10 @@ def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = ()
     return field(default=MISSING, metadata={"place": Place(hub, function, words)})
 
 
+MIXTURE = "mixture"  # the task.name of a run with several tasks
+OPEN_SECTIONS = ("task.parts", "eval.sets")  # whose keys are names of the user's
+
+
 # Sections
 
 
@@ -95,6 +100,7 @@ class EvalConfig:
     examples: int | None = within(at_least=1)
     max_tokens: int = within(at_least=1)
     segmenter_gpus: float = within(at_least=0)
+    sets: dict[str, Any] = MISSING  # as a user writes them; `config.parts.resolve` makes each a TaskConfig
 
 
 @dataclass
@@ -249,22 +255,48 @@ class TaskConfig:
 
 
 @dataclass
+class RunTaskConfig(TaskConfig):
+    """The task of a run. Only task=mixture has `parts`, as a user writes them; `config.parts.resolve` makes each a
+    PartConfig."""
+
+    parts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
 class AnswersConfig:
     strict: bool = MISSING
 
 
 @dataclass
-class RewardConfig:
+class ScoringConfig:
+    """What responses are scored by."""
+
     name: str | None = MISSING
     # Those of the reward that is named: conf/reward/NAME.yaml has them all.
     options: dict[str, Any] = field(default=MISSING, metadata={"place": Place(hub=True, keys=frozenset({"model"}))})
     weight: float = MISSING
     function: str | None = named(function=True)
     function_weight: float = MISSING
+
+
+@dataclass
+class RewardConfig(ScoringConfig):
     workers: int = within(at_least=1)
     gpus: float = within(at_least=0)
     timeout: float = within(above=0)
     on_error: OnError = MISSING
+
+
+@dataclass
+class PartConfig(TaskConfig):
+    """A task among those that a run trains on.
+
+    Attributes:
+        weight: its share of the training examples, relative to the weights of the other parts.
+    """
+
+    weight: float = within(above=0)
+    reward: ScoringConfig = MISSING
 
 
 @dataclass
@@ -291,7 +323,7 @@ class Config:
     monitor: MonitorConfig = MISSING
     method: MethodConfig = MISSING
     model: ModelConfig = MISSING
-    task: TaskConfig = MISSING
+    task: RunTaskConfig = MISSING
     answers: AnswersConfig = MISSING
     reward: RewardConfig = MISSING
     pipeline: PipelineConfig = MISSING
@@ -299,6 +331,19 @@ class Config:
     @property
     def colocated(self) -> bool:
         return self.cluster.layout == Layout.colocated
+
+    @property
+    def parts(self) -> dict[str, PartConfig]:
+        """The tasks that the run trains on, by name. One task that is no mixture has the name ''."""
+        if self.task.name == MIXTURE:
+            return self.task.parts
+        settings = {item.name: getattr(self.task, item.name) for item in fields(TaskConfig)}
+        return {"": PartConfig(**settings, weight=1.0, reward=self.reward)}
+
+    @property
+    def segmenter(self) -> str | None:
+        """The SAM2 model of evaluations: all parts and sets that have masks share one."""
+        return next((each.segmenter for each in (*self.parts.values(), *self.eval.sets.values()) if each.segmenter), None)
 
 
 @dataclass
@@ -316,6 +361,9 @@ def nullable(declared: Field[Any]) -> bool:
 
 def declared(key: str) -> Field[Any] | None:
     """Return the field of a dotted key; None for a key that the schema does not have."""
+    if within_part := re.match(rf"({'|'.join(OPEN_SECTIONS)})\.[^.]+\.(.+)", key):
+        rest = within_part[2]
+        key = rest if rest.startswith("reward.") else f"task.{rest}"
     kind: Any = EvaluateConfig
     found: Field[Any] | None = None
     for part in key.split("."):

@@ -1,12 +1,14 @@
-"""The data actor: reads a task's examples and puts their images into Ray's object store."""
+"""The data actor: reads a run's examples and puts their images into Ray's object store."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import ray
 
 from visurf_ray.aliases import ActorHandle
-from visurf_ray.config.schema import ModelConfig, TaskConfig
-from visurf_ray.feed.loader import Dropped, Strictness, open_loader
+from visurf_ray.config.schema import ModelConfig, PartConfig, TaskConfig
+from visurf_ray.feed.loader import Dropped, Strictness
+from visurf_ray.feed.mixture import Mixture
 from visurf_ray.groups import Example
 
 
@@ -26,11 +28,12 @@ class Opened(NamedTuple):
 
 
 class DataActor:
-    """Reads, checks and serves the examples of one task (see ExampleLoader)."""
+    """Reads, checks and serves the examples of a run (see Mixture)."""
 
     def open(
         self,
-        task: TaskConfig,
+        parts: Mapping[str, PartConfig],
+        sets: Mapping[str, TaskConfig],
         model: ModelConfig,
         seed: int,
         max_prompt_tokens: int,
@@ -41,10 +44,11 @@ class DataActor:
 
         This is not done in the constructor, whose errors Ray reports only as a dead actor.
 
-        For the arguments see `open_loader`. Raises DataError like it.
+        For the arguments see Mixture. Raises DataError like it.
         """
-        self.loader = open_loader(
-            task,
+        self.loader = Mixture(
+            parts,
+            sets,
             model,
             seed=seed,
             max_prompt_tokens=max_prompt_tokens,
@@ -69,12 +73,12 @@ class DataActor:
                 self.prepared[here] = self.loader.train_batch(here, 1)[0]
 
     def take(self, position: int, count: int) -> list[Example]:
-        """Return training examples (see ExampleLoader.train_batch), and forget those at earlier positions."""
+        """Return training examples (see Mixture.train_batch), and forget those at earlier positions."""
         self.prepare(position, count)
         taken = [self.prepared[here] for here in range(position, position + count)]
         self.prepared = {here: example for here, example in self.prepared.items() if here >= position + count}
         return taken
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
-        """Return held-out examples (see ExampleLoader.held_out_examples)."""
+        """Return held-out examples (see Mixture.held_out_examples)."""
         return self.loader.held_out_examples(limit)

@@ -1,21 +1,23 @@
 """The driver's interface to the data actor."""
 
+from collections.abc import Mapping
+
 import ray
 from PIL import Image
 
 from visurf_ray.aliases import ActorHandle, Reference
-from visurf_ray.config.schema import ModelConfig, TaskConfig
+from visurf_ray.config.schema import ModelConfig, PartConfig, TaskConfig
 from visurf_ray.feed.actor import start_actor
 from visurf_ray.feed.loader import Strictness
 from visurf_ray.groups import Example
 
 
 class DataFeed:
-    """Examples of a task, read and processed in an actor.
+    """Examples of a run, read and processed in an actor.
 
     Attributes:
         position: how many training examples have been taken, a resumed run's before it included. They come in the
-            order of `ExampleLoader.train_batch`, each once, whatever the sizes of batches.
+            order of `Mixture.train_batch`, each once, whatever the sizes of batches.
         longest: the tokens of the longest training prompt; 0 without training rows.
         most_images: the most images of a prompt.
         longest_labelled: the most tokens that a training prompt and its label have together; likewise.
@@ -25,7 +27,8 @@ class DataFeed:
 
     def __init__(
         self,
-        task: TaskConfig,
+        parts: Mapping[str, PartConfig],
+        sets: Mapping[str, TaskConfig],
         model: ModelConfig,
         *,
         seed: int,
@@ -36,9 +39,10 @@ class DataFeed:
         """Start the actor, and read and check every row.
 
         Args:
-            task: The task and its data.
+            parts: The tasks that the run trains on, and their data.
+            sets: The tasks of further held-out sets, and their data.
             model: The model whose processor makes the examples.
-            seed: Shuffles the training rows, and draws those of a drawn task.
+            seed: Draws the part of each training example, shuffles the training rows, and draws those of a drawn task.
             max_prompt_tokens: The longest prompt that is accepted, visual tokens included.
             train: Whether to read the training rows as well as the held-out ones.
             strictness: Which rows are refused, and which are left out.
@@ -49,7 +53,7 @@ class DataFeed:
         self.actor: ActorHandle = start_actor()
         self.position = 0
         self.ahead: Reference = None  # is ready when the actor has prepared the examples that are likely to be next
-        opened = ray.get(self.actor.open.remote(task, model, seed, max_prompt_tokens, train, strictness))
+        opened = ray.get(self.actor.open.remote(parts, sets, model, seed, max_prompt_tokens, train, strictness))
         self.longest = opened.longest
         self.longest_labelled = opened.longest_labelled
         self.most_images = opened.most_images
@@ -72,7 +76,7 @@ class DataFeed:
         return ray.get(self.actor.first.remote())
 
     def held_out(self, limit: int | None) -> list[Example]:
-        """Return `limit` held-out examples, the same ones for every seed, or all of them for None."""
+        """Return `limit` held-out examples of each part and each set, the same for every seed, or all for None."""
         return ray.get(self.actor.held_out_examples.remote(limit))
 
     def images(self, example: Example) -> list[Image.Image]:

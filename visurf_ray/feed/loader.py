@@ -10,15 +10,12 @@ from numpy.typing import NDArray
 
 from visurf_ray.aliases import Json, Processor
 from visurf_ray.config.choices import OnBadBox, OnLong
-from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.data.conversations import MARK
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import BoxError, DataError, LengthError
 from visurf_ray.feed.prompts import Messages, PromptMaker, Put, Size
 from visurf_ray.feed.texts import TextCheck, check_tags
 from visurf_ray.groups import Example, Prompt
-from visurf_ray.models import load_processor
-from visurf_ray.tasks import load_task
 from visurf_ray.tasks.task import Task
 
 
@@ -48,45 +45,6 @@ class Dropped:
     where: str
     id: str
     reason: str
-
-
-def open_loader(
-    task: TaskConfig,
-    model: ModelConfig,
-    *,
-    seed: int,
-    max_prompt_tokens: int,
-    train: bool,
-    put: Put,
-    strictness: Strictness | None = None,
-) -> "ExampleLoader":
-    """Return a loader that has read and checked every held-out row and, with `train`, every training row.
-
-    Args:
-        task: The task and its data.
-        model: The model whose processor makes the examples.
-        seed: See ExampleLoader.
-        max_prompt_tokens: See ExampleLoader.
-        train: Whether to read the training rows as well as the held-out ones.
-        put: See ExampleLoader.
-        strictness: See ExampleLoader.
-
-    Raises:
-        DataError: A row cannot be used. The message names the first one.
-    """
-    loader = ExampleLoader(
-        load_task(task, seed),
-        load_processor(model),
-        seed=seed,
-        max_prompt_tokens=max_prompt_tokens,
-        put=put,
-        max_pixels=model.max_pixels,
-        strictness=strictness,
-    )
-    if train:
-        loader.load_train()
-    loader.check()
-    return loader
 
 
 @dataclass(frozen=True)
@@ -129,6 +87,7 @@ class ExampleLoader:
         put: Put,
         max_pixels: int | None = None,
         strictness: Strictness | None = None,
+        part: str = "",
     ) -> None:
         """Read the held-out rows.
 
@@ -141,6 +100,7 @@ class ExampleLoader:
             put: Stores an image or its features and returns a reference to it; in a cluster, `ray.put`.
             max_pixels: See `PromptMaker`.
             strictness: Which rows are refused. None: those that no run can use.
+            part: The part of a mixture, or the held-out set, to which the examples belong.
 
         Raises:
             DataError: The held-out data cannot be read.
@@ -151,6 +111,7 @@ class ExampleLoader:
         self.max_prompt_tokens = max_prompt_tokens
         self.put = put
         self.strictness = strictness or Strictness()
+        self.part = part
         self.texts = TextCheck(processor.tokenizer)
         self.dropped: list[Dropped] = []
         self.warning: str | None = None
@@ -316,6 +277,7 @@ class ExampleLoader:
             size=_first(sizes),
             thinking=row.thinking,
             stored=self.put(row.open_image()) if stored else None,
+            part=self.part,
         )
 
     def _ground_truth(self, row: Row, sizes: Sequence[Size]) -> str:

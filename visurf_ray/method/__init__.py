@@ -1,6 +1,6 @@
 """The mathematics of ViSurf and of the methods it is compared with: labels, reward control, advantages, objective."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -37,9 +37,11 @@ from visurf_ray.method.metrics import (
     instructive_metrics,
     mean,
     reward_metrics,
+    solved_metrics,
     truncation_metrics,
 )
 from visurf_ray.method.objective import divergences, token_losses, token_weights
+from visurf_ray.method.part import Part
 from visurf_ray.method.schedule import loss_scales, mu
 from visurf_ray.method.surrogate import is_clipped, ratios
 
@@ -47,6 +49,7 @@ __all__ = [
     "Importance",
     "LossConfig",
     "Method",
+    "Part",
     "TokenValues",
     "divergences",
     "group_advantages",
@@ -85,9 +88,8 @@ class Method:
         *,
         render: Callable[[Example, str], str],
         encode: Callable[[str], list[int]],
-        styles: Sequence[str],
+        parts: Mapping[str, Part],
         longest: int,
-        thinking_parts: Collection[str],
         importance: Importance | None,
     ) -> None:
         """Take the method's configuration and what it needs of task, reward and tokenizer.
@@ -95,18 +97,18 @@ class Method:
         Args:
             render: writes an example's ground truth as a response, in one of `styles`.
             encode: returns a response's token ids, with the end-of-turn token that ends a rollout.
-            styles: the label styles that `render` knows.
+            parts: the parts of the training data by name; `Example.part` says to which an example belongs.
             longest: the longest response that can be sampled, in tokens.
-            thinking_parts: the names of the parts of the reward that reward thinking.
             importance: see `LossConfig`.
         """
         self.config = config
         self.render = render
         self.encode = encode
-        self.styles = list(styles)
-        self.style: str | None = None if config.style == LabelStyle.auto else config.style
+        self.parts = dict(parts)
+        self.styles: dict[str, str] = {}  # of each part's labels, as configured or chosen
+        if config.style != LabelStyle.auto:
+            self.styles = {name: _style(part, config.style) for name, part in parts.items()}
         self.longest = longest
-        self.thinking_parts = thinking_parts
         self.importance = importance
 
     @property
@@ -156,8 +158,9 @@ class Method:
     def append_label(self, group: Group, step: int) -> None:
         """Append the ground truth in the aligned style to the group, if groups have labels at the step."""
         if self.labels(step):
-            assert self.style is not None, "call align before append_label"
-            group.responses.append(self._label(group.example, self.style))
+            part = group.example.part
+            style = self.styles.get(part, self.parts[part].styles[0])  # without one: a part that a refill has drawn first
+            group.responses.append(self._label(group.example, style))
 
     def _label(self, example: Example, style: str) -> Response:
         if self.config.label_thinking == LabelThinking.empty and example.thinking is None:
@@ -165,30 +168,41 @@ class Method:
         text = self.render(example, style)
         return Response(Source.LABEL, text, TokenSpan.of(self.encode(text)))
 
-    def aligns(self, step: int) -> bool:
-        """Return whether the style of labels is chosen anew at a step (§4.2.4, align); steps count from 0."""
-        due = self.style is None or step % self.config.style_every == 0
+    def aligns(self, step: int, examples: Sequence[Example]) -> bool:
+        """Return whether styles of labels are chosen anew at a step (§4.2.4, align); steps count from 0.
+
+        That is so every `style_every` steps, and where examples are of a part that has no style yet.
+        """
+        due = step % self.config.style_every == 0 or any(example.part not in self.styles for example in examples)
         return due and self.config.style == LabelStyle.auto and self.labels(step)
 
     def in_each_style(self, examples: Sequence[Example]) -> list[Group]:
         """Return, for each example, a group of its label in each style: the input of `LearnerGroup.mean_logprobs`."""
-        return [Group(example, [self._label(example, style) for style in self.styles]) for example in examples]
+        return [
+            Group(example, [self._label(example, style) for style in self.parts[example.part].styles])
+            for example in examples
+        ]
 
-    def align(self, logprobs: Sequence[Sequence[float]]) -> Metrics:
-        """Choose the style of further labels: the one most likely under the policy.
+    def align(self, examples: Sequence[Example], logprobs: Sequence[Sequence[float]]) -> Metrics:
+        """Choose the style of further labels of each part that has examples: the one most likely under the policy.
 
         Args:
             logprobs: the mean log-prob of a token, in nats, for each response of each group of `in_each_style`.
 
         Returns:
-            Each style's mean over the examples, and the difference between the two highest.
+            Each style's mean over the examples, and the difference between the two highest; by part in a mixture.
         """
-        means = [mean(values) for values in zip(*logprobs, strict=True)]
-        order = sorted(range(len(means)), key=lambda index: -means[index])
-        self.style = self.styles[order[0]]
-        margin = means[order[0]] - means[order[1]] if len(order) > 1 else 0.0
-        by_style = {f"align/logprob/{style}": mean for style, mean in zip(self.styles, means, strict=True)}
-        return by_style | {"align/margin": margin}
+        metrics: Metrics = {}
+        for part in dict.fromkeys(example.part for example in examples):
+            styles, end = self.parts[part].styles, f"/{part}" if part else ""
+            own = [values for example, values in zip(examples, logprobs, strict=True) if example.part == part]
+            means = [mean(values) for values in zip(*own, strict=True)]
+            order = sorted(range(len(means)), key=lambda index: -means[index])
+            self.styles[part] = styles[order[0]]
+            margin = means[order[0]] - means[order[1]] if len(order) > 1 else 0.0
+            metrics |= {f"align/logprob/{style}{end}": value for style, value in zip(styles, means, strict=True)}
+            metrics[f"align/margin{end}"] = margin
+        return metrics
 
     def instructive(self, groups: Sequence[Group], at_least: int) -> list[Group]:
         """Return the groups to learn from: with dynamic sampling, those with an advantage other than 0 (DAPO).
@@ -246,12 +260,13 @@ class Method:
             if config.overlong == Overlong.punish:
                 buffer = config.overlong_buffer * self.longest
                 punish_overlong(group, longest=self.longest, buffer=buffer, penalty=config.overlong_penalty)
-        metrics = truncation_metrics(groups) | reward_metrics(groups)  # before control of rewards and groups
+        # Before control of rewards and groups.
+        metrics = truncation_metrics(groups) | reward_metrics(groups) | solved_metrics(groups, self.parts)
         for group in groups:
             if config.overlong == Overlong.filter:
                 filter_overlong(group)
             if config.eliminate:
-                eliminate_thinking(group, self.thinking_parts)
+                eliminate_thinking(group, self.parts[group.example.part].thinking_parts)
         metrics |= activity_metrics(groups)
         active = [group for group in groups if group.rollouts and label_is_active(group)]
         if config.route == Route.hpt:
@@ -284,6 +299,11 @@ class Method:
             response.advantage = advantage
         if smoothed and group.label:
             group.label.advantage = 0.0  # exactly: its reward is the mean up to rounding
+
+
+def _style(part: Part, style: str) -> str:
+    """Return the configured style, or the only one of a part whose labels look the same in all."""
+    return part.styles[0] if len(part.styles) == 1 else style
 
 
 def _copy(response: Response) -> Response:

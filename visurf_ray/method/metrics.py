@@ -1,9 +1,10 @@
 """What is logged of a step's groups."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from visurf_ray.groups import Group, Metrics, Source
+from visurf_ray.groups import Group, Metrics, Response, Source
 from visurf_ray.method.control import label_is_active
+from visurf_ray.method.part import Part
 
 
 def mean(values: Sequence[float]) -> float:
@@ -16,18 +17,57 @@ def truncation_metrics(groups: Sequence[Group]) -> Metrics:
     return {"train/truncated_share": mean(truncated)} if truncated else {}
 
 
+def by_part(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    """Return the groups with rollouts by the part of the training data."""
+    found: dict[str, list[Group]] = {}
+    for group in groups:
+        if group.rollouts:
+            found.setdefault(group.example.part, []).append(group)
+    return found
+
+
 def reward_metrics(groups: Sequence[Group]) -> Metrics:
-    """Return mean rewards by source and part. Groups without rollouts have no rewards."""
+    """Return mean rewards by source and part of the reward; of a mixture over all groups, then of each part of it.
+
+    A part of a reward counts in those parts of a mixture that have it. Groups without rollouts have no rewards.
+    """
     metrics: Metrics = {}
-    scored = [group for group in groups if group.rollouts]
     for source in Source:
-        responses = [response for group in scored for response in group.responses if response.source is source]
-        if responses:
-            metrics[f"reward/{source}/total"] = mean([response.reward for response in responses])
-            for part in dict.fromkeys(part for response in responses for part in response.reward_parts):
-                earned = [response.reward_parts.get(part, 0.0) for response in responses]
-                metrics[f"reward/{source}/{part}"] = mean(earned)
+        earned: dict[str, dict[str, list[float]]] = {}  # by the reward's part, then by the mixture's
+        for part, scored in by_part(groups).items():
+            responses = [response for group in scored for response in group.responses if response.source is source]
+            if responses:
+                earned.setdefault("total", {})[part] = [response.reward for response in responses]
+            for name in dict.fromkeys(name for response in responses for name in response.reward_parts):
+                values = [response.reward_parts.get(name, 0.0) for response in responses]
+                earned.setdefault(name, {})[part] = values
+        for name, found in earned.items():
+            metrics[f"reward/{source}/{name}"] = mean([value for values in found.values() for value in values])
+            metrics |= {f"reward/{source}/{name}/{part}": mean(values) for part, values in found.items() if part}
     return metrics
+
+
+def solved_metrics(groups: Sequence[Group], parts: Mapping[str, Part]) -> Metrics:
+    """Return the shares of groups that every rollout solves, and that none does; likewise of each part of a mixture.
+
+    Groups of a part whose reward does not tell what solves them do not count.
+    """
+    found = {
+        part: [[_solves(rollout, parts[part].solved) for rollout in group.rollouts] for group in scored]
+        for part, scored in by_part(groups).items()
+        if parts[part].solved
+    }
+    whole = [solved for each in found.values() for solved in each]
+    shares = {"": whole} | {f"/{part}": each for part, each in found.items() if part} if whole else {}
+    metrics: Metrics = {}
+    for end, each in shares.items():
+        metrics[f"train/all_solved_share{end}"] = mean([float(all(solved)) for solved in each])
+        metrics[f"train/none_solved_share{end}"] = mean([float(not any(solved)) for solved in each])
+    return metrics
+
+
+def _solves(rollout: Response, solved: Mapping[str, float]) -> bool:
+    return all(rollout.reward_parts.get(part, 0.0) >= least - 1e-6 for part, least in solved.items())
 
 
 def activity_metrics(groups: Sequence[Group]) -> Metrics:

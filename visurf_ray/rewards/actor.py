@@ -1,6 +1,6 @@
 """The Ray actor that scores responses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import ray
 
@@ -8,26 +8,28 @@ from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.rewards.spec import RewardSpec
 
 
-def start_actor(spec: RewardSpec, gpus: float) -> ActorHandle:
+def start_actor(specs: Mapping[str, RewardSpec], gpus: float) -> ActorHandle:
     """Start a reward actor that reserves this number of GPUs, possibly fractional."""
-    return ray.remote(num_cpus=0, num_gpus=gpus)(RewardActor).remote(spec)
+    return ray.remote(num_cpus=0, num_gpus=gpus)(RewardActor).remote(specs)
 
 
 class RewardActor:
     """Scores groups one after the other, without a time limit: the pool kills an actor that takes too long."""
 
-    def __init__(self, spec: RewardSpec) -> None:
-        self.reward = spec.load()
+    def __init__(self, specs: Mapping[str, RewardSpec]) -> None:
+        self.rewards = {part: spec.load() for part, spec in specs.items()}
 
     def ready(self) -> None:
-        """Return when the reward is loaded."""
+        """Return when the rewards are loaded."""
 
-    def score(self, groups: Sequence[tuple[list[str], str, Reference]]) -> Iterator[list[dict[str, float]]]:
+    def score(self, groups: Sequence[tuple[str, list[str], str, Reference]]) -> Iterator[list[dict[str, float]]]:
         """Yield, for each group, the parts of the reward of each response.
 
         Args:
-            groups: For each group its responses, the ground truth, and a reference to the image or None.
+            groups: For each group the part of its example, its responses, the ground truth, and a reference to the
+                image or None.
         """
-        for responses, ground_truth, reference in groups:
+        for part, responses, ground_truth, reference in groups:
+            reward = self.rewards[part]
             image = ray.get(reference) if isinstance(reference, ray.ObjectRef) else reference
-            yield [self.reward(response, ground_truth, image).parts for response in responses]
+            yield [reward(response, ground_truth, image).parts for response in responses]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from visurf_ray.errors import UserError
 from visurf_ray.names import nearest
-from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, thinking_parts
+from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, solved_at, thinking_parts
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class UserReward:
         function: The user's function.
         needs_image: Whether the function takes `image=`.
         thinking_parts: The parts of its result that reward thinking.
+        solved: The least value of parts of its result with which a response is right.
     """
 
     name: str
@@ -35,6 +36,7 @@ class UserReward:
     function: Callable[..., object]
     needs_image: bool
     thinking_parts: tuple[str, ...]
+    solved: dict[str, float]
 
     def __call__(self, response: str, ground_truth: str, **image: Image.Image | None) -> Reward:
         """Score one response. Raises UserError if the function returns anything but finite numbers."""
@@ -56,7 +58,8 @@ def load_function(name: str) -> RewardFunction:
     The function takes a response and a ground truth. If its attribute `needs_image` is true, it also takes `image=`,
     the PIL image as the model sees it. It returns a number, which becomes a part with the function's name, or a dict of
     named parts; any other result raises UserError when the function is called. Its attribute `thinking_parts`, a tuple
-    of names, says which parts reward thinking.
+    of names, says which parts reward thinking. Its attribute `solved`, a dict, gives the least value of parts with which
+    a response is right.
 
     Args:
         name: `module:function` or `path/to/file.py:function`.
@@ -82,7 +85,12 @@ def load_function(name: str) -> RewardFunction:
     parts = getattr(function, "thinking_parts", ())
     if not isinstance(parts, tuple | list) or not all(isinstance(part, str) for part in parts):
         raise UserError(f"reward.function={name}: thinking_parts={parts!r} must be a tuple of names of parts")
-    return UserReward(name, attribute, function, needs_image(function), thinking_parts(function))
+    solved = getattr(function, "solved", {})
+    if not isinstance(solved, dict) or not all(
+        isinstance(part, str) and isinstance(least, Real) for part, least in solved.items()
+    ):
+        raise UserError(f"reward.function={name}: solved={solved!r} must be a dict of parts to their least values")
+    return UserReward(name, attribute, function, needs_image(function), thinking_parts(function), solved_at(function))
 
 
 def _load_file(name: str, path: Path) -> ModuleType:

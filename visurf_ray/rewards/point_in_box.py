@@ -14,6 +14,8 @@ the original, whose bugs are fixed here:
 - A response without thinking loses thinking_format only.
 """
 
+from typing import ClassVar
+
 from visurf_ray.answers.boxes import Box, answered_points, box_in, numbers, parse_items, parse_truth
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.rewards.reward import Reward
@@ -23,6 +25,7 @@ class PointInBoxReward:
     """Scores the points of an answer against one box."""
 
     thinking_parts = ("thinking_format",)
+    solved: ClassVar[dict[str, float]] = {"accuracy": 1.0}
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response.

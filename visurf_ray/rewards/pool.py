@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import ray
@@ -42,21 +42,22 @@ class RewardPool:
     A call costs the driver more time than a result, so each call carries many groups and streams the results back.
     """
 
-    def __init__(self, config: RewardConfig, spec: RewardSpec) -> None:
-        """Start the actors and wait until they have loaded the reward. SAM2 is loaded later, with the first response.
+    def __init__(self, config: RewardConfig, specs: Mapping[str, RewardSpec]) -> None:
+        """Start the actors and wait until they have loaded the rewards. SAM2 is loaded later, with the first response.
 
         Args:
             config: The number of actors, their GPUs, the time limit, and what happens when a reward fails.
-            spec: The reward. An empty one starts no actors, for a run whose groups have no rollouts.
+            specs: The reward of each part (see `Example.part`). Without one no actors start, for a run whose groups have
+                no rollouts.
 
         Raises:
-            RewardError: An actor cannot load the reward.
+            RewardError: An actor cannot load a reward.
         """
-        self.spec = spec
+        self.specs = dict(specs)
         self.gpus = config.gpus
         self.timeout = config.timeout
         self.skip = config.on_error == OnError.skip
-        self.actors = [self._start() for _ in range(0 if spec.empty else config.workers)]
+        self.actors = [self._start() for _ in range(config.workers if self.specs else 0)]
         _wait_ready(self.actors)
         self.idle = deque(self.actors)
         self.waiting: deque[Group] = deque()
@@ -91,7 +92,7 @@ class RewardPool:
         return skipped
 
     def _start(self) -> ActorHandle:
-        return start_actor(self.spec, self.gpus)
+        return start_actor(self.specs, self.gpus)
 
     def _advance(self, *, block: bool) -> bool:
         """Give waiting groups to idle actors, take a result if there is one, and enforce the deadlines.
@@ -127,9 +128,10 @@ class RewardPool:
         stream = actor.score.remote([self._inputs(group) for group in groups])
         self.running[stream] = _Call(actor, groups, self._deadline(groups[0]))
 
-    def _inputs(self, group: Group) -> tuple[list[str], str, Reference]:
-        image = group.example.prompt.image if self.spec.needs_image else None
-        return [response.text for response in group.responses], group.example.ground_truth, image
+    def _inputs(self, group: Group) -> tuple[str, list[str], str, Reference]:
+        example = group.example
+        image = example.prompt.image if self.specs[example.part].needs_image else None
+        return example.part, [response.text for response in group.responses], example.ground_truth, image
 
     def _deadline(self, group: Group) -> float:
         """Return the deadline of a group that an actor begins to score now."""
@@ -165,7 +167,8 @@ class RewardPool:
         """End a call whose first group cannot be scored, and put its other groups back into the queue."""
         group, *others = self.running.pop(stream).groups
         self.waiting.extend(others)
-        failure = RewardError(f"the reward of example {group.example.id!r} {reason}")
+        part = f" of part {group.example.part}" if group.example.part else ""
+        failure = RewardError(f"the reward of example {group.example.id!r}{part} {reason}")
         if not self.skip:
             raise failure from cause
         print(f"skipped: {failure}", file=sys.stderr, flush=True)

@@ -17,13 +17,22 @@ class Reward:
 
 
 # Takes a response and a ground truth, both text. A function whose attribute `needs_image` is true also takes `image=`,
-# the PIL image as the model sees it. Its attribute `thinking_parts` names the parts that reward thinking, if any do.
+# the PIL image as the model sees it. Its attribute `thinking_parts` names the parts that reward thinking, if any do;
+# `solved` gives the least value of parts with which a response is right.
 RewardFunction = Callable[..., Reward]
 
 
 def needs_image(reward: Callable[..., object]) -> bool:
     """Return whether a reward function must be called with `image=`."""
     return getattr(reward, "needs_image", False)
+
+
+def solved_at(reward: Callable[..., object]) -> dict[str, float]:
+    """Return the parts that tell whether a response is right, each with the least value of a right one.
+
+    It is empty for a reward that does not declare it in its attribute `solved`.
+    """
+    return dict(getattr(reward, "solved", {}))
 
 
 def thinking_parts(reward: Callable[..., object]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ answer earns no mask_iou.
 
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 from PIL import Image
 
@@ -29,6 +30,7 @@ class SegmentationMaskReward:
 
     needs_image = True
     thinking_parts = ("thinking_format",)
+    solved: ClassVar[dict[str, float]] = {"mask_iou": 0.5}
 
     def __init__(self, model: str = "facebook/sam2-hiera-large", credit_empty: bool = True) -> None:
         """Check the model, which is loaded when the first response is scored.

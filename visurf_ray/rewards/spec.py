@@ -5,11 +5,11 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from visurf_ray.answers.lenient import as_strict
-from visurf_ray.config.schema import RewardConfig
+from visurf_ray.config.schema import ScoringConfig
 from visurf_ray.errors import ConfigError, UserError
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.function import UserReward, load_function
-from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, thinking_parts
+from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, solved_at, thinking_parts
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class RewardSpec:
             the response as it is.
         needs_image: Whether the loaded reward must be called with the image. Set by `of`.
         thinking_parts: The parts that reward thinking, as the rewards themselves declare. Set by `of`.
+        solved: The least weighted value of parts with which a response is right, likewise. Set by `of`.
     """
 
     name: str | None = None
@@ -36,9 +37,10 @@ class RewardSpec:
     strict: bool = True
     needs_image: bool = False
     thinking_parts: tuple[str, ...] = ()
+    solved: dict[str, float] = field(default_factory=dict)
 
     @staticmethod
-    def of(config: RewardConfig, *, strict: bool = True) -> "RewardSpec":
+    def of(config: ScoringConfig, *, strict: bool = True) -> "RewardSpec":
         """Return the specification of a run's reward. Its errors are reported here, before any actor starts.
 
         Args:
@@ -55,17 +57,19 @@ class RewardSpec:
                 "Choose `reward=…`, set reward.function=module:function, or train with method=sft, which needs none"
             )
         spec = RewardSpec(config.name, config.options, config.weight, config.function, config.function_weight, strict)
-        rewards = [reward for reward, _ in spec._terms()]
+        terms = spec._terms()
+        rewards = [reward for reward, _ in terms]
         return replace(
             spec,
             needs_image=any(map(needs_image, rewards)),
             thinking_parts=tuple(part for reward in rewards for part in thinking_parts(reward)),
+            solved={
+                part: weight * least
+                for reward, weight in terms
+                for part, least in solved_at(reward).items()
+                if weight > 0
+            },
         )
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is nothing to score responses by."""
-        return self.name is None and self.function is None
 
     def load(self) -> RewardFunction:
         """Return the reward function. Its parts are those of the named reward and of the user's function, weighted.

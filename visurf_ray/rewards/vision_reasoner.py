@@ -45,6 +45,7 @@ class VisionReasonerReward:
     """
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("thinking_format",)
+    solved: ClassVar[dict[str, float]] = {"accuracy": 3.0}
     credit_empty: bool = True
     box_distance: float = 10.0
     point_distance: float = 30.0

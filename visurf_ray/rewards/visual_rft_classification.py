@@ -11,6 +11,8 @@ case, white space and underscores do not matter. Unlike in the original, whose b
 - A second thought or a second answer costs the format.
 """
 
+from typing import ClassVar
+
 from visurf_ray.answers.responses import answer_or_rest, has_thinking
 from visurf_ray.answers.visual_rft import parse_true_name, plain_name
 from visurf_ray.rewards.reward import Reward
@@ -20,6 +22,7 @@ class VisualRftClassificationReward:
     """The ground truth is the class's name, with or without `<answer>` tags."""
 
     thinking_parts = ("format",)
+    solved: ClassVar[dict[str, float]] = {"accuracy": 1.0}
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError if the ground truth is empty."""

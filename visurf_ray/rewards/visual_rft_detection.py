@@ -38,6 +38,7 @@ class VisualRftDetectionReward:
     """
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("format",)
+    solved: ClassVar[dict[str, float]] = {"iou": 0.5}  # as detections are counted in map50
     credit_empty: bool = True
     iou_threshold: float = 0.5
 

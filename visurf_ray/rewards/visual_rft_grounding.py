@@ -12,6 +12,8 @@ fixed here:
 - A second thought or a second answer costs the format.
 """
 
+from typing import ClassVar
+
 from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.responses import answer_or_rest, has_thinking
 from visurf_ray.answers.visual_rft import parse_box, parse_true_box
@@ -22,6 +24,7 @@ class VisualRftGroundingReward:
     """The ground truth is one box, with or without `<answer>` tags."""
 
     thinking_parts = ("format",)
+    solved: ClassVar[dict[str, float]] = {"giou": 1.5}  # a generalized IoU of 0.5
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError if the ground truth is not one box."""

@@ -10,8 +10,11 @@ from visurf_ray.groups import Prediction
 
 
 def write_predictions(predictions: Sequence[Prediction], path: Path) -> None:
-    """Write one JSON object per line. Fields that are None are left out."""
-    lines = [{key: value for key, value in asdict(each).items() if value is not None} for each in predictions]
+    """Write one JSON object per line. Fields that are None, and an empty `part`, are left out."""
+    lines = [
+        {key: value for key, value in asdict(each).items() if value is not None and (key, value) != ("part", "")}
+        for each in predictions
+    ]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

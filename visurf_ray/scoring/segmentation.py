@@ -59,12 +59,14 @@ class Segmentation:
         ray.get(self.actor.open.remote(path))
 
     def segment(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return each prediction with the mask of its answer in the stored image of its example."""
-        masks = [
-            self.actor.segment.remote(example.stored, self._readable(prediction.response), prediction.size)
-            for example, prediction in zip(examples, predictions, strict=True)
-        ]
-        return [replace(prediction, mask=mask) for prediction, mask in zip(predictions, ray.get(masks), strict=True)]
+        """Return each prediction, with the mask of its answer in the stored image of its example if that has one."""
+        masks = {
+            index: self.actor.segment.remote(example.stored, self._readable(prediction.response), prediction.size)
+            for index, (example, prediction) in enumerate(zip(examples, predictions, strict=True))
+            if example.stored is not None
+        }
+        found = dict(zip(masks, ray.get(list(masks.values())), strict=True))
+        return [replace(each, mask=found[index]) if index in found else each for index, each in enumerate(predictions)]
 
     def _readable(self, response: str) -> str:
         return response if self.strict else as_strict(response)
