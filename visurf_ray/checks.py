@@ -103,7 +103,9 @@ def check_style(config: Config, tasks: Tasks) -> None:
         if config.method.style in (styles := (*task.styles, "auto")) or (name and len(task.styles) == 1):
             continue
         key = f"task.parts.{name}.task" if name else "task"
-        raise ConfigError(f"method.style={config.method.style}: {key}={task.config.name} writes labels as {', '.join(styles)}")
+        raise ConfigError(
+            f"method.style={config.method.style}: {key}={task.config.name} writes labels as {', '.join(styles)}"
+        )
 
 
 def check_vllm(config: Config) -> None:

@@ -82,7 +82,8 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
             table.add_row("held-out set", f"{name}: {held_out}")
             continue
         rows, share = len(loader.rows["train"]), config.parts[name].weight / weights
-        table.add_row("data", f"{f'{name}, {share:.0%} of the examples: ' if name else ''}{rows} training rows, {held_out}")
+        what = f"{name}, {share:.0%} of the examples: " if name else ""
+        table.add_row("data", f"{what}{rows} training rows, {held_out}")
         count = share * sum(steps * size for steps, size in left) / rows
         epochs.append(f"{count:.2f} epochs{f' of {name}' if name else ''}")
     table.add_row("longest prompt", f"{longest} tokens, which leave {room} of {rollout.max_tokens} for a response")

@@ -180,9 +180,7 @@ class Prediction:
 
     @staticmethod
     def of(example: Example, response: str) -> "Prediction":
-        return Prediction(
-            example.id, example.question, example.ground_truth, example.size, response, part=example.part
-        )
+        return Prediction(example.id, example.question, example.ground_truth, example.size, response, part=example.part)
 
 
 Metrics = dict[str, float]

@@ -26,9 +26,7 @@ class Stage:
     learning_rate: Callable[[int], float]
 
 
-def build_stages(
-    config: Config, tasks: Tasks, tokenizer: Tokenizer, rewards: Mapping[str, RewardSpec]
-) -> list[Stage]:
+def build_stages(config: Config, tasks: Tasks, tokenizer: Tokenizer, rewards: Mapping[str, RewardSpec]) -> list[Stage]:
     """Return the stages of a run.
 
     Args:

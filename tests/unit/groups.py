@@ -6,8 +6,8 @@ from typing import Any
 from visurf_ray.groups import Example, Group, Prompt, Response, Source, TokenSpan
 
 
-def example(ground_truth: str = "[]", identity: str = "a") -> Example:
-    return Example(identity, "the 7", ground_truth, Prompt([1, 2, 3], [1, 2, 2, 3]), (84, 84))
+def example(ground_truth: str = "[]", identity: str = "a", part: str = "") -> Example:
+    return Example(identity, "the 7", ground_truth, Prompt([1, 2, 3], [1, 2, 2, 3]), (84, 84), part=part)
 
 
 def held(value: Any) -> Any:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 import pytest
@@ -134,7 +135,7 @@ def test_every_reward_has_its_configuration():
 def test_every_task_has_its_configuration():
     from visurf_ray.tasks import TASKS
 
-    assert GROUPS["task"] == sorted(TASKS)
+    assert GROUPS["task"] == sorted([*TASKS, "mixture"])
     assert {composed(f"task={name}").task.name for name in TASKS} == set(TASKS)
 
 
@@ -274,6 +275,10 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_nearest(override, mess
     assert message in str(error.value)
 
 
+PART = SimpleNamespace(segmenter=None)
+MIXTURE_VALUES = {"task__name": "mixture", "task__parts": {"a": PART}}
+
+
 def with_values(**values: Any) -> Config:
     """The default configuration with other values, by dotted keys whose dots are written `__`."""
     config = deepcopy(composed())
@@ -411,6 +416,10 @@ COLOCATED_VALUES = {
             "frozen_weights_that_no_sync_restores",
             COLOCATED_VALUES | {"rollout__sleep_level": 2, "learner__lora__rank": 4},
         ),
+        ("mixture_without_parts", {"task__parts": {"a": PART}}),
+        ("sets_named_like_parts", MIXTURE_VALUES | {"eval__sets": {"a": PART}}),
+        ("settings_of_one_task_in_a_mixture", MIXTURE_VALUES | {"task__train": 5}),
+        ("segmenters_that_differ", {"task__segmenter": "a", "eval__sets": {"b": SimpleNamespace(segmenter="b")}}),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(rule, values):

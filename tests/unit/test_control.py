@@ -164,7 +164,7 @@ def test_elimination_is_for_labels_with_an_empty_thinking(make_method, task, eli
 def test_elimination_takes_the_parts_that_the_reward_declares(make_method):
     """Visual-RFT's rewards call it format; the sum is of what is left."""
     method = make_method("method=visurf")
-    method.thinking_parts = ("format", "reasons")
+    method.parts = {"": Part(["spaced"], ("format", "reasons"))}
     one = group([1.0, 2.0], 6.0)
     one.label.reward_parts = {"format": 1.0, "thinking_format": 1.0, "reasons": 2.0, "iou": 2.0}
     method.assign_advantages([one])

@@ -37,7 +37,9 @@ def _each(section: str, given: Mapping[Any, Any], line: CommandLine, make: Calla
     for name, settings in given.items():
         key = f"{section}.{name}"
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            raise ConfigError(f"{key}: a name has letters, digits, _ and -, because it becomes a part of metrics' names")
+            raise ConfigError(
+                f"{key}: a name has letters, digits, _ and -, because it becomes a part of metrics' names"
+            )
         if not isinstance(settings, dict):
             raise ConfigError(f"{key}={short(settings)} must be a section with `task` and settings of that task")
         made[name] = make(key, settings, line)

@@ -314,9 +314,12 @@ def sets_named_like_parts(config: Config) -> str | None:
 
 
 def segmenters_that_differ(config: Config) -> str | None:
-    found = {each.segmenter for each in (*config.parts.values(), *config.eval.sets.values()) if each.segmenter}
-    if len(found) > 1:
-        return f"segmenter: {' and '.join(sorted(found))}: one model makes the masks of all parts and sets: name one"
+    parts = {f"task.parts.{name}" if name else "task": part for name, part in config.parts.items()}
+    every = parts | {f"eval.sets.{name}": one for name, one in config.eval.sets.items()}
+    found = {f"{key}.segmenter": each.segmenter for key, each in every.items() if each.segmenter}
+    if len(set(found.values())) > 1:
+        named = ", ".join(f"{key}={value}" for key, value in found.items())
+        return f"{named}: one model makes the masks of all parts and sets: name the same one"
     return None
 
 
@@ -347,7 +350,7 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     sampling_ahead_on_shared_gpus,
     frozen_weights_that_no_sync_restores,
     mixture_without_parts,
-    settings_of_one_task_in_a_mixture,
     sets_named_like_parts,
+    settings_of_one_task_in_a_mixture,
     segmenters_that_differ,
 )

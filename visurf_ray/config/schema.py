@@ -343,7 +343,9 @@ class Config:
     @property
     def segmenter(self) -> str | None:
         """The SAM2 model of evaluations: all parts and sets that have masks share one."""
-        return next((each.segmenter for each in (*self.parts.values(), *self.eval.sets.values()) if each.segmenter), None)
+        return next(
+            (each.segmenter for each in (*self.parts.values(), *self.eval.sets.values()) if each.segmenter), None
+        )
 
 
 @dataclass

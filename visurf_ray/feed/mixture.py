@@ -1,4 +1,4 @@
-"""The examples of a run: those of each part that it trains on, in one sequence, and the held-out ones of parts and sets."""
+"""The examples of a run: its parts' training examples in one sequence, and the held-out ones of parts and sets."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""From which part each training example of a mixture comes: a pure function of the seed, the weights and its position."""
+"""The part from which each training example of a mixture comes: a function of seed, weights and position alone."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ _BLOCK = 64  # positions that are drawn together
 class PartSampler:
     """Draws the part of each position in the endless sequence of training examples.
 
-    Positions are drawn in blocks of 64. In each, a part of share w (its weight over the sum of all weights) has
-    64 w examples, rounded down or up at random such that the mean is exact, in random order (systematic sampling). So the
-    shares of a run come close to the weights much faster than with independent draws, and a run that is resumed goes
-    on in the same way from the position alone. With other weights the sequence is another one from its beginning.
+    Positions are drawn in blocks of 64. In each, a part of share w (its weight over the sum of all weights) has 64 w
+    examples, rounded down or up at random such that the mean is exact, in random order (systematic sampling). So the
+    shares of a run come close to the weights much faster than with independent draws, and a run that is resumed goes on
+    in the same way from the position alone. With other weights the whole sequence is another one.
     """
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:

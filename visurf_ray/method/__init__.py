@@ -159,7 +159,8 @@ class Method:
         """Append the ground truth in the aligned style to the group, if groups have labels at the step."""
         if self.labels(step):
             part = group.example.part
-            style = self.styles.get(part, self.parts[part].styles[0])  # without one: a part that a refill has drawn first
+            # A part that a refill was the first to draw is aligned at the next step only.
+            style = self.styles.get(part, self.parts[part].styles[0])
             group.responses.append(self._label(group.example, style))
 
     def _label(self, example: Example, style: str) -> Response:

@@ -79,17 +79,25 @@ def _outcome(rows: list[Row]) -> list[Chart]:
     loss: list[_Line] = [] if sampled else [("loss", "train/loss", "teal")]
     return [
         Chart("Held-out evaluation", "greedy answers", _curves(rows, _evaluation(rows)), "points", low=0, high=1),
+        *[
+            Chart(
+                f"Held-out, {part}", "greedy answers", _curves(rows, _evaluation(rows, part)), "points", low=0, high=1
+            )
+            for part in dict.fromkeys(name.partition("/")[0] for name in _names(rows, "eval/") if "/" in name)
+        ],
         Chart("Loss", "mean over the batch", _curves(rows, loss)),
         Chart("Reward", "mean over the batch", _by_source(rows, "reward/{}/total")),
         Chart("Reward parts", "of rollouts", _curves(rows, _reward_parts(rows)), low=0),
     ]
 
 
-def _evaluation(rows: list[Row]) -> list[_Line]:
-    measured = set(_names(rows, "eval/"))
+def _evaluation(rows: list[Row], part: str = "") -> list[_Line]:
+    """Return the lines of a run's scores, or those of a part of a mixture or a held-out set."""
+    prefix = f"eval/{part}/" if part else "eval/"
+    measured = set(_names(rows, prefix))
     shown = [name for name in SCORES if name in measured]
     lines = [*zip(shown, _SCORE_COLOURS, strict=False), *zip(RATES, _RATE_COLOURS, strict=True)]
-    return [((SCORES | RATES)[name][0], f"eval/{name}", colour) for name, colour in lines]
+    return [((SCORES | RATES)[name][0], prefix + name, colour) for name, colour in lines]
 
 
 def _guidance(rows: list[Row]) -> list[Chart]:
@@ -138,7 +146,7 @@ def _by_source(rows: list[Row], key: str) -> list[Curve]:
 
 def _reward_parts(rows: list[Row]) -> list[_Line]:
     prefix = "reward/rollout/"
-    parts = [name for name in _names(rows, prefix) if name != "total"]
+    parts = [name for name in _names(rows, prefix) if name != "total" and "/" not in name]  # not by a mixture's part
     return [(name.replace("_", " "), prefix + name, _OTHERS[i % len(_OTHERS)]) for i, name in enumerate(parts)]
 
 

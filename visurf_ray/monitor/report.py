@@ -89,6 +89,9 @@ def _lookup(config: dict[str, Json], section: str, key: str) -> str:
 def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
     names = SCORES | RATES
+    for part in dict.fromkeys(key.partition("/")[0] for key in after if "/" in key):  # of a mixture, or a held-out set
+        for key, (name, meaning) in (SCORES | RATES).items():
+            names[f"{part}/{key}"] = (f"{escape(part)}: {name}", meaning)
     shown = [key for key in names if key in after]
     published = paper if paper and any(paper.values(key) for key in shown) else None
     lines = [

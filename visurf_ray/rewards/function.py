@@ -58,8 +58,8 @@ def load_function(name: str) -> RewardFunction:
     The function takes a response and a ground truth. If its attribute `needs_image` is true, it also takes `image=`,
     the PIL image as the model sees it. It returns a number, which becomes a part with the function's name, or a dict of
     named parts; any other result raises UserError when the function is called. Its attribute `thinking_parts`, a tuple
-    of names, says which parts reward thinking. Its attribute `solved`, a dict, gives the least value of parts with which
-    a response is right.
+    of names, says which parts reward thinking. Its attribute `solved`, a dict, gives the least value of parts with
+    which a response is right.
 
     Args:
         name: `module:function` or `path/to/file.py:function`.

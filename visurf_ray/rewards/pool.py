@@ -47,8 +47,8 @@ class RewardPool:
 
         Args:
             config: The number of actors, their GPUs, the time limit, and what happens when a reward fails.
-            specs: The reward of each part (see `Example.part`). Without one no actors start, for a run whose groups have
-                no rollouts.
+            specs: The reward of each part (see `Example.part`). Without any no actors start, for a run whose groups
+                have no rollouts.
 
         Raises:
             RewardError: An actor cannot load a reward.

@@ -1,4 +1,4 @@
-"""The tasks of a run by name: the parts that it trains on, and further held-out sets. What is done per task goes here."""
+"""The tasks of a run by name: the parts that it trains on, and further held-out sets. It dispatches to them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
