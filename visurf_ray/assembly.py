@@ -85,6 +85,7 @@ def start_data(config: Config, *, train: bool = True) -> DataFeed:
         max_prompt_tokens=max_prompt_tokens(config),
         train=train,
         strictness=strictness(config),
+        curriculum=config.feed.curriculum if train else None,
     )
     if data.warning:
         print(data.warning, flush=True)

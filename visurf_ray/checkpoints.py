@@ -26,6 +26,7 @@ class State:
     Attributes:
         step: steps done.
         position: training examples drawn for them; see `DataFeed.position`.
+        solved: which rows the curriculum leaves out; see `DataFeed.solved_state`.
         run_id: the W&B run's id.
         before: scores of the evaluation before training.
         train_seconds: time spent training so far.
@@ -36,6 +37,7 @@ class State:
 
     step: int = 0
     position: int = 0
+    solved: dict[str, list[list[int]]] = field(default_factory=dict)
     run_id: str | None = None
     before: Metrics | None = None
     train_seconds: float = 0.0

@@ -68,7 +68,7 @@ def check(config: Config) -> Checked:
     check_family(config, processor)
     trained_weights(config).check(resolve_model(config.model.path))
     rewards = load_rewards(config) if config.method.rollouts else {}
-    check_segmenter(config.segmenter, "task.segmenter")
+    check_segmenters(config)
     tasks = Tasks.of(config)
     check_style(config, tasks)
     output = _writable(config.output_dir)
@@ -88,7 +88,20 @@ def load_rewards(config: Config) -> dict[str, RewardSpec]:
     for name, part in config.parts.items():
         with naming("task.parts", name):
             rewards[name] = RewardSpec.of(part.reward, strict=config.answers.strict)
+            if config.feed.curriculum is not None and not rewards[name].solved:
+                raise ConfigError(
+                    f"feed.curriculum={config.feed.curriculum}: the reward does not say which responses are right: "
+                    "give your function an attribute such as `solved = {'accuracy': 1.0}`, or set feed.curriculum=null"
+                )
     return rewards
+
+
+def check_segmenters(config: Config) -> None:
+    """Check each `segmenter`. Raises UserError, which names the key, like `check_segmenter`."""
+    for section, tasks in (("task.parts", config.parts), ("eval.sets", config.eval.sets)):
+        for name, task in tasks.items():
+            with naming(section, name):
+                check_segmenter(task.segmenter, "task.segmenter")
 
 
 def check_style(config: Config, tasks: Tasks) -> None:

@@ -28,6 +28,7 @@ class Batch:
         groups: scored groups.
         metrics: of data, alignment and rewards.
         position: how many training examples the run has drawn, those of this batch included.
+        solved: which rows are left out of later batches.
         missing: how many groups the batch lacks after all refills of dynamic sampling.
     """
 
@@ -35,6 +36,7 @@ class Batch:
     groups: list[Group]
     metrics: Metrics
     position: int
+    solved: dict[str, list[list[int]]]
     missing: int
 
 
@@ -77,7 +79,7 @@ class Driver:
     def run(self, state: State) -> dict[str, Metrics | float]:
         """Train from `state` to `train.steps`; returns the scores before and after, and the seconds between."""
         train, every = self.config.train, self.config.eval.every
-        self.data.seek(state.position)
+        self.data.seek(state.position, state.solved)
         before = state.before or self.evaluate(state.step)
         state = replace(state, run_id=self.monitor.run_id, before=before)
         begin = monotonic()
@@ -86,7 +88,7 @@ class Driver:
                 self.learner.take_reference()  # the KL term of a stage compares with the policy at its start
             for batch in self.batches(state.step, stage.plan.last):
                 self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
-                state = replace(state, step=batch.step + 1, position=batch.position)
+                state = replace(state, step=batch.step + 1, position=batch.position, solved=batch.solved)
                 last = state.step == train.steps
                 if every and state.step % every == 0 and not last:
                     self.evaluate(state.step)
@@ -127,6 +129,7 @@ class Driver:
         filling = method.filling(size, prompts=self.rollouts.prompts(size) if method.samples else size)
         groups: list[Group] = []
         metrics: Metrics = {"reward/skipped": 0.0}
+        left_out = self.data.left_out
         for prompts in filling:  # once, and again for each refill of dynamic sampling
             with phase("data"):
                 examples = self.data.take(prompts)
@@ -136,6 +139,7 @@ class Driver:
                 self.rollouts.wake(phase)
             scored, skipped = self.sample(number, examples, filling.enough, phase)
             groups += scored
+            self.data.note_solved(method.solved(scored))
             metrics["reward/skipped"] += skipped
             filling.add(drawn=prompts, kept=method.count_instructive(scored, step))
         if metrics["reward/skipped"] and len(groups) < self.learner.least_groups:
@@ -143,7 +147,10 @@ class Driver:
                 f"reward.on_error=skip left {len(groups)} of {size} groups, and learner.minibatches needs "
                 f"{self.learner.least_groups}: correct the reward, or raise train.batch_size"
             )
-        return Batch(number, groups, metrics | filling.metrics, self.data.position, filling.missing)
+        if self.config.feed.curriculum is not None:
+            metrics["train/left_out"] = float(self.data.left_out - left_out)
+        metrics |= filling.metrics
+        return Batch(number, groups, metrics, self.data.position, self.data.solved_state(), filling.missing)
 
     def sample(self, number: int, examples: list[Example], enough: int, phase: Phase) -> tuple[list[Group], int]:
         """Sample, label and score groups of a step; returns them, and how many could not be scored.

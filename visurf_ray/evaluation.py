@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from visurf_ray.assembly import make_rollouts, start_data, start_segmentation, write_dropped
 from visurf_ray.checkpoints import read_state
-from visurf_ray.checks import check_vllm, rollout_demand, segmenter_demand
+from visurf_ray.checks import check_segmenters, check_vllm, rollout_demand, segmenter_demand
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, writing
@@ -18,7 +18,6 @@ from visurf_ray.groups import Metrics
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import load_processor, resolve_model
 from visurf_ray.scoring.predictions import read_predictions, write_predictions
-from visurf_ray.scoring.segmenter import check_segmenter
 from visurf_ray.tasks.tasks import Tasks
 
 
@@ -30,7 +29,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     if config.checkpoint is None:
         return _score_again(config)
     check_vllm(config)
-    check_segmenter(config.segmenter, "task.segmenter")
+    check_segmenters(config)
     output = Path(config.output_dir).expanduser().resolve()
     tasks = Tasks.of(config)
     with ExitStack() as stack:

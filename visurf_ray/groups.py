@@ -58,6 +58,8 @@ class Example:
         thinking: the reasoning that the data give for the answer; None where they give none.
         stored: like `prompt.images`, the image at its stored size; None unless task.segmenter needs it.
         part: the part of a mixture, or the held-out set, that it belongs to; empty in a run of one task.
+        row: the number of its row among the training rows of its part; 0 for a held-out example.
+        epoch: how many times its part has drawn every row before; 0 for a held-out example.
     """
 
     id: str
@@ -68,6 +70,8 @@ class Example:
     thinking: str | None = None
     stored: Reference = None
     part: str = ""
+    row: int = 0
+    epoch: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -416,6 +416,7 @@ COLOCATED_VALUES = {
             "frozen_weights_that_no_sync_restores",
             COLOCATED_VALUES | {"rollout__sleep_level": 2, "learner__lora__rank": 4},
         ),
+        ("curriculum_without_rollouts", {"feed__curriculum": 1, "method__rollouts": False}),
         ("mixture_without_parts", {"task__parts": {"a": PART}}),
         ("sets_named_like_parts", MIXTURE_VALUES | {"eval__sets": {"a": PART}}),
         ("settings_of_one_task_in_a_mixture", MIXTURE_VALUES | {"task__train": 5}),

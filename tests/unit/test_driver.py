@@ -19,12 +19,20 @@ TEACHES = "teaches"  # the ground truth of examples whose rollouts earn unequal 
 class Data:
     """Examples named after their position; every `period`-th teaches."""
 
+    left_out = 0
+
     def __init__(self, period: int) -> None:
         self.position = 0
         self.period = period
 
-    def seek(self, position):
+    def seek(self, position, solved):
         self.position = position
+
+    def note_solved(self, examples):
+        pass
+
+    def solved_state(self):
+        return {}
 
     def take(self, count):
         taken = range(self.position, self.position + count)

@@ -282,6 +282,15 @@ def frozen_weights_that_no_sync_restores(config: Config) -> str | None:
     return None
 
 
+def curriculum_without_rollouts(config: Config) -> str | None:
+    if config.feed.curriculum is not None and not config.method.rollouts:
+        return (
+            f"feed.curriculum={config.feed.curriculum} leaves out what every rollout has solved: with "
+            "method.rollouts=false set it to null"
+        )
+    return None
+
+
 def mixture_without_parts(config: Config) -> str | None:
     if config.task.name == MIXTURE and not config.task.parts:
         return (
@@ -349,6 +358,7 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     colocation_without_room,
     sampling_ahead_on_shared_gpus,
     frozen_weights_that_no_sync_restores,
+    curriculum_without_rollouts,
     mixture_without_parts,
     sets_named_like_parts,
     settings_of_one_task_in_a_mixture,

@@ -107,6 +107,7 @@ class EvalConfig:
 class FeedConfig:
     on_bad_box: OnBadBox = MISSING
     on_long: OnLong = MISSING
+    curriculum: int | None = within(at_least=1)
 
 
 @dataclass

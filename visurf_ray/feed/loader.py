@@ -116,6 +116,7 @@ class ExampleLoader:
         self.dropped: list[Dropped] = []
         self.warning: str | None = None
         self.prompts = PromptMaker(processor, max_pixels, put)
+        self._shuffled: tuple[int, NDArray[np.int64]] | None = None  # the latest epoch and its order
         self.rows = {"held_out": task.held_out_rows()}
 
     def load_train(self) -> int:
@@ -234,11 +235,18 @@ class ExampleLoader:
 
         Each epoch has every row once, in its own order; a batch may span epochs.
         """
-        rows = self.rows["train"]
-        count = len(rows)
-        return [
-            self.example(rows[self._order(here // count)[here % count]]) for here in range(position, position + size)
-        ]
+        examples = []
+        for here in range(position, position + size):
+            row, epoch = self.place(here)
+            examples.append(replace(self.example(self.rows["train"][row]), row=row, epoch=epoch))
+        return examples
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Return the number of the row at a position of this sequence, and its epoch."""
+        epoch, index = divmod(position, len(self.rows["train"]))
+        if self._shuffled is None or self._shuffled[0] != epoch:
+            self._shuffled = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows["train"]))
+        return int(self._shuffled[1][index]), epoch
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
         """Draw `limit` held-out examples at random, or take all for None; return them in the data set's order.
@@ -249,9 +257,6 @@ class ExampleLoader:
         rows = self.rows["held_out"]
         chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:limit])
         return [self.example(rows[index], stored=stored) for index in chosen]
-
-    def _order(self, epoch: int) -> NDArray[np.int64]:
-        return np.random.default_rng((self.seed, epoch)).permutation(len(self.rows["train"]))
 
     def example(self, row: Row, *, stored: bool = False) -> Example:
         """Make the example of a row.

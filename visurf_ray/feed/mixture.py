@@ -99,6 +99,12 @@ class Mixture:
         part, earlier = self._sampler.at(position)
         return self._in_order[part].train_batch(earlier, 1)
 
+    def place(self, position: int) -> tuple[str, int, int]:
+        """Return the part at a position of this sequence, the number of the row in it, and the part's epoch."""
+        part, earlier = self._sampler.at(position)
+        loader = self._in_order[part]
+        return loader.part, *loader.place(earlier)
+
     def held_out_examples(self, limit: int | None) -> list[Example]:
         """Return up to `limit` held-out examples of each part, then of each set (see ExampleLoader)."""
         loaders = [*self.parts.values(), *self.sets.values()]

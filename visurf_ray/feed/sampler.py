@@ -21,12 +21,15 @@ class PartSampler:
         self.ends = np.cumsum(weights) / np.sum(weights)
         self.ends[-1] = 1.0
         self.seed = seed
+        self._latest: tuple[int, NDArray[np.int64]] | None = None  # a block and what is drawn for it
         self._before = [np.zeros(len(weights), np.int64)]  # how many of each part there are before each block
 
     def at(self, position: int) -> tuple[int, int]:
         """Return the part at a position, as its index, and how many earlier positions have the same part."""
         block, place = divmod(position, _BLOCK)
-        drawn = self._block(block)
+        if self._latest is None or self._latest[0] != block:
+            self._latest = block, self._block(block)
+        drawn = self._latest[1]
         part = int(drawn[place])
         return part, int(self._count_before(block)[part] + np.count_nonzero(drawn[:place] == part))
 

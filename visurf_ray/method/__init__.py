@@ -37,6 +37,7 @@ from visurf_ray.method.metrics import (
     instructive_metrics,
     mean,
     reward_metrics,
+    solve,
     solved_metrics,
     truncation_metrics,
 )
@@ -230,6 +231,12 @@ class Method:
         for group in filled:
             (kept if any(response.advantage for response in group.responses) else others).append(group)
         return kept + others[: max(0, at_least - len(kept))]
+
+    def solved(self, groups: Sequence[Group]) -> list[Example]:
+        """Return the examples that every rollout has solved, of those whose reward says what that is."""
+        rules = {name: part.solved for name, part in self.parts.items() if part.solved}
+        scored = [group for group in groups if group.rollouts and group.example.part in rules]
+        return [group.example for group in scored if all(solve(group, rules[group.example.part]))]
 
     def filling(self, size: int, *, prompts: int) -> Filling:
         """Begin a batch: return what says how many prompts to draw, and again with dynamic sampling.

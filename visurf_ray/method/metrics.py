@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from visurf_ray.groups import Group, Metrics, Response, Source
+from visurf_ray.groups import Group, Metrics, Source
 from visurf_ray.method.control import label_is_active
 from visurf_ray.method.part import Part
 
@@ -53,7 +53,7 @@ def solved_metrics(groups: Sequence[Group], parts: Mapping[str, Part]) -> Metric
     Groups of a part whose reward does not tell what solves them do not count.
     """
     found = {
-        part: [[_solves(rollout, parts[part].solved) for rollout in group.rollouts] for group in scored]
+        part: [solve(group, parts[part].solved) for group in scored]
         for part, scored in by_part(groups).items()
         if parts[part].solved
     }
@@ -66,8 +66,16 @@ def solved_metrics(groups: Sequence[Group], parts: Mapping[str, Part]) -> Metric
     return metrics
 
 
-def _solves(rollout: Response, solved: Mapping[str, float]) -> bool:
-    return all(rollout.reward_parts.get(part, 0.0) >= least - 1e-6 for part, least in solved.items())
+def solve(group: Group, solved: Mapping[str, float]) -> list[bool]:
+    """Return whether each rollout solves the example.
+
+    Args:
+        solved: the least value of parts of the reward with which it does.
+    """
+    return [
+        all(rollout.reward_parts.get(part, 0.0) >= least - 1e-6 for part, least in solved.items())
+        for rollout in group.rollouts
+    ]
 
 
 def activity_metrics(groups: Sequence[Group]) -> Metrics:

@@ -14,6 +14,7 @@ def why_nothing_teaches(metrics: Metrics) -> str:
     """
     prefix = "reward/rollout/"
     parts = {name.removeprefix(prefix): mean for name, mean in metrics.items() if name.startswith(prefix)}
+    parts = {name: mean for name, mean in parts.items() if "/" not in name}  # not those by a mixture's part
     total, label = parts.pop("total", 0.0), metrics.get("reward/label/total")
     forms = [name for name in parts if "format" in name]
     earned = ", ".join(f"{name} {mean:.3g}" for name, mean in parts.items())
