@@ -1,14 +1,18 @@
 """Mixtures of tasks: what the configuration takes and refuses, the order of examples, and what is done per part."""
 
 from collections import Counter
+from copy import deepcopy
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from tests.unit.conftest import picture
 from tests.unit.groups import example, group
 from visurf_ray.checks import check_style, load_rewards
-from visurf_ray.config.load import load_config
+from visurf_ray.config.explain import CommandLine
+from visurf_ray.config.load import CONFIG_DIR, load_config, searching
+from visurf_ray.config.parts import resolve
 from visurf_ray.config.schema import ScoringConfig
 from visurf_ray.errors import ConfigError, DataError, UserError
 from visurf_ray.feed.mixture import Mixture
@@ -36,7 +40,7 @@ def test_a_part_has_the_defaults_of_its_task_and_of_its_reward(tmp_path):
     assert (config.reward.name, config.eval.sets["sums"].name, config.eval.sets["sums"].train) == (
         None,
         "miniature_math",
-        4000,
+        None,
     )
 
 
@@ -56,6 +60,18 @@ def test_parts_can_be_written_as_one_section():
         "a": ("miniature", 2.0),
         "b": ("miniature_gui", 1.0),
     }
+
+
+def test_what_a_run_has_written_to_its_config_can_be_written_by_a_user():
+    line = CommandLine("config", [], [CONFIG_DIR])
+    config = load_config([*BOTH, *SET, "+task.parts.count.reward={name: null, function: 'a:b'}"])
+    again = deepcopy(config)
+    written = OmegaConf.create(OmegaConf.to_yaml(OmegaConf.structured(config)))
+    again.task.parts = OmegaConf.to_container(written.task.parts)
+    again.eval.sets = OmegaConf.to_container(written.eval.sets)
+    with searching(line):
+        resolve(again, line)
+    assert again == config and config.parts["count"].reward == ScoringConfig(None, {}, 1.0, "a:b", 1.0)
 
 
 def test_a_run_of_one_task_has_one_part_without_a_name():

@@ -58,10 +58,11 @@ def _part(key: str, given: dict[str, Any], line: CommandLine) -> PartConfig:
 
 
 def _held_out_set(key: str, given: dict[str, Any], line: CommandLine) -> TaskConfig:
+    """Return a held-out set; `given` may be one of a run's config.yaml as well."""
     for name in ("train", "weight", "reward"):
         if given.get(name) is not None:
             raise ConfigError(f"{key}.{name}: a held-out set is not trained on: remove this key")
-    return _task(key, _composed(key, {name: value for name, value in given.items() if name != "train"}, line, []))
+    return _task(key, _composed(key, {**given, "train": None}, line, ["weight", "reward"]))
 
 
 def _task(key: str, composed: DictConfig) -> TaskConfig:
@@ -87,12 +88,12 @@ def _composed(key: str, given: dict[str, Any], line: CommandLine, others: list[s
         raise ConfigError(f"{key}.task is not set: name its task, one of {', '.join(options)}")
     if task not in options:
         raise ConfigError(f"{key}.task: {unknown_option('task', task, options)}")
-    reward = given.get("reward") or {}
-    if not isinstance(reward, str | dict):
-        raise ConfigError(f"{key}.reward={short(reward)} must be the name of a reward, or a section of its settings")
-    named = reward if isinstance(reward, str) else reward.get("name")
+    reward = given.get("reward", {})
+    if not isinstance(reward, dict):
+        reward = {"name": reward}
     choices = [f"task={task}"]
-    if named is not None:
+    if "name" in reward:
+        named = "none" if reward["name"] is None else reward["name"]
         if named not in groups["reward"]:
             raise ConfigError(f"{key}.reward: {unknown_option('reward', named, groups['reward'])}")
         choices.append(f"reward={named}")
@@ -101,13 +102,13 @@ def _composed(key: str, given: dict[str, Any], line: CommandLine, others: list[s
         raise ConfigError(f"{key}.task={task}: a part cannot itself be a mixture")
     for name in (name for name in _TASK_KEYS if name in given):
         _set(composed, f"task.{name}", given[name], f"{key}.{name}")
-    for name, value in reward.items() if isinstance(reward, dict) else ():
+    for name, value in reward.items():
         if name in ("workers", "gpus", "timeout", "on_error"):
             raise ConfigError(f"{key}.reward.{name}: the reward actors serve all parts: set reward.{name}")
         if name not in _REWARD_KEYS:
             wanted = nearest(f"{key}.reward.{name}", [f"{key}.reward.{other}" for other in _REWARD_KEYS])
             raise ConfigError(f"there is no configuration key '{key}.reward.{name}'.{wanted}")
-        if name != "name" or value is None:
+        if name != "name":
             _set(composed, f"reward.{name}", value, f"{key}.reward.{name}")
     return composed
 
