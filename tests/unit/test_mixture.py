@@ -19,6 +19,9 @@ from visurf_ray.feed.mixture import Mixture
 from visurf_ray.feed.sampler import PartSampler
 from visurf_ray.groups import Group, Prediction
 from visurf_ray.method import Method, Part
+from visurf_ray.monitor.charts import charts
+from visurf_ray.monitor.report import write_report
+from visurf_ray.monitor.teaching import why_nothing_teaches
 from visurf_ray.rewards import REWARDS, load_reward
 from visurf_ray.tasks.tasks import Tasks
 
@@ -363,6 +366,23 @@ def test_a_single_task_has_no_metrics_by_part():
     metrics = method.assign_advantages([group([4.0, 4.0]), group([1.0, 4.0])])
     assert metrics["train/all_solved_share"] == 0.5 and metrics["train/none_solved_share"] == 0.0
     assert not [name for name in metrics if name.count("/") > (2 if name.startswith("reward/") else 1)]
+
+
+def test_the_report_shows_scores_by_part_and_a_reward_part_once(tmp_path):
+    before = {"giou": 0.2, "find/giou": 0.2, "docs/anls": 0.9}
+    after = {"giou": 0.6, "find/giou": 0.6, "docs/anls": 0.8}
+    step = {"step": 1, "reward/rollout/accuracy": 1.0, "reward/rollout/accuracy/find": 1.0, "reward/rollout/total": 1.0}
+    rows = [
+        {"step": at, **{f"eval/{name}": value for name, value in scores.items()}}
+        for at, scores in ((0, before), (1, after))
+    ]
+    drawn = {chart.title: chart for _, listed in charts([*rows, step]) for chart in listed}
+    assert [curve.label for curve in drawn["Held-out, docs"].curves] == ["ANLS"]
+    assert [curve.label for curve in drawn["Held-out evaluation"].curves] == ["gIoU"]
+    assert [curve.label for curve in drawn["Reward parts"].curves] == ["accuracy"]
+    write_report(tmp_path / "report.html", config={}, summary={"before": before, "after": after}, rows=rows, samples=[])
+    assert "docs: ANLS" in (tmp_path / "report.html").read_text()
+    assert "find" not in why_nothing_teaches(step)
 
 
 RIGHT = {
