@@ -70,7 +70,7 @@ def check(config: Config) -> Checked:
     trained_weights(config).check(resolve_model(config.model.path))
     reward = RewardSpec.of(config.reward, strict=config.answers.strict) if config.method.rollouts else RewardSpec()
     check_segmenter(config.task.segmenter, "task.segmenter")
-    task = load_task(config.task, config.seed, strict=config.answers.strict)
+    task = load_task(config.task, config.seed, strict=config.answers.strict, model=config.model)
     if config.method.style not in (styles := (*task.styles, "auto")):
         raise ConfigError(
             f"method.style={config.method.style}: task={config.task.name} writes labels as {', '.join(styles)}"

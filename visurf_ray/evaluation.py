@@ -32,7 +32,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     check_vllm(config)
     check_segmenter(config.task.segmenter, "task.segmenter")
     output = Path(config.output_dir).expanduser().resolve()
-    task = load_task(config.task, config.seed, strict=config.answers.strict)
+    task = load_task(config.task, config.seed, strict=config.answers.strict, model=config.model)
     with ExitStack() as stack:
         config.model.path = as_model(config.checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))

@@ -21,6 +21,13 @@ class Source(StrEnum):
     LABEL = "label"
 
 
+class Coordinates(StrEnum):
+    """The unit of coordinates: pixels of the image that the model sees, or thousandths of its width and height."""
+
+    pixels = "pixels"
+    thousandths = "thousandths"
+
+
 @dataclass(frozen=True)
 class Prompt:
     """An example as the model sees it.
@@ -56,6 +63,8 @@ class Example:
         ground_truth: JSON text.
         size: width and height of the image as the model sees it, in pixels.
         thinking: the reasoning that the data give for the answer; None where they give none.
+        answered: the unit of coordinates in responses.
+        compared: the unit of coordinates in the ground truth.
         stored: like `prompt.images`, the image at its stored size; None unless task.segmenter needs it.
     """
 
@@ -66,6 +75,8 @@ class Example:
     size: tuple[int, int]
     thinking: str | None = None
     stored: Reference = None
+    answered: Coordinates = Coordinates.pixels
+    compared: Coordinates = Coordinates.pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +175,8 @@ class Prediction:
 
     Attributes:
         size: width and height of the image as the model saw it, in pixels.
+        answered: the unit of coordinates in the response.
+        compared: the unit of coordinates in the ground truth.
         mask: what the answer segments of the stored image, as COCO RLE; None without a segmenter.
     """
 
@@ -173,10 +186,20 @@ class Prediction:
     size: tuple[int, int]
     response: str
     mask: dict[str, Json] | None = None
+    answered: Coordinates = Coordinates.pixels
+    compared: Coordinates = Coordinates.pixels
 
     @staticmethod
     def of(example: Example, response: str) -> "Prediction":
-        return Prediction(example.id, example.question, example.ground_truth, example.size, response)
+        return Prediction(
+            example.id,
+            example.question,
+            example.ground_truth,
+            example.size,
+            response,
+            answered=example.answered,
+            compared=example.compared,
+        )
 
 
 Metrics = dict[str, float]

@@ -39,7 +39,7 @@ def build_stages(config: Config, task: Task, tokenizer: Tokenizer, thinking_part
     def build(plan: StagePlan) -> Stage:
         method = Method(
             sft_stage(config.method) if plan.is_sft else config.method,
-            render=task.render,
+            render=task.label,
             encode=encode,
             styles=task.styles,
             longest=config.rollout.max_tokens,

@@ -13,6 +13,7 @@ from visurf_ray.config.choices import (
     Aggregation,
     Clip,
     ComparedWith,
+    CoordinateUnit,
     Dtype,
     HeadDtype,
     ImportanceLevel,
@@ -26,7 +27,9 @@ from visurf_ray.config.choices import (
     OnLong,
     Overlong,
     Packing,
+    QuestionForm,
     RatioLevel,
+    Resize,
     Route,
     Schedule,
     WandbMode,
@@ -228,6 +231,10 @@ class MethodConfig:
 class ModelConfig:
     path: str = named(hub=True, words=("miniature",))
     max_pixels: int | None = within(at_least=1)
+    coordinates: CoordinateUnit = MISSING
+    resize: Resize = MISSING
+    square_side: int = within(at_least=28)
+    question: QuestionForm = MISSING
 
 
 @dataclass

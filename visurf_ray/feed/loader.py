@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visurf_ray.aliases import Json, Processor
-from visurf_ray.config.choices import OnBadBox, OnLong
+from visurf_ray.config.choices import OnBadBox, OnLong, Resize
 from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.data.conversations import MARK
 from visurf_ray.data.rows import Row
@@ -75,12 +75,13 @@ def open_loader(
         DataError: A row cannot be used. The message names the first one.
     """
     loader = ExampleLoader(
-        load_task(task, seed),
+        load_task(task, seed, model=model),
         load_processor(model),
         seed=seed,
         max_prompt_tokens=max_prompt_tokens,
         put=put,
         max_pixels=model.max_pixels,
+        square=model.square_side if model.resize is Resize.square else None,
         strictness=strictness,
     )
     if train:
@@ -128,6 +129,7 @@ class ExampleLoader:
         max_prompt_tokens: int,
         put: Put,
         max_pixels: int | None = None,
+        square: int | None = None,
         strictness: Strictness | None = None,
     ) -> None:
         """Read the held-out rows.
@@ -140,6 +142,7 @@ class ExampleLoader:
                 because truncating one would remove image tokens.
             put: Stores an image or its features and returns a reference to it; in a cluster, `ray.put`.
             max_pixels: See `PromptMaker`.
+            square: See `PromptMaker`.
             strictness: Which rows are refused. None: those that no run can use.
 
         Raises:
@@ -154,7 +157,7 @@ class ExampleLoader:
         self.texts = TextCheck(processor.tokenizer)
         self.dropped: list[Dropped] = []
         self.warning: str | None = None
-        self.prompts = PromptMaker(processor, max_pixels, put)
+        self.prompts = PromptMaker(processor, max_pixels, put, square=square)
         self.rows = {"held_out": task.held_out_rows()}
 
     def load_train(self) -> int:
@@ -261,11 +264,20 @@ class ExampleLoader:
             DataError: The label has a special token of the tokenizer, or several thoughts or answers.
         """
         truth = self._ground_truth(row, sizes)
-        example = Example(row.id, row.problem, truth, Prompt([], []), _first(sizes), thinking=row.thinking)
-        check_tags(self.task.render(example, self.task.styles[0]), row.thinking, row.where)
+        example = Example(
+            row.id,
+            row.problem,
+            truth,
+            Prompt([], []),
+            _first(sizes),
+            thinking=row.thinking,
+            answered=self.task.answered,
+            compared=self.task.compared,
+        )
+        check_tags(self.task.label(example, self.task.styles[0]), row.thinking, row.where)
         if not self.strictness.trains_on_labels:
             example = replace(example, thinking=None)
-        labels = [self.task.render(example, style) for style in self.task.styles]
+        labels = [self.task.label(example, style) for style in self.task.styles]
         return [1 + len(ids) for ids in self.texts.encode(labels, row.where)]
 
     def train_batch(self, position: int, size: int) -> list[Example]:
@@ -316,6 +328,8 @@ class ExampleLoader:
             size=_first(sizes),
             thinking=row.thinking,
             stored=self.put(row.open_image()) if stored else None,
+            answered=self.task.answered,
+            compared=self.task.compared,
         )
 
     def _ground_truth(self, row: Row, sizes: Sequence[Size]) -> str:

@@ -61,14 +61,14 @@ class SampleChooser:
         count: groups in each table.
         every: a table is made at the steps 1, 1 + every, 1 + 2 every, …; 0 makes none.
         images: returns an example's images as the model sees them.
-        boxes: takes a response and the width and height of that image; returns the response's boxes in its pixels.
+        boxes: takes a response and its example; returns the response's boxes in pixels of that image.
         true_boxes: returns the true boxes of an example; None if the task has no boxes.
     """
 
     count: int
     every: int
     images: Callable[[Example], list[Image.Image]]
-    boxes: Callable[[str, tuple[int, int]], list[Box]]
+    boxes: Callable[[str, Example], list[Box]]
     true_boxes: Callable[[Example], list[Box] | None]
 
     def due(self, step: int) -> bool:
@@ -90,7 +90,7 @@ class SampleChooser:
                 reward=response.reward,
                 parts=response.reward_parts,
                 advantage=response.advantage,
-                boxes=self.boxes(response.text, example.size),
+                boxes=self.boxes(response.text, example),
                 smoothed_from=response.smoothed_from,
             )
             for response in chosen

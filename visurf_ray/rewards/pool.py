@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 
 from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.answers.coordinates import readable
 from visurf_ray.config.choices import OnError
 from visurf_ray.config.schema import RewardConfig
 from visurf_ray.errors import UserError
@@ -129,7 +130,8 @@ class RewardPool:
 
     def _inputs(self, group: Group) -> tuple[list[str], str, Reference]:
         image = group.example.prompt.image if self.spec.needs_image else None
-        return [response.text for response in group.responses], group.example.ground_truth, image
+        responses = [readable(response.text, group.example) for response in group.responses]
+        return responses, group.example.ground_truth, image
 
     def _deadline(self, group: Group) -> float:
         """Return the deadline of a group that an actor begins to score now."""

@@ -7,6 +7,7 @@ import ray
 from PIL import Image
 
 from visurf_ray.aliases import ActorHandle
+from visurf_ray.answers.coordinates import readable
 from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.rle import Rle, encode
 from visurf_ray.groups import Example, Prediction
@@ -61,10 +62,11 @@ class Segmentation:
     def segment(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return each prediction with the mask of its answer in the stored image of its example."""
         masks = [
-            self.actor.segment.remote(example.stored, self._readable(prediction.response), prediction.size)
+            self.actor.segment.remote(example.stored, self._read_as_strict(prediction), prediction.size)
             for example, prediction in zip(examples, predictions, strict=True)
         ]
         return [replace(prediction, mask=mask) for prediction, mask in zip(predictions, ray.get(masks), strict=True)]
 
-    def _readable(self, response: str) -> str:
+    def _read_as_strict(self, prediction: Prediction) -> str:
+        response = readable(prediction.response, prediction)
         return response if self.strict else as_strict(response)

@@ -1,7 +1,9 @@
 """Tasks by name. A task reads a data set, asks the question, writes the label and computes the metrics."""
 
 from visurf_ray import names
-from visurf_ray.config.schema import TaskConfig
+from visurf_ray.config.choices import QuestionForm
+from visurf_ray.config.schema import ModelConfig, TaskConfig
+from visurf_ray.models import coordinates_of
 from visurf_ray.tasks.task import Task
 
 TASKS = {
@@ -27,17 +29,21 @@ TASKS = {
 }
 
 
-def load_task(config: TaskConfig, seed: int, *, strict: bool = True) -> Task:
+def load_task(config: TaskConfig, seed: int, *, strict: bool = True, model: ModelConfig | None = None) -> Task:
     """Return the task that `config.name` names.
 
     Args:
         config: The task's settings.
         seed: Draws the training rows of a drawn task.
         strict: The value of answers.strict.
+        model: The model that answers; None: answers are in the task's own unit, and questions as the data have them.
 
     Raises:
         UserError: The name is unknown, or the task does not support a setting.
     """
     task: Task = names.load("task", config.name, TASKS)(config, seed)
     task.strict = strict
+    if model:
+        task.answer_in(coordinates_of(model))
+        task.normalises_questions = model.question is QuestionForm.normalised
     return task

@@ -27,7 +27,7 @@ from visurf_ray.tasks.task import Task
 
 # Tells the form of the answer. Part of prompts that are formatted, so braces are doubled.
 AS_LIST = (
-    "Then answer between <answer> and </answer> with a JSON list of each object's box and a point on it, in pixels, "
+    "Then answer between <answer> and </answer> with a JSON list of each object's box and a point on it, {unit}, "
     'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
     '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}].'
 )

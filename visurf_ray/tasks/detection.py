@@ -10,11 +10,12 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.answers.boxes import Box, are_shares, ordered
+from visurf_ray.answers.coordinates import UNITS
 from visurf_ray.answers.responses import STYLES, answer_text, has_thinking, respond
 from visurf_ray.answers.visual_rft import SIDE, answered_detections, check_inside, in_pixels, parse_boxes
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import BoxError, DataError
-from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.groups import Coordinates, Example, Metrics, Prediction
 from visurf_ray.scoring.average_precision import average_precision
 from visurf_ray.tasks.task import Task
 
@@ -30,6 +31,8 @@ class DetectionTask(Task):
 
     solutions = (str, list)
     unit = "thousandths of the image's width and height"
+    compared = Coordinates.thousandths
+    data_tell_unit = True  # Visual-RFT's do
     styles = (*STYLES, "quoted")  # "quoted": {'Position': …}, as Visual-RFT's prompts ask for it
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
@@ -38,7 +41,7 @@ class DetectionTask(Task):
             "are of it, such as "
             '[{{"Position": [112, 40, 396, 980], "Confidence": 0.95}}, '
             '{{"Position": [510, 35, 700, 170], "Confidence": 0.40}}]. '
-            "Position is [x1, y1, x2, y2] in whole thousandths of the image's width and height, from 0 to 1000. "
+            "Position is [x1, y1, x2, y2] {unit}. "
             "Confidence lies between 0 and 1 and has two decimals. Answer No Objects if there is none."
         ),
         "plain": "{query}",
@@ -46,7 +49,7 @@ class DetectionTask(Task):
 
     def question(self, row: Row) -> str:
         prompt = self.prompts[self.config.prompt]
-        return prompt.format(query=row.problem, category=asked_category(row.problem))
+        return prompt.format(query=self.query(row), category=asked_category(row.problem), unit=UNITS[self.answered])
 
     def check(self, row: Row) -> None:
         try:

@@ -40,7 +40,7 @@ class GuiGroundingTask(BoxTask):
         "detailed": (
             'This is a screen. Find the one element to point at for "{query}". Reason first, between <think> and '
             "</think>: look for elements that might be meant, tell them apart, keep the one that fits best. Then "
-            "answer between <answer> and </answer> with a JSON list of its box and a point on it, in pixels, such as "
+            "answer between <answer> and </answer> with a JSON list of its box and a point on it, {unit}, such as "
             '[{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}].'
         ),
         "plain": "{query}",

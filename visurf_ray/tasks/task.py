@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import ClassVar
 
 from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.coordinates import UNITS, as_answered, readable
 from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.responses import STYLES
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
 from visurf_ray.data.tables import expand
 from visurf_ray.errors import DataError, short
-from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.groups import Coordinates, Example, Metrics, Prediction
 from visurf_ray.names import nearest
 
 
@@ -27,7 +28,12 @@ class Task(ABC):
         strict: Whether `score` and `shown_boxes` read valid JSON only (see `answers.lenient`).
         solutions: The JSON types that a solution may have in the data.
         unit: The unit of the coordinates in solutions.
-        prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem.
+        compared: The unit of the coordinates in ground truths and labels as `render` writes them.
+        data_tell_unit: Whether the problems in the data themselves tell how to write coordinates.
+        answered: The unit in which the model gives coordinates: set it with `answer_in`.
+        normalises_questions: Whether problems lose capitals and punctuation at their end (model.question=normalised).
+        prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem, and `{unit}` for the
+            unit of coordinates.
     """
 
     styles: Sequence[str] = tuple(STYLES)
@@ -36,6 +42,9 @@ class Task(ABC):
     strict = True
     solutions: tuple[type, ...] = (str,)
     unit = "pixels of the stored image"
+    compared = Coordinates.pixels
+    data_tell_unit = False
+    normalises_questions = False
     prompts: ClassVar[dict[str, str]]
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -50,6 +59,7 @@ class Task(ABC):
         """
         self.config = config
         self.seed = seed
+        self.answered = self.compared
         if config.prompt not in self.prompts:
             names = ", ".join(self.prompts)
             hint = nearest(config.prompt, self.prompts)
@@ -100,7 +110,16 @@ class Task(ABC):
 
     def question(self, row: Row) -> str:
         """Return the row's problem in the prompt that task.prompt names."""
-        return self.prompts[self.config.prompt].format(query=row.problem)
+        return self.prompts[self.config.prompt].format(query=self.query(row), unit=UNITS[self.answered])
+
+    def query(self, row: Row) -> str:
+        """Return the row's problem as `model.question` wants it."""
+        return row.problem.lower().rstrip(" .?!") if self.normalises_questions else row.problem
+
+    def answer_in(self, coordinates: Coordinates) -> None:
+        """Have answers and labels in the unit of the model, unless the data ask for the task's own."""
+        if not self.data_tell_unit or "{unit}" in self.prompts[self.config.prompt]:
+            self.answered = coordinates
 
     @abstractmethod
     def check(self, row: Row) -> None:
@@ -129,7 +148,14 @@ class Task(ABC):
 
     @abstractmethod
     def render(self, example: Example, style: str) -> str:
-        """Return the label: the ground truth as a response, in one of `styles`, after the data's reasoning if any."""
+        """Return the ground truth as a response, in one of `styles`, after the data's reasoning if any.
+
+        Its coordinates are in the unit of the ground truth.
+        """
+
+    def label(self, example: Example, style: str) -> str:
+        """Return what `render` returns, its coordinates in the unit of the model."""
+        return as_answered(self.render(example, style), example)
 
     def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
         """Return the boxes that a response gives, in pixels of an image of this width and height."""
@@ -140,14 +166,15 @@ class Task(ABC):
         return None
 
     def score(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Return `metrics`, for answers as answers.strict reads them."""
-        return self.metrics([replace(each, response=self._readable(each.response)) for each in predictions])
+        """Return `metrics`, for answers as answers.strict reads them, in the unit of the ground truths."""
+        read = [replace(each, response=self._read_as_strict(readable(each.response, each))) for each in predictions]
+        return self.metrics(read)
 
-    def shown_boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
-        """Return `boxes`, for answers as answers.strict reads them."""
-        return self.boxes(self._readable(text), size)
+    def shown_boxes(self, text: str, example: Example) -> list[Box]:
+        """Return `boxes`, for answers as answers.strict reads them, in the unit of the ground truth."""
+        return self.boxes(self._read_as_strict(readable(text, example)), example.size)
 
-    def _readable(self, response: str) -> str:
+    def _read_as_strict(self, response: str) -> str:
         return response if self.strict else as_strict(response)
 
     @abstractmethod
