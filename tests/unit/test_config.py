@@ -82,6 +82,10 @@ def test_only_the_data_of_a_task_are_left_to_set():
     assert (config.task.train, config.task.held_out) == (None, None)
 
 
+# What the schema itself gives a value, so that users' files of models and tasks need not name it.
+WITH_DEFAULTS = {"model.coordinates", "model.resize", "model.square_side", "model.question", "task.system"}
+
+
 def test_yaml_and_schema_have_the_same_keys():
     written = {key for key in written_keys(CONFIG_DIR / "config.yaml") if not key.startswith("hydra.")}
     for group, options in GROUPS.items():
@@ -89,6 +93,9 @@ def test_yaml_and_schema_have_the_same_keys():
             keys = written_keys(CONFIG_DIR / group / f"{option}.yaml", f"{group}.")
             assert keys <= schema_keys(), f"{group}/{option}.yaml has what the schema lacks"
             written |= keys
+    comments = (CONFIG_DIR / "config.yaml").read_text()
+    assert all(f"#   {key}: " in comments for key in WITH_DEFAULTS)
+    written |= WITH_DEFAULTS
     assert written == schema_keys()
     evaluation = written_keys(CONFIG_DIR / "evaluate.yaml")
     assert evaluation <= schema_keys(EvaluateConfig) and written | evaluation == schema_keys(EvaluateConfig)

@@ -231,10 +231,11 @@ class MethodConfig:
 class ModelConfig:
     path: str = named(hub=True, words=("miniature",))
     max_pixels: int | None = within(at_least=1)
-    coordinates: CoordinateUnit = MISSING
-    resize: Resize = MISSING
-    square_side: int = within(at_least=28)
-    question: QuestionForm = MISSING
+    # With defaults, so that files of models that users have need not name them; conf/config.yaml says what they mean.
+    coordinates: CoordinateUnit = CoordinateUnit.auto
+    resize: Resize = Resize.smart
+    square_side: int = field(default=840, metadata={"bounds": Bounds(at_least=28)})
+    question: QuestionForm = QuestionForm.as_is
 
 
 @dataclass
@@ -249,7 +250,8 @@ class TaskConfig:
     held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
     image_root: str | None = named()
-    prompt: str = MISSING
+    prompt: str = named(hub=True)  # a name, or a file
+    system: str | None = field(default=None, metadata={"place": Place()})  # like model.coordinates
     segmenter: str | None = named(hub=True)
     box_distance: float | None = within(above=0)
     point_distance: float | None = within(above=0)

@@ -345,7 +345,8 @@ class ExampleLoader:
         messages: list[dict[str, Json]] = [{"role": role, "content": _parts(text)} for role, text in texts]
         if not any(MARK in text for _, text in texts):
             messages[0]["content"] = [{"type": "image"}] * len(row.images) + messages[0]["content"]
-        system = [{"role": "system", "content": [{"type": "text", "text": row.system}]}] if row.system else []
+        text = row.system if self.task.system is None else self.task.system
+        system = [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
         return [*system, *messages]
 
     def _sizes(self, row: Row) -> list[Size]:

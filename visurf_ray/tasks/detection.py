@@ -10,7 +10,6 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.answers.boxes import Box, are_shares, ordered
-from visurf_ray.answers.coordinates import UNITS
 from visurf_ray.answers.responses import STYLES, answer_text, has_thinking, respond
 from visurf_ray.answers.visual_rft import SIDE, answered_detections, check_inside, in_pixels, parse_boxes
 from visurf_ray.data.rows import Row
@@ -48,8 +47,7 @@ class DetectionTask(Task):
     }
 
     def question(self, row: Row) -> str:
-        prompt = self.prompts[self.config.prompt]
-        return prompt.format(query=self.query(row), category=asked_category(row.problem), unit=UNITS[self.answered])
+        return self.asked(query=self.query(row), category=asked_category(row.problem))
 
     def check(self, row: Row) -> None:
         try:

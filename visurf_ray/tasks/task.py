@@ -4,7 +4,10 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import ClassVar
+
+from jinja2 import Environment, StrictUndefined, TemplateError, meta
 
 from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.coordinates import UNITS, as_answered, readable
@@ -30,6 +33,8 @@ class Task(ABC):
         unit: The unit of the coordinates in solutions.
         compared: The unit of the coordinates in ground truths and labels as `render` writes them.
         data_tell_unit: Whether the problems in the data themselves tell how to write coordinates.
+        template: The user's template in place of a prompt, or None.
+        system: The user's system message in place of those of the data, or None.
         answered: The unit in which the model gives coordinates: set it with `answer_in`.
         normalises_questions: Whether problems lose capitals and punctuation at their end (model.question=normalised).
         prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem, and `{unit}` for the
@@ -60,10 +65,8 @@ class Task(ABC):
         self.config = config
         self.seed = seed
         self.answered = self.compared
-        if config.prompt not in self.prompts:
-            names = ", ".join(self.prompts)
-            hint = nearest(config.prompt, self.prompts)
-            raise DataError(f"task.prompt={config.prompt}: {config.name} has {names}.{hint}")
+        self.template = self._template(config.prompt)
+        self.system = None if config.system is None else _read_text(config.system, "task.system")
         if config.segmenter and not self.segments:
             raise DataError(f"task.segmenter={config.segmenter}: {config.name} has no masks, set it to null")
         if config.absent_share is not None and not self.asks_for_absent:
@@ -110,7 +113,35 @@ class Task(ABC):
 
     def question(self, row: Row) -> str:
         """Return the row's problem in the prompt that task.prompt names."""
-        return self.prompts[self.config.prompt].format(query=self.query(row), unit=UNITS[self.answered])
+        return self.asked(query=self.query(row))
+
+    def asked(self, **values: str) -> str:
+        """Return the prompt with these values and the unit of coordinates in their places.
+
+        Raises:
+            DataError: a template of the user's names another value.
+        """
+        values["unit"] = UNITS[self.answered]
+        if self.template is None:
+            return self.prompts[self.config.prompt].format(**values)
+        try:
+            return Environment(undefined=StrictUndefined).from_string(self.template).render(**values)
+        except TemplateError as error:
+            raise DataError(f"task.prompt={self.config.prompt}: {error}; it may name {', '.join(values)}") from error
+
+    def _template(self, prompt: str) -> str | None:
+        """Return the user's template, or None if `prompt` is the name of a prompt.
+
+        Raises:
+            DataError: it is neither.
+        """
+        if prompt in self.prompts:
+            return None
+        if prompt.endswith(".jinja"):
+            return _read_text(prompt, "task.prompt")
+        names = ", ".join(self.prompts)
+        hint = nearest(prompt, self.prompts)
+        raise DataError(f"task.prompt={prompt}: {self.config.name} has {names}, or name a file ending in .jinja.{hint}")
 
     def query(self, row: Row) -> str:
         """Return the row's problem as `model.question` wants it."""
@@ -118,8 +149,15 @@ class Task(ABC):
 
     def answer_in(self, coordinates: Coordinates) -> None:
         """Have answers and labels in the unit of the model, unless the data ask for the task's own."""
-        if not self.data_tell_unit or "{unit}" in self.prompts[self.config.prompt]:
+        if not self.data_tell_unit or self.tells_unit:
             self.answered = coordinates
+
+    @property
+    def tells_unit(self) -> bool:
+        """Whether the prompt tells the unit of coordinates."""
+        if self.template:
+            return "unit" in meta.find_undeclared_variables(Environment().parse(self.template))
+        return "{unit}" in self.prompts[self.config.prompt]
 
     @abstractmethod
     def check(self, row: Row) -> None:
@@ -180,6 +218,16 @@ class Task(ABC):
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Return the scores of greedy answers to the held-out examples. A metric without examples is left out."""
+
+
+def _read_text(path: str, key: str) -> str:
+    """Return the text of a user's file. Raises DataError, which names the key, if it cannot be read."""
+    try:
+        return Path(path).read_text("utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{key}={path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{key}={path}: byte {error.start} is not UTF-8") from error
 
 
 def check_plain(row: Row, *kinds: type) -> None:
