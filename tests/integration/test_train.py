@@ -38,6 +38,7 @@ def finished(finished_run) -> Path:
 
 
 OUR_LINES = (
+    r"learner\.packing=prefix: log-probs differ by \S+ nats on average from those of separate rows",
     r"starting 1 rollout worker\(s\), 1 learner rank\(s\)",
     r"W&B   offline; upload with: wandb sync \S+",
     r"(eval|step)  \d/\d  .*",
@@ -49,7 +50,7 @@ def test_a_run_shows_our_lines_alone(finished_run):
     _, done = finished_run
     lines = done.stdout.splitlines()
     assert [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in OUR_LINES)] == []
-    assert len(lines) == 7 and done.stderr == ""
+    assert len(lines) == 8 and done.stderr == ""
 
 
 def test_a_run_leaves_what_it_promises(finished):
