@@ -59,7 +59,7 @@ class Driver:
 
         Args:
             stages: the stages in order; the last ends at `train.steps`.
-            score: the task's metrics of greedy answers to the held-out examples.
+            score: the task's metrics of answers to the held-out examples.
             segmentation: makes the masks of these answers, where the task has masks.
         """
         self.config = config
@@ -186,10 +186,16 @@ class Driver:
         return metrics
 
     def evaluate(self, step: int) -> Metrics:
-        """Score greedy answers to the held-out examples, after so many steps."""
-        stay = self.stage(step).method.samples
+        """Score answers to the held-out examples, after so many steps."""
+        stay, settings = self.stage(step).method.samples, self.config.eval
         with self.monitor.phase("evaluate"):
-            predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens, stay=stay)
+            predictions = self.rollouts.answer(
+                self.held_out,
+                max_tokens=settings.max_tokens,
+                n=settings.n,
+                temperature=settings.temperature,
+                stay=stay,
+            )
             if self.segmentation:
                 predictions = self.segmentation.segment(self.held_out, predictions)
             scores = self.score(predictions)

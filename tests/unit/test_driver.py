@@ -48,7 +48,7 @@ class Rollouts:
             responses = [Response(Source.ROLLOUT, "", TokenSpan.of([1])) for _ in range(2)]
             yield {index: Group(examples[index], responses)}
 
-    def answer(self, examples, *, max_tokens, stay):
+    def answer(self, examples, *, max_tokens, n, temperature, stay):
         self.stays.append(stay)
         return []
 

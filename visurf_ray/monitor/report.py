@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from visurf_ray.aliases import Json
-from visurf_ray.groups import Source
+from visurf_ray.groups import HIGH, LOW, Source
 from visurf_ray.monitor.charts import LABEL, RATES, ROLLOUT, SCORES, Chart, charts
 from visurf_ray.monitor.figures import Curve, figure, smooth
 from visurf_ray.monitor.files import Row, write_text
@@ -19,6 +19,7 @@ from visurf_ray.monitor.progress import clock, compact
 from visurf_ray.monitor.samples import Sample, SampleResponse, draw
 from visurf_ray.paper_rows import PaperRow, find_row
 
+_REPEATED = ("pass@", "majority@")  # of evaluations with eval.n > 1
 _PICTURE = 252  # pixels of a picture's side: three times a miniature scene
 _SOURCE_COLOURS = {Source.ROLLOUT: ROLLOUT, Source.LABEL: LABEL}
 
@@ -88,11 +89,18 @@ def _lookup(config: dict[str, Json], section: str, key: str) -> str:
 
 def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
-    names = SCORES | RATES
+    repeated = {key: (key, "of answers sampled to each question") for key in after if key.startswith(_REPEATED)}
+    names = SCORES | {key: told for key, told in repeated.items() if not key.endswith((LOW, HIGH))} | RATES
     shown = [key for key in names if key in after]
     published = paper if paper and any(paper.values(key) for key in shown) else None
     lines = [
-        _metric_line(*names[key], before.get(key), after.get(key), _paper_cell(key, published) if published else "")
+        _metric_line(
+            *names[key],
+            before.get(key),
+            after.get(key),
+            _paper_cell(key, published) if published else "",
+            (after[key + LOW], after[key + HIGH]) if key + LOW in after else None,
+        )
         for key in shown
     ]
     head = (
@@ -101,7 +109,10 @@ def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
         + ('<th class="number">paper</th>' if published else "")
         + '<th class="number">change</th></tr>'
     )
-    note = f'<p class="quiet">{escape(" ".join([f"Paper: {paper.name}.", *paper.notes]))}</p>' if paper else ""
+    bounded = any(key + LOW in after for key in shown)
+    notes = ["The range below a score is its 95 % bootstrap interval."] if bounded else []
+    notes += [f"Paper: {paper.name}.", *paper.notes] if paper else []
+    note = f'<p class="quiet">{escape(" ".join(notes))}</p>' if notes else ""
     return f'<div class="card"><table>{head}{"".join(lines)}</table>{note}</div>'
 
 
@@ -111,8 +122,16 @@ def _paper_cell(metric: str, paper: PaperRow) -> str:
     return f'<td class="number">{numbers or "–"}</td>'
 
 
-def _metric_line(name: str, meaning: str, before: float | None, after: float | None, paper: str) -> str:
-    """A row of the table. paper: the HTML of its cell, or nothing."""
+def _metric_line(
+    name: str,
+    meaning: str,
+    before: float | None,
+    after: float | None,
+    paper: str,
+    bounds: tuple[float, float] | None,
+) -> str:
+    """A row of the table. paper: the HTML of its cell, or nothing. bounds: of the interval of `after`."""
+    interval = f"<small>{bounds[0]:.3f} – {bounds[1]:.3f}</small>" if bounds else ""
     numbers = [value if value is not None and np.isfinite(value) else None for value in (before, after)]
     shown = ["–" if value is None else f"{value:.3f}" for value in numbers]
     change, track = "–", ""
@@ -129,7 +148,7 @@ def _metric_line(name: str, meaning: str, before: float | None, after: float | N
         )
     return (
         f'<tr><td>{name}<small>{meaning}</small></td><td class="way">{track}</td><td class="number">{shown[0]}</td>'
-        f'<td class="number after">{shown[1]}</td>{paper}<td class="number">{change}</td></tr>'
+        f'<td class="number after">{shown[1]}{interval}</td>{paper}<td class="number">{change}</td></tr>'
     )
 
 

@@ -15,6 +15,7 @@ from visurf_ray.data.tables import expand
 from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.names import nearest
+from visurf_ray.scoring.sampled import score_answers
 
 
 class Task(ABC):
@@ -27,6 +28,7 @@ class Task(ABC):
         strict: Whether `score` and `shown_boxes` read valid JSON only (see `answers.lenient`).
         solutions: The JSON types that a solution may have in the data.
         unit: The unit of the coordinates in solutions.
+        pooled: The metrics that are not means over answers, and are computed from all answers at once.
         prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem.
     """
 
@@ -36,6 +38,7 @@ class Task(ABC):
     strict = True
     solutions: tuple[type, ...] = (str,)
     unit = "pixels of the stored image"
+    pooled: frozenset[str] = frozenset()
     prompts: ClassVar[dict[str, str]]
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -140,8 +143,8 @@ class Task(ABC):
         return None
 
     def score(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Return `metrics`, for answers as answers.strict reads them."""
-        return self.metrics([replace(each, response=self._readable(each.response)) for each in predictions])
+        """Return the scores of `score_answers`, for answers as answers.strict reads them."""
+        return score_answers(self, [replace(each, response=self._readable(each.response)) for each in predictions])
 
     def shown_boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
         """Return `boxes`, for answers as answers.strict reads them."""
@@ -152,7 +155,26 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Return the scores of greedy answers to the held-out examples. A metric without examples is left out."""
+        """Return the scores of one answer to each held-out example. A metric without examples is left out."""
+
+    def values(self, prediction: Prediction) -> Metrics:
+        """Return what one answer adds to the metrics that are means over answers."""
+        return {name: value for name, value in self.metrics([prediction]).items() if name not in self.pooled}
+
+    def correct(self, prediction: Prediction) -> bool | None:
+        """Return whether an answer is right, or None if the task grades answers and none is simply right."""
+        return None
+
+    def answer_key(self, prediction: Prediction) -> str | None:
+        """Return the answer of a response as text that `same` compares, for the vote of majority@k.
+
+        It is empty if the response has no answer, and None if the task cannot compare answers.
+        """
+        return None
+
+    def same(self, first: str, second: str) -> bool:
+        """Return whether two answers are equal, as texts of `answer_key`."""
+        return first == second
 
 
 def check_plain(row: Row, *kinds: type) -> None:
