@@ -46,13 +46,14 @@ from visurf_ray.tasks.task import Task
 
 
 def sample_chooser(config: Config, task: Task, data: DataFeed) -> SampleChooser:
-    """Choose the responses that a run shows, by `config.monitor`."""
+    """Choose the responses that a run shows, by `config.monitor` and `config.eval`."""
     return SampleChooser(
         count=config.monitor.samples,
         every=config.monitor.samples_every,
         images=data.images,
         boxes=task.shown_boxes,
         true_boxes=task.true_boxes,
+        answers=config.eval.samples,
     )
 
 

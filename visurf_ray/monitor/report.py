@@ -31,6 +31,7 @@ def write_report(
     summary: dict[str, Json],
     rows: list[Row],
     samples: list[tuple[int | str, list[Sample]]],
+    answers: list[tuple[int, list[Sample]]] | None = None,
 ) -> None:
     """Write the report of a run. What a run does not have (rollouts, labels, an evaluation) is omitted.
 
@@ -38,6 +39,7 @@ def write_report(
         summary: the content of `summary.json`.
         rows: the rows of `metrics.jsonl`.
         samples: responses to show, with their step or a name.
+        answers: of evaluations after so many steps, to the same examples in the same order.
 
     The numbers of the paper's row that monitor.paper_row names are shown beside the run's.
     """
@@ -52,6 +54,7 @@ def write_report(
         f'<div class="quiet">{escape(f"model {model} · seed {seed}")}</div>',
         f'<div class="overview">{_before_after(summary, paper)}{_facts(summary, rows, paper)}</div>',
         *_chart_sections(rows),
+        *_answer_section(answers or []),
         *_sample_sections(samples),
         "<h2>Configuration</h2>",
         f'<details class="card"><summary>Every key of this run</summary><pre>{escape(to_yaml(config))}</pre></details>',
@@ -89,7 +92,9 @@ def _lookup(config: dict[str, Json], section: str, key: str) -> str:
 
 def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
-    repeated = {key: (key, "of answers sampled to each question") for key in after if key.startswith(_REPEATED)}
+    repeated: dict[str, tuple[str, str]] = {
+        key: (key, "of answers sampled to each question") for key in after if key.startswith(_REPEATED)
+    }
     names = SCORES | {key: told for key, told in repeated.items() if not key.endswith((LOW, HIGH))} | RATES
     shown = [key for key in names if key in after]
     published = paper if paper and any(paper.values(key) for key in shown) else None
@@ -158,6 +163,8 @@ def _facts(summary: dict[str, Json], rows: list[Row], paper: PaperRow | None) ->
         facts["Steps"] = str(summary["steps"])
     if "train_seconds" in summary:
         facts["Training time"] = clock(summary["train_seconds"])
+    if best := summary.get("best"):
+        facts[f"Best {best['metric']}"] = f"{best['value']:.3f} at step {best['step']}"
     if seconds := _mean(rows, "time/step"):
         facts["Seconds per step"] = f"{seconds:.2f}"
         for _, value in paper.values("time/step") if paper else ():
@@ -204,6 +211,17 @@ def _latest(curve: Curve, kind: str) -> str:
     return (f"{last:.3g}" if abs(last) < 1000 else compact(last)).replace("-", "−")
 
 
+def _answer_section(answers: list[tuple[int, list[Sample]]]) -> list[str]:
+    """Show each example with its answers, evaluation by evaluation."""
+    if not answers:
+        return []
+    cards = []
+    for place, first in enumerate(answers[0][1]):
+        shown = [(f"step {step}", samples[place]) for step, samples in answers]
+        cards.append(_card(first, [_response(sample, sample.responses[0], said) for said, sample in shown]))
+    return ["<h2>Answers to held-out questions</h2>", *cards]
+
+
 def _sample_sections(samples: list[tuple[int | str, list[Sample]]]) -> list[str]:
     return [
         f"<h2>Responses, {f'step {step}' if isinstance(step, int) else escape(step)}</h2>"
@@ -214,11 +232,14 @@ def _sample_sections(samples: list[tuple[int | str, list[Sample]]]) -> list[str]
 
 
 def _sample(sample: Sample) -> str:
-    responses = "".join(_response(sample, response) for response in sample.responses)
+    return _card(sample, [_response(sample, response, response.source) for response in sample.responses])
+
+
+def _card(sample: Sample, responses: list[str]) -> str:
     legend = "" if sample.truth is None else _legend(len(sample.truth))
     return (
         f'<div class="card sample"><h3>{escape(sample.question)}</h3>{legend}'
-        f'<div class="responses">{responses}</div></div>'
+        f'<div class="responses">{"".join(responses)}</div></div>'
     )
 
 
@@ -230,7 +251,8 @@ def _legend(boxes: int) -> str:
     )
 
 
-def _response(sample: Sample, response: SampleResponse) -> str:
+def _response(sample: Sample, response: SampleResponse, said: str) -> str:
+    """The picture and the text of a response. said: what the coloured mark says."""
     file = io.BytesIO()
     draw(sample, response, _PICTURE).save(file, format="PNG", optimize=True)
     picture = base64.b64encode(file.getvalue()).decode("ascii")
@@ -242,10 +264,11 @@ def _response(sample: Sample, response: SampleResponse) -> str:
     if response.advantage is not None:
         direction = "up" if response.advantage > 0 else "down" if response.advantage < 0 else "quiet"
         advantage = f'<span>advantage <b class="{direction}">{response.advantage:+.2f}</b></span>'.replace("-", "−")
+    reward = "" if response.reward is None else f"<span>reward <b>{response.reward:.2f}</b>{smoothed}</span>"
     text = re.sub(r"(&lt;/?(?:think|answer)&gt;)", r"<em>\1</em>", escape(response.text))
     return (
         f'<div class="response"><img alt="" src="data:image/png;base64,{picture}"><div><div class="scores">'
-        f'<span class="source" style="background:var(--{_SOURCE_COLOURS[response.source]})">{response.source}</span>'
-        f"<span>reward <b>{response.reward:.2f}</b>{smoothed}</span>{advantage}</div>"
+        f'<span class="source" style="background:var(--{_SOURCE_COLOURS[response.source]})">{said}</span>'
+        f"{reward}{advantage}</div>"
         f'<div class="parts">{parts}</div><pre>{text}</pre></div></div>'
     )
