@@ -7,6 +7,7 @@ from pathlib import Path
 from visurf_ray.aliases import Json
 from visurf_ray.config.choices import WandbMode
 from visurf_ray.groups import Example, Group, Metrics, Prediction
+from visurf_ray.monitor.card import write_card
 from visurf_ray.monitor.files import to_json, write_text
 from visurf_ray.monitor.metrics import MetricsLog, check_wandb
 from visurf_ray.monitor.progress import Progress
@@ -14,7 +15,7 @@ from visurf_ray.monitor.report import write_report
 from visurf_ray.monitor.samples import Sample, SampleChooser, answer_table, sample_table
 from visurf_ray.monitor.teaching import SHARE, why_nothing_teaches
 
-__all__ = ["Monitor", "SampleChooser", "check_wandb"]
+__all__ = ["Monitor", "SampleChooser", "check_wandb", "write_card"]
 
 _LATEST_SAMPLES = 2  # tables of samples in the report, besides the first
 _SHOWN_EVALUATIONS = 8  # the most evaluations whose answers the report shows
