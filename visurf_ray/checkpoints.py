@@ -103,6 +103,8 @@ class Checkpoints:
             raise
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
+        if (best := self._read_best()) and best.step >= state.step:  # of an abandoned branch too
+            (self.folder / _BEST).unlink()
         self._prune(final)
         return final
 
@@ -119,11 +121,9 @@ class Checkpoints:
     def _prune(self, newest: Path) -> None:
         whole = self.all()
         own = whole.index(newest)
-        later, best = whole[own + 1 :], self._read_best()
-        if best and self.folder / best.checkpoint in later:
-            (self.folder / _BEST).unlink()
-        for other in whole[: max(0, own + 1 - self.keep)] + later:
-            if other in later or best is None or other.name != best.checkpoint:
+        best = self._read_best()
+        for other in whole[: max(0, own + 1 - self.keep)] + whole[own + 1 :]:
+            if best is None or other.name != best.checkpoint:
                 shutil.rmtree(other)
 
     def _read_best(self) -> Best | None:

@@ -1,6 +1,7 @@
 """The loop itself, around parts that record what it asks of them: stages, data, refills, evaluations, resuming."""
 
 import json
+import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -277,7 +278,7 @@ def kept(folder) -> list[str]:
     [
         ("score", [9.0, 0.1, 0.7, 0.7, 0.2], 4),  # the first of two that are as good; not the one before the training
         ("score", [0.0, 0.1, 0.2, 0.3, 0.4], 8),
-        ("score", [0.0, 0.5, float("nan"), 0.3, 0.4], 2),
+        ("score", [0.0, 0.5, math.nan, 0.3, 0.4], 2),
         ("-score", [0.0, 0.5, 0.4, 0.1, 0.4], 6),
     ],
 )
@@ -317,6 +318,14 @@ def test_the_best_of_an_abandoned_branch_is_no_longer_the_best(tmp_path):
     driver = drive(tmp_path, *BEST, "train.steps=4", state=older, scores=[0.5])
     assert driver.result["best"] == {"metric": "score", "value": 0.5, "step": 4, "checkpoint": "step_000004"}
     assert kept(tmp_path) == ["best.json", "step_000004"]
+
+
+def test_a_checkpoint_of_another_branch_is_not_taken_for_the_best_of_the_same_step(tmp_path):
+    """The branch that was left had its best at step 6; the new one does not evaluate there."""
+    drive(tmp_path, *BEST, "train.steps=7", "train.keep_checkpoints=9", scores=[0.0, 0.1, 0.2, 0.9, 0.3])
+    older = read_state(tmp_path / "step_000003")
+    driver = drive(tmp_path, *BEST, "train.steps=6", "eval.every=9", state=older, scores=[math.nan])
+    assert "best" not in driver.result and kept(tmp_path) == ["step_000006"]
 
 
 def test_another_metric_begins_anew(tmp_path):
