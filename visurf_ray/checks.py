@@ -15,6 +15,7 @@ from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import ConfigError
 from visurf_ray.feed.loader import Strictness
+from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, check_model, load_processor, resolve_model
@@ -55,7 +56,8 @@ def _writable(output_dir: str) -> Path:
 
 
 def check(config: Config) -> Checked:
-    """Check the row of a paper, W&B's mode, the model, the reward, the task, the output folder and the checkpoint.
+    """Check what needs no actor: the row of a paper, W&B's mode, the upload, the model, the reward, the task, and the
+    output folder with its checkpoint.
 
     Raises:
         UserError: for the first of them that no run can use.
@@ -63,6 +65,7 @@ def check(config: Config) -> Checked:
     if config.monitor.paper_row is not None:
         find_row(config.monitor.paper_row, "monitor.paper_row")
     check_wandb(config.monitor.wandb)
+    check_upload(config.train.push_to_hub)
     check_vllm(config)
     check_model(config.model.path)
     processor = load_processor(config.model)

@@ -23,7 +23,7 @@ from visurf_ray.tasks import load_task
 
 
 def evaluate(config: EvaluateConfig) -> Metrics:
-    """Score greedy answers of `checkpoint` to the held-out split, or stored `predictions`; returns the scores.
+    """Score answers of `checkpoint` to the held-out split, or stored `predictions`; returns the scores.
 
     Writes answers and scores to `output_dir`.
     """
@@ -44,7 +44,9 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         segmentation = start_segmentation(config)
         rollouts.wait()
         examples = data.held_out(config.eval.examples)
-        predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
+        predictions = rollouts.answer(
+            examples, max_tokens=config.eval.max_tokens, n=config.eval.n, temperature=config.eval.temperature
+        )
         if segmentation:
             predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)

@@ -171,13 +171,14 @@ class Group:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A greedy answer to a held-out example: a line of predictions.jsonl, from which metrics are computed.
+    """An answer to a held-out example: a line of predictions.jsonl, from which metrics are computed.
 
     Attributes:
         size: width and height of the image as the model saw it, in pixels.
         answered: the unit of coordinates in the response.
         compared: the unit of coordinates in the ground truth.
         mask: what the answer segments of the stored image, as COCO RLE; None without a segmenter.
+        sample: the number of the answer, from 0, where an example has several; None if it is the only one.
     """
 
     id: str
@@ -188,9 +189,10 @@ class Prediction:
     mask: dict[str, Json] | None = None
     answered: Coordinates = Coordinates.pixels
     compared: Coordinates = Coordinates.pixels
+    sample: int | None = None
 
     @staticmethod
-    def of(example: Example, response: str) -> "Prediction":
+    def of(example: Example, response: str, sample: int | None = None) -> "Prediction":
         return Prediction(
             example.id,
             example.question,
@@ -199,8 +201,18 @@ class Prediction:
             response,
             answered=example.answered,
             compared=example.compared,
+            sample=sample,
         )
 
 
 Metrics = dict[str, float]
+LOW, HIGH = "_low", "_high"  # endings of the names of the bounds of a metric's interval
+
+
+def without_bounds(metrics: Metrics) -> Metrics:
+    """Return the metrics without the bounds of their intervals."""
+    bounds = {name + ending for name in metrics for ending in (LOW, HIGH)}
+    return {name: value for name, value in metrics.items() if name not in bounds}
+
+
 Phase = Callable[[str], AbstractContextManager[object]]  # a context that times its body under a name

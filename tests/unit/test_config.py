@@ -416,6 +416,9 @@ COLOCATED_VALUES = {
             "frozen_weights_that_no_sync_restores",
             COLOCATED_VALUES | {"rollout__sleep_level": 2, "learner__lora__rank": 4},
         ),
+        ("many_greedy_answers", {"eval__n": 4}),
+        ("best_without_evaluations", {"train__keep_best": "n_acc", "eval__every": 0}),
+        ("upload_without_an_export", {"train__push_to_hub": "me/mine", "train__export": False}),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(rule, values):

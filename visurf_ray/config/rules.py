@@ -279,6 +279,33 @@ def frozen_weights_that_no_sync_restores(config: Config) -> str | None:
     return None
 
 
+def many_greedy_answers(config: Config) -> str | None:
+    if config.eval.n > 1 and not config.eval.temperature:
+        return (
+            f"eval.n={config.eval.n} with eval.temperature=0: greedy answers to a question are all the same, so set "
+            "eval.temperature, such as to 1.0, or eval.n=1"
+        )
+    return None
+
+
+def best_without_evaluations(config: Config) -> str | None:
+    if config.train.keep_best is not None and not config.eval.every:
+        return (
+            f"train.keep_best={config.train.keep_best} compares evaluations during the training, and eval.every=0 asks "
+            "for none: set eval.every, or train.keep_best=null"
+        )
+    return None
+
+
+def upload_without_an_export(config: Config) -> str | None:
+    if config.train.push_to_hub is not None and not config.train.export:
+        return (
+            f"train.push_to_hub={config.train.push_to_hub} uploads the export, and train.export=false writes none: set "
+            "train.export=true, or train.push_to_hub=null"
+        )
+    return None
+
+
 RULES: tuple[Callable[[Config], str | None], ...] = (
     nothing_to_learn_from,
     group_of_one,
@@ -305,4 +332,7 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     colocation_without_room,
     sampling_ahead_on_shared_gpus,
     frozen_weights_that_no_sync_restores,
+    many_greedy_answers,
+    best_without_evaluations,
+    upload_without_an_export,
 )

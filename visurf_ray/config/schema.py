@@ -88,7 +88,9 @@ class TrainConfig:
     resume: str | None = named(words=("auto",))
     checkpoint_every: int = within(at_least=0)
     keep_checkpoints: int = within(at_least=1)
+    keep_best: str | None = MISSING
     export: bool = MISSING
+    push_to_hub: str | None = MISSING
     dry_run: bool = MISSING
 
 
@@ -97,6 +99,9 @@ class EvalConfig:
     every: int = within(at_least=0)
     examples: int | None = within(at_least=1)
     max_tokens: int = within(at_least=1)
+    n: int = within(at_least=1)
+    temperature: float = within(at_least=0, at_most=2)  # vLLM's limit
+    samples: int = within(at_least=0)
     segmenter_gpus: float = within(at_least=0)
 
 

@@ -60,10 +60,17 @@ class Segmentation:
         ray.get(self.actor.open.remote(path))
 
     def segment(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return each prediction with the mask of its answer in the stored image of its example."""
+        """Return each prediction with the mask of its answer in the stored image of its example.
+
+        Args:
+            examples: The examples.
+            predictions: The same number of answers to each, those to the same example one after the other.
+        """
+        answers = len(predictions) // max(1, len(examples))
+        images = [example.stored for example in examples for _ in range(answers)]
         masks = [
-            self.actor.segment.remote(example.stored, self._read_as_strict(prediction), prediction.size)
-            for example, prediction in zip(examples, predictions, strict=True)
+            self.actor.segment.remote(image, self._read_as_strict(prediction), prediction.size)
+            for image, prediction in zip(images, predictions, strict=True)
         ]
         return [replace(prediction, mask=mask) for prediction, mask in zip(predictions, ray.get(masks), strict=True)]
 

@@ -42,6 +42,7 @@ class AnomalyTask(MaskTask):
     Rows of Real-IAD have a mask in place of the solution (see MaskTask), or none, which means an empty list.
     """
 
+    pooled = frozenset({"ciou", "roc_auc", "roc_auc_binarised"})
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query} Reason first, between <think> and </think>: go over its surface, and weigh whether what stands "

@@ -22,7 +22,7 @@ from visurf_ray.data.rows import Row, rows_of
 from visurf_ray.data.tables import Table, load_tables
 from visurf_ray.errors import BoxError, DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.scoring.metrics import score_boxes
+from visurf_ray.scoring.metrics import all_found, score_boxes
 from visurf_ray.tasks.task import Task
 
 # Tells the form of the answer. Part of prompts that are formatted, so braces are doubled.
@@ -47,6 +47,7 @@ class BoxTask(Task):
     """
 
     segments = True
+    pooled = frozenset({"ciou"})
     one_object = False
     solutions: tuple[type, ...] = (str, list, dict)
     prompts: ClassVar[dict[str, str]] = {
@@ -122,6 +123,13 @@ class BoxTask(Task):
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         return score_boxes(predictions)
+
+    def correct(self, prediction: Prediction) -> bool:
+        """Return whether the answer has each true box once, at an IoU above 0.5, and no other.
+
+        An empty ground truth has the right answer `[]`.
+        """
+        return all_found(prediction)
 
 
 def _scale(target: Target, x: float, y: float) -> Target:

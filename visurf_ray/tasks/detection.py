@@ -29,6 +29,7 @@ class DetectionTask(Task):
     """
 
     solutions = (str, list)
+    pooled = frozenset({"map", "map50", "ap50_agnostic"})
     unit = "thousandths of the image's width and height"
     compared = Coordinates.thousandths
     data_tell_unit = True  # Visual-RFT's do
@@ -89,6 +90,9 @@ class DetectionTask(Task):
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         return score_detections(predictions)
 
+    def values(self, prediction: Prediction) -> Metrics:
+        return _shares(prediction)
+
 
 def asked_category(question: str) -> str:
     """Return the text in the question's first pair of quotation marks, as in Visual-RFT's, or else the question."""
@@ -117,12 +121,21 @@ def score_detections(predictions: Sequence[Prediction]) -> Metrics:
     for prediction in predictions:
         true, given = parse_boxes(prediction.ground_truth), answered_detections(prediction.response)
         images.append((asked_category(prediction.question), given or [], true))
-        values["empty_rate" if true else "n_acc"].append(given == [])
-        values["format_rate"].append(given is not None and answer_text(prediction.response) is not None)
-        values["thinking_rate"].append(has_thinking(prediction.response))
+        for name, value in _shares(prediction).items():
+            values[name].append(value)
     scores = {name: float(np.mean(shares)) for name, shares in values.items()}
     if by_category := average_precision(images):
         scores["map"], scores["map50"] = by_category
     if pooled := average_precision([("object", given, true) for _, given, true in images]):
         scores["ap50_agnostic"] = pooled[1]
     return scores
+
+
+def _shares(prediction: Prediction) -> Metrics:
+    """Return what an answer adds to the shares of `score_detections`."""
+    given = answered_detections(prediction.response)
+    return {
+        "empty_rate" if parse_boxes(prediction.ground_truth) else "n_acc": float(given == []),
+        "format_rate": float(given is not None and answer_text(prediction.response) is not None),
+        "thinking_rate": float(has_thinking(prediction.response)),
+    }

@@ -79,6 +79,10 @@ class GroundingTask(Task):
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         return score_single_boxes(predictions)
 
+    def correct(self, prediction: Prediction) -> bool:
+        """Return whether the answer counts in acc50."""
+        return score_single_boxes([prediction])["acc50"] == 1
+
 
 def score_single_boxes(predictions: Sequence[Prediction]) -> Metrics:
     """Return the metrics of answers that are one box, or none without predictions.

@@ -90,6 +90,10 @@ class GuiGroundingTask(BoxTask):
         names = ("accuracy", "accuracy_one", "format_rate", "thinking_rate")
         return dict(zip(names, values.tolist(), strict=True))
 
+    def correct(self, prediction: Prediction) -> bool:
+        """Return whether the answer counts in accuracy_one."""
+        return _score(prediction)[1]
+
 
 def _score(prediction: Prediction) -> tuple[bool, bool, bool, bool]:
     (target,) = parse_targets(prediction.ground_truth)

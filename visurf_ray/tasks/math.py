@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.aliases import Json
-from visurf_ray.answers.formulas import Truth, find_answer, thinks_first
+from visurf_ray.answers.formulas import Truth, equal, find_answer, thinks_first
 from visurf_ray.answers.responses import thought
 from visurf_ray.data.rows import Row, json_object, read_rows, rows_of
 from visurf_ray.data.tables import JsonTable
@@ -86,6 +86,16 @@ class MathTask(Task):
             return {}
         values = np.array([_score(prediction) for prediction in predictions], dtype=float).mean(axis=0)
         return dict(zip(("accuracy", "format_rate", "thinking_rate"), values.tolist(), strict=True))
+
+    def correct(self, prediction: Prediction) -> bool:
+        return _score(prediction)[0]
+
+    def answer_key(self, prediction: Prediction) -> str:
+        given, _ = find_answer(prediction.response)
+        return "" if given is None else Truth.parse(prediction.ground_truth).named(given)
+
+    def same(self, first: str, second: str) -> bool:
+        return equal(first, second)
 
 
 def _by_pid(path: Path) -> list[dict[str, Json]] | None:

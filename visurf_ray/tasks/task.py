@@ -19,6 +19,7 @@ from visurf_ray.data.tables import expand
 from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Coordinates, Example, Metrics, Prediction
 from visurf_ray.names import nearest
+from visurf_ray.scoring.sampled import score_answers
 
 
 class Task(ABC):
@@ -37,6 +38,7 @@ class Task(ABC):
         system: The user's system message in place of those of the data, or None.
         answered: The unit in which the model gives coordinates: set it with `answer_in`.
         normalises_questions: Whether problems lose capitals and punctuation at their end (model.question=normalised).
+        pooled: The metrics that are not means over answers, and are computed from all answers at once.
         prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem, and `{unit}` for the
             unit of coordinates.
     """
@@ -50,6 +52,7 @@ class Task(ABC):
     compared = Coordinates.pixels
     data_tell_unit = False
     normalises_questions = False
+    pooled: frozenset[str] = frozenset()
     prompts: ClassVar[dict[str, str]]
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
@@ -204,9 +207,9 @@ class Task(ABC):
         return None
 
     def score(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Return `metrics`, for answers as answers.strict reads them, in the unit of the ground truths."""
+        """Return the scores of `score_answers`, for answers as answers.strict reads them, in the unit of ground truths."""
         read = [replace(each, response=self._read_as_strict(readable(each.response, each))) for each in predictions]
-        return self.metrics(read)
+        return score_answers(self, read)
 
     def shown_boxes(self, text: str, example: Example) -> list[Box]:
         """Return `boxes`, for answers as answers.strict reads them, in the unit of the ground truth."""
@@ -217,7 +220,26 @@ class Task(ABC):
 
     @abstractmethod
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Return the scores of greedy answers to the held-out examples. A metric without examples is left out."""
+        """Return the scores of one answer to each held-out example. A metric without examples is left out."""
+
+    def values(self, prediction: Prediction) -> Metrics:
+        """Return what one answer adds to the metrics that are means over answers."""
+        return {name: value for name, value in self.metrics([prediction]).items() if name not in self.pooled}
+
+    def correct(self, prediction: Prediction) -> bool | None:
+        """Return whether an answer is right, or None if the task grades answers and none is simply right."""
+        return None
+
+    def answer_key(self, prediction: Prediction) -> str | None:
+        """Return the answer of a response as text that `same` compares, for the vote of majority@k.
+
+        It is empty if the response has no answer, and None if the task cannot compare answers.
+        """
+        return None
+
+    def same(self, first: str, second: str) -> bool:
+        """Return whether two answers are equal, as texts of `answer_key`."""
+        return first == second
 
 
 def _read_text(path: str, key: str) -> str:

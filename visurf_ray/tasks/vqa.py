@@ -82,6 +82,17 @@ class VqaTask(Task):
         relaxed_accuracy, anls = np.mean(scores, axis=0).tolist()
         return {"relaxed_accuracy": relaxed_accuracy, "anls": anls}
 
+    def correct(self, prediction: Prediction) -> bool:
+        """Return whether the answer is right by relaxed correctness."""
+        given = _answer(prediction.response)
+        return any(relaxed_equal(given, true) for true in _answers(prediction.ground_truth))
+
+    def answer_key(self, prediction: Prediction) -> str:
+        return _answer(prediction.response)
+
+    def same(self, first: str, second: str) -> bool:
+        return relaxed_equal(first, second, tolerance=0.0)
+
 
 def _with_one_answer(row: Row) -> Row:
     """Return the row with its solution as a list of one answer.
