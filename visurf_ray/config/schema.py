@@ -238,11 +238,13 @@ class TaskConfig:
     """
 
     name: str = MISSING
+    # Only conf/task/custom.yaml has it.
+    module: str | None = field(default=None, metadata={"place": Place(function=True)})
     train: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
     image_root: str | None = named()
-    prompt: str = MISSING
+    prompt: str | None = MISSING
     segmenter: str | None = named(hub=True)
     box_distance: float | None = within(above=0)
     point_distance: float | None = within(above=0)

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import dump_truth, numbers
 from visurf_ray.answers.rle import bounding_box, check_rle, decode, encode, objects_in
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import find_pictures, load_mask
 from visurf_ray.data.rows import Columns, Row, check_columns, rows_of
 from visurf_ray.data.tables import Table
@@ -69,8 +70,11 @@ def mask_rows(table: Table, image_root: str | None, *, one_object: bool) -> list
             box = bounding_box(mask)
         return replace(row, solution=dump_truth(objects_in(mask, box), mask=encode(mask)), extra={})
 
+    def attempt(entry: tuple[int, Row]) -> list[Row]:
+        return each(read, [entry])
+
     with ThreadPoolExecutor() as threads:  # decoding and measuring release the GIL
-        return list(threads.map(read, enumerate(rows_of(table, image_root, COLUMNS))))
+        return [row for found in threads.map(attempt, enumerate(rows_of(table, image_root, COLUMNS))) for row in found]
 
 
 def _mask(cell: Json | pa.Scalar, root: Path | str, where: str) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from visurf_ray.aliases import Json
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.conversations import MARK, Conversation, Turn, read_conversation
 from visurf_ray.data.pictures import NO_VIDEO, Picture, find_pictures, load_picture
 from visurf_ray.data.tables import Table, load_tables
@@ -145,7 +146,7 @@ def rows_of(
     root = Path(image_root).expanduser() if image_root else table.root
     read = [column for column in dict.fromkeys(held.values()) if column]
     reader = _Reader(table.source, held, root, tuple(solutions), [name for name in columns if name not in COLUMNS])
-    return [reader.row(number, record) for number, record in enumerate(table.records(read))]
+    return each(lambda entry: reader.row(*entry), enumerate(table.records(read)))
 
 
 def json_object(path: Path) -> dict[str, Json] | None:

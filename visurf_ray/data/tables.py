@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from visurf_ray.aliases import Dataset, Json
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.remote import is_address, local_path, path_of
 from visurf_ray.data.stored import stored_lines, stored_values
 from visurf_ray.data.texts import read_lines, read_text
@@ -213,10 +214,12 @@ def _load_dataset(source: str, path: str, **chosen: str) -> Dataset:
 def _read_json(path: Path, source: str, root: Path | str, rows_in: str | None) -> JsonTable:
     """Read a file of JSON lines, or one that holds a list, or with `rows_in` an object that holds the list."""
     if path.suffix.lower() == ".jsonl" and not _begins_with_list(path):
-        rows = [
-            stored_lines(_row(value, source, f"line {number}"), path, offset, len(line))
-            for number, offset, line, value in read_lines(path, source)
-        ]
+
+        def read(line: tuple[int, int, bytes, Json]) -> dict[str, Json]:
+            number, offset, text, value = line
+            return stored_lines(_row(value, source, f"line {number}"), path, offset, len(text))
+
+        rows = each(read, read_lines(path, source))
     else:
         rows = _of_document(path, source, rows_in)
     if not rows:
@@ -239,7 +242,7 @@ def _of_document(path: Path, source: str, rows_in: str | None) -> list[dict[str,
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list):
         raise DataError(f"{source} cannot be read: it must hold a list of objects, one for each row")
-    return [_row(row, source, f"row {number}") for number, row in enumerate(value)]
+    return each(lambda entry: _row(entry[1], source, f"row {entry[0]}"), enumerate(value))
 
 
 def _begins_with_list(path: Path) -> bool:

@@ -45,7 +45,7 @@ class DetectionTask(Task):
     }
 
     def question(self, row: Row) -> str:
-        prompt = self.prompts[self.config.prompt]
+        prompt = self.prompts[self.prompt]
         return prompt.format(query=row.problem, category=asked_category(row.problem))
 
     def check(self, row: Row) -> None:

@@ -30,6 +30,7 @@ class GroundingTask(Task):
     """
 
     unit = "thousandths of the image's width and height"
+    styles = tuple(STYLES)
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query}\nReason first, between <think> and </think>: work out which one object is meant. Then answer "

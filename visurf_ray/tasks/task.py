@@ -2,13 +2,13 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
 from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.lenient import as_strict
-from visurf_ray.answers.responses import STYLES
+from visurf_ray.answers.responses import respond
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
 from visurf_ray.data.tables import expand
@@ -18,7 +18,7 @@ from visurf_ray.names import nearest
 
 
 class Task(ABC):
-    """What is learnt.
+    """What is learnt. A subclass must have `metrics`; a task of short texts needs nothing else (see README.md here).
 
     Attributes:
         styles: The styles in which `render` can write a label.
@@ -28,15 +28,19 @@ class Task(ABC):
         solutions: The JSON types that a solution may have in the data.
         unit: The unit of the coordinates in solutions.
         prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem.
+        prompt: The name of the prompt that is asked.
+        reward: The reward of a task of the user's own, a static method. It takes a response and a ground truth, and
+            returns a number or a dict of named parts. None: `reward=…` or `reward.function=…` must choose one.
     """
 
-    styles: Sequence[str] = tuple(STYLES)
+    styles: Sequence[str] = ("spaced",)
     segments = False
     asks_for_absent = False
     strict = True
     solutions: tuple[type, ...] = (str,)
     unit = "pixels of the stored image"
-    prompts: ClassVar[dict[str, str]]
+    prompts: ClassVar[dict[str, str]] = {"plain": "{query}"}
+    reward: ClassVar[Callable[..., object] | None] = None
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         """Check the settings; no data are read.
@@ -50,9 +54,10 @@ class Task(ABC):
         """
         self.config = config
         self.seed = seed
-        if config.prompt not in self.prompts:
+        self.prompt = next(iter(self.prompts)) if config.prompt is None else config.prompt
+        if self.prompt not in self.prompts:
             names = ", ".join(self.prompts)
-            hint = nearest(config.prompt, self.prompts)
+            hint = nearest(self.prompt, self.prompts)
             raise DataError(f"task.prompt={config.prompt}: {config.name} has {names}.{hint}")
         if config.segmenter and not self.segments:
             raise DataError(f"task.segmenter={config.segmenter}: {config.name} has no masks, set it to null")
@@ -100,10 +105,9 @@ class Task(ABC):
 
     def question(self, row: Row) -> str:
         """Return the row's problem in the prompt that task.prompt names."""
-        return self.prompts[self.config.prompt].format(query=row.problem)
+        return self.prompts[self.prompt].format(query=row.problem)
 
-    @abstractmethod
-    def check(self, row: Row) -> None:
+    def check(self, row: Row) -> None:  # noqa: B027
         """Check the row's solution. Raises DataError, which names the row, if it cannot be used.
 
         It is a BoxError if `repaired` may help.
@@ -127,9 +131,12 @@ class Task(ABC):
         """
         return row.solution
 
-    @abstractmethod
     def render(self, example: Example, style: str) -> str:
-        """Return the label: the ground truth as a response, in one of `styles`, after the data's reasoning if any."""
+        """Return the label: the ground truth as a response, in one of `styles`, after the data's reasoning if any.
+
+        Here it is the ground truth in <answer> tags, in every style.
+        """
+        return respond(example.ground_truth, example.thinking)
 
     def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
         """Return the boxes that a response gives, in pixels of an image of this width and height."""
