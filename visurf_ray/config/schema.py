@@ -311,6 +311,13 @@ class EvaluateConfig(Config):
     predictions: str | None = named()
 
 
+@dataclass
+class CheckDataConfig(Config):
+    """`conf/check_data.yaml`: a run's configuration, and the data set to look at."""
+
+    check: str | None = named(hub=True)
+
+
 def nullable(declared: Field[Any]) -> bool:
     """Return whether a field's type allows null."""
     return declared.type is Any or type(None) in get_args(declared.type)
