@@ -103,7 +103,7 @@ def test_a_task_needs_metrics_alone(load, processor):
         "<think>one, two</think><answer>3</answer>"
     )
     assert (task.boxes("", (1, 1)), task.true_boxes(example), task.styles) == ([], None, ("spaced",))
-    with pytest.raises(ConfigError, match="reward.name and reward.function are both null"):
+    with pytest.raises(ConfigError, match=r"reward\.name and reward\.function are both null"):
         reward_of(composed("task=custom"), task)
 
 

@@ -45,12 +45,12 @@ def each(read: Callable[[T], U], items: Iterable[T]) -> list[U]:
         try:
             found.append(read(item))
         except DataError as error:
-            leave_out(error)
+            if _listed is None:
+                raise
+            _listed.errors.append(error)
     return found
 
 
-def leave_out(error: DataError) -> None:
-    """List an error; raises it outside of `listing`."""
-    if _listed is None:
-        raise error
-    _listed.errors.append(error)
+def is_listing() -> bool:
+    """Return whether `listing` is in effect."""
+    return _listed is not None

@@ -55,6 +55,7 @@ class Row:
         extra: The further columns that the task reads, by name; None for a column that the table lacks.
         system: The system message, if the data have one.
         turns: The messages of user and assistant before the question.
+        place: The row's place in its table.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Row:
     extra: dict[str, Json] = field(default_factory=dict)
     system: str | None = None
     turns: tuple[Turn, ...] = ()
+    place: int = 0
 
     def open_images(self) -> tuple[Image.Image, ...]:
         """Return the decoded pictures in RGB, as a person sees them (see `data.pictures`).
@@ -146,7 +148,10 @@ def rows_of(
     root = Path(image_root).expanduser() if image_root else table.root
     read = [column for column in dict.fromkeys(held.values()) if column]
     reader = _Reader(table.source, held, root, tuple(solutions), [name for name in columns if name not in COLUMNS])
-    return each(lambda entry: reader.row(*entry), enumerate(table.records(read)))
+    return each(
+        lambda entry: replace(reader.row(table.number(entry[0]), entry[1]), place=entry[0]),
+        enumerate(table.records(read)),
+    )
 
 
 def json_object(path: Path) -> dict[str, Json] | None:

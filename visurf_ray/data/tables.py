@@ -45,6 +45,10 @@ class Table(ABC):
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Json]]:
         """Iterate over the rows, with these columns. Encoded images stay in their file, as `Stored`."""
 
+    def number(self, place: int) -> int:
+        """Return the number of a row in its file, by its place in the table."""
+        return place
+
     @abstractmethod
     def cells(self, column: str) -> Sequence[Json | pa.Scalar]:
         """Return the values of one column; those of a parquet file as Arrow's scalars."""
@@ -84,6 +88,10 @@ class JsonTable(Table):
     """The objects in a JSON file."""
 
     rows: list[dict[str, Json]] = field(repr=False)
+    numbers: Sequence[int] | None = None  # of the rows in their file, where others are left out
+
+    def number(self, place: int) -> int:
+        return place if self.numbers is None else self.numbers[place]
 
     @property
     def columns(self) -> list[str]:
@@ -215,19 +223,20 @@ def _read_json(path: Path, source: str, root: Path | str, rows_in: str | None) -
     """Read a file of JSON lines, or one that holds a list, or with `rows_in` an object that holds the list."""
     if path.suffix.lower() == ".jsonl" and not _begins_with_list(path):
 
-        def read(line: tuple[int, int, bytes, Json]) -> dict[str, Json]:
-            number, offset, text, value = line
-            return stored_lines(_row(value, source, f"line {number}"), path, offset, len(text))
+        def read(entry: tuple[int, tuple[int, int, bytes, Json]]) -> tuple[int, dict[str, Json]]:
+            place, (number, offset, text, value) = entry
+            return place, stored_lines(_row(value, source, f"line {number}"), path, offset, len(text))
 
-        rows = each(read, read_lines(path, source))
+        rows = each(read, enumerate(read_lines(path, source)))
     else:
         rows = _of_document(path, source, rows_in)
     if not rows:
         raise DataError(f"{source} has no rows")
-    return JsonTable(source, root, rows)
+    return JsonTable(source, root, [row for _, row in rows], [place for place, _ in rows])
 
 
-def _of_document(path: Path, source: str, rows_in: str | None) -> list[dict[str, Json]]:
+def _of_document(path: Path, source: str, rows_in: str | None) -> list[tuple[int, dict[str, Json]]]:
+    """Return the rows and their numbers."""
     text = read_text(path, source)
     try:
         value = json.loads(text)
@@ -236,13 +245,14 @@ def _of_document(path: Path, source: str, rows_in: str | None) -> list[dict[str,
     except ValueError as error:
         if not text.lstrip().startswith("{") or "Extra data" not in str(error):
             raise DataError(f"{source} cannot be read: it is not JSON ({error})") from error
-        return [_row(value, source, f"line {number}") for number, _, _, value in read_lines(path, source)]
+        lines = enumerate(read_lines(path, source))
+        return each(lambda entry: (entry[0], _row(entry[1][3], source, f"line {entry[1][0]}")), lines)
     if rows_in and isinstance(value, dict):
         value = value.get(rows_in)
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list):
         raise DataError(f"{source} cannot be read: it must hold a list of objects, one for each row")
-    return each(lambda entry: _row(entry[1], source, f"row {entry[0]}"), enumerate(value))
+    return each(lambda entry: (entry[0], _row(entry[1], source, f"row {entry[0]}")), enumerate(value))
 
 
 def _begins_with_list(path: Path) -> bool:
@@ -251,6 +261,8 @@ def _begins_with_list(path: Path) -> bool:
 
 
 def _row(value: Json, source: str, place: str) -> dict[str, Json]:
+    if isinstance(value, DataError):
+        raise value
     if not isinstance(value, dict):
         raise DataError(f"{source} cannot be read: {place} must be an object, not {short(json.dumps(value), 80)}")
     return value
@@ -259,4 +271,4 @@ def _row(value: Json, source: str, place: str) -> dict[str, Json]:
 def _of_images(table: JsonTable) -> JsonTable:
     """Return the table of a folder of images, whose column `file_name` names them."""
     rows = [{"image" if key == "file_name" else key: value for key, value in row.items()} for row in table.rows]
-    return JsonTable(table.source, table.root, rows)
+    return JsonTable(table.source, table.root, rows, table.numbers)

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from visurf_ray.aliases import Json
-from visurf_ray.data.bad_rows import leave_out
+from visurf_ray.data.bad_rows import is_listing
 from visurf_ray.errors import DataError, short
 
 _MARK = b"\xef\xbb\xbf"  # UTF-8's byte-order mark, which Notepad and PowerShell write
@@ -42,7 +42,8 @@ def read_lines(path: Path, where: str) -> Iterator[tuple[int, int, bytes, Json]]
     """Read the values of a file of JSON lines. Empty lines are skipped.
 
     Returns:
-        Each line's number, its offset in the file, its bytes and its value.
+        Each line's number, its offset in the file, its bytes and its value; inside of `bad_rows.listing` the error in
+        place of a value that cannot be read.
 
     Raises:
         DataError: The file is not UTF-8, or a line is not JSON. The message names the line.
@@ -57,7 +58,9 @@ def read_lines(path: Path, where: str) -> Iterator[tuple[int, int, bytes, Json]]
                 if text.strip():
                     yield number, offset, line, _value(text, where, number)
             except DataError as error:
-                leave_out(error)
+                if not is_listing():
+                    raise
+                yield number, offset, line, error
             offset += len(line)
 
 
