@@ -56,7 +56,7 @@ def _task(survey: Survey, accepted: dict[str, int]) -> str:
     if not accepted:
         return survey.task
     others = [name for name, count in accepted.items() if count == accepted[survey.task] and name != survey.task]
-    also = f"; as many as {', '.join(others)}" if others else ""
+    also = f"; as many are accepted by {', '.join(others)}" if others else ""
     return f"{survey.task}, guessed: it accepts {accepted[survey.task]} of the first rows{also}"
 
 

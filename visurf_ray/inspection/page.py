@@ -19,7 +19,7 @@ from visurf_ray.monitor.samples import Sample, SampleResponse, draw
 _SIDE = 336  # pixels of a picture's longer side
 _TEXT = 4000  # characters of a prompt or a label
 _STYLE = """
-.reasons td:last-child { overflow-wrap: anywhere; padding-left: 18px; }
+.reasons :is(td, th):last-child { overflow-wrap: anywhere; padding-left: 18px; }
 .facts dd { text-align: left; }
 .row { display: grid; grid-template-columns: 350px minmax(0, 1fr); gap: 20px; margin-bottom: 16px; }
 .row img { max-width: 100%; border-radius: 4px; }
@@ -38,9 +38,7 @@ def write_page(path: Path, survey: Survey, config: Config) -> None:
         f'<tr><td>{escape(verdict)}</td><td class="number">{count}</td><td>{escape(message)}</td></tr>'
         for verdict, count, message in problems(survey)
     )
-    head = (
-        '<tr><th>What a run does</th><th class="number">rows</th><th style="padding-left:18px">the first one</th></tr>'
-    )
+    head = '<tr><th>verdict</th><th class="number">rows</th><th>the first one</th></tr>'
     body = [
         "<h1>A look at the data</h1>",
         f'<div class="quiet">task {escape(survey.task)} · model {escape(config.model.path)}</div>',

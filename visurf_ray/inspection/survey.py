@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 from PIL import Image
 
 from visurf_ray.answers.boxes import Box
@@ -162,8 +163,8 @@ def survey(config: Config, source: str, shown: int, track: Callable[[Sequence[Ro
         threads.shutdown(cancel_futures=True)  # Ctrl-C does not wait for all rows
     if largest and max(largest) <= 1:
         found.add(REFUSED, f"{source}: all coordinates of boxes lie between 0 and 1, but must be in {task.unit}")
-    step = max(1, len(found.facts) // max(shown, 1))
-    found.shown = [_shown(loader, facts.row) for facts in found.facts[::step][:shown]]
+    chosen = np.sort(np.random.default_rng(0).permutation(len(found.facts))[:shown])  # data may be sorted
+    found.shown = [_shown(loader, found.facts[place].row) for place in chosen]
     return found
 
 
