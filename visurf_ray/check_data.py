@@ -27,8 +27,10 @@ def check_data(config: CheckDataConfig, overrides: Sequence[str]) -> None:
         raise ConfigError("name the data to look at: python -m visurf_ray.data check=PATH")
     source = config.check
     folder = Path(config.output_dir)
-    if not folder.is_dir():
-        raise ConfigError(f"output_dir={folder}: there is no such folder to write {PAGE} to")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"output_dir={folder}: {PAGE} cannot be written there: {error.strerror}") from error
     from visurf_ray.inspection import console, page  # heavy: torch and transformers come with them
     from visurf_ray.inspection.survey import guess_task, survey
 

@@ -185,7 +185,7 @@ def test_the_files_of_authors_are_recognised(tmp_path):
         ([], ["name the data to look at", "check=PATH"]),
         (["check=/nowhere/a.jsonl"], ["there is no data file /nowhere/a.jsonl"]),
         (["check=/nowhere"], ["/nowhere", "cannot be read"]),
-        (["check=FILE", "output_dir=/nowhere"], ["output_dir=/nowhere: there is no such folder"]),
+        (["check=FILE", "output_dir=FILE/page"], ["output_dir=", "data_check.html cannot be written there"]),
         (["check=FILE", "task=miniature"], ["task=miniature draws its pictures"]),
         (["check=FILE", "task=vqua"], ["vqua", "Did you mean 'vqa'?"]),
         (["check=FILE", "rollout.nn=3"], ["rollout.nn", "Did you mean 'rollout.n'?"]),
@@ -200,6 +200,18 @@ def test_what_cannot_be_looked_at_is_refused_in_one_line(write_jsonl, arguments,
 def test_data_that_no_task_reads_tell_their_columns(write_jsonl):
     done = run_here("check_data", f"check={write_jsonl(_BARE | {'a': 1, 'b': 2})}")
     assert done.returncode == 2 and "no task can read it: give task=…. It has the columns a, b." in done.stderr
+
+
+def test_one_of_several_files_may_be_unreadable(look, write_jsonl, tmp_path):
+    write_jsonl({}, {}, name="a.jsonl")
+    (tmp_path / "b.jsonl").write_text("nothing\nat all\n")
+    (tmp_path / "c.jsonl").write_text('{"problem": "é"}', encoding="utf-16")
+    text, _ = look(f"{tmp_path}/*.jsonl", "task=non_object")
+    assert "2 can be used" in text and "b.jsonl cannot be read: line 1 is not JSON" in text and "UTF-16" in text
+    for alone in ("b", "c"):
+        assert is_refused(run_here("check_data", f"check={tmp_path}/{alone}.jsonl"), [f"{alone}.jsonl cannot be read"])
+    done = run_here("check_data", f"check={tmp_path}/a.jsonl", "task=non_object", "output_dir=new/folder")
+    assert done.returncode == 0 and (tmp_path / "work/new/folder/data_check.html").is_file()
 
 
 def test_ctrl_c_is_clean(write_jsonl, monkeypatch):

@@ -29,11 +29,16 @@ def listing(limit: int | None = None) -> Iterator[Found]:
 
     Args:
         limit: The most rows of each table that are read; None: all.
+
+    Raises:
+        DataError: Nothing can be read. If rows were left out, it is the error of the first.
     """
     global _listed
     _listed = Found(limit=limit)
     try:
         yield _listed
+    except DataError as error:
+        raise next(iter(_listed.errors), error) from error
     finally:
         _listed = None
 

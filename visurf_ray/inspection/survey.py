@@ -12,7 +12,7 @@ from visurf_ray.answers.boxes import Box
 from visurf_ray.checks import max_prompt_tokens, strictness
 from visurf_ray.config.choices import OnBadBox, OnLong
 from visurf_ray.config.schema import Config
-from visurf_ray.data.bad_rows import listing
+from visurf_ray.data.bad_rows import each, listing
 from visurf_ray.data.rows import Row
 from visurf_ray.data.tables import expand
 from visurf_ray.errors import BoxError, DataError, LengthError, UserError
@@ -169,8 +169,14 @@ def survey(config: Config, source: str, shown: int, track: Callable[[Sequence[Ro
 
 
 def read_all(task: Task, source: str) -> list[Row]:
-    """Return the rows of a source as for training. Raises DataError if they cannot be read."""
-    return [row for each in expand(source) for row in task.read_split(each, "train")]
+    """Return the rows of a source as for training. Raises DataError if they cannot be read.
+
+    Inside of `listing`, one of several files may be unreadable.
+    """
+    names = expand(source)
+    if len(names) == 1:
+        return task.read_split(names[0], "train")
+    return [row for rows in each(lambda name: task.read_split(name, "train"), names) for row in rows]
 
 
 def _schema(source: str) -> Schema:
