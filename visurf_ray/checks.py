@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -71,9 +71,9 @@ def check(config: Config) -> Checked:
     processor = load_processor(config.model)
     check_family(config, processor)
     trained_weights(config).check(resolve_model(config.model.path))
-    reward = RewardSpec.of(config.reward, strict=config.answers.strict) if config.method.rollouts else RewardSpec()
     check_segmenter(config.task.segmenter, "task.segmenter")
     task = load_task(config.task, config.seed, strict=config.answers.strict, model=config.model)
+    reward = reward_of(config, task) if config.method.rollouts else RewardSpec()
     if config.method.style not in (styles := (*task.styles, "auto")):
         raise ConfigError(
             f"method.style={config.method.style}: task={config.task.name} writes labels as {', '.join(styles)}"
@@ -87,6 +87,18 @@ def check(config: Config) -> Checked:
     state = _initial_state(config, resume)
     _check_steps_left(config.train.steps, resume, state, output)
     return Checked(task, reward, processor, output, resume, state)
+
+
+def reward_of(config: Config, task: Task) -> RewardSpec:
+    """Return the reward that the configuration chooses, or else the task's own.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    reward = config.reward
+    if reward.name is None and reward.function is None and task.reward is not None:
+        reward = replace(reward, function=f"{config.task.module}.reward")
+    return RewardSpec.of(reward, strict=config.answers.strict)
 
 
 def check_vllm(config: Config) -> None:

@@ -139,7 +139,7 @@ def test_every_reward_has_its_configuration():
 def test_every_task_has_its_configuration():
     from visurf_ray.tasks import TASKS
 
-    assert GROUPS["task"] == sorted(TASKS)
+    assert GROUPS["task"] == sorted([*TASKS, "custom"])
     assert {composed(f"task={name}").task.name for name in TASKS} == set(TASKS)
 
 
@@ -392,6 +392,7 @@ COLOCATED_VALUES = {
         ("sft_to_the_end", {"method__sft_steps": 80}),
         ("sft_settings_without_steps", {"method__sft_batch_size": 32}),
         ("sft_settings_without_steps", {"method__sft_learning_rate": 0.0}),
+        ("module_of_a_task_that_has_one", {"task__module": "my_task.py:MyTask"}),
         ("minibatches_without_groups", {"train__batch_size": 1, "learner__minibatches": 2}),
         (
             "minibatches_without_groups",

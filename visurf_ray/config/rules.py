@@ -61,6 +61,13 @@ def _check_text(key: str, value: Any, declared: Field[Any]) -> None:
 # Rules over several settings. Each is named after what it forbids, and returns the reason where it applies.
 
 
+def module_of_a_task_that_has_one(config: Config) -> str | None:
+    task = config.task
+    if task.module is not None and task.name != "custom":
+        return f"task.module={task.module} is a task of your own: choose task=custom, not task={task.name}"
+    return None
+
+
 def nothing_to_learn_from(config: Config) -> str | None:
     if not config.method.rollouts and not config.method.label:
         return "method.rollouts and method.label are both false: there is nothing to learn from"
@@ -307,6 +314,7 @@ def upload_without_an_export(config: Config) -> str | None:
 
 
 RULES: tuple[Callable[[Config], str | None], ...] = (
+    module_of_a_task_that_has_one,
     nothing_to_learn_from,
     group_of_one,
     comparison_without_rollouts,

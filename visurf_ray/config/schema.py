@@ -251,11 +251,13 @@ class TaskConfig:
     """
 
     name: str = MISSING
+    # Only conf/task/custom.yaml has it.
+    module: str | None = field(default=None, metadata={"place": Place(function=True)})
     train: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
     image_root: str | None = named()
-    prompt: str = named(hub=True)  # a name, or a file
+    prompt: str | None = named(hub=True)  # a name, or a file
     system: str | None = field(default=None, metadata={"place": Place()})  # like model.coordinates
     segmenter: str | None = named(hub=True)
     box_distance: float | None = within(above=0)
@@ -321,6 +323,13 @@ class EvaluateConfig(Config):
 
     checkpoint: str | None = named(hub=True, words=("miniature",))
     predictions: str | None = named()
+
+
+@dataclass
+class CheckDataConfig(Config):
+    """`conf/check_data.yaml`: a run's configuration, and the data set to look at."""
+
+    check: str | None = named(hub=True)
 
 
 def nullable(declared: Field[Any]) -> bool:

@@ -16,7 +16,7 @@ from visurf_ray.data.rows import Row
 from visurf_ray.errors import BoxError, DataError, LengthError
 from visurf_ray.feed.prompts import Messages, PromptMaker, Put, Size
 from visurf_ray.feed.texts import TextCheck, check_tags
-from visurf_ray.groups import Example, Prompt
+from visurf_ray.groups import Example, Prediction, Prompt
 from visurf_ray.models import load_processor
 from visurf_ray.tasks import load_task
 from visurf_ray.tasks.task import Task
@@ -91,7 +91,7 @@ def open_loader(
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """A row that can be used: the tokens of its prompt and of its label, its images, the largest coordinate of boxes.
 
     `too_long` says that no response can be as long as the label.
@@ -131,6 +131,7 @@ class ExampleLoader:
         max_pixels: int | None = None,
         square: int | None = None,
         strictness: Strictness | None = None,
+        rows: dict[str, list[Row]] | None = None,
     ) -> None:
         """Read the held-out rows.
 
@@ -144,6 +145,7 @@ class ExampleLoader:
             max_pixels: See `PromptMaker`.
             square: See `PromptMaker`.
             strictness: Which rows are refused. None: those that no run can use.
+            rows: The rows by split, if they are read already.
 
         Raises:
             DataError: The held-out data cannot be read.
@@ -156,9 +158,10 @@ class ExampleLoader:
         self.strictness = strictness or Strictness()
         self.texts = TextCheck(processor.tokenizer)
         self.dropped: list[Dropped] = []
+        self._scored = False  # whether metrics were computed of a label
         self.warning: str | None = None
         self.prompts = PromptMaker(processor, max_pixels, put, square=square)
-        self.rows = {"held_out": task.held_out_rows()}
+        self.rows = {"held_out": task.held_out_rows()} if rows is None else rows
 
     def load_train(self) -> int:
         """Read the training rows and return their number."""
@@ -178,7 +181,7 @@ class ExampleLoader:
             checked = {key: list(threads.map(partial(self._check, split=key), rows)) for key, rows in self.rows.items()}
         found = {}
         for key, each in checked.items():
-            found[key] = [row for row in each if isinstance(row, _Checked)]
+            found[key] = [row for row in each if isinstance(row, Checked)]
             self.dropped += [row for row in each if isinstance(row, Dropped)]
             if not found[key]:
                 reason = next(row.reason for row in self.dropped if row.split == key)
@@ -200,10 +203,10 @@ class ExampleLoader:
                 f"out. The first: {too_long[0]}"
             )
 
-    def _check(self, row: Row, *, split: str) -> "_Checked | Dropped":
+    def _check(self, row: Row, *, split: str) -> "Checked | Dropped":
         """Check a row of a split, `train` or `held_out`. Raises DataError if it can neither be used nor dropped."""
         try:
-            return self._measured(row, trained=split == "train")
+            return self.measured(row, trained=split == "train")
         except BoxError as error:
             if self.strictness.on_bad_box != OnBadBox.drop:
                 raise
@@ -213,7 +216,7 @@ class ExampleLoader:
                 raise
             return Dropped(split, row.where, row.id, str(error))
 
-    def _measured(self, row: Row, *, trained: bool) -> "_Checked":
+    def measured(self, row: Row, *, trained: bool) -> "Checked":
         """Check a row, repair its boxes if `strictness` says so, and measure its prompt and its label.
 
         Args:
@@ -253,7 +256,7 @@ class ExampleLoader:
             if self.strictness.on_long == OnLong.drop:
                 raise LengthError(too_long)
         largest = self.task.largest_coordinate(decoded)
-        return _Checked(replace(row, solution=decoded.solution), prompt, max(lengths), len(sizes), largest, too_long)
+        return Checked(replace(row, solution=decoded.solution), prompt, max(lengths), len(sizes), largest, too_long)
 
     def _label_tokens(self, row: Row, sizes: Sequence[Size]) -> list[int]:
         """Check the row's label; returns its tokens in every style, the end-of-turn token included.
@@ -274,7 +277,11 @@ class ExampleLoader:
             answered=self.task.answered,
             compared=self.task.compared,
         )
-        check_tags(self.task.label(example, self.task.styles[0]), row.thinking, row.where)
+        label = self.task.label(example, self.task.styles[0])
+        check_tags(label, row.thinking, row.where)
+        if not self._scored:  # an error in metrics shows now, and not after the first evaluation
+            self._scored = True
+            self.task.score([Prediction.of(example, label)])
         if not self.strictness.trains_on_labels:
             example = replace(example, thinking=None)
         labels = [self.task.label(example, style) for style in self.task.styles]

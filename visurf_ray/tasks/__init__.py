@@ -4,7 +4,10 @@ from visurf_ray import names
 from visurf_ray.config.choices import QuestionForm
 from visurf_ray.config.schema import ModelConfig, TaskConfig
 from visurf_ray.models import coordinates_of
+from visurf_ray.tasks.custom import CUSTOM, load_custom
 from visurf_ray.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "load_task"]
 
 TASKS = {
     "non_object": "visurf_ray.tasks.box_task:BoxTask",
@@ -30,7 +33,7 @@ TASKS = {
 
 
 def load_task(config: TaskConfig, seed: int, *, strict: bool = True, model: ModelConfig | None = None) -> Task:
-    """Return the task that `config.name` names.
+    """Return the task that `config.name` names, or for `custom` the user's own that `config.module` names.
 
     Args:
         config: The task's settings.
@@ -39,9 +42,12 @@ def load_task(config: TaskConfig, seed: int, *, strict: bool = True, model: Mode
         model: The model that answers; None: answers are in the task's own unit, and questions as the data have them.
 
     Raises:
-        UserError: The name is unknown, or the task does not support a setting.
+        UserError: The name is unknown, the user's task cannot be used, or the task does not support a setting.
     """
-    task: Task = names.load("task", config.name, TASKS)(config, seed)
+    if config.name == CUSTOM:
+        task = load_custom(config, seed)
+    else:
+        task = names.load("task", config.name, {**TASKS, CUSTOM: ""})(config, seed)
     task.strict = strict
     if model:
         task.answer_in(coordinates_of(model))

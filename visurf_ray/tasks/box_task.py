@@ -16,6 +16,7 @@ from visurf_ray.answers.boxes import (
     parse_targets,
     render,
 )
+from visurf_ray.answers.responses import STYLES
 from visurf_ray.answers.rle import Rle, parse_masks
 from visurf_ray.data.mask_rows import mask_rows
 from visurf_ray.data.rows import Row, rows_of
@@ -46,6 +47,7 @@ class BoxTask(Task):
         one_object: Whether a mask is one object; otherwise each of its connected parts is one.
     """
 
+    styles = tuple(STYLES)
     segments = True
     pooled = frozenset({"ciou"})
     one_object = False

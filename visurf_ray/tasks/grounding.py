@@ -32,6 +32,7 @@ class GroundingTask(Task):
     unit = "thousandths of the image's width and height"
     compared = Coordinates.thousandths
     data_tell_unit = True  # Visual-RFT's do
+    styles = tuple(STYLES)
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query}\nReason first, between <think> and </think>: work out which one object is meant. Then answer "

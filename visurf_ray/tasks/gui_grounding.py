@@ -22,6 +22,7 @@ import numpy as np
 
 from visurf_ray.answers.boxes import Box, Target, answered_points, dump_targets, parse_items, parse_targets, well_formed
 from visurf_ray.answers.responses import has_thinking
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import picture_size
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.data.texts import read_json, read_text
@@ -61,7 +62,7 @@ class GuiGroundingTask(BoxTask):
             return super().read(source)
         root = Path(self.config.image_root).expanduser() if self.config.image_root else path.parent
         elements = cache(_elements)
-        rows = [_row(key, files, root, source, elements) for key, files in index.items()]
+        rows = each(lambda item: _row(*item, root, source, elements), index.items())
         kept = [row for row in rows if row is not None]
         left_out = f"{len(rows) - len(kept)} of {len(rows)} examples point at no element or at several places"
         if not kept:

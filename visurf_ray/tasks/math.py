@@ -17,6 +17,7 @@ import numpy as np
 from visurf_ray.aliases import Json
 from visurf_ray.answers.formulas import Truth, equal, find_answer, thinks_first
 from visurf_ray.answers.responses import thought
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.rows import Row, json_object, read_rows, rows_of
 from visurf_ray.data.tables import JsonTable
 from visurf_ray.errors import DataError, short
@@ -55,9 +56,7 @@ class MathTask(Task):
         else:
             table = JsonTable(source, Path(source).expanduser().parent, records)
             rows = rows_of(table, self.config.image_root, COLUMNS, solutions=self.solutions)
-        for row in rows:
-            check_plain(row, dict)
-        return [_with_truth(row) for row in rows]
+        return each(_with_truth, rows)
 
     def check(self, row: Row) -> None:
         try:
@@ -120,6 +119,7 @@ def _boxed(truth: Truth) -> str:
 
 def _with_truth(row: Row) -> Row:
     """Return the row with unit, precision and choices in the question, and with the solution as `Truth.dump`."""
+    check_plain(row, dict)
     answer = (find_answer(row.solution)[0] or row.solution).strip()
     given = row.extra["choices"]
     if given is not None and not isinstance(given, list):

@@ -2,7 +2,7 @@
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +12,7 @@ from jinja2 import Environment, StrictUndefined, TemplateError, meta
 from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.coordinates import UNITS, as_answered, readable
 from visurf_ray.answers.lenient import as_strict
-from visurf_ray.answers.responses import STYLES
+from visurf_ray.answers.responses import respond
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
 from visurf_ray.data.tables import expand
@@ -23,7 +23,7 @@ from visurf_ray.scoring.sampled import score_answers
 
 
 class Task(ABC):
-    """What is learnt.
+    """What is learnt. A subclass must have `metrics`; a task of short texts needs nothing else (see README.md here).
 
     Attributes:
         styles: The styles in which `render` can write a label.
@@ -41,9 +41,12 @@ class Task(ABC):
         pooled: The metrics that are not means over answers, and are computed from all answers at once.
         prompts: The prompts by their names in task.prompt; `{query}` stands for the row's problem, and `{unit}` for the
             unit of coordinates.
+        prompt: The name of the prompt that is asked.
+        reward: The reward of a task of the user's own, a static method. It takes a response and a ground truth, and
+            returns a number or a dict of named parts. None: `reward=…` or `reward.function=…` must choose one.
     """
 
-    styles: Sequence[str] = tuple(STYLES)
+    styles: Sequence[str] = ("spaced",)
     segments = False
     asks_for_absent = False
     strict = True
@@ -53,7 +56,8 @@ class Task(ABC):
     data_tell_unit = False
     normalises_questions = False
     pooled: frozenset[str] = frozenset()
-    prompts: ClassVar[dict[str, str]]
+    prompts: ClassVar[dict[str, str]] = {"plain": "{query}"}
+    reward: ClassVar[Callable[..., object] | None] = None
 
     def __init__(self, config: TaskConfig, seed: int) -> None:
         """Check the settings; no data are read.
@@ -67,8 +71,9 @@ class Task(ABC):
         """
         self.config = config
         self.seed = seed
+        self.prompt = next(iter(self.prompts)) if config.prompt is None else config.prompt
         self.answered = self.compared
-        self.template = self._template(config.prompt)
+        self.template = self._template(self.prompt)
         self.system = None if config.system is None else _read_text(config.system, "task.system")
         if config.segmenter and not self.segments:
             raise DataError(f"task.segmenter={config.segmenter}: {config.name} has no masks, set it to null")
@@ -126,11 +131,11 @@ class Task(ABC):
         """
         values["unit"] = UNITS[self.answered]
         if self.template is None:
-            return self.prompts[self.config.prompt].format(**values)
+            return self.prompts[self.prompt].format(**values)
         try:
             return Environment(undefined=StrictUndefined).from_string(self.template).render(**values)
         except TemplateError as error:
-            raise DataError(f"task.prompt={self.config.prompt}: {error}; it may name {', '.join(values)}") from error
+            raise DataError(f"task.prompt={self.prompt}: {error}; it may name {', '.join(values)}") from error
 
     def _template(self, prompt: str) -> str | None:
         """Return the user's template, or None if `prompt` is the name of a prompt.
@@ -160,10 +165,9 @@ class Task(ABC):
         """Whether the prompt tells the unit of coordinates."""
         if self.template:
             return "unit" in meta.find_undeclared_variables(Environment().parse(self.template))
-        return "{unit}" in self.prompts[self.config.prompt]
+        return "{unit}" in self.prompts[self.prompt]
 
-    @abstractmethod
-    def check(self, row: Row) -> None:
+    def check(self, row: Row) -> None:  # noqa: B027
         """Check the row's solution. Raises DataError, which names the row, if it cannot be used.
 
         It is a BoxError if `repaired` may help.
@@ -187,12 +191,12 @@ class Task(ABC):
         """
         return row.solution
 
-    @abstractmethod
     def render(self, example: Example, style: str) -> str:
         """Return the ground truth as a response, in one of `styles`, after the data's reasoning if any.
 
-        Its coordinates are in the unit of the ground truth.
+        Its coordinates are in the ground truth's unit. Here it is the ground truth in <answer> tags, in every style.
         """
+        return respond(example.ground_truth, example.thinking)
 
     def label(self, example: Example, style: str) -> str:
         """Return what `render` returns, its coordinates in the unit of the model."""
@@ -207,7 +211,7 @@ class Task(ABC):
         return None
 
     def score(self, predictions: Sequence[Prediction]) -> Metrics:
-        """Return the scores of `score_answers`, for answers as answers.strict reads them, in the unit of ground truths."""
+        """Return the scores of `score_answers`, for answers as answers.strict and the ground truth's unit ask for."""
         read = [replace(each, response=self._read_as_strict(readable(each.response, each))) for each in predictions]
         return score_answers(self, read)
 
