@@ -29,6 +29,7 @@ from visurf_ray.driver import Driver
 from visurf_ray.errors import writing
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Group, Response, Source, TokenSpan
+from visurf_ray.hub import upload
 from visurf_ray.learner import memory
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
@@ -36,7 +37,7 @@ from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.proof import TOLERANCE, prove_packing
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, banned_token_ids, load_processor, resolve_model
-from visurf_ray.monitor import Monitor, SampleChooser
+from visurf_ray.monitor import Monitor, SampleChooser, write_card
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
@@ -46,13 +47,14 @@ from visurf_ray.tasks.tasks import Tasks
 
 
 def sample_chooser(config: Config, tasks: Tasks, data: DataFeed) -> SampleChooser:
-    """Choose the responses that a run shows, by `config.monitor`."""
+    """Choose the responses that a run shows, by `config.monitor` and `config.eval`."""
     return SampleChooser(
         count=config.monitor.samples,
         every=config.monitor.samples_every,
         images=data.images,
         boxes=tasks.shown_boxes,
         true_boxes=tasks.true_boxes,
+        answers=config.eval.samples,
     )
 
 
@@ -306,8 +308,12 @@ def prove(config: Config, data: DataFeed, processor: Processor, rollouts: Rollou
     return prove_packing(learner, group, config.learner.packing, max(TOLERANCE[dtype] for dtype in dtypes))
 
 
-def train(config: Config) -> Path:
-    """Run a training job; returns the output folder. Writes nothing before everything is checked and started."""
+def train(config: Config, overrides: Sequence[str] = ()) -> Path:
+    """Run a training job; returns the output folder. Writes nothing before everything is checked and started.
+
+    Args:
+        overrides: those of the command line, for the model card.
+    """
     checked = check(config)
     output, processor = checked.output, checked.processor
     with ExitStack() as stack:
@@ -356,7 +362,12 @@ def train(config: Config) -> Path:
                 learner.export(output / "export")
                 processor.save_pretrained(output / "export")
         run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
-        monitor.finish(result | run | {"versions": versions()})
+        summary = result | run | {"versions": versions()}
+        if config.train.export:
+            write_card(output / "export", config=to_dict(config), summary=summary, overrides=overrides)
+        monitor.finish(summary)
+    if config.train.push_to_hub:
+        print(f"uploaded to {upload(output / 'export', config.train.push_to_hub)}", flush=True)
     return output
 
 

@@ -1,6 +1,7 @@
 """Checkpoints of a run: written to a temporary folder and renamed, so that only complete ones are ever found."""
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from visurf_ray.groups import Metrics
 
 _STATE = "state.json"
 _PREFIX = "step_"
+_BEST = "best.json"
 
 
 class CheckpointError(UserError):
@@ -46,8 +48,31 @@ class State:
     trained: dict[str, Json] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Best:
+    """The best evaluation of a run, as best.json has it.
+
+    Attributes:
+        metric: as train.keep_best names it; with a leading `-` lower values are better.
+        step: steps done.
+        checkpoint: the name of the checkpoint's folder.
+    """
+
+    metric: str
+    value: float
+    step: int
+    checkpoint: str
+
+    def beats(self, other: "Best | None") -> bool:
+        """Return whether this is better than another evaluation by the same metric. NaN never is."""
+        if math.isnan(self.value):
+            return False
+        sign = -1 if self.metric.startswith("-") else 1
+        return other is None or sign * self.value > sign * other.value
+
+
 class Checkpoints:
-    """The checkpoints in one folder, of which the newest `keep` are kept."""
+    """The checkpoints in one folder: the newest `keep` are kept, and the one that best.json names."""
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
@@ -56,8 +81,8 @@ class Checkpoints:
     def save(self, state: State, save_learner: Callable[[Path], None]) -> Path:
         """Write a checkpoint, then remove the oldest beyond `keep` and all of later steps; returns its folder.
 
-        Checkpoints of later steps exist when the run was resumed from an older one: they belong to an abandoned branch
-        of the run.
+        The best is not among the oldest. Checkpoints of later steps exist when the run was resumed from an older one:
+        they belong to an abandoned branch of the run.
 
         Args:
             save_learner: writes the learner's state into a folder.
@@ -65,7 +90,7 @@ class Checkpoints:
         Raises:
             DiskFullError: there is no space. Nothing of the checkpoint is left, and the older ones stay.
         """
-        final = self.folder / f"{_PREFIX}{state.step:06d}"
+        final = self.folder / self.name(state.step)
         partial = self.folder / f".{final.name}.partial"
         for unfinished in self.folder.glob(f".{_PREFIX}*.partial"):  # of a run that was killed
             shutil.rmtree(unfinished)
@@ -80,11 +105,45 @@ class Checkpoints:
             raise
         shutil.rmtree(final, ignore_errors=True)
         os.replace(partial, final)
-        whole = self.all()
-        own = whole.index(final)
-        for other in whole[: max(0, own + 1 - self.keep)] + whole[own + 1 :]:
-            shutil.rmtree(other)
+        if (best := self._read_best()) and best.step >= state.step:  # of an abandoned branch too
+            (self.folder / _BEST).unlink()
+        self._prune(final)
         return final
+
+    def keep_best(self, best: Best) -> None:
+        """Name the newest checkpoint in best.json; the one that it named before is now as old as others are."""
+        self._write_best(best)
+        self._prune(self.folder / best.checkpoint)
+
+    def best(self, metric: str, step: int) -> Best | None:
+        """Return the best evaluation by a metric that a run which has done so many steps has had; None without one."""
+        best = self._read_best()
+        return best if best and best.metric == metric and best.step <= step else None
+
+    def _prune(self, newest: Path) -> None:
+        whole = self.all()
+        own = whole.index(newest)
+        best = self._read_best()
+        for other in whole[: max(0, own + 1 - self.keep)] + whole[own + 1 :]:
+            if best is None or other.name != best.checkpoint:
+                shutil.rmtree(other)
+
+    def _read_best(self) -> Best | None:
+        """Return what best.json says; None if there is none, or its checkpoint has been removed by hand."""
+        path = self.folder / _BEST
+        best = Best(**json.loads(path.read_text())) if path.is_file() else None
+        return best if best and (self.folder / best.checkpoint / _STATE).is_file() else None
+
+    def _write_best(self, best: Best) -> None:
+        partial = self.folder / f".{_BEST}.partial"
+        with writing(_BEST, self.folder):
+            partial.write_text(json.dumps(asdict(best), indent=2) + "\n")
+            os.replace(partial, self.folder / _BEST)
+
+    @staticmethod
+    def name(step: int) -> str:
+        """Return the name of the folder of a checkpoint after so many steps."""
+        return f"{_PREFIX}{step:06d}"
 
     def all(self) -> list[Path]:
         """Return the complete checkpoints, oldest first."""

@@ -2,7 +2,7 @@
 
 import importlib.metadata
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from transformers import AutoConfig
@@ -12,9 +12,10 @@ from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
 from visurf_ray.config.choices import Dtype, Packing
-from visurf_ray.config.schema import Config
+from visurf_ray.config.schema import Config, PartConfig
 from visurf_ray.errors import ConfigError, naming
 from visurf_ray.feed.loader import Strictness
+from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, check_model, load_processor, resolve_model
@@ -22,6 +23,7 @@ from visurf_ray.monitor import check_wandb
 from visurf_ray.paper_rows import find_row
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.scoring.segmenter import check_segmenter
+from visurf_ray.tasks.task import Task
 from visurf_ray.tasks.tasks import Tasks
 
 
@@ -54,7 +56,8 @@ def _writable(output_dir: str) -> Path:
 
 
 def check(config: Config) -> Checked:
-    """Check the row of a paper, W&B's mode, the model, the reward, the task, the output folder and the checkpoint.
+    """Check what needs no actor: the row of a paper, W&B's mode, the upload, the model, the reward, the task, and the
+    output folder with its checkpoint.
 
     Raises:
         UserError: for the first of them that no run can use.
@@ -62,14 +65,15 @@ def check(config: Config) -> Checked:
     if config.monitor.paper_row is not None:
         find_row(config.monitor.paper_row, "monitor.paper_row")
     check_wandb(config.monitor.wandb)
+    check_upload(config.train.push_to_hub)
     check_vllm(config)
     check_model(config.model.path)
     processor = load_processor(config.model)
     check_family(config, processor)
     trained_weights(config).check(resolve_model(config.model.path))
-    rewards = load_rewards(config) if config.method.rollouts else {}
     check_segmenters(config)
-    tasks = Tasks.of(config)
+    tasks = Tasks.of(config, model=config.model)
+    rewards = load_rewards(config, tasks) if config.method.rollouts else {}
     check_style(config, tasks)
     output = _writable(config.output_dir)
     resume = find_resume(config.train.resume, output / "checkpoints")
@@ -82,12 +86,12 @@ def check(config: Config) -> Checked:
     return Checked(tasks, rewards, processor, output, resume, state)
 
 
-def load_rewards(config: Config) -> dict[str, RewardSpec]:
-    """Return the reward of each part. Raises UserError, which names the key, like `RewardSpec.of`."""
+def load_rewards(config: Config, tasks: Tasks) -> dict[str, RewardSpec]:
+    """Return the reward of each part. Raises UserError, which names the key, like `reward_of`."""
     rewards = {}
     for name, part in config.parts.items():
         with naming("task.parts", name):
-            rewards[name] = RewardSpec.of(part.reward, strict=config.answers.strict)
+            rewards[name] = reward_of(part, tasks[name], strict=config.answers.strict)
             if config.feed.curriculum is not None and not rewards[name].solved:
                 raise ConfigError(
                     f"feed.curriculum={config.feed.curriculum}: the reward does not say which responses are right: "
@@ -119,6 +123,22 @@ def check_style(config: Config, tasks: Tasks) -> None:
         raise ConfigError(
             f"method.style={config.method.style}: {key}={task.config.name} writes labels as {', '.join(styles)}"
         )
+
+
+def reward_of(part: PartConfig, task: Task, *, strict: bool = True) -> RewardSpec:
+    """Return the reward that a part's configuration chooses, or else the task's own.
+
+    Args:
+        task: the part's task.
+        strict: the value of answers.strict.
+
+    Raises:
+        UserError: there is none, or it cannot be loaded.
+    """
+    reward = part.reward
+    if reward.name is None and reward.function is None and task.reward is not None:
+        reward = replace(reward, function=f"{part.module}.reward")
+    return RewardSpec.of(reward, strict=strict)
 
 
 def check_vllm(config: Config) -> None:

@@ -4,15 +4,18 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from time import monotonic
 
-from visurf_ray.checkpoints import Checkpoints, State
+from visurf_ray.aliases import Json
+from visurf_ray.checkpoints import Best, Checkpoints, State
 from visurf_ray.config.schema import Config
+from visurf_ray.errors import ConfigError
 from visurf_ray.feed.feed import DataFeed
-from visurf_ray.groups import Example, Group, Metrics, Phase, Prediction
+from visurf_ray.groups import Example, Group, Metrics, Phase, Prediction, without_bounds
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.monitor import Monitor
+from visurf_ray.names import nearest
 from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool, without_rollouts
 from visurf_ray.scoring.segmentation import Segmentation
@@ -61,7 +64,7 @@ class Driver:
 
         Args:
             stages: the stages in order; the last ends at `train.steps`.
-            score: the task's metrics of greedy answers to the held-out examples.
+            score: the task's metrics of answers to the held-out examples.
             segmentation: makes the masks of these answers, where the task has masks.
         """
         self.config = config
@@ -75,11 +78,19 @@ class Driver:
         self.monitor = monitor
         self.segmentation = segmentation
         self.held_out: list[Example] = data.held_out(config.eval.examples)
+        self.best: Best | None = None  # by train.keep_best
+        self.saved: int | None = None  # the step of the newest checkpoint that this run has written
 
-    def run(self, state: State) -> dict[str, Metrics | float]:
-        """Train from `state` to `train.steps`; returns the scores before and after, and the seconds between."""
+    def run(self, state: State) -> dict[str, Json]:
+        """Train from `state` to `train.steps`; returns what the run's summary says of scores and time.
+
+        Returns:
+            The scores `before` and `after`, the `train_seconds` between, and with train.keep_best the `best` one.
+        """
         train, every = self.config.train, self.config.eval.every
         self.data.seek(state.position, state.solved)
+        if metric := train.keep_best:
+            self.best = self.checkpoints.best(metric, state.step)
         before = state.before or self.evaluate(state.step)
         state = replace(state, run_id=self.monitor.run_id, before=before)
         begin = monotonic()
@@ -90,15 +101,37 @@ class Driver:
                 self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
                 state = replace(state, step=batch.step + 1, position=batch.position, solved=batch.solved)
                 last = state.step == train.steps
-                if every and state.step % every == 0 and not last:
-                    self.evaluate(state.step)
-                if train.checkpoint_every and (state.step % train.checkpoint_every == 0 or last):
+                scores = self.evaluate(state.step) if every and state.step % every == 0 and not last else None
+                best = self.better(state.step, scores)
+                due = train.checkpoint_every and (state.step % train.checkpoint_every == 0 or last)
+                if due or best:
                     state = replace(state, train_seconds=state.train_seconds + monotonic() - begin)
                     begin = monotonic()
-                    with self.monitor.phase("checkpoint"):
-                        self.checkpoints.save(state, self.learner.save)
-        seconds = state.train_seconds + monotonic() - begin
-        return {"before": before, "after": self.evaluate(train.steps), "train_seconds": round(seconds, 1)}
+                    self.save(state, best)
+        state = replace(state, train_seconds=state.train_seconds + monotonic() - begin)
+        after = self.evaluate(train.steps)
+        if best := self.better(train.steps, after):
+            self.save(state, best)
+        found = {"best": asdict(self.best)} if self.best else {}
+        return {"before": before, "after": after, "train_seconds": round(state.train_seconds, 1)} | found
+
+    def better(self, step: int, scores: Metrics | None) -> Best | None:
+        """Return the evaluation after so many steps if train.keep_best has a value and it is the best so far."""
+        metric = self.config.train.keep_best
+        if scores is None or metric is None:
+            return None
+        found = Best(metric, scores[metric.removeprefix("-")], step, self.checkpoints.name(step))
+        return found if found.beats(self.best) else None
+
+    def save(self, state: State, best: Best | None) -> None:
+        """Write a checkpoint, unless this run has written it before; mark it if its evaluation is the best."""
+        with self.monitor.phase("checkpoint"):
+            if self.saved != state.step:
+                self.checkpoints.save(state, self.learner.save)
+                self.saved = state.step
+            if best:
+                self.checkpoints.keep_best(best)
+                self.best = best
 
     def stage(self, step: int) -> Stage:
         """Return the stage of a step; after the last step, the last stage."""
@@ -193,12 +226,34 @@ class Driver:
         return metrics
 
     def evaluate(self, step: int) -> Metrics:
-        """Score greedy answers to the held-out examples, after so many steps."""
-        stay = self.stage(step).method.samples
+        """Score answers to the held-out examples, after so many steps.
+
+        Raises:
+            ConfigError: there is no metric of the name that train.keep_best has.
+        """
+        stay, settings = self.stage(step).method.samples, self.config.eval
         with self.monitor.phase("evaluate"):
-            predictions = self.rollouts.answer(self.held_out, max_tokens=self.config.eval.max_tokens, stay=stay)
+            predictions = self.rollouts.answer(
+                self.held_out,
+                max_tokens=settings.max_tokens,
+                n=settings.n,
+                temperature=settings.temperature,
+                stay=stay,
+            )
             if self.segmentation:
                 predictions = self.segmentation.segment(self.held_out, predictions)
             scores = self.score(predictions)
         self.monitor.log_eval(step, scores)
+        self.monitor.show_answers(step, self.held_out, predictions)
+        check_metric(self.config.train.keep_best, scores)
         return scores
+
+
+def check_metric(keep_best: str | None, scores: Metrics) -> None:
+    """Raise ConfigError if train.keep_best names a metric that an evaluation does not have."""
+    name = (keep_best or "").removeprefix("-")
+    if keep_best is not None and name not in scores:
+        known = without_bounds(scores)
+        raise ConfigError(
+            f"train.keep_best={keep_best}: the evaluations of this task have {', '.join(known)}.{nearest(name, known)}"
+        )

@@ -13,6 +13,7 @@ from pathlib import Path
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import EvaluateConfig
 from visurf_ray.errors import ConfigError
+from visurf_ray.groups import HIGH, LOW, without_bounds
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
@@ -32,8 +33,9 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
     from visurf_ray import evaluation  # heavy: torch, vllm and deepspeed come with it
 
     scores = evaluation.evaluate(config)
-    for name, value in sorted(scores.items()):
-        print(f"{name:>14} {value:.4f}")
+    for name, value in sorted(without_bounds(scores).items()):
+        bounds = f" ({scores[name + LOW]:.4f} to {scores[name + HIGH]:.4f})" if name + LOW in scores else ""
+        print(f"{name:>14} {value:.4f}{bounds}")
     print(f"{'written to':>14} {config.output_dir}")
 
 

@@ -22,7 +22,7 @@ from visurf_ray.tasks.tasks import Tasks
 
 
 def evaluate(config: EvaluateConfig) -> Metrics:
-    """Score greedy answers of `checkpoint` to the held-out split, or stored `predictions`; returns the scores.
+    """Score answers of `checkpoint` to the held-out split, or stored `predictions`; returns the scores.
 
     Writes answers and scores to `output_dir`.
     """
@@ -31,7 +31,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     check_vllm(config)
     check_segmenters(config)
     output = Path(config.output_dir).expanduser().resolve()
-    tasks = Tasks.of(config)
+    tasks = Tasks.of(config, model=config.model)
     with ExitStack() as stack:
         config.model.path = as_model(config.checkpoint, output, stack)
         stack.enter_context(connected(config.cluster.address))
@@ -43,7 +43,9 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         segmentation = start_segmentation(config)
         rollouts.wait()
         examples = data.held_out(config.eval.examples)
-        predictions = rollouts.answer(examples, max_tokens=config.eval.max_tokens)
+        predictions = rollouts.answer(
+            examples, max_tokens=config.eval.max_tokens, n=config.eval.n, temperature=config.eval.temperature
+        )
         if segmentation:
             predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)

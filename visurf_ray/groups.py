@@ -21,6 +21,13 @@ class Source(StrEnum):
     LABEL = "label"
 
 
+class Coordinates(StrEnum):
+    """The unit of coordinates: pixels of the image that the model sees, or thousandths of its width and height."""
+
+    pixels = "pixels"
+    thousandths = "thousandths"
+
+
 @dataclass(frozen=True)
 class Prompt:
     """An example as the model sees it.
@@ -56,6 +63,8 @@ class Example:
         ground_truth: JSON text.
         size: width and height of the image as the model sees it, in pixels.
         thinking: the reasoning that the data give for the answer; None where they give none.
+        answered: the unit of coordinates in responses.
+        compared: the unit of coordinates in the ground truth.
         stored: like `prompt.images`, the image at its stored size; None unless task.segmenter needs it.
         part: the part of a mixture, or the held-out set, that it belongs to; empty in a run of one task.
         row: the number of its row among the training rows of its part; 0 for a held-out example.
@@ -72,6 +81,8 @@ class Example:
     part: str = ""
     row: int = 0
     epoch: int = 0
+    answered: Coordinates = Coordinates.pixels
+    compared: Coordinates = Coordinates.pixels
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,12 +177,15 @@ class Group:
 
 @dataclass(frozen=True)
 class Prediction:
-    """A greedy answer to a held-out example: a line of predictions.jsonl, from which metrics are computed.
+    """An answer to a held-out example: a line of predictions.jsonl, from which metrics are computed.
 
     Attributes:
         size: width and height of the image as the model saw it, in pixels.
+        answered: the unit of coordinates in the response.
+        compared: the unit of coordinates in the ground truth.
         mask: what the answer segments of the stored image, as COCO RLE; None without a segmenter.
         part: like `Example.part`.
+        sample: the number of the answer, from 0, where an example has several; None if it is the only one.
     """
 
     id: str
@@ -181,11 +195,33 @@ class Prediction:
     response: str
     mask: dict[str, Json] | None = None
     part: str = ""
+    answered: Coordinates = Coordinates.pixels
+    compared: Coordinates = Coordinates.pixels
+    sample: int | None = None
 
     @staticmethod
-    def of(example: Example, response: str) -> "Prediction":
-        return Prediction(example.id, example.question, example.ground_truth, example.size, response, part=example.part)
+    def of(example: Example, response: str, sample: int | None = None) -> "Prediction":
+        return Prediction(
+            example.id,
+            example.question,
+            example.ground_truth,
+            example.size,
+            response,
+            part=example.part,
+            answered=example.answered,
+            compared=example.compared,
+            sample=sample,
+        )
 
 
 Metrics = dict[str, float]
+LOW, HIGH = "_low", "_high"  # endings of the names of the bounds of a metric's interval
+
+
+def without_bounds(metrics: Metrics) -> Metrics:
+    """Return the metrics without the bounds of their intervals."""
+    bounds = {name + ending for name in metrics for ending in (LOW, HIGH)}
+    return {name: value for name, value in metrics.items() if name not in bounds}
+
+
 Phase = Callable[[str], AbstractContextManager[object]]  # a context that times its body under a name

@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 
 from visurf_ray.aliases import Processor
+from visurf_ray.config.choices import CoordinateUnit
 from visurf_ray.config.schema import ModelConfig
 from visurf_ray.errors import UserError
+from visurf_ray.groups import Coordinates
 
 MINIATURE = Path(__file__).parent / "miniature" / "base"
 
@@ -108,6 +110,26 @@ def attends_causally(path: str) -> bool:
 
     text = AutoConfig.from_pretrained(resolve_model(path)).get_text_config()
     return set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
+
+
+_ANSWER_IN_PIXELS = ("qwen2_5_vl",)  # families; others answer in thousandths, or have learnt no unit
+
+
+def coordinates_of(config: ModelConfig) -> Coordinates:
+    """Return the unit in which the model gives coordinates.
+
+    Raises:
+        UserError: there is no model at `config.path`.
+    """
+    if config.coordinates is not CoordinateUnit.auto:
+        return Coordinates(config.coordinates.value)
+    from transformers import AutoConfig
+
+    try:
+        family = AutoConfig.from_pretrained(resolve_model(config.path)).model_type
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.path={config.path}: no model ({' '.join(str(error).split())})") from error
+    return Coordinates.pixels if family in _ANSWER_IN_PIXELS else Coordinates.thousandths
 
 
 def has_pixel_bounds(processor: Processor) -> bool:

@@ -44,7 +44,7 @@ def build_stages(config: Config, tasks: Tasks, tokenizer: Tokenizer, rewards: Ma
     def build(plan: StagePlan) -> Stage:
         method = Method(
             sft_stage(config.method) if plan.is_sft else config.method,
-            render=tasks.render,
+            render=tasks.label,
             encode=encode,
             parts=parts,
             longest=config.rollout.max_tokens,

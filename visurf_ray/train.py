@@ -18,7 +18,7 @@ def train(config: Config, overrides: Sequence[str]) -> None:
         return
     from visurf_ray import assembly  # heavy: torch, vllm and deepspeed come with it
 
-    assembly.train(config)
+    assembly.train(config, overrides)
 
 
 def main() -> int:

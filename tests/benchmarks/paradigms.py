@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from visurf_ray.groups import without_bounds
 from visurf_ray.miniature.base_model import BASE_MODEL
 
 
@@ -39,7 +40,7 @@ def spread(values: list[float], digits: int = 2) -> str:
 def table(results: dict[str, list[dict]]) -> str:
     """Markdown: the base model, then each method after training."""
     before = [summary["before"] for summaries in results.values() for summary in summaries]
-    names = list(before[0])
+    names = list(without_bounds(before[0]))
     lines = [f"| | {' | '.join(names)} | seconds |", "|---" * (len(names) + 2) + "|"]
     lines.append(f"| base model | {' | '.join(spread([b[name] for b in before]) for name in names)} | |")
     for method, summaries in results.items():

@@ -41,7 +41,7 @@ _REFUSED = {
         lambda d: ["task=non_object", "task.train=owner/none", "task.held_out=owner/none"],
         ["task.held_out: owner/none cannot be read"],
     ),
-    "data not given": (lambda d: ["task=non_object"], ["task.held_out is not set"]),
+    "data not given": (lambda d: ["task=non_object"], ["task.held_out: it is not set"]),
     "long prompt": (lambda d: ["task.train=8", "rollout.max_model_len=40"], ["scene train-0", "rollout.max_model_len"]),
     "row without room for a rollout": (
         lambda d: ["learner.max_tokens_per_micro_batch=150"],

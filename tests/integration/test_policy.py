@@ -129,9 +129,8 @@ def test_cross_entropy_on_labels_is_supervised_fine_tuning(model, policy, loader
     reference = model(
         input_ids=row,
         attention_mask=torch.ones_like(row),
-        mm_token_type_ids=(row == model.config.image_token_id).int(),
         labels=torch.tensor([[-100] * len(prompt) + answer]),
-        **group.example.prompt.features,
+        **group.example.prompt.features | {"mm_token_type_ids": (row == model.config.image_token_id).int()},
     ).loss
     torch.testing.assert_close(loss, reference, atol=1e-4, rtol=1e-4)
 

@@ -38,6 +38,7 @@ def finished(finished_run) -> Path:
 
 
 OUR_LINES = (
+    r"learner\.packing=prefix: log-probs differ by \S+ nats on average from those of separate rows",
     r"starting 1 rollout worker\(s\), 1 learner rank\(s\)",
     r"W&B   offline; upload with: wandb sync \S+",
     r"(eval|step)  \d/\d  .*",
@@ -49,7 +50,7 @@ def test_a_run_shows_our_lines_alone(finished_run):
     _, done = finished_run
     lines = done.stdout.splitlines()
     assert [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in OUR_LINES)] == []
-    assert len(lines) == 7 and done.stderr == ""
+    assert len(lines) == 8 and done.stderr == ""
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -59,9 +60,12 @@ def test_a_run_leaves_what_it_promises(finished):
     assert summary["steps"] == 2 and summary["method"] == "visurf" and summary["seed"] == 0
     assert summary["train_seconds"] > 0 and "torch" in summary["versions"]
     for when in ("before", "after"):
-        assert {"giou", "bbox_acc", "n_acc", "format_rate", "thinking_rate"} <= summary[when].keys()
+        assert {"giou", "giou_low", "giou_high", "bbox_acc", "n_acc", "format_rate", "thinking_rate"} <= summary[
+            when
+        ].keys()
     assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["step_000001", "step_000002"]
     assert "<svg" in (finished / "report.html").read_text()
+    assert "| `giou` |" in (finished / "export" / "README.md").read_text()
     assert (finished / "config.yaml").is_file() and (finished / "wandb").is_dir()
     model = AutoModelForImageTextToText.from_pretrained(finished / "export")
     assert sum(p.numel() for p in model.parameters()) > 1e6

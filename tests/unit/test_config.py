@@ -85,6 +85,10 @@ def test_only_the_data_of_a_task_are_left_to_set():
     assert (config.task.train, config.task.held_out) == (None, None)
 
 
+# What the schema itself gives a value, so that users' files of models and tasks need not name it.
+WITH_DEFAULTS = {"model.coordinates", "model.resize", "model.square_side", "model.question", "task.system"}
+
+
 def test_yaml_and_schema_have_the_same_keys():
     written = {key for key in written_keys(CONFIG_DIR / "config.yaml") if not key.startswith("hydra.")}
     for group, options in GROUPS.items():
@@ -92,6 +96,9 @@ def test_yaml_and_schema_have_the_same_keys():
             keys = written_keys(CONFIG_DIR / group / f"{option}.yaml", f"{group}.")
             assert keys <= schema_keys(), f"{group}/{option}.yaml has what the schema lacks"
             written |= keys
+    comments = (CONFIG_DIR / "config.yaml").read_text()
+    assert all(f"#   {key}: " in comments for key in WITH_DEFAULTS)
+    written |= WITH_DEFAULTS
     assert written == schema_keys()
     evaluation = written_keys(CONFIG_DIR / "evaluate.yaml")
     assert evaluation <= schema_keys(EvaluateConfig) and written | evaluation == schema_keys(EvaluateConfig)
@@ -135,7 +142,7 @@ def test_every_reward_has_its_configuration():
 def test_every_task_has_its_configuration():
     from visurf_ray.tasks import TASKS
 
-    assert GROUPS["task"] == sorted([*TASKS, "mixture"])
+    assert GROUPS["task"] == sorted([*TASKS, "custom", "mixture"])
     assert {composed(f"task={name}").task.name for name in TASKS} == set(TASKS)
 
 
@@ -275,7 +282,7 @@ def test_a_choice_that_does_not_exist_is_refused_with_the_nearest(override, mess
     assert message in str(error.value)
 
 
-PART = SimpleNamespace(segmenter=None)
+PART = SimpleNamespace(name="vqa", module=None, segmenter=None)
 MIXTURE_VALUES = {"task__name": "mixture", "task__parts": {"a": PART}}
 
 
@@ -392,6 +399,7 @@ COLOCATED_VALUES = {
         ("sft_to_the_end", {"method__sft_steps": 80}),
         ("sft_settings_without_steps", {"method__sft_batch_size": 32}),
         ("sft_settings_without_steps", {"method__sft_learning_rate": 0.0}),
+        ("module_of_a_task_that_has_one", {"task__module": "my_task.py:MyTask"}),
         ("minibatches_without_groups", {"train__batch_size": 1, "learner__minibatches": 2}),
         (
             "minibatches_without_groups",
@@ -420,7 +428,13 @@ COLOCATED_VALUES = {
         ("mixture_without_parts", {"task__parts": {"a": PART}}),
         ("sets_named_like_parts", MIXTURE_VALUES | {"eval__sets": {"a": PART}}),
         ("settings_of_one_task_in_a_mixture", MIXTURE_VALUES | {"task__train": 5}),
-        ("segmenters_that_differ", {"task__segmenter": "a", "eval__sets": {"b": SimpleNamespace(segmenter="b")}}),
+        (
+            "segmenters_that_differ",
+            {"task__segmenter": "a", "eval__sets": {"b": SimpleNamespace(name="vqa", module=None, segmenter="b")}},
+        ),
+        ("many_greedy_answers", {"eval__n": 4}),
+        ("best_without_evaluations", {"train__keep_best": "n_acc", "eval__every": 0}),
+        ("upload_without_an_export", {"train__push_to_hub": "me/mine", "train__export": False}),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(rule, values):
@@ -429,6 +443,19 @@ def test_settings_that_contradict_each_other_are_refused(rule, values):
     with pytest.raises(ConfigError) as error:
         rules.check(config)
     assert any(key.replace("__", ".") in str(error.value) for key in values)
+
+
+def test_a_module_of_a_part_that_has_a_task_is_refused_by_the_parts_key():
+    parts = ["task=mixture", "+task.parts.own.task=custom", "+task.parts.own.module=a:B", "+task.parts.b.task=vqa"]
+    assert load_config(parts).parts["own"].module == "a:B"
+    with pytest.raises(ConfigError, match=r"^task\.parts\.b\.module=a:B .* choose task\.parts\.b\.task=custom, not"):
+        load_config([*parts, "+task.parts.b.module=a:B"])
+    with pytest.raises(ConfigError, match=r"^eval\.sets\.c\.module=a:B .* choose eval\.sets\.c\.task=custom, not"):
+        load_config(["+eval.sets.c.task=vqa", "+eval.sets.c.module=a:B"])
+    with pytest.raises(
+        ConfigError, match=r"task\.module=a:B: in a mixture each part has its own: set task\.parts\.NAME"
+    ):
+        load_config([*parts, "+task.module=a:B"])
 
 
 def test_every_rule_is_tried():

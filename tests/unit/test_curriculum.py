@@ -120,7 +120,7 @@ def test_a_run_that_is_resumed_leaves_out_the_same_rows(tmp_path, make_feed, ahe
         learner.update = lambda groups, loss, rate: drawn.append([(g.example.part, g.example.id) for g in groups]) or {}
         driver = Driver(
             config,
-            stages=build_stages(config, Tasks.of(config), Tokenizer(), load_rewards(config)),
+            stages=build_stages(config, Tasks.of(config), Tokenizer(), load_rewards(config, Tasks.of(config))),
             score=lambda predictions: {},
             data=make_feed(config),
             rollouts=Rollouts(0),
@@ -145,7 +145,7 @@ def test_a_run_that_is_resumed_leaves_out_the_same_rows(tmp_path, make_feed, ahe
 
 def test_only_examples_that_all_rollouts_solve_are_left_out():
     config = load_config([*MIXED, "method=rlvr"])
-    (stage,) = build_stages(config, Tasks.of(config), Tokenizer(), load_rewards(config))
+    (stage,) = build_stages(config, Tasks.of(config), Tokenizer(), load_rewards(config, Tasks.of(config)))
     groups = [Group(example(identity=str(n), part="find"), group(earned).responses) for n, earned in enumerate(EARNED)]
     assert [one.id for one in stage.method.solved(groups)] == ["0"]
 
@@ -158,4 +158,4 @@ def test_a_curriculum_needs_a_reward_that_says_what_is_right(tmp_path):
     own.write_text("def score(response, truth):\n    return 1.0\n")
     config = load_config(["reward=none", f"reward.function={own}:score", "feed.curriculum=1"])
     with pytest.raises(ConfigError, match=r"^feed\.curriculum=1: the reward does not say which responses are right"):
-        load_rewards(config)
+        load_rewards(config, Tasks.of(config))

@@ -1,6 +1,7 @@
 """The loop itself, around parts that record what it asks of them: stages, data, refills, evaluations, resuming."""
 
 import json
+import math
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ from tests.unit.conftest import composed
 from tests.unit.groups import example
 from visurf_ray.checkpoints import Checkpoints, State, read_state
 from visurf_ray.driver import Driver
+from visurf_ray.errors import ConfigError
 from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.stages import build_stages
 
@@ -47,6 +49,7 @@ class Rollouts:
     def __init__(self, oversample: int) -> None:
         self.oversample = oversample
         self.stays = []
+        self.asked = []
 
     def prompts(self, size):
         return size + self.oversample
@@ -56,8 +59,9 @@ class Rollouts:
             responses = [Response(Source.ROLLOUT, "", TokenSpan.of([1])) for _ in range(2)]
             yield {index: Group(examples[index], responses)}
 
-    def answer(self, examples, *, max_tokens, stay):
+    def answer(self, examples, *, stay, **sampling):
         self.stays.append(stay)
+        self.asked.append(sampling)
         return []
 
     def sync(self, phase):
@@ -105,6 +109,7 @@ class Monitor:
     def __init__(self) -> None:
         self.rows = {}
         self.evaluated = []
+        self.shown = []
         self.warnings = []
 
     def phase(self, name):
@@ -116,6 +121,9 @@ class Monitor:
     def log_eval(self, step, metrics):
         self.evaluated.append(step)
 
+    def show_answers(self, step, examples, predictions):
+        self.shown.append(step)
+
     def warn_once(self, subject, warning):
         self.warnings.append(warning)
 
@@ -123,7 +131,7 @@ class Monitor:
         pass
 
 
-TASKS = SimpleNamespace(render=lambda example, style: "label", parts={"": SimpleNamespace(styles=("spaced",))})
+TASKS = SimpleNamespace(label=lambda example, style: "label", parts={"": SimpleNamespace(styles=("spaced",))})
 
 
 class Tokenizer:
@@ -133,21 +141,33 @@ class Tokenizer:
         return SimpleNamespace(input_ids=[1, 2])
 
 
-def drive(folder, *overrides: str, state: State | None = None, oversample: int = 0, period: int = 1) -> Driver:
-    """Run from `state`, with a checkpoint of each step."""
+def drive(
+    folder,
+    *overrides: str,
+    state: State | None = None,
+    oversample: int = 0,
+    period: int = 1,
+    scores=None,
+) -> Driver:
+    """Run from `state`, with a checkpoint of each step unless overrides say otherwise.
+
+    Args:
+        scores: what the evaluations score, one after the other; without it 1.0 each time.
+    """
     config = composed("train.batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=99", *overrides)
+    scores = iter(scores) if scores else None
     driver = Driver(
         config,
         stages=build_stages(config, TASKS, Tokenizer(), rewards={}),
-        score=lambda predictions: {"score": 1.0},
+        score=lambda predictions: {"score": next(scores) if scores else 1.0, "score_low": 0.0},
         data=Data(period),
         rollouts=Rollouts(oversample),
         rewards=Rewards(),
         learner=Learner(),
-        checkpoints=Checkpoints(folder, 99),
+        checkpoints=Checkpoints(folder, config.train.keep_checkpoints),
         monitor=Monitor(),
     )
-    driver.run(state or State())
+    driver.result = driver.run(state or State())
     return driver
 
 
@@ -246,3 +266,91 @@ def test_a_batch_without_any_group_that_teaches_still_reaches_the_learner(tmp_pa
     driver = drive(tmp_path, *DAPO, "train.steps=1", state=state, period=10**9)
     assert examples_of(driver) == [[1]], "as many as the learner needs"
     assert driver.monitor.rows[1]["train/refills"] == 5.0 and driver.monitor.rows[1]["train/kept_share"] == 0.0
+
+
+BEST = (
+    "train.keep_best=score",
+    "eval.every=2",
+    "train.steps=8",
+    "train.checkpoint_every=3",
+    "train.keep_checkpoints=1",
+)
+
+
+def kept(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("metric", "scores", "step"),
+    [
+        ("score", [9.0, 0.1, 0.7, 0.7, 0.2], 4),  # the first of two that are as good; not the one before the training
+        ("score", [0.0, 0.1, 0.2, 0.3, 0.4], 8),
+        ("score", [0.0, 0.5, math.nan, 0.3, 0.4], 2),
+        ("-score", [0.0, 0.5, 0.4, 0.1, 0.4], 6),
+    ],
+)
+def test_the_checkpoint_of_the_best_evaluation_is_kept_beside_the_newest(tmp_path, metric, scores, step):
+    driver = drive(tmp_path, *BEST, f"train.keep_best={metric}", scores=scores)
+    name = f"step_{step:06d}"
+    assert kept(tmp_path) == sorted({"best.json", name, "step_000008"})
+    best = json.loads((tmp_path / "best.json").read_text())
+    assert best == driver.result["best"]
+    assert best == {"metric": metric, "value": scores[step // 2], "step": step, "checkpoint": name}
+    assert read_state(tmp_path / name).step == step
+
+
+def test_the_best_is_kept_without_other_checkpoints_too(tmp_path):
+    drive(tmp_path, *BEST, "train.checkpoint_every=0", scores=[0.0, 0.1, 0.5, 0.2, 0.3])
+    assert kept(tmp_path) == ["best.json", "step_000004"]
+    drive(tmp_path / "last", *BEST, "train.checkpoint_every=0", scores=[0.0, 0.1, 0.5, 0.2, 0.9])
+    assert kept(tmp_path / "last") == ["best.json", "step_000008"]
+
+
+def test_without_a_metric_no_checkpoint_is_the_best(tmp_path):
+    driver = drive(tmp_path, *BEST, "train.keep_best=null")
+    assert "best" not in driver.result and kept(tmp_path) == ["step_000008"]
+
+
+def test_a_resumed_run_knows_the_best_before_it(tmp_path):
+    drive(tmp_path, *BEST, "train.steps=6", scores=[0.0, 0.8, 0.1, 0.2])
+    resumed = read_state(tmp_path / "step_000006")
+    driver = drive(tmp_path, *BEST, "train.steps=10", state=resumed, scores=[0.3, 0.4])
+    assert driver.result["best"]["step"] == 2 and kept(tmp_path) == ["best.json", "step_000002", "step_000010"]
+
+
+def test_the_best_of_an_abandoned_branch_is_no_longer_the_best(tmp_path):
+    """The run goes on from step 3, before the evaluation that was the best."""
+    drive(tmp_path, *BEST, "train.keep_checkpoints=9", scores=[0.0, 0.1, 0.9, 0.2, 0.3])
+    older = read_state(tmp_path / "step_000003")
+    driver = drive(tmp_path, *BEST, "train.steps=4", state=older, scores=[0.5])
+    assert driver.result["best"] == {"metric": "score", "value": 0.5, "step": 4, "checkpoint": "step_000004"}
+    assert kept(tmp_path) == ["best.json", "step_000004"]
+
+
+def test_a_checkpoint_of_another_branch_is_not_taken_for_the_best_of_the_same_step(tmp_path):
+    """The branch that was left had its best at step 6; the new one does not evaluate there."""
+    drive(tmp_path, *BEST, "train.steps=7", "train.keep_checkpoints=9", scores=[0.0, 0.1, 0.2, 0.9, 0.3])
+    older = read_state(tmp_path / "step_000003")
+    driver = drive(tmp_path, *BEST, "train.steps=6", "eval.every=9", state=older, scores=[math.nan])
+    assert "best" not in driver.result and kept(tmp_path) == ["step_000006"]
+
+
+def test_another_metric_begins_anew(tmp_path):
+    drive(tmp_path, *BEST, "train.steps=6", scores=[0.0, 0.8, 0.1, 0.2])
+    resumed = read_state(tmp_path / "step_000006")
+    driver = drive(tmp_path, *BEST, "train.keep_best=-score", "train.steps=8", state=resumed, scores=[0.9])
+    assert driver.result["best"]["step"] == 8 and kept(tmp_path) == ["best.json", "step_000008"]
+
+
+def test_a_metric_that_does_not_exist_is_refused_at_the_first_evaluation(tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.keep_best=-scor: .* have score\. Did you mean 'score'\?"):
+        drive(tmp_path, *BEST, "train.keep_best=-scor")
+    assert not list(tmp_path.iterdir())
+
+
+def test_answers_are_sampled_and_shown_at_each_evaluation(tmp_path):
+    settings = ["eval.n=4", "eval.temperature=0.5", "eval.max_tokens=9", "train.steps=2", "eval.every=1"]
+    driver = drive(tmp_path, *settings)
+    assert driver.monitor.shown == [0, 1, 2]
+    assert driver.rollouts.asked == [{"max_tokens": 9, "n": 4, "temperature": 0.5}] * 3

@@ -23,12 +23,18 @@ from visurf_ray.monitor.charts import charts
 from visurf_ray.monitor.report import write_report
 from visurf_ray.monitor.teaching import why_nothing_teaches
 from visurf_ray.rewards import REWARDS, load_reward
+from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks.tasks import Tasks
 
 SMALL = ["+task.parts.find.task=miniature", "+task.parts.find.train=6", "+task.parts.find.held_out=4"]
 COUNT = ["+task.parts.count.task=miniature_vqa", "+task.parts.count.train=4", "+task.parts.count.held_out=3"]
 BOTH = ["task=mixture", *SMALL, *COUNT]
 SET = ["+eval.sets.sums.task=miniature_math", "+eval.sets.sums.held_out=2"]
+
+
+def rewards_of(overrides: list[str]) -> dict[str, RewardSpec]:
+    config = load_config(overrides)
+    return load_rewards(config, Tasks.of(config))
 
 
 # Configuration
@@ -129,7 +135,7 @@ def test_what_a_part_lacks_or_misspells_is_refused_with_its_key(overrides, messa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+task.parts.find.prompt=long"], "task.parts.find.prompt=long: miniature has detailed, plain."),
+        (["+task.parts.find.prompt=long"], "task.parts.find.prompt=long: miniature has detailed, plain, or name"),
         (["+task.parts.count.segmenter=a/b"], "task.parts.count.segmenter=a/b: miniature_vqa has no masks"),
         (["+eval.sets.docs.task=vqa", "+eval.sets.docs.prompt=long"], "eval.sets.docs.prompt=long: vqa has"),
     ],
@@ -142,11 +148,11 @@ def test_what_a_parts_task_refuses_names_the_parts_key(overrides, message):
 
 def test_what_a_parts_reward_refuses_names_the_parts_key():
     with pytest.raises(UserError, match=r"^task\.parts\.docs\.reward\.name and reward\.function are both null"):
-        load_rewards(load_config([*BOTH, "+task.parts.docs.task=vqa"]))
+        rewards_of([*BOTH, "+task.parts.docs.task=vqa"])
     with pytest.raises(UserError, match=r"^task\.parts\.count: the reward 'math' has no option 'credit'"):
-        load_rewards(load_config([*BOTH, "+task.parts.count.reward.options.credit=1"]))
+        rewards_of([*BOTH, "+task.parts.count.reward.options.credit=1"])
     with pytest.raises(UserError, match=r"^task\.parts\.count\.reward\.function=no:score cannot be imported"):
-        load_rewards(load_config([*BOTH, "+task.parts.count.reward.function=no:score"]))
+        rewards_of([*BOTH, "+task.parts.count.reward.function=no:score"])
 
 
 def test_a_style_must_be_one_of_every_part_unless_its_labels_look_the_same_in_all():
@@ -288,9 +294,81 @@ def test_a_metric_that_several_parts_have_is_their_mean():
 def test_labels_are_written_by_the_examples_own_task():
     tasks = Tasks.of(load_config(BOTH))
     box = '[{"bbox_2d": [1, 2, 3, 4], "point_2d": [2, 3]}]'
-    assert '"bbox_2d"' in tasks.render(example(box, part="find"), "spaced")
-    assert tasks.render(example("3", part="count"), "spaced") == "<answer>3</answer>"
+    assert '"bbox_2d"' in tasks.label(example(box, part="find"), "spaced")
+    assert tasks.label(example("3", part="count"), "spaced") == "<answer>3</answer>"
     assert tasks.true_boxes(example("3", part="count")) is None and tasks.true_boxes(example(box, part="find"))
+
+
+def test_a_metric_of_several_parts_has_no_bounds_and_that_of_each_part_has(predictions):
+    tasks = Tasks.of(load_config(["task=mixture", "+task.parts={a: {task: miniature_vqa}, b: {task: miniature_vqa}}"]))
+    scores = tasks.score(predictions("a", "b"))
+    assert scores["relaxed_accuracy"] == 0.5 and "relaxed_accuracy_low" not in scores
+    assert (scores["a/relaxed_accuracy_low"], scores["a/relaxed_accuracy_high"]) == (0.0, 1.0)
+    alone = Tasks.of(load_config(["task=miniature_vqa"])).score(predictions(""))
+    assert (alone["relaxed_accuracy_low"], alone["relaxed_accuracy_high"]) == (0.0, 1.0)
+
+
+def test_several_answers_to_each_example_are_scored_by_part(predictions):
+    tasks = Tasks.of(load_config(["task=mixture", "+task.parts={a: {task: miniature_vqa}, b: {task: miniature_vqa}}"]))
+    scores = tasks.score(predictions("a", "b", answers=("3", "4")))
+    assert scores["a/relaxed_accuracy"] == 0.5 and scores["a/pass@2"] == scores["pass@2"] == 1.0
+    assert scores["b/pass@1_low"] == 0.5 and "pass@1_low" not in scores
+
+
+@pytest.fixture
+def predictions():
+    """Returns predictions of parts: to each of two questions all `answers`, or without them one right, one wrong."""
+
+    def make(*parts: str, answers: tuple[str, ...] = ()) -> list[Prediction]:
+        given = [answers, answers] if answers else [("3",), ("4",)]
+        return [
+            Prediction(f"{number}", "?", "3", (84, 84), text, part=part, sample=sample if answers else None)
+            for part in parts
+            for number, texts in enumerate(given)
+            for sample, text in enumerate(texts)
+        ]
+
+    return make
+
+
+def test_coordinates_are_in_the_models_unit_in_each_part(make_mixture):
+    unit = "model.coordinates=thousandths"
+    mixture = make_mixture(unit, "model.resize=square", "model.square_side=112", "+eval.sets.gui.task=miniature_gui")
+    config = load_config([*BOTH, unit, "+eval.sets.gui.task=miniature_gui"])
+    tasks = Tasks.of(config, model=config.model)
+    for part in ("find", "gui"):
+        found = next(each for each in mixture.held_out_examples(4) if each.part == part and each.ground_truth != "[]")
+        assert (found.answered, found.compared, found.size) == ("thousandths", "pixels", (112, 112))
+        label = tasks.label(found, "spaced")
+        assert label != tasks[part].render(found, "spaced")
+        (shown,) = tasks.shown_boxes(label, found) or [None]
+        assert shown == pytest.approx(tasks.true_boxes(found)[0], abs=0.2) or part == "gui"
+
+
+def test_a_part_may_be_a_task_of_ones_own_with_its_reward(tmp_path, write_jsonl):
+    source = write_jsonl({"problem": "How many?", "solution": "3"})
+    (tmp_path / "mine.py").write_text(
+        "from visurf_ray.tasks import Task\n\nclass Mine(Task):\n"
+        "    def metrics(self, predictions):\n        return {'answers': float(len(predictions))}\n\n"
+        "    @staticmethod\n    def reward(response, truth):\n        return float(response == truth)\n"
+    )
+    data = [f"+task.parts.own.{key}={source}" for key in ("train", "held_out")]
+    own = ["task=mixture", *COUNT, "+task.parts.own.task=custom", *data]
+    module = [f"+task.parts.own.module={tmp_path}/mine.py:Mine"]
+    config = load_config([*own, *module])
+    rewards = rewards_of([*own, *module])
+    assert rewards["own"].function == f"{tmp_path}/mine.py:Mine.reward" and rewards["count"].name == "math"
+    assert rewards["own"].load()("3", "3").parts == {"reward": 1.0}
+    assert rewards_of([*own, *module, "+task.parts.own.reward=math"])["own"].function is None
+    assert Tasks.of(config).score([Prediction("a", "?", "3", (84, 84), "3", part="own")])["own/answers"] == 1.0
+    mixture = Mixture(
+        config.parts, {}, config.model, seed=0, max_prompt_tokens=500, train=True, put=lambda value: value
+    )
+    assert {part for part, _ in names(mixture.train_batch(0, 20))} == {"own", "count"}
+    with pytest.raises(UserError, match=r"^task\.parts\.own\.module is not set"):
+        Tasks.of(load_config(own))
+    with pytest.raises(UserError, match=r"^task\.parts\.own\.module=.*has no 'Mien'\. Did you mean 'Mine'"):
+        Tasks.of(load_config([*own, f"+task.parts.own.module={tmp_path}/mine.py:Mien"]))
 
 
 @pytest.fixture
@@ -410,10 +488,10 @@ def test_weights_of_a_reward_apply_to_what_solves_it(tmp_path):
     own = tmp_path / "own.py"
     own.write_text("def score(response, truth):\n    return {'right': 1.0}\nscore.solved = {'right': 1.0}\n")
     overrides = ["reward=math", "reward.weight=0.5", f"reward.function={own}:score", "reward.function_weight=2"]
-    assert load_rewards(load_config(overrides))[""].solved == {"accuracy": 0.5, "right": 2.0}
+    assert rewards_of(overrides)[""].solved == {"accuracy": 0.5, "right": 2.0}
     own.write_text("def score(response, truth):\n    return 1.0\nscore.solved = ['right']\n")
     with pytest.raises(UserError, match=r"solved=\['right'\] must be a dict"):
-        load_rewards(load_config(overrides))
+        rewards_of(overrides)
 
 
 def test_systematic_sampling_is_exact_on_average():

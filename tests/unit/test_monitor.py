@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,16 +18,25 @@ from omegaconf import OmegaConf
 from PIL import Image
 from rich.console import Console
 
-from tests.unit.groups import group
+from tests.unit.groups import example, group
 from visurf_ray.config.choices import WandbMode
 from visurf_ray.errors import UserError
-from visurf_ray.groups import Group, Source
+from visurf_ray.groups import Example, Group, Prediction, Source
 from visurf_ray.method.control import smooth
 from visurf_ray.monitor import Monitor, SampleChooser
 from visurf_ray.monitor.metrics import MetricsLog, _resolve, check_wandb
 from visurf_ray.monitor.progress import Progress
 from visurf_ray.monitor.report import to_yaml, write_report
-from visurf_ray.monitor.samples import ANSWER_COLOUR, LINE, TRUTH_COLOUR, Sample, SampleResponse, draw, sample_table
+from visurf_ray.monitor.samples import (
+    ANSWER_COLOUR,
+    LINE,
+    TRUTH_COLOUR,
+    Sample,
+    SampleResponse,
+    answer_table,
+    draw,
+    sample_table,
+)
 from visurf_ray.monitor.teaching import why_nothing_teaches
 
 CONFIG: dict[str, Any] = {
@@ -75,7 +85,7 @@ def chooser(**changes: Any) -> SampleChooser:
         "count": 2,
         "every": 1,
         "images": lambda example: [Image.new("L", example.size)],
-        "boxes": lambda example, text: [(0, 0, *example.size)],
+        "boxes": lambda text, example: [(0, 0, *example.size)],
         "true_boxes": lambda example: [(10, 10, 20, 20)],
     }
     return SampleChooser(**settings | changes)
@@ -489,6 +499,80 @@ def test_the_report_shows_the_first_samples_and_the_latest(tmp_path: Path) -> No
     monitor.finish(SUMMARY)
     page = (tmp_path / "report.html").read_text()
     assert [step for step in range(1, 6) if f"Responses, step {step}" in page] == [1, 4, 5]
+
+
+def held_out(count: int) -> list[Example]:
+    return [replace(example(identity=str(number)), question=f"question {number}") for number in range(count)]
+
+
+def test_the_same_examples_are_shown_at_each_evaluation(tmp_path: Path) -> None:
+    """With several answers to each, the first one."""
+    monitor = begin(tmp_path, samples=chooser(answers=2))
+    examples = held_out(5)
+    for step in (0, 4):
+        texts = [(each, f"answer <{step}.{each.id}.{number}>", number) for each in examples for number in range(3)]
+        monitor.show_answers(step, examples, [Prediction.of(*text) for text in texts])
+    monitor.finish(SUMMARY)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<h3>question") == 2 and "question 2" not in page
+    found = re.findall(r"step (\d)</span>.*?<pre>answer &lt;(.*?)&gt;</pre>", page)
+    assert found == [("0", "0.0.0"), ("4", "4.0.0"), ("0", "0.1.0"), ("4", "4.1.0")]
+    assert "rollout" not in page.partition("<body>")[2] and page.count('alt=""') == 4
+
+
+def test_answers_are_shown_of_each_part_and_each_set() -> None:
+    examples = [replace(each, part=part) for part in ("find", "count") for each in held_out(3)]
+    predictions = [Prediction.of(each, f"{each.part} {each.id}.{n}", n) for each in examples for n in range(2)]
+    texts = [sample.responses[0].text for sample in chooser(answers=2).answered(examples, predictions)]
+    assert texts == ["find 0.0", "find 1.0", "count 0.0", "count 1.0"]
+
+
+def test_wandb_has_a_table_of_answers_for_each_evaluation() -> None:
+    samples = chooser(answers=2).answered(held_out(3), [Prediction.of(each, f"to {each.id}") for each in held_out(3)])
+    table = answer_table(40, samples)
+    assert table.get_column("text") == ["to 0", "to 1"] and table.get_column("step") == [40, 40]
+    assert table.get_column("truth") == ["[[10, 10, 20, 20]]"] * 2
+    assert samples[0].responses[0].boxes == [(0, 0, 84, 84)]
+
+
+@pytest.mark.parametrize("evaluations", [1, 8, 9, 40])
+def test_of_many_evaluations_the_report_shows_the_first_the_last_and_some_between(
+    tmp_path: Path, evaluations: int
+) -> None:
+    monitor = begin(tmp_path, samples=chooser(answers=1))
+    for step in range(evaluations):
+        monitor.show_answers(step, held_out(1), [Prediction.of(held_out(1)[0], "")])
+    monitor.finish(SUMMARY)
+    steps = [int(step) for step in re.findall(r"step (\d+)</span>", (tmp_path / "report.html").read_text())]
+    assert steps[0] == 0 and steps[-1] == evaluations - 1 and steps == sorted(steps)
+    assert len(steps) <= 8 and len(steps) >= min(evaluations, 5)
+
+
+@pytest.mark.parametrize(("count", "examples"), [(0, 3), (2, 0)])
+def test_no_answers_no_section(tmp_path: Path, count: int, examples: int) -> None:
+    monitor = begin(tmp_path, samples=chooser(answers=count))
+    monitor.show_answers(0, held_out(examples), [Prediction.of(each, "") for each in held_out(examples)])
+    monitor.finish(SUMMARY)
+    assert "Answers to held-out questions" not in (tmp_path / "report.html").read_text()
+
+
+def test_the_report_shows_intervals_sampled_scores_and_the_best(tmp_path: Path) -> None:
+    after = {"accuracy": 0.75, "accuracy_low": 0.701, "accuracy_high": 0.799, "pass@4": 0.875, "pass@4_low": 0.8}
+    after |= {"pass@4_high": 0.95}
+    best = {"metric": "accuracy", "value": 0.76, "step": 40, "checkpoint": "step_000040"}
+    summary = SUMMARY | {"before": {"accuracy": 0.5}, "after": after, "best": best}
+    page = report(tmp_path / "report.html", summary=summary)
+    assert "0.701 – 0.799" in page and "95 % bootstrap interval" in page
+    assert "<td>pass@4<" in page and "0.875" in page and "pass@4_low" not in page
+    assert "Best accuracy" in page and "0.760 at step 40" in page
+
+
+def test_the_report_shows_intervals_and_sampled_scores_of_each_part(tmp_path: Path) -> None:
+    after = {"anls": 0.6, "a/anls": 0.4, "a/anls_low": 0.301, "a/anls_high": 0.499, "a/pass@2": 0.875}
+    after |= {"a/pass@2_low": 0.8, "a/pass@2_high": 0.9}
+    page = report(tmp_path / "report.html", summary=SUMMARY | {"before": {}, "after": after})
+    assert "<td>a: ANLS<" in page and "0.301 – 0.499" in page
+    assert "<td>a: pass@2<" in page and "0.800 – 0.900" in page and "pass@2_low" not in page
 
 
 @pytest.mark.parametrize(("every", "shown"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [1, 3, 5])])

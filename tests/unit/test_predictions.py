@@ -27,7 +27,26 @@ def test_a_mask_is_written_if_there_is_one(tmp_path):
     assert "mask" not in first and second["mask"] == masked.mask
 
 
-@pytest.mark.parametrize("line", ["no JSON", "[]", '{"id": "a"}', json.dumps(vars(PREDICTION) | {"colour": "red"})])
+def test_each_answer_has_a_line_and_its_number(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    answers = [replace(PREDICTION, sample=number) for number in range(3)]
+    write_predictions(answers, path)
+    assert [json.loads(line)["sample"] for line in path.read_text().splitlines()] == [0, 1, 2]
+    assert read_predictions(path) == answers
+    write_predictions([PREDICTION], path)
+    assert "sample" not in json.loads(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "no JSON",
+        "[]",
+        '{"id": "a"}',
+        json.dumps(vars(PREDICTION) | {"colour": "red"}),
+        json.dumps(vars(PREDICTION) | {"sample": "1"}),
+    ],
+)
 def test_a_malformed_line_is_named(tmp_path, line):
     path = tmp_path / "predictions.jsonl"
     write_predictions([PREDICTION], path)

@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.feed.prompts import PromptMaker
 
@@ -78,3 +79,55 @@ def test_large_images_of_other_families_are_scaled_down(processor):
     assert 9_000 < width * height <= 10_000 and width / height == pytest.approx(4.0, rel=0.02)
     assert maker.seen_size((100, 100)) == (100, 100)
     assert PromptMaker(processor, 10_000, lambda value: value).seen_size((100, 100)) == (112, 112)
+
+
+@pytest.fixture
+def asked(make_task, tmp_path):
+    """Return the question of a row, and the task, for a prompt in a file."""
+
+    def ask(template: str, *settings: str, name: str = "vqa"):
+        (tmp_path / "my.jinja").write_text(template)
+        task = make_task("a.jsonl", f"task.prompt={tmp_path}/my.jinja", *settings, name=name)
+        row = Row("0", "Where is it?", "7", (), "row 0")
+        return task.question(row), task
+
+    return ask
+
+
+def test_a_prompt_may_be_a_file(asked):
+    question, _ = asked("{% if query %}Q: {{ query }}{% endif %}\nBe short.")
+    assert question == "Q: Where is it?\nBe short."
+
+
+def test_a_prompt_of_ones_own_may_tell_the_unit(asked):
+    question, task = asked("{{ query }} Answer {{ unit }}.", name="grounding")
+    assert "thousandths" in question and task.tells_unit
+    _, task = asked("{{ query }}", name="grounding")
+    assert not task.tells_unit
+
+
+@pytest.mark.parametrize(
+    ("template", "message"), [("{{ nothing }}", "nothing.*it may name query"), ("{% if %}", "query")]
+)
+def test_a_template_that_cannot_be_filled_is_refused(asked, template, message):
+    with pytest.raises(DataError, match=message):
+        asked(template)
+
+
+def test_a_prompt_that_is_not_there_is_refused(make_task):
+    with pytest.raises(DataError, match=r"no-such\.jinja: No such file"):
+        make_task("a.jsonl", "task.prompt=no-such.jinja", name="vqa")
+    with pytest.raises(DataError, match=r"ending in \.jinja\. Did you mean"):
+        make_task("a.jsonl", "task.prompt=plane", name="vqa")
+
+
+def test_a_system_message_of_ones_own_takes_the_place_of_the_datas(make_loader, processor, tmp_path):
+    (tmp_path / "system.txt").write_text("Answer like a pirate.")
+    Image.new("RGB", (56, 56)).save(tmp_path / "red.png")
+    talk = [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Its colour?"}]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": talk, "images": ["red.png"], "solution": "7"}) + "\n")
+    loader = make_loader(str(path), f"task.system={tmp_path}/system.txt", name="vqa")
+    (example,) = loader.held_out_examples(None)
+    text = processor.tokenizer.decode(example.prompt.token_ids)
+    assert "Answer like a pirate." in text and "Be short." not in text

@@ -1,12 +1,17 @@
 """SAM2: prompts made from answers, and masks that equal those of direct transformers calls."""
 
 import json
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from tests.unit.conftest import picture
+from tests.unit.groups import example
 from visurf_ray.errors import UserError
+from visurf_ray.groups import Prediction
+from visurf_ray.scoring import segmentation
 from visurf_ray.scoring.segmenter import Segmenter, prompts_of
 
 BOX, POINT = (10, 10, 60, 50), (30, 20)
@@ -125,3 +130,19 @@ def test_a_path_without_a_model_is_refused(path, message, tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=rf"task\.segmenter={path}:? {message}"):
         Segmenter(path, "task.segmenter")
+
+
+def test_each_of_several_answers_gets_the_mask_in_the_image_of_its_example(monkeypatch):
+    found = segmentation.Segmentation.__new__(segmentation.Segmentation)
+    found.strict = True
+    remote = SimpleNamespace(remote=lambda image, response, size: {"of": f"{image}, {response}"})
+    found.actor = SimpleNamespace(segment=remote)
+    monkeypatch.setattr(segmentation.ray, "get", lambda masks: masks)
+    examples = [replace(example(identity=name), stored=f"image {name}") for name in "ab"]
+    answers = [Prediction.of(each, f"{each.id}{number}", number) for each in examples for number in range(2)]
+    masks = [each.mask["of"] for each in found.segment(examples, answers)]
+    assert masks == ["image a, a0", "image a, a1", "image b, b0", "image b, b1"]
+    assert found.segment([], []) == []
+    unstored = replace(example(identity="c", part="count"), stored=None)
+    masks = [each.mask for each in found.segment([unstored, examples[0]], [Prediction.of(unstored, "3"), answers[0]])]
+    assert masks == [None, {"of": "image a, a0"}], "parts without masks stay as they are"

@@ -156,6 +156,8 @@ def test_scores_are_means_over_the_examples_that_they_are_about():
             "ciou": 200 / 600,  # the last but one example's box is a union without an intersection
             "bbox_acc": 1.5 / 4,
             "empty_rate": 1 / 4,
+            "t_acc": 2 / 4,
+            **dict.fromkeys(("pr@0.7", "pr@0.8", "pr@0.9"), 1 / 4),
             "n_acc": 1 / 3,
             "format_rate": 5 / 7,
             "thinking_rate": 5 / 7,
@@ -223,6 +225,23 @@ def test_without_a_mask_on_either_side_areas_are_boxes():
     assert score_pairs([(answer(HALF), truth)])["giou"] == 0.5
     prediction = Prediction("a", "the 7", targets(LEFT), (84, 84), answer(HALF), encode(FULL))
     assert score_boxes([prediction])["ciou"] == 0.5
+
+
+def test_pr_and_t_acc_as_in_grefcocos_evaluation():
+    """A loop over masks of known overlap, as refer_evaluation.py counts; a share of exactly 0.7 counts."""
+    true, nothing = np.ones((10, 10), bool), np.zeros((10, 10), bool)
+    rows = [np.arange(10) < covered for covered in range(11)]
+    given = [np.repeat(each[:, None], 10, axis=1) for each in rows]
+    predictions = [masked(mask, true, response=answer(LEFT) if mask.any() else answer()) for mask in given]
+    scores = score_boxes([*predictions, masked(nothing, nothing, response=answer())])
+    overlaps = [float((mask & true).sum() / (mask | true).sum()) for mask in given]
+    for threshold in (0.7, 0.8, 0.9):
+        assert scores[f"pr@{threshold}"] == sum(overlap >= threshold for overlap in overlaps) / 11
+    assert scores["t_acc"] == 10 / 11 and scores["n_acc"] == 1
+
+
+def test_without_targets_there_is_neither_t_acc_nor_pr():
+    assert not {"t_acc", "pr@0.7"} & score_pairs([(answer(), "[]")]).keys()
 
 
 def test_no_examples_no_scores():

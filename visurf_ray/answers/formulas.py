@@ -122,6 +122,14 @@ class Truth:
         rounded = self._rounded(self.answer)
         return equal(given, self.answer) or (rounded is not None and self._rounded(given) == rounded)
 
+    def named(self, given: str) -> str:
+        """Return an answer in the form in which answers are compared: a choice by its letter, a number rounded."""
+        chosen = self._chosen(given) if self.choices else set()
+        if len(chosen) == 1:
+            return chr(ord("A") + self.choices.index(chosen.pop()))
+        rounded = None if self.choices else self._rounded(given)
+        return _plain(given) if rounded is None else str(rounded)
+
     def _chosen(self, given: str) -> set[str]:
         """Return the choices that an answer names."""
         text = _plain(given)

@@ -18,6 +18,26 @@ class HeadDtype(StrEnum):
     model = "model"
 
 
+class CoordinateUnit(StrEnum):
+    """The unit of coordinates that a model has learnt; see `model.coordinates`."""
+
+    auto = "auto"
+    pixels = "pixels"
+    thousandths = "thousandths"
+
+
+class Resize(StrEnum):
+    """What shape images get before the model's processor."""
+
+    smart = "smart"
+    square = "square"
+
+
+class QuestionForm(StrEnum):
+    as_is = "as_is"
+    normalised = "normalised"
+
+
 class Packing(StrEnum):
     """What a forward pass of the learner computes; see `learner.packing`."""
 

@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from visurf_ray.config import parts, places, rules
 from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain, misread, unknown_addition
-from visurf_ray.config.schema import Config, EvaluateConfig
+from visurf_ray.config.schema import CheckDataConfig, Config, EvaluateConfig
 from visurf_ray.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -28,6 +28,7 @@ def register_schema() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="check_data_schema", node=CheckDataConfig)
 
 
 def load_config(overrides: list[str]) -> Config:
@@ -42,6 +43,14 @@ def load_config(overrides: list[str]) -> Config:
         with explaining(line):
             composed = compose(line.config_name, overrides=overrides)
         return typed(composed, Config, line)
+
+
+def compose_again(config_name: str, overrides: list[str], schema: type[C]) -> C:
+    """Compose a configuration with other overrides, inside of an entry point. Raises ConfigError like load_config."""
+    line = CommandLine(config_name, overrides, [CONFIG_DIR])
+    with explaining(line):
+        composed = compose(config_name, overrides=overrides)
+    return typed(composed, schema, line)
 
 
 @contextmanager
@@ -81,7 +90,7 @@ def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
     with explaining(line):
         config = OmegaConf.to_object(composed)
     if type(config) is not schema:
-        own = "config" if schema is Config else "evaluate"
+        own = {Config: "config", EvaluateConfig: "evaluate"}.get(schema, "check_data")
         raise ConfigError(
             f"--config-name={line.config_name} is no configuration of this program: a file of your own must have {own} "
             "first in its defaults"

@@ -64,6 +64,20 @@ def _check_text(key: str, value: Any, declared: Field[Any]) -> None:
 # Rules over several settings. Each is named after what it forbids, and returns the reason where it applies.
 
 
+def module_of_a_task_that_has_one(config: Config) -> str | None:
+    for key, task in _tasks(config).items():
+        if task.module is not None and task.name != "custom":
+            name = key if key == "task" else f"{key}.task"
+            return f"{key}.module={task.module} is a task of your own: choose {name}=custom, not {name}={task.name}"
+    return None
+
+
+def _tasks(config: Config) -> dict[str, TaskConfig]:
+    """Return the tasks of all parts and held-out sets, by their dotted keys."""
+    parts = {f"task.parts.{name}" if name else "task": part for name, part in config.parts.items()}
+    return parts | {f"eval.sets.{name}": task for name, task in config.eval.sets.items()}
+
+
 def nothing_to_learn_from(config: Config) -> str | None:
     if not config.method.rollouts and not config.method.label:
         return "method.rollouts and method.label are both false: there is nothing to learn from"
@@ -307,7 +321,7 @@ def settings_of_one_task_in_a_mixture(config: Config) -> str | None:
         return None
     for item in fields(TaskConfig):
         value = getattr(config.task, item.name)
-        if value is not None and (item.name, value) not in (("name", MIXTURE), ("prompt", "own")):
+        if value is not None and item.name != "name":
             return f"task.{item.name}={value}: in a mixture each part has its own: set task.parts.NAME.{item.name}"
     reward = config.reward
     if (reward.name, reward.function, reward.weight, reward.function_weight) != (None, None, 1, 1):
@@ -323,16 +337,42 @@ def sets_named_like_parts(config: Config) -> str | None:
 
 
 def segmenters_that_differ(config: Config) -> str | None:
-    parts = {f"task.parts.{name}" if name else "task": part for name, part in config.parts.items()}
-    every = parts | {f"eval.sets.{name}": one for name, one in config.eval.sets.items()}
-    found = {f"{key}.segmenter": each.segmenter for key, each in every.items() if each.segmenter}
+    found = {f"{key}.segmenter": each.segmenter for key, each in _tasks(config).items() if each.segmenter}
     if len(set(found.values())) > 1:
         named = ", ".join(f"{key}={value}" for key, value in found.items())
         return f"{named}: one model makes the masks of all parts and sets: name the same one"
     return None
 
 
+def many_greedy_answers(config: Config) -> str | None:
+    if config.eval.n > 1 and not config.eval.temperature:
+        return (
+            f"eval.n={config.eval.n} with eval.temperature=0: greedy answers to a question are all the same, so set "
+            "eval.temperature, such as to 1.0, or eval.n=1"
+        )
+    return None
+
+
+def best_without_evaluations(config: Config) -> str | None:
+    if config.train.keep_best is not None and not config.eval.every:
+        return (
+            f"train.keep_best={config.train.keep_best} compares evaluations during the training, and eval.every=0 asks "
+            "for none: set eval.every, or train.keep_best=null"
+        )
+    return None
+
+
+def upload_without_an_export(config: Config) -> str | None:
+    if config.train.push_to_hub is not None and not config.train.export:
+        return (
+            f"train.push_to_hub={config.train.push_to_hub} uploads the export, and train.export=false writes none: set "
+            "train.export=true, or train.push_to_hub=null"
+        )
+    return None
+
+
 RULES: tuple[Callable[[Config], str | None], ...] = (
+    module_of_a_task_that_has_one,
     nothing_to_learn_from,
     group_of_one,
     comparison_without_rollouts,
@@ -363,4 +403,7 @@ RULES: tuple[Callable[[Config], str | None], ...] = (
     sets_named_like_parts,
     settings_of_one_task_in_a_mixture,
     segmenters_that_differ,
+    many_greedy_answers,
+    best_without_evaluations,
+    upload_without_an_export,
 )

@@ -14,6 +14,7 @@ from visurf_ray.config.choices import (
     Aggregation,
     Clip,
     ComparedWith,
+    CoordinateUnit,
     Dtype,
     HeadDtype,
     ImportanceLevel,
@@ -27,7 +28,9 @@ from visurf_ray.config.choices import (
     OnLong,
     Overlong,
     Packing,
+    QuestionForm,
     RatioLevel,
+    Resize,
     Route,
     Schedule,
     WandbMode,
@@ -90,7 +93,9 @@ class TrainConfig:
     resume: str | None = named(words=("auto",))
     checkpoint_every: int = within(at_least=0)
     keep_checkpoints: int = within(at_least=1)
+    keep_best: str | None = MISSING
     export: bool = MISSING
+    push_to_hub: str | None = MISSING
     dry_run: bool = MISSING
 
 
@@ -99,6 +104,9 @@ class EvalConfig:
     every: int = within(at_least=0)
     examples: int | None = within(at_least=1)
     max_tokens: int = within(at_least=1)
+    n: int = within(at_least=1)
+    temperature: float = within(at_least=0, at_most=2)  # vLLM's limit
+    samples: int = within(at_least=0)
     segmenter_gpus: float = within(at_least=0)
     sets: dict[str, Any] = MISSING  # as a user writes them; `config.parts.resolve` makes each a TaskConfig
 
@@ -235,6 +243,11 @@ class MethodConfig:
 class ModelConfig:
     path: str = named(hub=True, words=("miniature",))
     max_pixels: int | None = within(at_least=1)
+    # With defaults, so that files of models that users have need not name them; conf/config.yaml says what they mean.
+    coordinates: CoordinateUnit = CoordinateUnit.auto
+    resize: Resize = Resize.smart
+    square_side: int = field(default=840, metadata={"bounds": Bounds(at_least=28)})
+    question: QuestionForm = QuestionForm.as_is
 
 
 @dataclass
@@ -245,11 +258,14 @@ class TaskConfig:
     """
 
     name: str = MISSING
+    # Only conf/task/custom.yaml has it.
+    module: str | None = field(default=None, metadata={"place": Place(function=True)})
     train: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
     image_root: str | None = named()
-    prompt: str = MISSING
+    prompt: str | None = named(hub=True)  # a name, or a file
+    system: str | None = field(default=None, metadata={"place": Place()})  # like model.coordinates
     segmenter: str | None = named(hub=True)
     box_distance: float | None = within(above=0)
     point_distance: float | None = within(above=0)
@@ -355,6 +371,13 @@ class EvaluateConfig(Config):
 
     checkpoint: str | None = named(hub=True, words=("miniature",))
     predictions: str | None = named()
+
+
+@dataclass
+class CheckDataConfig(Config):
+    """`conf/check_data.yaml`: a run's configuration, and the data set to look at."""
+
+    check: str | None = named(hub=True)
 
 
 def nullable(declared: Field[Any]) -> bool:

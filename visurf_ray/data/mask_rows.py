@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import dump_truth, numbers
 from visurf_ray.answers.rle import bounding_box, check_rle, decode, encode, objects_in
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import find_pictures, load_mask
 from visurf_ray.data.rows import Columns, Row, check_columns, rows_of
 from visurf_ray.data.tables import Table
@@ -56,12 +57,11 @@ def mask_rows(table: Table, image_root: str | None, *, one_object: bool) -> list
     root = Path(image_root).expanduser() if image_root else table.root
     cells = table.cells("mask")  # Arrow values: millions of Python booleans would be slow
 
-    def read(entry: tuple[int, Row]) -> Row:
-        number, row = entry
+    def read(row: Row) -> Row:
         keys = [str(row.extra[key]) for key in ("image_id", "ann_id") if row.extra[key] is not None]
-        if keys and row.id == str(number):
+        if keys and row.id == str(table.number(row.place)):
             row = replace(row, id="-".join(keys), where=f"{row.where} (id {'-'.join(keys)})")
-        mask = _mask(cells[number], root, row.where)
+        mask = _mask(cells[row.place], root, row.where)
         box = row.extra["bbox"]
         if box is not None and numbers(box, 4) is None:
             raise DataError(f"{row.where}: the bbox must be [x1, y1, x2, y2], not {short(box)}")
@@ -70,7 +70,8 @@ def mask_rows(table: Table, image_root: str | None, *, one_object: bool) -> list
         return replace(row, solution=dump_truth(objects_in(mask, box), mask=encode(mask)), extra={})
 
     with ThreadPoolExecutor() as threads:  # decoding and measuring release the GIL
-        return list(threads.map(read, enumerate(rows_of(table, image_root, COLUMNS))))
+        found = threads.map(lambda row: each(read, [row]), rows_of(table, image_root, COLUMNS))
+        return [row for rows in found for row in rows]
 
 
 def _mask(cell: Json | pa.Scalar, root: Path | str, where: str) -> NDArray[np.bool_]:

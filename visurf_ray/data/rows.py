@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from visurf_ray.aliases import Json
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.conversations import MARK, Conversation, Turn, read_conversation
 from visurf_ray.data.pictures import NO_VIDEO, Picture, find_pictures, load_picture
 from visurf_ray.data.tables import Table, load_tables
@@ -54,6 +55,7 @@ class Row:
         extra: The further columns that the task reads, by name; None for a column that the table lacks.
         system: The system message, if the data have one.
         turns: The messages of user and assistant before the question.
+        place: The row's place in its table.
     """
 
     id: str
@@ -66,6 +68,7 @@ class Row:
     extra: dict[str, Json] = field(default_factory=dict)
     system: str | None = None
     turns: tuple[Turn, ...] = ()
+    place: int = 0
 
     def open_images(self) -> tuple[Image.Image, ...]:
         """Return the decoded pictures in RGB, as a person sees them (see `data.pictures`).
@@ -145,7 +148,10 @@ def rows_of(
     root = Path(image_root).expanduser() if image_root else table.root
     read = [column for column in dict.fromkeys(held.values()) if column]
     reader = _Reader(table.source, held, root, tuple(solutions), [name for name in columns if name not in COLUMNS])
-    return [reader.row(number, record) for number, record in enumerate(table.records(read))]
+    return each(
+        lambda entry: replace(reader.row(table.number(entry[0]), entry[1]), place=entry[0]),
+        enumerate(table.records(read)),
+    )
 
 
 def json_object(path: Path) -> dict[str, Json] | None:

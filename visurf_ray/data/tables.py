@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from visurf_ray.aliases import Dataset, Json
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.remote import is_address, local_path, path_of
 from visurf_ray.data.stored import stored_lines, stored_values
 from visurf_ray.data.texts import read_lines, read_text
@@ -43,6 +44,10 @@ class Table(ABC):
     @abstractmethod
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Json]]:
         """Iterate over the rows, with these columns. Encoded images stay in their file, as `Stored`."""
+
+    def number(self, place: int) -> int:
+        """Return the number of a row in its file, by its place in the table."""
+        return place
 
     @abstractmethod
     def cells(self, column: str) -> Sequence[Json | pa.Scalar]:
@@ -83,6 +88,10 @@ class JsonTable(Table):
     """The objects in a JSON file."""
 
     rows: list[dict[str, Json]] = field(repr=False)
+    numbers: Sequence[int] | None = None  # of the rows in their file, where others are left out
+
+    def number(self, place: int) -> int:
+        return place if self.numbers is None else self.numbers[place]
 
     @property
     def columns(self) -> list[str]:
@@ -213,18 +222,21 @@ def _load_dataset(source: str, path: str, **chosen: str) -> Dataset:
 def _read_json(path: Path, source: str, root: Path | str, rows_in: str | None) -> JsonTable:
     """Read a file of JSON lines, or one that holds a list, or with `rows_in` an object that holds the list."""
     if path.suffix.lower() == ".jsonl" and not _begins_with_list(path):
-        rows = [
-            stored_lines(_row(value, source, f"line {number}"), path, offset, len(line))
-            for number, offset, line, value in read_lines(path, source)
-        ]
+
+        def read(entry: tuple[int, tuple[int, int, bytes, Json]]) -> tuple[int, dict[str, Json]]:
+            place, (number, offset, text, value) = entry
+            return place, stored_lines(_row(value, source, f"line {number}"), path, offset, len(text))
+
+        rows = each(read, enumerate(read_lines(path, source)))
     else:
         rows = _of_document(path, source, rows_in)
     if not rows:
         raise DataError(f"{source} has no rows")
-    return JsonTable(source, root, rows)
+    return JsonTable(source, root, [row for _, row in rows], [place for place, _ in rows])
 
 
-def _of_document(path: Path, source: str, rows_in: str | None) -> list[dict[str, Json]]:
+def _of_document(path: Path, source: str, rows_in: str | None) -> list[tuple[int, dict[str, Json]]]:
+    """Return the rows and their numbers."""
     text = read_text(path, source)
     try:
         value = json.loads(text)
@@ -233,13 +245,14 @@ def _of_document(path: Path, source: str, rows_in: str | None) -> list[dict[str,
     except ValueError as error:
         if not text.lstrip().startswith("{") or "Extra data" not in str(error):
             raise DataError(f"{source} cannot be read: it is not JSON ({error})") from error
-        return [_row(value, source, f"line {number}") for number, _, _, value in read_lines(path, source)]
+        lines = enumerate(read_lines(path, source))
+        return each(lambda entry: (entry[0], _row(entry[1][3], source, f"line {entry[1][0]}")), lines)
     if rows_in and isinstance(value, dict):
         value = value.get(rows_in)
     value = [value] if isinstance(value, dict) else value
     if not isinstance(value, list):
         raise DataError(f"{source} cannot be read: it must hold a list of objects, one for each row")
-    return [_row(row, source, f"row {number}") for number, row in enumerate(value)]
+    return each(lambda entry: (entry[0], _row(entry[1], source, f"row {entry[0]}")), enumerate(value))
 
 
 def _begins_with_list(path: Path) -> bool:
@@ -248,6 +261,8 @@ def _begins_with_list(path: Path) -> bool:
 
 
 def _row(value: Json, source: str, place: str) -> dict[str, Json]:
+    if isinstance(value, DataError):
+        raise value
     if not isinstance(value, dict):
         raise DataError(f"{source} cannot be read: {place} must be an object, not {short(json.dumps(value), 80)}")
     return value
@@ -256,4 +271,4 @@ def _row(value: Json, source: str, place: str) -> dict[str, Json]:
 def _of_images(table: JsonTable) -> JsonTable:
     """Return the table of a folder of images, whose column `file_name` names them."""
     rows = [{"image" if key == "file_name" else key: value for key, value in row.items()} for row in table.rows]
-    return JsonTable(table.source, table.root, rows)
+    return JsonTable(table.source, table.root, rows, table.numbers)

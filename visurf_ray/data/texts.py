@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from visurf_ray.aliases import Json
+from visurf_ray.data.bad_rows import is_listing
 from visurf_ray.errors import DataError, short
 
 _MARK = b"\xef\xbb\xbf"  # UTF-8's byte-order mark, which Notepad and PowerShell write
@@ -41,7 +42,8 @@ def read_lines(path: Path, where: str) -> Iterator[tuple[int, int, bytes, Json]]
     """Read the values of a file of JSON lines. Empty lines are skipped.
 
     Returns:
-        Each line's number, its offset in the file, its bytes and its value.
+        Each line's number, its offset in the file, its bytes and its value; inside of `bad_rows.listing` the error in
+        place of a value that cannot be read.
 
     Raises:
         DataError: The file is not UTF-8, or a line is not JSON. The message names the line.
@@ -51,14 +53,22 @@ def read_lines(path: Path, where: str) -> Iterator[tuple[int, int, bytes, Json]]
         for number, line in enumerate(file, 1):
             if number == 1:
                 check_encoding(line[:4], where)
-            text = decoded(line, where, number)
-            if text.strip():
-                try:
-                    value = json.loads(text)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(f"{where} cannot be read: line {number} is not JSON ({error})") from error
-                yield number, offset, line, value
+            try:
+                text = decoded(line, where, number)
+                if text.strip():
+                    yield number, offset, line, _value(text, where, number)
+            except DataError as error:
+                if not is_listing():
+                    raise
+                yield number, offset, line, error
             offset += len(line)
+
+
+def _value(text: str, where: str, number: int) -> Json:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} cannot be read: line {number} is not JSON ({error})") from error
 
 
 def decoded(line: bytes, where: str, number: int) -> str:

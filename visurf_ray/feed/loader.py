@@ -15,7 +15,7 @@ from visurf_ray.data.rows import Row
 from visurf_ray.errors import BoxError, DataError, LengthError
 from visurf_ray.feed.prompts import Messages, PromptMaker, Put, Size
 from visurf_ray.feed.texts import TextCheck, check_tags
-from visurf_ray.groups import Example, Prompt
+from visurf_ray.groups import Example, Prediction, Prompt
 from visurf_ray.tasks.task import Task
 
 
@@ -48,7 +48,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class _Checked:
+class Checked:
     """A row that can be used: the tokens of its prompt and of its label, its images, the largest coordinate of boxes.
 
     `too_long` says that no response can be as long as the label.
@@ -86,8 +86,10 @@ class ExampleLoader:
         max_prompt_tokens: int,
         put: Put,
         max_pixels: int | None = None,
+        square: int | None = None,
         strictness: Strictness | None = None,
         part: str = "",
+        rows: dict[str, list[Row]] | None = None,
     ) -> None:
         """Read the held-out rows.
 
@@ -99,8 +101,10 @@ class ExampleLoader:
                 because truncating one would remove image tokens.
             put: Stores an image or its features and returns a reference to it; in a cluster, `ray.put`.
             max_pixels: See `PromptMaker`.
+            square: See `PromptMaker`.
             strictness: Which rows are refused. None: those that no run can use.
             part: The part of a mixture, or the held-out set, to which the examples belong.
+            rows: The rows by split, if they are read already.
 
         Raises:
             DataError: The held-out data cannot be read.
@@ -114,10 +118,11 @@ class ExampleLoader:
         self.part = part
         self.texts = TextCheck(processor.tokenizer)
         self.dropped: list[Dropped] = []
+        self._scored = False  # whether metrics were computed of a label
         self.warning: str | None = None
-        self.prompts = PromptMaker(processor, max_pixels, put)
+        self.prompts = PromptMaker(processor, max_pixels, put, square=square)
         self._shuffled: tuple[int, NDArray[np.int64]] | None = None  # the latest epoch and its order
-        self.rows = {"held_out": task.held_out_rows()}
+        self.rows = {"held_out": task.held_out_rows()} if rows is None else rows
 
     def load_train(self) -> int:
         """Read the training rows and return their number."""
@@ -137,7 +142,7 @@ class ExampleLoader:
             checked = {key: list(threads.map(partial(self._check, split=key), rows)) for key, rows in self.rows.items()}
         found = {}
         for key, each in checked.items():
-            found[key] = [row for row in each if isinstance(row, _Checked)]
+            found[key] = [row for row in each if isinstance(row, Checked)]
             self.dropped += [row for row in each if isinstance(row, Dropped)]
             if not found[key]:
                 reason = next(row.reason for row in self.dropped if row.split == key)
@@ -159,10 +164,10 @@ class ExampleLoader:
                 f"out. The first: {too_long[0]}"
             )
 
-    def _check(self, row: Row, *, split: str) -> "_Checked | Dropped":
+    def _check(self, row: Row, *, split: str) -> "Checked | Dropped":
         """Check a row of a split, `train` or `held_out`. Raises DataError if it can neither be used nor dropped."""
         try:
-            return self._measured(row, trained=split == "train")
+            return self.measured(row, trained=split == "train")
         except BoxError as error:
             if self.strictness.on_bad_box != OnBadBox.drop:
                 raise
@@ -172,7 +177,7 @@ class ExampleLoader:
                 raise
             return Dropped(split, row.where, row.id, str(error))
 
-    def _measured(self, row: Row, *, trained: bool) -> "_Checked":
+    def measured(self, row: Row, *, trained: bool) -> "Checked":
         """Check a row, repair its boxes if `strictness` says so, and measure its prompt and its label.
 
         Args:
@@ -212,7 +217,7 @@ class ExampleLoader:
             if self.strictness.on_long == OnLong.drop:
                 raise LengthError(too_long)
         largest = self.task.largest_coordinate(decoded)
-        return _Checked(replace(row, solution=decoded.solution), prompt, max(lengths), len(sizes), largest, too_long)
+        return Checked(replace(row, solution=decoded.solution), prompt, max(lengths), len(sizes), largest, too_long)
 
     def _label_tokens(self, row: Row, sizes: Sequence[Size]) -> list[int]:
         """Check the row's label; returns its tokens in every style, the end-of-turn token included.
@@ -223,11 +228,24 @@ class ExampleLoader:
             DataError: The label has a special token of the tokenizer, or several thoughts or answers.
         """
         truth = self._ground_truth(row, sizes)
-        example = Example(row.id, row.problem, truth, Prompt([], []), _first(sizes), thinking=row.thinking)
-        check_tags(self.task.render(example, self.task.styles[0]), row.thinking, row.where)
+        example = Example(
+            row.id,
+            row.problem,
+            truth,
+            Prompt([], []),
+            _first(sizes),
+            thinking=row.thinking,
+            answered=self.task.answered,
+            compared=self.task.compared,
+        )
+        label = self.task.label(example, self.task.styles[0])
+        check_tags(label, row.thinking, row.where)
+        if not self._scored:  # an error in metrics shows now, and not after the first evaluation
+            self._scored = True
+            self.task.score([Prediction.of(example, label)])
         if not self.strictness.trains_on_labels:
             example = replace(example, thinking=None)
-        labels = [self.task.render(example, style) for style in self.task.styles]
+        labels = [self.task.label(example, style) for style in self.task.styles]
         return [1 + len(ids) for ids in self.texts.encode(labels, row.where)]
 
     def train_batch(self, position: int, size: int) -> list[Example]:
@@ -283,6 +301,8 @@ class ExampleLoader:
             thinking=row.thinking,
             stored=self.put(row.open_image()) if stored else None,
             part=self.part,
+            answered=self.task.answered,
+            compared=self.task.compared,
         )
 
     def _ground_truth(self, row: Row, sizes: Sequence[Size]) -> str:
@@ -298,7 +318,8 @@ class ExampleLoader:
         messages: list[dict[str, Json]] = [{"role": role, "content": _parts(text)} for role, text in texts]
         if not any(MARK in text for _, text in texts):
             messages[0]["content"] = [{"type": "image"}] * len(row.images) + messages[0]["content"]
-        system = [{"role": "system", "content": [{"type": "text", "text": row.system}]}] if row.system else []
+        text = row.system if self.task.system is None else self.task.system
+        system = [{"role": "system", "content": [{"type": "text", "text": text}]}] if text else []
         return [*system, *messages]
 
     def _sizes(self, row: Row) -> list[Size]:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
+from visurf_ray.config.choices import Resize
 from visurf_ray.config.schema import ModelConfig, PartConfig, TaskConfig
 from visurf_ray.errors import naming
 from visurf_ray.feed.loader import Dropped, ExampleLoader, Strictness
@@ -60,12 +61,13 @@ class Mixture:
             for name, task in tasks.items():
                 with naming(section, name):
                     loader = ExampleLoader(
-                        load_task(task, seed),
+                        load_task(task, seed, model=model),
                         processor,
                         seed=seed,
                         max_prompt_tokens=max_prompt_tokens,
                         put=put,
                         max_pixels=model.max_pixels,
+                        square=model.square_side if model.resize is Resize.square else None,
                         strictness=strictness,
                         part=name,
                     )

@@ -21,16 +21,18 @@ _STAND_IN_SIDE = 56  # pixels of the blank image of a stand-in
 class PromptMaker:
     """Makes prompts for one model."""
 
-    def __init__(self, processor: Processor, max_pixels: int | None, put: Put) -> None:
+    def __init__(self, processor: Processor, max_pixels: int | None, put: Put, *, square: int | None = None) -> None:
         """Keep the model's processor.
 
         Args:
             max_pixels: larger images are scaled down. A processor of the Qwen-VL families has this bound itself.
             put: stores an image or features, and returns a reference; in a cluster, `ray.put`.
+            square: every image becomes a square of this side in pixels; None: images keep their shape.
         """
         self.processor = processor
         self.max_pixels = max_pixels
         self.put = put
+        self.square = square
         self._expansions = lru_cache(maxsize=2**14)(self._expand)
 
     def seen_size(self, size: Size) -> Size:
@@ -41,7 +43,7 @@ class PromptMaker:
         Raises:
             ValueError: the model does not accept images of this shape.
         """
-        width, height = size
+        width, height = (self.square, self.square) if self.square else size
         found = self.processor.image_processor
         if has_pixel_bounds(self.processor):
             height, width = smart_resize(
@@ -53,7 +55,7 @@ class PromptMaker:
             )
             return width, height
         if self.max_pixels is None or width * height <= self.max_pixels:
-            return size
+            return width, height
         scale = (self.max_pixels / (width * height)) ** 0.5
         return max(1, int(width * scale)), max(1, int(height * scale))
 

@@ -6,17 +6,19 @@ from pathlib import Path
 
 from visurf_ray.aliases import Json
 from visurf_ray.config.choices import WandbMode
-from visurf_ray.groups import Group, Metrics
+from visurf_ray.groups import Example, Group, Metrics, Prediction
+from visurf_ray.monitor.card import write_card
 from visurf_ray.monitor.files import to_json, write_text
 from visurf_ray.monitor.metrics import MetricsLog, check_wandb
 from visurf_ray.monitor.progress import Progress
 from visurf_ray.monitor.report import write_report
-from visurf_ray.monitor.samples import Sample, SampleChooser
+from visurf_ray.monitor.samples import Sample, SampleChooser, answer_table, sample_table
 from visurf_ray.monitor.teaching import SHARE, why_nothing_teaches
 
-__all__ = ["Monitor", "SampleChooser", "check_wandb"]
+__all__ = ["Monitor", "SampleChooser", "check_wandb", "write_card"]
 
 _LATEST_SAMPLES = 2  # tables of samples in the report, besides the first
+_SHOWN_EVALUATIONS = 8  # the most evaluations whose answers the report shows
 
 
 class Monitor:
@@ -63,6 +65,7 @@ class Monitor:
         self._warn_equal_rewards = warn_equal_rewards
         self._untaught = 0  # steps in a row without an advantage
         self._samples: list[tuple[int | str, list[Sample]]] = []
+        self._answers: list[tuple[int, list[Sample]]] = []
         self._progress = Progress(total_steps, start_step=start_step)
         self._progress.say(f"W&B   {self._metrics.where}")
 
@@ -131,10 +134,25 @@ class Monitor:
         if self._chooser is None or not self._chooser.due(step):
             return
         samples = self._chooser.choose(groups)
-        self._metrics.table(step, "samples", samples)
+        self._metrics.table(step, "samples", sample_table(step, samples))
         self._samples.append((step, samples))
         if len(self._samples) > 1 + _LATEST_SAMPLES:
             del self._samples[1]
+
+    def show_answers(self, step: int, examples: Sequence[Example], predictions: Sequence[Prediction]) -> None:
+        """Show the answers of an evaluation to the first held-out examples, in W&B and in the report.
+
+        The report shows those of the first evaluation, of the last, and of some between them.
+
+        Args:
+            predictions: see `SampleChooser.answered`.
+        """
+        if self._chooser is None or not (samples := self._chooser.answered(examples, predictions)):
+            return
+        self._metrics.table(step, "eval/answers", answer_table(step, samples))
+        self._answers.append((step, samples))
+        if len(self._answers) > _SHOWN_EVALUATIONS:
+            del self._answers[1:-1:2]
 
     def finish(self, summary: dict[str, Json]) -> None:
         """End a run that succeeded: write `report.html`, then `summary.json`, then finish W&B's upload."""
@@ -145,6 +163,7 @@ class Monitor:
             summary=summary,
             rows=self._metrics.read(),
             samples=self._samples,
+            answers=self._answers,
         )
         write_text(self._output_dir / "summary.json", to_json(summary, indent=2) + "\n")
         self._metrics.finish()

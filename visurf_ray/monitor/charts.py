@@ -32,6 +32,10 @@ SCORES = {
     "accuracy_one": ("Accuracy of one", "right answers with a single item"),
     "ap50_agnostic": ("AP 50", "of all boxes, as one category"),
     "roc_auc_binarised": ("ROC AUC, binarised", "of whether an answer marks anything"),
+    "t_acc": ("T-Acc", "answers with an object, of questions with a target"),
+    "pr@0.7": ("Pr@0.7", "overlap of at least 0.7, of questions with a target"),
+    "pr@0.8": ("Pr@0.8", "overlap of at least 0.8, of questions with a target"),
+    "pr@0.9": ("Pr@0.9", "overlap of at least 0.9, of questions with a target"),
     "bbox_acc_any": ("Any box", "any box, or all together, has an IoU above 0.5"),
 }
 RATES = {
@@ -78,12 +82,16 @@ def _outcome(rows: list[Row]) -> list[Chart]:
     sampled = any("reward/rollout/total" in row for row in rows)
     loss: list[_Line] = [] if sampled else [("loss", "train/loss", "teal")]
     return [
-        Chart("Held-out evaluation", "greedy answers", _curves(rows, _evaluation(rows)), "points", low=0, high=1),
         *[
             Chart(
-                f"Held-out, {part}", "greedy answers", _curves(rows, _evaluation(rows, part)), "points", low=0, high=1
+                f"Held-out, {part}" if part else "Held-out evaluation",
+                "mean over answers",
+                _curves(rows, _evaluation(rows, part)),
+                "points",
+                low=0,
+                high=1,
             )
-            for part in dict.fromkeys(name.partition("/")[0] for name in _names(rows, "eval/") if "/" in name)
+            for part in dict.fromkeys(["", *(name.partition("/")[0] for name in _names(rows, "eval/") if "/" in name)])
         ],
         Chart("Loss", "mean over the batch", _curves(rows, loss)),
         Chart("Reward", "mean over the batch", _by_source(rows, "reward/{}/total")),

@@ -14,7 +14,6 @@ from visurf_ray.config.choices import WandbMode
 from visurf_ray.errors import UserError, writing
 from visurf_ray.groups import Metrics
 from visurf_ray.monitor.files import Row, to_json, write_text
-from visurf_ray.monitor.samples import Sample, sample_table
 
 _PATIENCE = 30.0  # seconds for W&B to answer
 
@@ -90,10 +89,10 @@ class MetricsLog:
                 file.write(to_json({"step": step, "time": time.time()} | row) + "\n")
             self._run.log(row)
 
-    def table(self, step: int, key: str, samples: list[Sample]) -> None:
-        """Show `samples` in W&B as a table under `key`."""
+    def table(self, step: int, key: str, table: wandb.Table) -> None:
+        """Show a table in W&B under `key`."""
         with writing("W&B's table of samples", self.path.parent):
-            self._run.log({"step": step, key: sample_table(step, samples)})
+            self._run.log({"step": step, key: table})
 
     def rewind(self, step: int) -> None:
         """Remove the rows after `step`; a run that resumes there writes them again."""

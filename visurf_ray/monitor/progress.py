@@ -11,7 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.text import Text
 
-from visurf_ray.groups import Metrics
+from visurf_ray.groups import Metrics, without_bounds
 
 # The columns of a step's line: word, metric, format. A column has alternatives; the first metric that exists is shown.
 _HEADLINE: list[list[tuple[str, str, str]]] = [
@@ -95,9 +95,10 @@ class Progress:
             self._last.plain = f"{headline}\n{phases}  {speed}"
 
     def evaluation(self, step: int, metrics: Metrics) -> None:
-        """Print the scores of an evaluation in one line."""
+        """Print the scores of an evaluation in one line, without the bounds of their intervals."""
         width = len(str(self._total))
-        self.say(f"eval  {step:>{width}}/{self._total}  " + "  ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        scores = "  ".join(f"{name} {value:.3f}" for name, value in without_bounds(metrics).items())
+        self.say(f"eval  {step:>{width}}/{self._total}  {scores}")
 
     def say(self, line: str) -> None:
         """Print a line, on a terminal above the live display."""

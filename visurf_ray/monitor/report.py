@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+from collections.abc import Iterable
 from html import escape
 from importlib.resources import files
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from visurf_ray.aliases import Json
-from visurf_ray.groups import Source
+from visurf_ray.groups import HIGH, LOW, Source
 from visurf_ray.monitor.charts import LABEL, RATES, ROLLOUT, SCORES, Chart, charts
 from visurf_ray.monitor.figures import Curve, figure, smooth
 from visurf_ray.monitor.files import Row, write_text
@@ -19,6 +20,7 @@ from visurf_ray.monitor.progress import clock, compact
 from visurf_ray.monitor.samples import Sample, SampleResponse, draw
 from visurf_ray.paper_rows import PaperRow, find_row
 
+_REPEATED = ("pass@", "majority@")  # of evaluations with eval.n > 1
 _PICTURE = 252  # pixels of a picture's side: three times a miniature scene
 _SOURCE_COLOURS = {Source.ROLLOUT: ROLLOUT, Source.LABEL: LABEL}
 
@@ -30,6 +32,7 @@ def write_report(
     summary: dict[str, Json],
     rows: list[Row],
     samples: list[tuple[int | str, list[Sample]]],
+    answers: list[tuple[int, list[Sample]]] | None = None,
 ) -> None:
     """Write the report of a run. What a run does not have (rollouts, labels, an evaluation) is omitted.
 
@@ -37,6 +40,7 @@ def write_report(
         summary: the content of `summary.json`.
         rows: the rows of `metrics.jsonl`.
         samples: responses to show, with their step or a name.
+        answers: of evaluations after so many steps, to the same examples in the same order.
 
     The numbers of the paper's row that monitor.paper_row names are shown beside the run's.
     """
@@ -51,6 +55,7 @@ def write_report(
         f'<div class="quiet">{escape(f"model {model} · seed {seed}")}</div>',
         f'<div class="overview">{_before_after(summary, paper)}{_facts(summary, rows, paper)}</div>',
         *_chart_sections(rows),
+        *_answer_section(answers or []),
         *_sample_sections(samples),
         "<h2>Configuration</h2>",
         f'<details class="card"><summary>Every key of this run</summary><pre>{escape(to_yaml(config))}</pre></details>',
@@ -88,14 +93,21 @@ def _lookup(config: dict[str, Json], section: str, key: str) -> str:
 
 def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
-    names = SCORES | RATES
+    names = _described(after)
     for part in dict.fromkeys(key.partition("/")[0] for key in after if "/" in key):  # of a mixture, or a held-out set
-        for key, (name, meaning) in (SCORES | RATES).items():
+        own = [key.removeprefix(f"{part}/") for key in after if key.startswith(f"{part}/")]
+        for key, (name, meaning) in _described(own).items():
             names[f"{part}/{key}"] = (f"{escape(part)}: {name}", meaning)
     shown = [key for key in names if key in after]
     published = paper if paper and any(paper.values(key) for key in shown) else None
     lines = [
-        _metric_line(*names[key], before.get(key), after.get(key), _paper_cell(key, published) if published else "")
+        _metric_line(
+            *names[key],
+            before.get(key),
+            after.get(key),
+            _paper_cell(key, published) if published else "",
+            (after[key + LOW], after[key + HIGH]) if key + LOW in after else None,
+        )
         for key in shown
     ]
     head = (
@@ -104,8 +116,21 @@ def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
         + ('<th class="number">paper</th>' if published else "")
         + '<th class="number">change</th></tr>'
     )
-    note = f'<p class="quiet">{escape(" ".join([f"Paper: {paper.name}.", *paper.notes]))}</p>' if paper else ""
+    bounded = any(key + LOW in after for key in shown)
+    notes = ["The range below a score is its 95 % bootstrap interval."] if bounded else []
+    notes += [f"Paper: {paper.name}.", *paper.notes] if paper else []
+    note = f'<p class="quiet">{escape(" ".join(notes))}</p>' if notes else ""
     return f'<div class="card"><table>{head}{"".join(lines)}</table>{note}</div>'
+
+
+def _described(metrics: Iterable[str]) -> dict[str, tuple[str, str]]:
+    """Return name and meaning of every metric that the table can show; `metrics` has the names of a run's."""
+    repeated = {
+        key: (key, "of answers sampled to each question")
+        for key in metrics
+        if key.startswith(_REPEATED) and not key.endswith((LOW, HIGH))
+    }
+    return SCORES | repeated | RATES
 
 
 def _paper_cell(metric: str, paper: PaperRow) -> str:
@@ -114,8 +139,16 @@ def _paper_cell(metric: str, paper: PaperRow) -> str:
     return f'<td class="number">{numbers or "–"}</td>'
 
 
-def _metric_line(name: str, meaning: str, before: float | None, after: float | None, paper: str) -> str:
-    """A row of the table. paper: the HTML of its cell, or nothing."""
+def _metric_line(
+    name: str,
+    meaning: str,
+    before: float | None,
+    after: float | None,
+    paper: str,
+    bounds: tuple[float, float] | None,
+) -> str:
+    """A row of the table. paper: the HTML of its cell, or nothing. bounds: of the interval of `after`."""
+    interval = f"<small>{bounds[0]:.3f} – {bounds[1]:.3f}</small>" if bounds else ""
     numbers = [value if value is not None and np.isfinite(value) else None for value in (before, after)]
     shown = ["–" if value is None else f"{value:.3f}" for value in numbers]
     change, track = "–", ""
@@ -132,7 +165,7 @@ def _metric_line(name: str, meaning: str, before: float | None, after: float | N
         )
     return (
         f'<tr><td>{name}<small>{meaning}</small></td><td class="way">{track}</td><td class="number">{shown[0]}</td>'
-        f'<td class="number after">{shown[1]}</td>{paper}<td class="number">{change}</td></tr>'
+        f'<td class="number after">{shown[1]}{interval}</td>{paper}<td class="number">{change}</td></tr>'
     )
 
 
@@ -142,6 +175,8 @@ def _facts(summary: dict[str, Json], rows: list[Row], paper: PaperRow | None) ->
         facts["Steps"] = str(summary["steps"])
     if "train_seconds" in summary:
         facts["Training time"] = clock(summary["train_seconds"])
+    if best := summary.get("best"):
+        facts[f"Best {best['metric']}"] = f"{best['value']:.3f} at step {best['step']}"
     if seconds := _mean(rows, "time/step"):
         facts["Seconds per step"] = f"{seconds:.2f}"
         for _, value in paper.values("time/step") if paper else ():
@@ -188,6 +223,17 @@ def _latest(curve: Curve, kind: str) -> str:
     return (f"{last:.3g}" if abs(last) < 1000 else compact(last)).replace("-", "−")
 
 
+def _answer_section(answers: list[tuple[int, list[Sample]]]) -> list[str]:
+    """Show each example with its answers, evaluation by evaluation."""
+    if not answers:
+        return []
+    cards = []
+    for place, first in enumerate(answers[0][1]):
+        shown = [(f"step {step}", samples[place]) for step, samples in answers]
+        cards.append(_card(first, [_response(sample, sample.responses[0], said) for said, sample in shown]))
+    return ["<h2>Answers to held-out questions</h2>", *cards]
+
+
 def _sample_sections(samples: list[tuple[int | str, list[Sample]]]) -> list[str]:
     return [
         f"<h2>Responses, {f'step {step}' if isinstance(step, int) else escape(step)}</h2>"
@@ -198,11 +244,14 @@ def _sample_sections(samples: list[tuple[int | str, list[Sample]]]) -> list[str]
 
 
 def _sample(sample: Sample) -> str:
-    responses = "".join(_response(sample, response) for response in sample.responses)
+    return _card(sample, [_response(sample, response, response.source) for response in sample.responses])
+
+
+def _card(sample: Sample, responses: list[str]) -> str:
     legend = "" if sample.truth is None else _legend(len(sample.truth))
     return (
         f'<div class="card sample"><h3>{escape(sample.question)}</h3>{legend}'
-        f'<div class="responses">{responses}</div></div>'
+        f'<div class="responses">{"".join(responses)}</div></div>'
     )
 
 
@@ -214,7 +263,8 @@ def _legend(boxes: int) -> str:
     )
 
 
-def _response(sample: Sample, response: SampleResponse) -> str:
+def _response(sample: Sample, response: SampleResponse, said: str) -> str:
+    """The picture and the text of a response. said: what the coloured mark says."""
     file = io.BytesIO()
     draw(sample, response, _PICTURE).save(file, format="PNG", optimize=True)
     picture = base64.b64encode(file.getvalue()).decode("ascii")
@@ -226,10 +276,11 @@ def _response(sample: Sample, response: SampleResponse) -> str:
     if response.advantage is not None:
         direction = "up" if response.advantage > 0 else "down" if response.advantage < 0 else "quiet"
         advantage = f'<span>advantage <b class="{direction}">{response.advantage:+.2f}</b></span>'.replace("-", "−")
+    reward = "" if response.reward is None else f"<span>reward <b>{response.reward:.2f}</b>{smoothed}</span>"
     text = re.sub(r"(&lt;/?(?:think|answer)&gt;)", r"<em>\1</em>", escape(response.text))
     return (
         f'<div class="response"><img alt="" src="data:image/png;base64,{picture}"><div><div class="scores">'
-        f'<span class="source" style="background:var(--{_SOURCE_COLOURS[response.source]})">{response.source}</span>'
-        f"<span>reward <b>{response.reward:.2f}</b>{smoothed}</span>{advantage}</div>"
+        f'<span class="source" style="background:var(--{_SOURCE_COLOURS[response.source]})">{said}</span>'
+        f"{reward}{advantage}</div>"
         f'<div class="parts">{parts}</div><pre>{text}</pre></div></div>'
     )

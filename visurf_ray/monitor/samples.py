@@ -1,13 +1,14 @@
 """Sample responses to look at: the image with its boxes, the text, the reward."""
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import wandb
 from PIL import Image, ImageDraw, ImageOps
 
-from visurf_ray.groups import Example, Group, Source
+from visurf_ray.groups import Example, Group, Prediction, Source
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2 in pixels of the sample's image
 
@@ -32,11 +33,14 @@ _COLUMNS: list[str | int] = [
 
 @dataclass(frozen=True)
 class SampleResponse:
-    """A response as it is shown: its rewards after reward control, and its boxes in pixels of the image."""
+    """A response as it is shown: its rewards after reward control, and its boxes in pixels of the image.
+
+    An answer of an evaluation has no reward: it is None.
+    """
 
     source: Source
     text: str
-    reward: float
+    reward: float | None
     parts: dict[str, float]
     advantage: float | None
     boxes: list[Box]
@@ -61,15 +65,17 @@ class SampleChooser:
         count: groups in each table.
         every: a table is made at the steps 1, 1 + every, 1 + 2 every, …; 0 makes none.
         images: returns an example's images as the model sees them.
-        boxes: takes an example and a response; returns the response's boxes in pixels of that image.
+        boxes: takes a response and its example; returns the response's boxes in pixels of that image.
         true_boxes: returns the true boxes of an example; None if the task has no boxes.
+        answers: held-out examples whose answers each evaluation shows, of each part and each set.
     """
 
     count: int
     every: int
     images: Callable[[Example], list[Image.Image]]
-    boxes: Callable[[Example, str], list[Box]]
+    boxes: Callable[[str, Example], list[Box]]
     true_boxes: Callable[[Example], list[Box] | None]
+    answers: int = 0
 
     def due(self, step: int) -> bool:
         """Return whether responses of a step are shown; steps count from 1."""
@@ -90,11 +96,33 @@ class SampleChooser:
                 reward=response.reward,
                 parts=response.reward_parts,
                 advantage=response.advantage,
-                boxes=self.boxes(example, response.text),
+                boxes=self.boxes(response.text, example),
                 smoothed_from=response.smoothed_from,
             )
             for response in chosen
         ]
+        return self._shown(example, responses)
+
+    def answered(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Sample]:
+        """Return the first answer to each of the first examples of each part and each set.
+
+        Args:
+            predictions: the same number of answers to each example, those to the same example one after the other.
+        """
+        each = len(predictions) // max(1, len(examples))
+        shown: Counter[str] = Counter()  # by part
+        samples = []
+        for example, answer in zip(examples, predictions[::each] if each else (), strict=False):
+            if shown[example.part] < self.answers:
+                shown[example.part] += 1
+                samples.append(self._shown(example, [self._answer(example, answer)]))
+        return samples
+
+    def _answer(self, example: Example, answer: Prediction) -> SampleResponse:
+        boxes = self.boxes(answer.response, example)
+        return SampleResponse(Source.ROLLOUT, answer.response, None, {}, None, boxes)
+
+    def _shown(self, example: Example, responses: list[SampleResponse]) -> Sample:
         return Sample(_side_by_side(self.images(example)), example.question, self.true_boxes(example), responses)
 
 
@@ -162,4 +190,14 @@ def sample_table(step: int, samples: list[Sample]) -> wandb.Table:
                 json.dumps(response.parts),
                 response.advantage,
             )
+    return table
+
+
+def answer_table(step: int, samples: list[Sample]) -> wandb.Table:
+    """Return a W&B table with a row for each answer of an evaluation."""
+    table = wandb.Table(columns=["step", "image", "question", "truth", "text"])
+    for sample in samples:
+        for answer in sample.responses:
+            picture = wandb.Image(draw(sample, answer))
+            table.add_data(step, picture, sample.question, json.dumps(sample.truth), answer.text)
     return table

@@ -1,20 +1,15 @@
 """A user's own reward: a Python function of a response and a ground truth, named in the configuration."""
 
-import importlib
-import importlib.util
 import inspect
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from numbers import Real
-from pathlib import Path
-from types import ModuleType
 
 from PIL import Image
 
+from visurf_ray import users_code
 from visurf_ray.errors import UserError
-from visurf_ray.names import nearest
 from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, solved_at, thinking_parts
 
 
@@ -39,8 +34,17 @@ class UserReward:
     solved: dict[str, float]
 
     def __call__(self, response: str, ground_truth: str, **image: Image.Image | None) -> Reward:
-        """Score one response. Raises UserError if the function returns anything but finite numbers."""
-        value = self.function(response, ground_truth, **image)
+        """Score one response.
+
+        Raises:
+            UserError: The function raises an error, of which the message names file and line; or it returns anything
+                but finite numbers.
+        """
+        try:
+            value = self.function(response, ground_truth, **image)
+        except Exception as error:
+            where = users_code.place_of(error, None)
+            raise UserError(f"{users_code.described(error)} (reward.function={self.name}: {where})") from error
         parts = {}
         for part, number in (value if isinstance(value, Mapping) else {self.part: value}).items():
             if not isinstance(part, str) or not isinstance(number, Real) or not math.isfinite(number):
@@ -62,18 +66,13 @@ def load_function(name: str) -> RewardFunction:
     which a response is right.
 
     Args:
-        name: `module:function` or `path/to/file.py:function`.
+        name: `module:function` or `path/to/file.py:function`. A static method is named `Class.method`.
 
     Raises:
         UserError: The function cannot be found or imported, or does not take these arguments.
     """
-    place, _, attribute = name.rpartition(":")
-    if not place or not attribute:
-        raise UserError(f"reward.function={name} must be module:function or path/to/file.py:function")
-    module = _load_file(name, Path(place)) if place.endswith(".py") else _load_module(name, place)
-    function = getattr(module, attribute, None)
-    if function is None:
-        raise UserError(f"reward.function={name}: {place} has no {attribute!r}.{nearest(attribute, vars(module))}")
+    function = users_code.load("reward.function", name, "function")
+    attribute = name.rpartition(":")[2].rpartition(".")[2]
     if not callable(function):
         raise UserError(f"reward.function={name}: {attribute!r} is not a function but {type(function).__name__}")
     image = {"image": None} if needs_image(function) else {}
@@ -91,33 +90,3 @@ def load_function(name: str) -> RewardFunction:
     ):
         raise UserError(f"reward.function={name}: solved={solved!r} must be a dict of parts to their least values")
     return UserReward(name, attribute, function, needs_image(function), thinking_parts(function), solved_at(function))
-
-
-def _load_file(name: str, path: Path) -> ModuleType:
-    path = path.expanduser()
-    if not path.is_file():
-        raise UserError(f"reward.function={name}: there is no file {path.absolute()}")
-    spec = importlib.util.spec_from_file_location(f"visurf_ray_reward_function.{path.stem}", path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    module, execute = importlib.util.module_from_spec(spec), spec.loader.exec_module
-    sys.modules[spec.name] = module  # dataclasses, for example, look up their module there
-
-    def load() -> ModuleType:
-        execute(module)
-        return module
-
-    return _imported(name, load)
-
-
-def _load_module(name: str, module: str) -> ModuleType:
-    return _imported(name, lambda: importlib.import_module(module))
-
-
-def _imported(name: str, load: Callable[[], ModuleType]) -> ModuleType:
-    try:
-        return load()
-    except Exception as error:  # a user's module may raise anything when it is imported
-        raise UserError(
-            f"reward.function={name} cannot be imported ({type(error).__name__}: {error}): name a module that is "
-            "installed where the reward actors run, or a file that exists there"
-        ) from error

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import ray
 
 from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.answers.coordinates import readable
 from visurf_ray.config.choices import OnError
 from visurf_ray.config.schema import RewardConfig
 from visurf_ray.errors import UserError
@@ -131,7 +132,8 @@ class RewardPool:
     def _inputs(self, group: Group) -> tuple[str, list[str], str, Reference]:
         example = group.example
         image = example.prompt.image if self.specs[example.part].needs_image else None
-        return example.part, [response.text for response in group.responses], example.ground_truth, image
+        responses = [readable(response.text, example) for response in group.responses]
+        return example.part, responses, example.ground_truth, image
 
     def _deadline(self, group: Group) -> float:
         """Return the deadline of a group that an actor begins to score now."""

@@ -58,7 +58,7 @@ class RolloutPool:
         Args:
             launch: begins to start all engines, and returns their `RolloutActor` handles.
             wait: returns when they have started, or raises.
-            sampling: settings of training; evaluation is greedy.
+            sampling: settings of training; `answer` takes those of an evaluation.
             max_in_flight: the most prompts that an engine holds.
             oversample: prompts to draw beyond a batch. The slowest are aborted, unless the method uses all.
             sleep_level: how deep engines sleep while the learner uses their GPUs; None if they share no GPUs.
@@ -119,21 +119,34 @@ class RolloutPool:
             ((sampled,),) = self._generate([example], sampling)
         return Group(example, sampled.responses)
 
-    def answer(self, examples: Sequence[Example], *, max_tokens: int, stay: bool = True) -> list[Prediction]:
-        """Return one greedy answer to each example.
+    def answer(
+        self,
+        examples: Sequence[Example],
+        *,
+        max_tokens: int,
+        n: int = 1,
+        temperature: float = 0.0,
+        stay: bool = True,
+    ) -> list[Prediction]:
+        """Return n answers to each example, those to the same example one after the other.
 
         Args:
+            temperature: 0 is greedy, and allows one answer only.
             stay: whether the engines stay when they have answered. Otherwise they end, with their processes, and the
                 next sampling starts new ones.
         """
         with self._turn:
-            generated = self._generate(examples, Sampling(n=1, temperature=0.0, max_tokens=max_tokens))
-            answers = {index: responses[0].text for finished in generated for index, responses in finished}
+            generated = self._generate(examples, Sampling(n, temperature, max_tokens))
+            answers = {index: responses for finished in generated for index, responses in finished}
             if not stay:
                 if self._link:
                     self._link.close()
                 self.shut_down()
-        return [Prediction.of(example, answers[index]) for index, example in enumerate(examples)]
+        return [
+            Prediction.of(example, response.text, number if n > 1 else None)
+            for index, example in enumerate(examples)
+            for number, response in enumerate(answers[index])
+        ]
 
     def sync(self, phase: Phase = nullcontext) -> None:
         """Wait for sampling or an evaluation in progress, then send the learner's weights to the engines.

@@ -1,4 +1,7 @@
-"""Metrics of answers that are lists of boxes and points, as VisionReasoner's evaluation defines them."""
+"""Metrics of answers that are lists of boxes and points, as the evaluations of VisionReasoner and gRefCOCO define them.
+
+T_acc and Pr@X are those of gRefCOCO (Liu et al. 2023, arXiv 2306.00968; henghuiding/ReLA, refer_evaluation.py).
+"""
 
 from collections.abc import Sequence
 
@@ -11,6 +14,8 @@ from visurf_ray.answers.boxes import Box, answered_boxes, parse_items, parse_tar
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.answers.rle import area, overlap
 from visurf_ray.groups import Metrics, Prediction
+
+_THRESHOLDS = (0.7, 0.8, 0.9)  # of Pr@X
 
 
 def iou(a: Box, b: Box) -> float:
@@ -44,6 +49,8 @@ def score_boxes(predictions: Sequence[Prediction]) -> Metrics:
       IoU > 0.5, over the larger of the two numbers of boxes.
     - n_acc: of examples with an empty ground truth, the share answered `[]`. An answer that cannot be parsed is not
       `[]`; in the original it is, and earns both n_acc and giou.
+    - t_acc: of examples with objects, the share whose answer has a box with an area, or a mask that is not empty.
+    - pr@0.7, pr@0.8, pr@0.9: of examples with objects, the share with an I/U of at least this.
     - empty_rate: of examples with objects, the share answered `[]`.
     - format_rate: share of well-formed answers.
     - thinking_rate: share of responses with reasoning before the answer.
@@ -60,6 +67,9 @@ def score_boxes(predictions: Sequence[Prediction]) -> Metrics:
         if true:
             values.setdefault("bbox_acc", []).append(_matched_share(given, true))
             values.setdefault("empty_rate", []).append(empty)
+            values.setdefault("t_acc", []).append(bool(given) or bool(prediction.mask and area(prediction.mask)))
+            for threshold in _THRESHOLDS:
+                values.setdefault(f"pr@{threshold}", []).append(score >= threshold)
         else:
             score = float(empty)
             values.setdefault("n_acc", []).append(empty)
@@ -69,6 +79,14 @@ def score_boxes(predictions: Sequence[Prediction]) -> Metrics:
         intersections, unions = intersections + intersection, unions + union
     scores = {name: float(np.mean(each)) for name, each in values.items()}
     return scores | {"ciou": intersections / unions} if unions else scores
+
+
+def all_found(prediction: Prediction) -> bool:
+    """Return whether an answer counts fully in bbox_acc, or for an empty ground truth in n_acc (see `score_boxes`)."""
+    true = [target.bbox_2d for target in parse_targets(prediction.ground_truth)]
+    if not true:
+        return parse_items(prediction.response) == []
+    return _matched_share(answered_boxes(prediction.response) or [], true) == 1
 
 
 def _areas(prediction: Prediction, given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:

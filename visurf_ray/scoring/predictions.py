@@ -39,6 +39,8 @@ def _parse(line: str, where: str) -> Prediction:
     names = [field.name for field in fields(Prediction)]
     try:
         values = json.loads(line)
+        if (number := values.get("sample")) is not None and (type(number) is not int or number < 0):
+            raise ValueError("sample must be a number of an answer")
         return Prediction(**values | {"size": tuple(values["size"])})
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(f"{where} is not a prediction, an object with {', '.join(names)}: {line[:80]!r}") from error

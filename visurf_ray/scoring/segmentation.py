@@ -7,6 +7,7 @@ import ray
 from PIL import Image
 
 from visurf_ray.aliases import ActorHandle
+from visurf_ray.answers.coordinates import readable
 from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.rle import Rle, encode
 from visurf_ray.groups import Example, Prediction
@@ -59,14 +60,22 @@ class Segmentation:
         ray.get(self.actor.open.remote(path))
 
     def segment(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return each prediction, with the mask of its answer in the stored image of its example if that has one."""
+        """Return each prediction, with the mask of its answer in the stored image of its example if that has one.
+
+        Args:
+            examples: The examples.
+            predictions: The same number of answers to each, those to the same example one after the other.
+        """
+        answers = len(predictions) // max(1, len(examples))
+        images = [example.stored for example in examples for _ in range(answers)]
         masks = {
-            index: self.actor.segment.remote(example.stored, self._readable(prediction.response), prediction.size)
-            for index, (example, prediction) in enumerate(zip(examples, predictions, strict=True))
-            if example.stored is not None
+            index: self.actor.segment.remote(image, self._read_as_strict(prediction), prediction.size)
+            for index, (image, prediction) in enumerate(zip(images, predictions, strict=True))
+            if image is not None
         }
         found = dict(zip(masks, ray.get(list(masks.values())), strict=True))
         return [replace(each, mask=found[index]) if index in found else each for index, each in enumerate(predictions)]
 
-    def _readable(self, response: str) -> str:
+    def _read_as_strict(self, prediction: Prediction) -> str:
+        response = readable(prediction.response, prediction)
         return response if self.strict else as_strict(response)

@@ -26,6 +26,7 @@ from sklearn.metrics import roc_auc_score
 from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import answered_boxes, parse_targets
 from visurf_ray.answers.rle import area
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
@@ -42,6 +43,7 @@ class AnomalyTask(MaskTask):
     Rows of Real-IAD have a mask in place of the solution (see MaskTask), or none, which means an empty list.
     """
 
+    pooled = frozenset({"ciou", "roc_auc", "roc_auc_binarised"})
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query} Reason first, between <think> and </think>: go over its surface, and weigh whether what stands "
@@ -71,11 +73,12 @@ class AnomalyTask(MaskTask):
         if split not in _SPLITS:
             raise DataError(f"{source} holds two splits: write {source}:train or {source}:test")
         root = Path(self.config.image_root).expanduser() if self.config.image_root else None
-        rows = [
-            _row(entry, content["meta"]["prefix"], root or file.parent, f"{file}:{split}, row {number}")
+        entries = [
+            (entry, content["meta"]["prefix"], root or file.parent, f"{file}:{split}, row {number}")
             for file, content in classes.items()
             for number, entry in enumerate(content[split])
         ]
+        rows = each(lambda entry: _row(*entry), entries)
         if not rows:
             raise DataError(f"{source} has no rows")
         return rows

@@ -16,18 +16,19 @@ from visurf_ray.answers.boxes import (
     parse_targets,
     render,
 )
+from visurf_ray.answers.responses import STYLES
 from visurf_ray.answers.rle import Rle, parse_masks
 from visurf_ray.data.mask_rows import mask_rows
 from visurf_ray.data.rows import Row, rows_of
 from visurf_ray.data.tables import Table, load_tables
 from visurf_ray.errors import BoxError, DataError
 from visurf_ray.groups import Example, Metrics, Prediction
-from visurf_ray.scoring.metrics import score_boxes
+from visurf_ray.scoring.metrics import all_found, score_boxes
 from visurf_ray.tasks.task import Task
 
 # Tells the form of the answer. Part of prompts that are formatted, so braces are doubled.
 AS_LIST = (
-    "Then answer between <answer> and </answer> with a JSON list of each object's box and a point on it, in pixels, "
+    "Then answer between <answer> and </answer> with a JSON list of each object's box and a point on it, {unit}, "
     'such as [{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}, '
     '{{"bbox_2d": [210, 35, 300, 170], "point_2d": [251, 99]}}].'
 )
@@ -46,7 +47,9 @@ class BoxTask(Task):
         one_object: Whether a mask is one object; otherwise each of its connected parts is one.
     """
 
+    styles = tuple(STYLES)
     segments = True
+    pooled = frozenset({"ciou"})
     one_object = False
     solutions: tuple[type, ...] = (str, list, dict)
     prompts: ClassVar[dict[str, str]] = {
@@ -122,6 +125,13 @@ class BoxTask(Task):
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         return score_boxes(predictions)
+
+    def correct(self, prediction: Prediction) -> bool:
+        """Return whether the answer has each true box once, at an IoU above 0.5, and no other.
+
+        An empty ground truth has the right answer `[]`.
+        """
+        return all_found(prediction)
 
 
 def _scale(target: Target, x: float, y: float) -> Target:

@@ -38,6 +38,12 @@ class ClassificationTask(Task):
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         return score_names(predictions)
 
+    def correct(self, prediction: Prediction) -> bool:
+        return self.answer_key(prediction) == parse_true_name(prediction.ground_truth)
+
+    def answer_key(self, prediction: Prediction) -> str:
+        return plain_name(answer_or_rest(prediction.response))
+
 
 def score_names(predictions: Sequence[Prediction]) -> Metrics:
     """Return the metrics of answers that are class names, or none without predictions.

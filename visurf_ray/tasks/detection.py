@@ -14,7 +14,7 @@ from visurf_ray.answers.responses import STYLES, answer_text, has_thinking, resp
 from visurf_ray.answers.visual_rft import SIDE, answered_detections, check_inside, in_pixels, parse_boxes
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import BoxError, DataError
-from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.groups import Coordinates, Example, Metrics, Prediction
 from visurf_ray.scoring.average_precision import average_precision
 from visurf_ray.tasks.task import Task
 
@@ -29,7 +29,10 @@ class DetectionTask(Task):
     """
 
     solutions = (str, list)
+    pooled = frozenset({"map", "map50", "ap50_agnostic"})
     unit = "thousandths of the image's width and height"
+    compared = Coordinates.thousandths
+    data_tell_unit = True  # Visual-RFT's do
     styles = (*STYLES, "quoted")  # "quoted": {'Position': …}, as Visual-RFT's prompts ask for it
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
@@ -38,15 +41,14 @@ class DetectionTask(Task):
             "are of it, such as "
             '[{{"Position": [112, 40, 396, 980], "Confidence": 0.95}}, '
             '{{"Position": [510, 35, 700, 170], "Confidence": 0.40}}]. '
-            "Position is [x1, y1, x2, y2] in whole thousandths of the image's width and height, from 0 to 1000. "
+            "Position is [x1, y1, x2, y2] {unit}. "
             "Confidence lies between 0 and 1 and has two decimals. Answer No Objects if there is none."
         ),
         "plain": "{query}",
     }
 
     def question(self, row: Row) -> str:
-        prompt = self.prompts[self.config.prompt]
-        return prompt.format(query=row.problem, category=asked_category(row.problem))
+        return self.asked(query=self.query(row), category=asked_category(row.problem))
 
     def check(self, row: Row) -> None:
         try:
@@ -88,6 +90,9 @@ class DetectionTask(Task):
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         return score_detections(predictions)
 
+    def values(self, prediction: Prediction) -> Metrics:
+        return _shares(prediction)
+
 
 def asked_category(question: str) -> str:
     """Return the text in the question's first pair of quotation marks, as in Visual-RFT's, or else the question."""
@@ -116,12 +121,21 @@ def score_detections(predictions: Sequence[Prediction]) -> Metrics:
     for prediction in predictions:
         true, given = parse_boxes(prediction.ground_truth), answered_detections(prediction.response)
         images.append((asked_category(prediction.question), given or [], true))
-        values["empty_rate" if true else "n_acc"].append(given == [])
-        values["format_rate"].append(given is not None and answer_text(prediction.response) is not None)
-        values["thinking_rate"].append(has_thinking(prediction.response))
+        for name, value in _shares(prediction).items():
+            values[name].append(value)
     scores = {name: float(np.mean(shares)) for name, shares in values.items()}
     if by_category := average_precision(images):
         scores["map"], scores["map50"] = by_category
     if pooled := average_precision([("object", given, true) for _, given, true in images]):
         scores["ap50_agnostic"] = pooled[1]
     return scores
+
+
+def _shares(prediction: Prediction) -> Metrics:
+    """Return what an answer adds to the shares of `score_detections`."""
+    given = answered_detections(prediction.response)
+    return {
+        "empty_rate" if parse_boxes(prediction.ground_truth) else "n_acc": float(given == []),
+        "format_rate": float(given is not None and answer_text(prediction.response) is not None),
+        "thinking_rate": float(has_thinking(prediction.response)),
+    }

@@ -19,7 +19,7 @@ from visurf_ray.answers.visual_rft import (
 )
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import BoxError, DataError
-from visurf_ray.groups import Example, Metrics, Prediction
+from visurf_ray.groups import Coordinates, Example, Metrics, Prediction
 from visurf_ray.tasks.task import Task, check_plain
 
 
@@ -30,11 +30,14 @@ class GroundingTask(Task):
     """
 
     unit = "thousandths of the image's width and height"
+    compared = Coordinates.thousandths
+    data_tell_unit = True  # Visual-RFT's do
+    styles = tuple(STYLES)
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
             "{query}\nReason first, between <think> and </think>: work out which one object is meant. Then answer "
             "between <answer> and </answer> with the upper left and the lower right corner of its box, such as "
-            "(112, 40), (396, 980), in whole thousandths of the image's width and height, from 0 to 1000."
+            "(112, 40), (396, 980), {unit}."
         ),
         "plain": "{query}",
     }
@@ -76,6 +79,10 @@ class GroundingTask(Task):
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         return score_single_boxes(predictions)
+
+    def correct(self, prediction: Prediction) -> bool:
+        """Return whether the answer counts in acc50."""
+        return score_single_boxes([prediction])["acc50"] == 1
 
 
 def score_single_boxes(predictions: Sequence[Prediction]) -> Metrics:

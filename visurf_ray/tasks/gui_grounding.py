@@ -22,6 +22,7 @@ import numpy as np
 
 from visurf_ray.answers.boxes import Box, Target, answered_points, dump_targets, parse_items, parse_targets, well_formed
 from visurf_ray.answers.responses import has_thinking
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import picture_size
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.data.texts import read_json, read_text
@@ -40,7 +41,7 @@ class GuiGroundingTask(BoxTask):
         "detailed": (
             'This is a screen. Find the one element to point at for "{query}". Reason first, between <think> and '
             "</think>: look for elements that might be meant, tell them apart, keep the one that fits best. Then "
-            "answer between <answer> and </answer> with a JSON list of its box and a point on it, in pixels, such as "
+            "answer between <answer> and </answer> with a JSON list of its box and a point on it, {unit}, such as "
             '[{{"bbox_2d": [12, 40, 96, 180], "point_2d": [50, 112]}}].'
         ),
         "plain": "{query}",
@@ -61,7 +62,7 @@ class GuiGroundingTask(BoxTask):
             return super().read(source)
         root = Path(self.config.image_root).expanduser() if self.config.image_root else path.parent
         elements = cache(_elements)
-        rows = [_row(key, files, root, source, elements) for key, files in index.items()]
+        rows = each(lambda item: _row(*item, root, source, elements), index.items())
         kept = [row for row in rows if row is not None]
         left_out = f"{len(rows) - len(kept)} of {len(rows)} examples point at no element or at several places"
         if not kept:
@@ -89,6 +90,10 @@ class GuiGroundingTask(BoxTask):
         values = np.array([_score(prediction) for prediction in predictions], dtype=float).mean(axis=0)
         names = ("accuracy", "accuracy_one", "format_rate", "thinking_rate")
         return dict(zip(names, values.tolist(), strict=True))
+
+    def correct(self, prediction: Prediction) -> bool:
+        """Return whether the answer counts in accuracy_one."""
+        return _score(prediction)[1]
 
 
 def _score(prediction: Prediction) -> tuple[bool, bool, bool, bool]:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.answers.boxes import Box, answered_boxes, parse_items, parse_targets
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import pictures_in
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
@@ -52,7 +53,7 @@ class LesionTask(MaskTask):
             return super().read(source)
         beside = images.with_name(images.name.replace("_Task1-2_", "_Task1_").replace("_Input", "_GroundTruth"))
         masks = beside if beside.is_dir() else images
-        return [_row(image, masks / f"{image.stem}_segmentation.png", source) for image in pictures]
+        return each(lambda image: _row(image, masks / f"{image.stem}_segmentation.png", source), pictures)
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Return the metrics of score_boxes, and bbox_acc_any.

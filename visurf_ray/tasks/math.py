@@ -15,8 +15,9 @@ from typing import ClassVar
 import numpy as np
 
 from visurf_ray.aliases import Json
-from visurf_ray.answers.formulas import Truth, find_answer, thinks_first
+from visurf_ray.answers.formulas import Truth, equal, find_answer, thinks_first
 from visurf_ray.answers.responses import thought
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.rows import Row, json_object, read_rows, rows_of
 from visurf_ray.data.tables import JsonTable
 from visurf_ray.errors import DataError, short
@@ -55,9 +56,7 @@ class MathTask(Task):
         else:
             table = JsonTable(source, Path(source).expanduser().parent, records)
             rows = rows_of(table, self.config.image_root, COLUMNS, solutions=self.solutions)
-        for row in rows:
-            check_plain(row, dict)
-        return [_with_truth(row) for row in rows]
+        return each(_with_truth, rows)
 
     def check(self, row: Row) -> None:
         try:
@@ -87,6 +86,16 @@ class MathTask(Task):
         values = np.array([_score(prediction) for prediction in predictions], dtype=float).mean(axis=0)
         return dict(zip(("accuracy", "format_rate", "thinking_rate"), values.tolist(), strict=True))
 
+    def correct(self, prediction: Prediction) -> bool:
+        return _score(prediction)[0]
+
+    def answer_key(self, prediction: Prediction) -> str:
+        given, _ = find_answer(prediction.response)
+        return "" if given is None else Truth.parse(prediction.ground_truth).named(given)
+
+    def same(self, first: str, second: str) -> bool:
+        return equal(first, second)
+
 
 def _by_pid(path: Path) -> list[dict[str, Json]] | None:
     """Return the rows of MathVista's JSON file, with the columns that are read, or None if it is not such a file."""
@@ -110,6 +119,7 @@ def _boxed(truth: Truth) -> str:
 
 def _with_truth(row: Row) -> Row:
     """Return the row with unit, precision and choices in the question, and with the solution as `Truth.dump`."""
+    check_plain(row, dict)
     answer = (find_answer(row.solution)[0] or row.solution).strip()
     given = row.extra["choices"]
     if given is not None and not isinstance(given, list):

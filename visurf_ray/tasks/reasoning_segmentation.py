@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import dump_truth
 from visurf_ray.answers.rle import encode, objects_in
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import ENDINGS, picture_size, pictures_in
 from visurf_ray.data.rows import Row
 from visurf_ray.data.texts import check_encoding
@@ -69,8 +70,8 @@ def read_reasonseg(folder: Path, *, every_text: bool) -> list[Row]:
                 f"and one of the endings {', '.join(sorted(ENDINGS))}"
             )
     with ThreadPoolExecutor() as threads:  # painting and measuring release the GIL
-        found = list(threads.map(_read, images))
-    return [row for rows in found for row in rows[: None if every_text else 1]]
+        found = list(threads.map(lambda image: each(_read, [image]), images))
+    return [row for readable in found for rows in readable for row in rows[: None if every_text else 1]]
 
 
 def _read(image: Path) -> list[Row]:

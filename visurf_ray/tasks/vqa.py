@@ -20,6 +20,7 @@ from rapidfuzz.distance import Levenshtein
 from visurf_ray.aliases import Json
 from visurf_ray.answers.formulas import find_answer
 from visurf_ray.answers.responses import respond, rest
+from visurf_ray.data.bad_rows import each
 from visurf_ray.data.rows import Row, json_object, read_rows
 from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Example, Metrics, Prediction
@@ -51,9 +52,7 @@ class VqaTask(Task):
         root = self.config.image_root or (str(pictures) if path.suffix == ".json" and pictures.is_dir() else None)
         held = isinstance((json_object(path) or {}).get("data"), list)  # DocVQA's file has its rows under `data`
         rows = read_rows(source, root, COLUMNS, rows_in="data" if held else None, solutions=self.solutions)
-        for row in rows:
-            check_plain(row, dict)
-        return [_with_one_answer(row) if isinstance(row.extra["label"], str) else row for row in rows]
+        return each(_with_one_answer, rows)
 
     def check(self, row: Row) -> None:
         if not all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in _items(row.solution)):
@@ -82,12 +81,29 @@ class VqaTask(Task):
         relaxed_accuracy, anls = np.mean(scores, axis=0).tolist()
         return {"relaxed_accuracy": relaxed_accuracy, "anls": anls}
 
+    def correct(self, prediction: Prediction) -> bool:
+        """Return whether the answer is right by relaxed correctness."""
+        given = _answer(prediction.response)
+        return any(relaxed_equal(given, true) for true in _answers(prediction.ground_truth))
+
+    def answer_key(self, prediction: Prediction) -> str:
+        return _answer(prediction.response)
+
+    def same(self, first: str, second: str) -> bool:
+        return relaxed_equal(first, second, tolerance=0.0)
+
 
 def _with_one_answer(row: Row) -> Row:
-    """Return the row with its solution as a list of one answer.
+    """Return a row of ChartQA with its solution as a list of one answer, and others as they are.
 
     In the authors' files of ChartQA the label is text, which must not be parsed: "[12, 14]" is one answer.
+
+    Raises:
+        DataError: The solution is the text of an object.
     """
+    check_plain(row, dict)
+    if not isinstance(row.extra["label"], str):
+        return row
     return replace(row, solution=json.dumps([row.solution], ensure_ascii=False))
 
 
