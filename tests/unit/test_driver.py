@@ -123,7 +123,7 @@ class Monitor:
         pass
 
 
-TASK = SimpleNamespace(render=lambda example, style: "label", styles=("spaced",))
+TASK = SimpleNamespace(label=lambda example, style: "label", styles=("spaced",))
 
 
 class Tokenizer:

@@ -69,11 +69,12 @@ def _check_attributes(key: str, kind: type[Task]) -> None:
         if _owner(kind, "question") is not Task:  # it may know other fields
             break
         try:
-            text.format(query="")
+            text.format(query="", unit="")
         except (ValueError, LookupError, AttributeError) as error:
             raise UserError(
                 f"{key}: the prompt {name!r} cannot be filled in ({users_code.described(error)}): "
-                "{query} stands for the row's problem, and other braces must be doubled, {{ and }}"
+                "{query} stands for the row's problem, {unit} for the unit of coordinates, and other braces must be "
+                "doubled, {{ and }}"
             ) from error
     for name in ("styles", "solutions"):
         value = getattr(kind, name)
