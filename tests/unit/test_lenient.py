@@ -8,6 +8,7 @@ from tests.unit.conftest import composed, prediction
 from visurf_ray.answers.boxes import parse_items
 from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.visual_rft import answered_detections
+from visurf_ray.groups import Example, Prompt
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.tasks import load_task
 
@@ -75,7 +76,9 @@ def test_the_switch_reaches_rewards_metrics_and_drawn_boxes(strict):
     truth = json.dumps([ITEM])
     for text in MENDED.values():
         assert reward(answer(text), truth).total == (2.0 if strict else 7.0)
-        assert task.shown_boxes(answer(text), (100, 60)) == ([] if strict else [(10, 10, 30, 20)])
+        assert task.shown_boxes(answer(text), Example("a", "", "[]", Prompt([], []), (100, 60))) == (
+            [] if strict else [(10, 10, 30, 20)]
+        )
         assert task.score([prediction(truth, answer(text))])["format_rate"] == (0.0 if strict else 1.0)
 
 

@@ -85,7 +85,7 @@ def chooser(**changes: Any) -> SampleChooser:
         "count": 2,
         "every": 1,
         "images": lambda example: [Image.new("L", example.size)],
-        "boxes": lambda text, size: [(0, 0, *size)],
+        "boxes": lambda text, example: [(0, 0, *example.size)],
         "true_boxes": lambda example: [(10, 10, 20, 20)],
     }
     return SampleChooser(**settings | changes)
