@@ -8,7 +8,6 @@ import pytest
 from tests.counting import write_example
 from tests.integration.runs import run_here
 from tests.unit.conftest import composed, task_config
-from tests.unit.groups import example
 from visurf_ray.checks import reward_of
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError, DataError, UserError
@@ -90,7 +89,7 @@ def test_the_printed_example_brings_its_reward_and_its_metrics(tmp_path, monkeyp
     row = task.train_rows()[0]
     assert task.question(row) == ("How many discs are there? Answer with a number between <answer> and </answer>.")
     answers = [Prediction("a", "", "3", (84, 84), text) for text in ("<answer>3</answer>", "<answer>4</answer>")]
-    assert task.score(answers) == {"accuracy": 0.5, "accuracy_low": 0.0, "accuracy_high": 1.0}
+    assert task.metrics(answers) == {"accuracy": 0.5}
     chosen = load_config(["task=custom", module, "reward=math"])
     spec = reward_of(chosen.parts[""], task)
     assert (spec.function, spec.name) == (None, "math")
@@ -220,10 +219,10 @@ def test_a_result_of_the_wrong_kind_is_refused(load, processor, body, message):
 def test_boxes_of_the_wrong_kind_are_refused(load):
     task = load("def boxes(self, text, size):\n    return json_boxes\njson_boxes = [1, 2, 3, 4]")
     with pytest.raises(UserError, match="NameError"):
-        task.shown_boxes("", example())
+        task.shown_boxes("", Example("a", "", "3", Prompt([], []), (1, 1)))
     task = load("def boxes(self, text, size):\n    return [1, 2, 3, 4]")
     with pytest.raises(UserError, match=r"boxes must return a list of \(x1, y1, x2, y2\), not \[1, 2, 3, 4\]"):
-        task.shown_boxes("", example())
+        task.shown_boxes("", Example("a", "", "3", Prompt([], []), (1, 1)))
 
 
 def test_an_error_in_a_reward_names_its_line(tmp_path):
@@ -245,7 +244,7 @@ def test_prompts_are_chosen_by_name(load):
     row = load(body).train_rows()[0]
     assert load(body).question(row) == "How many? Shortly."
     assert load(body, "task.prompt=long").question(row) == 'How many? At length, as {"n": 3}.'
-    with pytest.raises(DataError, match=r"task\.prompt=lon: custom has short, long, or .* Did you mean 'long'\?"):
+    with pytest.raises(DataError, match=r"task\.prompt=lon: custom has short, long, or .*Did you mean 'long'\?"):
         load(body, "task.prompt=lon")
 
 

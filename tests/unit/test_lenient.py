@@ -76,7 +76,7 @@ def test_the_switch_reaches_rewards_metrics_and_drawn_boxes(strict):
     truth = json.dumps([ITEM])
     for text in MENDED.values():
         assert reward(answer(text), truth).total == (2.0 if strict else 7.0)
-        assert task.shown_boxes(answer(text), Example("a", "", truth, Prompt([], []), (100, 60))) == (
+        assert task.shown_boxes(answer(text), Example("a", "", "[]", Prompt([], []), (100, 60))) == (
             [] if strict else [(10, 10, 30, 20)]
         )
         assert task.score([prediction(truth, answer(text))])["format_rate"] == (0.0 if strict else 1.0)

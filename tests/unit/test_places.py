@@ -95,5 +95,12 @@ def test_the_schema_says_of_every_path_that_it_is_one():
 
     assert set(texts(EvaluateConfig)) == {
         *("cluster.address", "monitor.project", "monitor.paper_row", "method.name"),
-        *("task.name", "task.prompt", "reward.name"),
+        *("task.name", "reward.name", "train.keep_best", "train.push_to_hub"),
     }
+
+
+def test_a_prompts_name_is_no_path_even_beside_a_folder_of_its_name(mine):
+    (mine / "plain").mkdir()
+    (mine / "my.jinja").write_text("{{ query }}")
+    assert absolute("plain", Place(ending=".jinja")) == "plain"
+    assert absolute("my.jinja", Place(ending=".jinja")) == f"{mine}/my.jinja"

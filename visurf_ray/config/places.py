@@ -37,7 +37,7 @@ def absolute(value: Any, place: Place) -> Any:
     """Return a value with its path absolute; a value that names no file or folder is returned as it is."""
     if isinstance(value, list):
         return [absolute(item, place) for item in value]
-    if not isinstance(value, str) or value in place.words:
+    if not isinstance(value, str) or value in place.words or not value.endswith(place.ending):
         return value
     path, rest = value, ""
     if place.function:

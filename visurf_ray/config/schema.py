@@ -65,12 +65,14 @@ class Place:
         hub: where there is no such file or folder, the text is a name on a hub. `:split` may follow the path.
         function: `:function` follows the path of a .py file; other texts name a module.
         words: texts that are no paths.
+        ending: of a path; other texts are no paths.
         keys: those keys of a dictionary that are such texts.
     """
 
     hub: bool = False
     function: bool = False
     words: tuple[str, ...] = ()
+    ending: str = ""
     keys: frozenset[str] = frozenset()
 
 
@@ -264,7 +266,7 @@ class TaskConfig:
     held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
     image_root: str | None = named()
-    prompt: str | None = named(hub=True)  # a name, or a file
+    prompt: str | None = field(default=MISSING, metadata={"place": Place(ending=".jinja")})  # or a prompt's name
     system: str | None = field(default=None, metadata={"place": Place()})  # like model.coordinates
     segmenter: str | None = named(hub=True)
     box_distance: float | None = within(above=0)
