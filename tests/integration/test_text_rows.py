@@ -39,7 +39,7 @@ def test_separate_rows_have_the_gradient_of_packed_groups(make_learner, mixed): 
         cost = Cost(packing=packing)
         found.append(stepped(make_learner(max_tokens_per_micro_batch=budget, max_grad_norm=0.0, cost=cost), mixed))
     for loss, gradient in found[1:]:
-        assert loss == pytest.approx(found[0][0], abs=1e-6) and error(gradient, found[0][1]) < 1e-6
+        assert loss == pytest.approx(found[0][0], abs=1e-6) and error(gradient, found[0][1]) < 5e-6
 
 
 @pytest.mark.timeout(120)
