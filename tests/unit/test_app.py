@@ -175,8 +175,10 @@ def test_a_job_finds_the_folder_of_configuration_files_from_the_users_folder(tmp
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
+    """Also where the tests themselves run in the background of a shell, which has its jobs ignore SIGINT."""
     code = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import Config
 sys.exit(run_app(lambda config, overrides: os.kill(os.getpid(), signal.SIG{0}), Config, "config"))
