@@ -131,7 +131,9 @@ def test_evaluation_of_a_checkpoint_gives_the_scores_of_its_run(finished, tmp_pa
     expected = json.loads((finished / "summary.json").read_text())["after"]
     assert json.loads((tmp_path / "metrics.json").read_text()) == pytest.approx(expected)
     predictions = [json.loads(line) for line in (tmp_path / "predictions.jsonl").read_text().splitlines()]
-    assert len(predictions) == 12 and predictions[0].keys() == {"id", "question", "ground_truth", "size", "response"}
+    assert len(predictions) == 12
+    known = {"id", "question", "ground_truth", "size", "response", "answered", "compared"}
+    assert predictions[0].keys() == known
 
 
 @pytest.mark.slow
