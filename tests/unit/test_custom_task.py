@@ -70,7 +70,7 @@ def test_the_printed_example_passes_a_dry_run(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert "4 training rows, 2 held-out rows" in done.stdout
     assert {*train} - {*dry_run} == {"train.batch_size=2"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "__pycache__") == [
         *("data_check.html", "held_out.jsonl", "my_task.py", "pictures", "train.jsonl"),
     ]
 

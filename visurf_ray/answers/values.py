@@ -45,7 +45,7 @@ from sympy import (
 from sympy.concrete.expr_with_limits import AddWithLimits, ExprWithLimits
 from sympy.sets.sets import FiniteSet
 
-_SECONDS = 0.3  # of processor time for one comparison
+_SECONDS = 1.0  # of processor time for one comparison; most take milliseconds
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _TWO_NUMBERS = re.compile(r"(?<![_^\d])\d+\s+\d|^\s*\{\d+\}\s*\{")  # latex2sympy adds "12 13" up
 _EXACT = 25_000  # digits up to which large numbers are computed exactly
