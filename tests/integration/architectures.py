@@ -34,6 +34,18 @@ IDS = {
 }
 
 
+QWEN3_VISION = {
+    "depth": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_heads": 2,
+    "out_hidden_size": 64,
+    "patch_size": 16,
+    "num_position_embeddings": 64,
+    "deepstack_visual_indexes": [0, 1],
+}
+
+
 def configuration(architecture: str, text: dict[str, Any] = TEXT, ids: dict[str, Any] = IDS) -> Any:
     if architecture == "qwen2_vl":
         vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
@@ -50,18 +62,8 @@ def configuration(architecture: str, text: dict[str, Any] = TEXT, ids: dict[str,
             "fullatt_block_indexes": [1],
         }
         return Qwen2_5_VLConfig(text_config=text | {"rope_parameters": MROPE}, vision_config=vision, **ids)
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "patch_size": 16,
-        "num_position_embeddings": 64,
-        "deepstack_visual_indexes": [0, 1],
-    }
     text = text | {"head_dim": 32, "rope_parameters": MROPE | {"mrope_interleaved": True}}
-    return Qwen3VLConfig(text_config=text, vision_config=vision, **ids)
+    return Qwen3VLConfig(text_config=text, vision_config=QWEN3_VISION, **ids)
 
 
 ARCHITECTURES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")

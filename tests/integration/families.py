@@ -20,14 +20,11 @@ from transformers import (
     LlavaOnevisionImageProcessor,
     LlavaOnevisionProcessor,
     LlavaOnevisionVideoProcessor,
-    Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
-    Qwen2VLConfig,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
     Qwen3_5Config,
-    Qwen3VLConfig,
     Qwen3VLMoeConfig,
     Qwen3VLProcessor,
     Qwen3VLVideoProcessor,
@@ -37,6 +34,7 @@ from transformers import (
     SmolVLMVideoProcessor,
 )
 
+from tests.integration.architectures import MROPE, QWEN3_VISION, configuration
 from visurf_ray.models import MINIATURE
 from visurf_ray.weights.stored import save_model
 
@@ -50,7 +48,6 @@ TEXT = {
     "tie_word_embeddings": True,
     "max_position_embeddings": 512,
 }
-MROPE = {"rope_type": "default", "mrope_section": [4, 6, 6], "rope_theta": 10000.0}
 PLAIN_VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 PLAIN_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
@@ -98,45 +95,19 @@ def _qwen_processor(family: _Family, kind: Any, video: Any, patch: int) -> Any:
 
 def qwen2_vl() -> tuple[Any, Any]:
     family = _Family()
-    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 64, "num_heads": 2, "mlp_ratio": 2, "patch_size": 14}
-    text = family.text | {"rope_parameters": MROPE}
-    config = Qwen2VLConfig(text_config=text, vision_config=vision, **_qwen_ids(family))
+    config = configuration("qwen2_vl", family.text, _qwen_ids(family))
     return config, _qwen_processor(family, Qwen2VLProcessor, Qwen2VLVideoProcessor, 14)
 
 
 def qwen2_5_vl() -> tuple[Any, Any]:
     family = _Family()
-    vision = {
-        "depth": 3,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_heads": 2,
-        "out_hidden_size": 64,
-        "patch_size": 14,
-        "window_size": 56,
-        "fullatt_block_indexes": [1],
-    }
-    text = family.text | {"rope_parameters": MROPE}
-    config = Qwen2_5_VLConfig(text_config=text, vision_config=vision, **_qwen_ids(family))
+    config = configuration("qwen2_5_vl", family.text, _qwen_ids(family))
     return config, _qwen_processor(family, Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, 14)
-
-
-QWEN3_VISION = {
-    "depth": 3,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_heads": 2,
-    "out_hidden_size": 64,
-    "patch_size": 16,
-    "num_position_embeddings": 64,
-    "deepstack_visual_indexes": [0, 1],
-}
 
 
 def qwen3_vl() -> tuple[Any, Any]:
     family = _Family()
-    text = family.text | {"rope_parameters": MROPE | {"mrope_interleaved": True}}
-    config = Qwen3VLConfig(text_config=text, vision_config=QWEN3_VISION, **_qwen_ids(family))
+    config = configuration("qwen3_vl", family.text, _qwen_ids(family))
     return config, _qwen_processor(family, Qwen3VLProcessor, Qwen3VLVideoProcessor, 16)
 
 
