@@ -10,7 +10,7 @@ from PIL import Image
 
 from visurf_ray.answers.boxes import Box
 from visurf_ray.checks import max_prompt_tokens, strictness
-from visurf_ray.config.choices import OnBadBox, OnLong
+from visurf_ray.config.choices import OnBadBox, OnLong, Resize
 from visurf_ray.config.schema import Config
 from visurf_ray.data.bad_rows import each, listing
 from visurf_ray.data.rows import Row
@@ -121,7 +121,7 @@ def survey(config: Config, source: str, shown: int, track: Callable[[Sequence[Ro
     Raises:
         UserError: The task or the model cannot be used, or nothing can be read of the data at all.
     """
-    task = load_task(config.task, config.seed, strict=config.answers.strict)
+    task = load_task(config.task, config.seed, strict=config.answers.strict, model=config.model)
     with listing() as unread:
         schema = _schema(source)
         unread.errors.clear()
@@ -137,6 +137,7 @@ def survey(config: Config, source: str, shown: int, track: Callable[[Sequence[Ro
         max_prompt_tokens=max_prompt_tokens(config),
         put=lambda value: value,
         max_pixels=config.model.max_pixels,
+        square=config.model.square_side if config.model.resize is Resize.square else None,
         strictness=strictness(config),
         rows={"train": rows},
     )
@@ -207,7 +208,7 @@ def _shown(loader: ExampleLoader, row: Row) -> Shown:
         list(example.prompt.images),
         loader.task.true_boxes(example),
         loader.processor.tokenizer.decode(example.prompt.token_ids),
-        loader.task.render(example, loader.task.styles[0]),
+        loader.task.label(example, loader.task.styles[0]),
     )
 
 
