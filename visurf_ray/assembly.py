@@ -194,12 +194,30 @@ def start_learner(
         places: as for `make_rollouts`.
         claim_gpus: as for `LearnerGroup`.
     """
+    learner, rank = config.learner, rank_config(config, processor)
+    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
+    environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    actors = [
+        LearnerActor.options(  # type: ignore[attr-defined]
+            num_cpus=learner.cpus, runtime_env={"env_vars": environment}, **place
+        ).remote()
+        for place in places or [{"num_gpus": learner.gpus}] * learner.ranks
+    ]
+    wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
+    cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
+    return LearnerGroup(
+        actors, rank, seed=config.seed, minibatches=learner.minibatches, cores=cores, claim_gpus=claim_gpus
+    )
+
+
+def rank_config(config: Config, processor: Processor) -> RankConfig:
+    """Return the settings of every learner rank."""
     learner = config.learner
     packing = learner.packing
     if packing is Packing.auto:
         packing = Packing.prefix if attends_causally(config.model.path) else Packing.rows
     cost = memory.forward_cost(memory.measure(config.model.path, trained_weights(config)))
-    rank = RankConfig(
+    return RankConfig(
         model_path=resolve_model(config.model.path),
         temperature=config.rollout.temperature,
         banned=tuple(banned_token_ids(processor)),
@@ -219,19 +237,6 @@ def start_learner(
         epochs=learner.epochs,
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
-    )
-    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
-    environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    actors = [
-        LearnerActor.options(  # type: ignore[attr-defined]
-            num_cpus=learner.cpus, runtime_env={"env_vars": environment}, **place
-        ).remote()
-        for place in places or [{"num_gpus": learner.gpus}] * learner.ranks
-    ]
-    wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
-    cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
-    return LearnerGroup(
-        actors, rank, seed=config.seed, minibatches=learner.minibatches, cores=cores, claim_gpus=claim_gpus
     )
 
 

@@ -14,6 +14,7 @@ same without pages of Ray's object store.
 import tempfile
 import time
 import zlib
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ import ray
 
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.job import Job
-from visurf_ray.assembly import start_data
+from visurf_ray.assembly import rank_config, start_data
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
+from visurf_ray.learner.balance import Shard
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.metrics import StepReport, UpdateSums
+from visurf_ray.method import LossConfig
 from visurf_ray.models import load_processor
 from visurf_ray.rollout.actor import Sampled, Sampling
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
@@ -70,13 +73,13 @@ class RandomLearner:
     def send_weights(self) -> None:
         pass
 
-    def update(self, shards: list, loss: Any) -> list[StepReport]:
-        for shard in shards:
+    def update(self, minibatches: Sequence[Shard], loss: LossConfig, learning_rate: float | None) -> list[StepReport]:
+        for shard in minibatches:
             fetch = cache(ray.get)
-            for group, _ in shard:
-                for response in group.responses:
+            for part in shard:
+                for response in part.group.responses:
                     response.tokens.resolve(fetch)
-        return [StepReport(UpdateSums(), grad_norm=1.0, learning_rate=0.0) for _ in shards]
+        return [StepReport(UpdateSums(), grad_norm=1.0, learning_rate=0.0) for _ in minibatches]
 
 
 def resident() -> tuple[float, float]:
@@ -109,6 +112,7 @@ def main() -> None:
     overrides += ["monitor.samples_every=0"]
     config = load_config(overrides)
     with connected("local"), tempfile.TemporaryDirectory() as folder:
+        processor = load_processor(config.model)
         data = start_data(config)
         rollouts = RolloutPool(
             lambda: [RandomRollouts.remote() for _ in range(2)],  # type: ignore[attr-defined]
@@ -116,9 +120,9 @@ def main() -> None:
             max_in_flight=config.rollout.max_in_flight,
         )
         ranks = [RandomLearner.remote() for _ in range(2)]  # type: ignore[attr-defined]
-        learner = LearnerGroup(ranks, None, seed=0, minibatches=1, cores=[[], []])  # type: ignore[arg-type]
+        learner = LearnerGroup(ranks, rank_config(config, processor), seed=0, minibatches=1, cores=[[], []])
         rollouts.connect(WeightLink(lambda engines: None, learner.send_weights, lambda: None))
-        job = Job(data, rollouts, learner, load_processor(config.model), overrides, Path(folder))
+        job = Job(data, rollouts, learner, processor, overrides, Path(folder))
         results = {prompts: measure(job, prompts, steps) for prompts in sizes}
     table(
         ["prompts", "driver s", "wall s", "RSS MiB", "MiB a step", "of its own"],

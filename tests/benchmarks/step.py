@@ -18,6 +18,7 @@ import ray
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.job import Job, started
 from visurf_ray.groups import Example, Group
+from visurf_ray.learner.balance import cut
 from visurf_ray.method import token_weights
 from visurf_ray.rollout.actor import Sampling
 
@@ -58,10 +59,11 @@ def generate_in(actor: Any, examples: Sequence[Example], sampling: Sampling) -> 
 
 def learn(actor: Any, groups: Sequence[Group], weights: Sequence[list[float]]) -> float:
     """Seconds of the model alone; runs in the learner actor."""
-    rank, shard = actor.rank, list(zip(groups, weights, strict=True))
-    parts = rank._pack(shard, rank._rows(shard), ray.get)
+    rank = actor.rank
+    shard = cut(groups, weights, rank.config.max_tokens_per_micro_batch, rank.cost)
+    rows = rank._pack(rank._rows(shard), ray.get)
     begin = time.perf_counter()
-    for packed in parts:
+    for packed in rows:
         logprobs, _ = rank.engine(packed)
         rank.engine.backward(-(logprobs * packed.advantage_T * packed.weight_T).sum())
     rank.engine.step()
