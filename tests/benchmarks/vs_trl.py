@@ -73,8 +73,14 @@ class InTurns(TrainerCallback):
         self.tokens.append(statistics.mean(r.length for group in batch.groups for r in group.responses))
 
 
-def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, steps: int) -> dict[str, float]:
-    """Responses per second of both, the first step left out."""
+def measure(
+    folder: Path, settings: list[str], *, prompts: int, tokens: int, steps: int, micro_batch: int
+) -> dict[str, float]:
+    """Responses per second of both, the first step left out.
+
+    Args:
+        micro_batch: TRL's responses of a forward pass, whose logits of all words are in memory at once.
+    """
     overrides = [
         "method=rlvr",
         f"model.path={folder}",
@@ -95,7 +101,8 @@ def measure(folder: Path, settings: list[str], *, prompts: int, tokens: int, ste
     rng = np.random.default_rng(0)
     trainer_config = GRPOConfig(
         output_dir=str(folder / "trl"),
-        per_device_train_batch_size=prompts * ROLLOUTS,
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=prompts * ROLLOUTS // micro_batch,
         num_generations=ROLLOUTS,
         max_completion_length=tokens,
         max_steps=steps + 1,
@@ -131,12 +138,13 @@ def run_case(case: str, quick: bool) -> dict[str, float]:
         folder = Path(name)
         if case == "miniature":
             write_model(folder / case, hidden=128, layers=6, heads=4, vision_hidden=96, vision_depth=4)
-            return measure(folder / case, [], prompts=16, tokens=64, steps=2 if quick else 8)
+            return measure(folder / case, [], prompts=16, tokens=64, steps=2 if quick else 8, micro_batch=128)
         if case == "picture":
             write_model(folder / case, hidden=512, layers=7, heads=8, max_pixels=448 * 448)
-            return measure(folder / case, write_pictures(folder, 32), prompts=4, tokens=100, steps=3)
+            pictures = write_pictures(folder, 32)
+            return measure(folder / case, pictures, prompts=4, tokens=100, steps=3, micro_batch=16)
         write_model(folder / case, hidden=512, layers=7, heads=8, mean_response=130)
-        return measure(folder / case, [], prompts=8, tokens=512, steps=3)
+        return measure(folder / case, [], prompts=8, tokens=512, steps=3, micro_batch=8)
 
 
 def in_its_own_process(case: str, flags: list[str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ import pytest
 
 from tests import benchmarks
 
-NAMES = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("*.py") if "def main" in path.read_text())
+NAMES = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("*.py") if "arguments(__doc__" in path.read_text())
 
 
 @pytest.mark.slow
