@@ -13,21 +13,14 @@ from omegaconf import OmegaConf
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checkpoints import Checkpoints, State
-from visurf_ray.checks import (
-    check,
-    check_budget,
-    check_cluster,
-    max_prompt_tokens,
-    strictness,
-    trained_weights,
-    versions,
-)
+from visurf_ray.checks import check, check_budget, check_cluster, trained_weights, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.errors import writing
 from visurf_ray.feed.feed import DataFeed
+from visurf_ray.feed.loader import Dropped
 from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.hub import upload
 from visurf_ray.learner import memory
@@ -36,11 +29,11 @@ from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.proof import TOLERANCE, prove_packing
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import attends_causally, banned_token_ids, load_processor, resolve_model
+from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
 from visurf_ray.monitor import Monitor, SampleChooser, write_card
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
-from visurf_ray.rollout.pool import RolloutPool, WeightLink
+from visurf_ray.rollout.pool import PROBE_TOKENS, RolloutPool, WeightLink
 from visurf_ray.scoring.segmentation import Segmentation
 from visurf_ray.stages import build_stages
 from visurf_ray.tasks.tasks import Tasks
@@ -79,28 +72,20 @@ def start_data(config: Config, *, train: bool = True) -> DataFeed:
     Raises:
         DataError: a row cannot be used.
     """
-    data = DataFeed(
-        config.parts,
-        config.eval.sets,
-        config.model,
-        seed=config.seed,
-        max_prompt_tokens=max_prompt_tokens(config),
-        train=train,
-        strictness=strictness(config),
-        curriculum=config.feed.curriculum if train else None,
-    )
-    if data.warning:
-        print(data.warning, flush=True)
-    if data.dropped:
-        print(f"{len(data.dropped)} rows of the data are dropped: see dropped.jsonl in {config.output_dir}", flush=True)
+    data = DataFeed(config, train=train)
+    if data.findings.warning:
+        print(data.findings.warning, flush=True)
+    if dropped := data.findings.dropped:
+        print(f"{len(dropped)} rows of the data are dropped: see dropped.jsonl in {config.output_dir}", flush=True)
     return data
 
 
-def write_dropped(data: DataFeed, output: Path) -> None:
+def write_dropped(dropped: Sequence[Dropped], output: Path) -> None:
     """Write the rows that are left out, and why, to dropped.jsonl in the output folder, if there are any."""
-    if data.dropped:
-        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in data.dropped]
-        (output / "dropped.jsonl").write_text("".join(lines), encoding="utf-8")
+    if dropped:
+        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in dropped]
+        with writing("dropped.jsonl", output):
+            (output / "dropped.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 def start_segmentation(config: Config) -> Segmentation | None:
@@ -117,20 +102,26 @@ def start_segmentation(config: Config) -> Segmentation | None:
 
 
 def make_rollouts(
-    config: Config, places: Sequence[ActorOptions] = (), trained: Trained | None = None, *, images: int = 1
+    config: Config,
+    processor: Processor,
+    places: Sequence[ActorOptions] = (),
+    trained: Trained | None = None,
+    *,
+    images: int = 1,
 ) -> RolloutPool:
     """Return a pool that starts vLLM engines when they are needed.
 
     Args:
-        images: the most images of a prompt.
-        trained: tells which adapters the engines will load; None: none.
+        processor: the model's.
         places: options of each actor, see `shared_gpus`; without any, engines have GPUs of their own.
+        trained: tells which adapters the engines will load; None: none.
+        images: the most images of a prompt.
     """
     rollout = config.rollout
     every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
     sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
     return RolloutPool(
-        partial(_launch_engines, config, places, trained, images),
+        partial(_launch_engines, config, processor, places, trained, images),
         wait=partial(_wait_for_engines, config),
         sampling=sampling,
         max_in_flight=rollout.max_in_flight,
@@ -140,7 +131,7 @@ def make_rollouts(
 
 
 def _launch_engines(
-    config: Config, places: Sequence[ActorOptions], trained: Trained | None, images: int
+    config: Config, processor: Processor, places: Sequence[ActorOptions], trained: Trained | None, images: int
 ) -> list[ActorHandle]:
     """Begin to start vLLM engines."""
     rollout = config.rollout
@@ -154,7 +145,7 @@ def _launch_engines(
         sleeps=config.colocated,
         seed=config.seed,
         head_dtype=config.learner.head_dtype,
-        banned=tuple(banned_token_ids(load_processor(config.model))),
+        banned=tuple(banned_token_ids(processor)),
         images=images,
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
@@ -273,7 +264,7 @@ def start_policy(
             needed. They hold the learner's weights.
     """
     places = stack.enter_context(_shared_gpus(config)) if config.colocated else []
-    rollouts = make_rollouts(config, places, trained_weights(config), images=images)
+    rollouts = make_rollouts(config, processor, places, trained_weights(config), images=images)
     stack.callback(rollouts.shut_down)
     if engines:
         rollouts.launch()
@@ -293,15 +284,16 @@ def start_policy(
 
 
 def prove(config: Config, data: DataFeed, processor: Processor, rollouts: RolloutPool, learner: LearnerGroup) -> str:
-    """Prove on the first training example that learner and sampler agree; see `prove_packing`.
+    """Prove on a training example, one with images if there is any, that learner and sampler agree.
 
-    While there are no engines, responses are the tokens of the question: packing alone is proven.
+    While there are no engines, responses are the first tokens of the question: packing alone is proven. See
+    `prove_packing`.
     """
-    example = data.first()
+    example = data.specimen()
     if rollouts.actors:
         group = rollouts.probe(example)
     else:
-        ids = processor.tokenizer(example.question or "?", add_special_tokens=False).input_ids
+        ids = processor.tokenizer(example.question or "?", add_special_tokens=False).input_ids[:PROBE_TOKENS]
         responses = [Response(Source.LABEL, "", TokenSpan.of(tokens)) for tokens in (ids, ids[:1])]
         group = Group(example, responses)
     dtypes = {config.learner.dtype, *([config.rollout.dtype] if rollouts.actors else [])}
@@ -320,7 +312,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         stack.enter_context(connected(config.cluster.address))
         check_cluster(config, cluster_nodes())
         data = start_data(config)
-        check_budget(config, data.longest, data.longest_labelled)
+        check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
@@ -331,7 +323,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             config,
             processor,
             stack,
-            images=data.most_images,
+            images=data.findings.most_images,
             checkpoint=checked.resume,
             engines=samples_now or checked.state.before is None,  # which a run without a checkpoint evaluates first
         )
@@ -340,7 +332,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         with writing("config.yaml", output):
             OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
-        write_dropped(data, output)
+        write_dropped(data.findings.dropped, output)
         monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.tasks, data))
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         driver = Driver(
