@@ -8,7 +8,8 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from visurf_ray.assembly import make_rollouts, start_data, start_segmentation, write_dropped
+from visurf_ray.actors import make_rollouts, start_data, start_segmentation
+from visurf_ray.assembly import write_dropped
 from visurf_ray.checkpoints import read_state
 from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, rollout_demand, segmenter_demand
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected

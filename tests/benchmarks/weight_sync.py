@@ -20,7 +20,7 @@ import ray
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
 from tests.benchmarks.job import started
 from tests.benchmarks.models import write_model
-from visurf_ray.assembly import make_rollouts
+from visurf_ray.actors import make_rollouts
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 from visurf_ray.learner.trained import Trained, adapter_files
