@@ -14,7 +14,6 @@ from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_n
 from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.schema import Config, PartConfig
 from visurf_ray.errors import ConfigError, naming
-from visurf_ray.feed.loader import Strictness
 from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
@@ -70,6 +69,7 @@ def check(config: Config) -> Checked:
     check_model(config.model.path)
     processor = load_processor(config.model)
     check_family(config, processor)
+    check_sampled(config)
     trained_weights(config).check(resolve_model(config.model.path))
     check_segmenters(config)
     tasks = Tasks.of(config, model=config.model)
@@ -163,11 +163,11 @@ def check_vllm(config: Config) -> None:
 
 
 def check_family(config: Config, processor: Processor) -> None:
-    """Check what a model's family cannot do here.
+    """Check what cannot be trained of a model's family.
 
     Raises:
-        ConfigError: the processor is another family's, the weights are quantised, the language model does not allow the
-            packing, or vLLM cannot sample it on a CPU.
+        ConfigError: the processor is another family's, the weights are quantised, or the language model does not allow
+            the packing.
     """
     path = config.model.path
     model = AutoConfig.from_pretrained(resolve_model(path))
@@ -185,10 +185,19 @@ def check_family(config: Config, processor: Processor) -> None:
         raise ConfigError(
             f"learner.packing=prefix: {kind} has layers with linear or sliding-window attention: use rows, or auto"
         )
+
+
+def check_sampled(config: Config) -> None:
+    """Check that vLLM can sample a model of this family here.
+
+    Raises:
+        ConfigError: on a CPU it cannot, or not in `rollout.dtype`.
+    """
     if config.rollout.gpus:
         return
+    kind = AutoConfig.from_pretrained(resolve_model(config.model.path)).model_type
     if kind in _NOT_ON_A_CPU:
-        raise ConfigError(f"model.path={path}: with rollout.gpus=0 vLLM cannot sample {kind}: {_NOT_ON_A_CPU[kind]}")
+        raise ConfigError(f"rollout.gpus=0: without GPUs vLLM cannot sample {kind}: {_NOT_ON_A_CPU[kind]}")
     if kind in _BFLOAT16_ON_A_CPU and config.rollout.dtype != Dtype.bfloat16:
         raise ConfigError(
             f"rollout.dtype={config.rollout.dtype}: without GPUs vLLM samples {kind} in bfloat16 alone "
@@ -273,17 +282,6 @@ def reward_demand(config: Config) -> Demand:
 def segmenter_demand(config: Config) -> Demand:
     count = int(config.segmenter is not None)
     return Demand("segmenter", "eval.segmenter_gpus", count, config.eval.segmenter_gpus, 0)
-
-
-def max_prompt_tokens(config: Config) -> int:
-    """Return the length of the longest prompt in tokens: it leaves room for one token of a response."""
-    return config.rollout.max_model_len - 1
-
-
-def strictness(config: Config) -> Strictness:
-    """Return which rows of the data are refused, and which are left out."""
-    trains = config.method.label or config.method.sft_steps > 0
-    return Strictness(config.feed.on_bad_box, config.feed.on_long, config.rollout.max_tokens, trains)
 
 
 def _initial_state(config: Config, resume: Path | None) -> State:

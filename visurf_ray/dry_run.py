@@ -10,9 +10,7 @@ from visurf_ray.checks import (
     check,
     check_budget,
     check_cluster,
-    max_prompt_tokens,
     reward_demand,
-    strictness,
     trained_weights,
 )
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
@@ -36,24 +34,15 @@ def dry_run(config: Config) -> None:
     with nullcontext() if local else connected(config.cluster.address):
         nodes = [this_machine()] if local else cluster_nodes()
         check_cluster(config, nodes)
-    data = Mixture(
-        config.parts,
-        config.eval.sets,
-        config.model,
-        seed=config.seed,
-        max_prompt_tokens=max_prompt_tokens(config),
-        train=True,
-        put=lambda value: value,
-        strictness=strictness(config),
-    )
+    data = Mixture(config, train=True, put=lambda value: value)
+    findings = data.findings
     size = memory.measure(config.model.path, trained_weights(config))
-    check_budget(config, data.longest["train"], data.longest_labelled)
+    check_budget(config, findings.longest["train"], findings.longest_labelled)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
-    if data.warning:
-        console.print(data.warning, soft_wrap=True)
+    if findings.warning:
+        console.print(findings.warning, soft_wrap=True)
     console.print(_run_table(config, data, size, nodes, start=checked.state.step))
-    longest = max(data.longest.values())
-    console.print(_memory_table(config, size, nodes, prompt=longest))
+    console.print(_memory_table(config, size, nodes, prompt=max(findings.longest.values())))
     console.print("dry run: all checks passed; nothing was started or written")
 
 
@@ -69,7 +58,7 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
     left = [(stage.last - max(stage.first, start), stage.batch_size) for stage in plan_stages(config)]
     left = [(steps, size) for steps, size in left if steps > 0]
     rollout = config.rollout
-    longest = max(data.longest.values())
+    longest = max(data.findings.longest.values())
     room = min(rollout.max_tokens, rollout.max_model_len - longest)
     gpus, cpus = (sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU"))
     table = _table("what", "value")
@@ -87,7 +76,7 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
         count = share * sum(steps * size for steps, size in left) / rows
         epochs.append(f"{count:.2f} epochs{f' of {name}' if name else ''}")
     table.add_row("longest prompt", f"{longest} tokens, which leave {room} of {rollout.max_tokens} for a response")
-    table.add_row("longest label", f"{data.longest_label} tokens")
+    table.add_row("longest label", f"{data.findings.longest_label} tokens")
     table.add_row(
         "steps",
         ", then ".join(f"{steps} of {size} prompts" for steps, size in left)

@@ -8,9 +8,10 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from visurf_ray.assembly import make_rollouts, start_data, start_segmentation, write_dropped
+from visurf_ray.actors import make_rollouts, start_data, start_segmentation
+from visurf_ray.assembly import write_dropped
 from visurf_ray.checkpoints import read_state
-from visurf_ray.checks import check_segmenters, check_vllm, rollout_demand, segmenter_demand
+from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, rollout_demand, segmenter_demand
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, writing
@@ -31,13 +32,15 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     check_vllm(config)
     check_segmenters(config)
     output = Path(config.output_dir).expanduser().resolve()
-    tasks = Tasks.of(config, model=config.model)
+    tasks = Tasks.of(config)
     with ExitStack() as stack:
         config.model.path = as_model(config.checkpoint, output, stack)
+        processor = load_processor(config.model)
+        check_sampled(config)
         stack.enter_context(connected(config.cluster.address))
         check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
         data = start_data(config, train=False)
-        rollouts = make_rollouts(config, images=data.most_images)
+        rollouts = make_rollouts(config, processor, images=data.findings.most_images)
         stack.callback(rollouts.shut_down)
         rollouts.launch()
         segmentation = start_segmentation(config)
@@ -49,7 +52,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         if segmentation:
             predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)
-    write_dropped(data, output)
+    write_dropped(data.findings.dropped, output)
     with writing("predictions.jsonl", output):
         write_predictions(predictions, output / "predictions.jsonl")
     return _write_scores(tasks.score(predictions), output)

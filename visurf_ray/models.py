@@ -1,4 +1,4 @@
-"""Where a model's files are, and its processor: for a hub id, a local folder and the miniature alike."""
+"""A model by its path: its files, its processor, and what its family needs. A hub id, a folder, or the miniature."""
 
 import json
 from pathlib import Path
@@ -82,7 +82,7 @@ def _missing_weights(folder: Path) -> str:
     return f"weights ({' or '.join(_WEIGHTS)}, or the index of several files)"
 
 
-# Vision tokens that a processor does not tell: those around an image or a video of the Qwen-VL families.
+# Vision tokens that a processor has no attribute for: those around an image or a video of the Qwen-VL families.
 _AROUND_IMAGES = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 _TOLD = ("image_token_id", "video_token_id", "start_image_token_id", "end_image_token_id")
 BANNED_BIAS = -100.0
@@ -104,12 +104,15 @@ def banned_token_ids(processor: Processor) -> list[int]:
 def attends_causally(path: str) -> bool:
     """Return whether each layer of the language model attends to all tokens before and to nothing else.
 
-    It is what the configuration tells: layers with linear or sliding-window attention do not.
+    It is what the configuration tells: layers with linear or sliding-window attention do not. Families without
+    `layer_types` have one kind of layer.
     """
     from transformers import AutoConfig
 
     text = AutoConfig.from_pretrained(resolve_model(path)).get_text_config()
-    return set(getattr(text, "layer_types", None) or ()) <= {"full_attention"}
+    if types := getattr(text, "layer_types", None):
+        return set(types) == {"full_attention"}
+    return getattr(text, "sliding_window", None) is None
 
 
 _ANSWER_IN_PIXELS = ("qwen2_5_vl",)  # families; others answer in thousandths, or have learnt no unit
@@ -148,9 +151,6 @@ def load_processor(config: ModelConfig) -> Processor:
     path = resolve_model(config.path)
     try:
         processor = AutoProcessor.from_pretrained(path)
-        if config.max_pixels is None or not has_pixel_bounds(processor):
-            return processor
-        processor = AutoProcessor.from_pretrained(path, max_pixels=config.max_pixels)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if Path(path).is_dir():
@@ -158,7 +158,10 @@ def load_processor(config: ModelConfig) -> Processor:
         raise UserError(
             f"model.path={config.path}: there is no such folder, and no such model on the Hugging Face hub ({reason})"
         ) from error
-    least = processor.image_processor.size["shortest_edge"]  # in pixels, as longest_edge, whatever the names say
+    if config.max_pixels is None or not has_pixel_bounds(processor):
+        return processor
+    size = processor.image_processor.size
+    least = size["shortest_edge"]  # in pixels, as longest_edge, whatever the names say
     if config.max_pixels < least:
         token = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
         raise UserError(
@@ -166,4 +169,5 @@ def load_processor(config: ModelConfig) -> Processor:
             f"counts pixels, not patches or visual tokens, of which each has {token} pixels: for 1280 visual tokens "
             f"write model.max_pixels={1280 * token}, or null for the processor's own limit"
         )
+    size["longest_edge"] = config.max_pixels
     return processor

@@ -24,7 +24,7 @@ import ray
 
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.job import Job
-from visurf_ray.assembly import rank_config, start_data
+from visurf_ray.actors import rank_config, start_data
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan

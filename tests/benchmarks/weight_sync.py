@@ -20,10 +20,11 @@ import ray
 from tests.benchmarks.harness import arguments, finish, interleaved, start, table
 from tests.benchmarks.job import started
 from tests.benchmarks.models import write_model
-from visurf_ray.assembly import make_rollouts
+from visurf_ray.actors import make_rollouts
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 from visurf_ray.learner.trained import Trained, adapter_files
+from visurf_ray.models import load_processor
 
 ADAPTERS = Trained(lora_rank=16, lora_alpha=32.0)
 _COLUMNS = ("memcpy", "all", "adapters")
@@ -65,7 +66,8 @@ def measure_sync(folder: str, repeats: int) -> dict[str, float]:
     """Return the seconds of both kinds of transfer, and those of a plain copy of all weights."""
     config = load_config([f"model.path={folder}", "rollout.max_model_len=256", "rollout.memory=0.25"])
     with connected("local"), ExitStack() as stack:
-        pools = [make_rollouts(config, trained=trained) for trained in (Trained(), ADAPTERS)]
+        processor = load_processor(config.model)
+        pools = [make_rollouts(config, processor, trained=trained) for trained in (Trained(), ADAPTERS)]
         for pool in pools:
             stack.callback(pool.shut_down)
             pool.start()

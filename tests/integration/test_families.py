@@ -66,9 +66,11 @@ def test_quantised_weights_are_refused(tmp_path):
 
 
 def test_gemma_3_is_refused_on_a_cpu(tmp_path):
-    """vLLM's attention there lets no image token see the next one."""
-    done = run_here("train", *SMALL, f"model.path={make_family('gemma3', tmp_path)}", "train.dry_run=true")
-    assert is_refused(done, ["gemma3", "rollout.gpus=0"]), done.stderr
+    """vLLM's attention there lets no image token see the next one: its answers would be another model's."""
+    model = make_family("gemma3", tmp_path)
+    for asked in (("train", f"model.path={model}", "train.dry_run=true"), ("evaluate", f"checkpoint={model}")):
+        done = run_here(*asked, *SMALL)
+        assert is_refused(done, ["gemma3", "rollout.gpus=0"]), done.stderr
 
 
 def test_qwen_3_5_is_refused_in_float32_on_a_cpu(tmp_path):

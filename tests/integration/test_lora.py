@@ -21,7 +21,7 @@ from visurf_ray.learner.trained import Trained, adaptable, merged_weights
 from visurf_ray.method import LossConfig
 from visurf_ray.models import banned_token_ids, resolve_model
 from visurf_ray.weights.source import ZeroSource
-from visurf_ray.weights.stored import stored
+from visurf_ray.weights.stored import stored_name
 
 
 def load(path):
@@ -57,7 +57,7 @@ def test_tower_and_projector_are_frozen_apart_and_only_the_rest_is_sent(model, t
     for name, parameter in model.named_parameters():
         merges = ".merger." in name or ".deepstack_merger_list." in name
         frozen = projector if merges else tower and ".visual." in name
-        assert parameter.requires_grad is (stored(model, name, parameter)[0] in sent) is not frozen, name
+        assert parameter.requires_grad is (stored_name(model, name) in sent) is not frozen, name
 
 
 @pytest.mark.parametrize(

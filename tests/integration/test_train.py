@@ -202,16 +202,14 @@ _BAD_DATA = {
 @pytest.mark.parametrize("case", _BAD_DATA)
 def test_bad_data_is_refused_by_file_and_row(tmp_path, case):
     """By what the data actor calls; a missing image is refused by a whole run below."""
-    from visurf_ray.checks import max_prompt_tokens
     from visurf_ray.config.load import load_config
     from visurf_ray.errors import DataError
     from visurf_ray.feed.mixture import Mixture
 
     make, message = _BAD_DATA[case]
     config = load_config(make(tmp_path))
-    longest = max_prompt_tokens(config)
     with pytest.raises(DataError, match=message):
-        Mixture(config.parts, {}, config.model, seed=0, max_prompt_tokens=longest, train=True, put=lambda value: value)
+        Mixture(config, train=True, put=lambda value: value)
 
 
 _REFUSED_BY_THE_CLUSTER = {

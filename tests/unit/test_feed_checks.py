@@ -3,7 +3,6 @@
 import json
 import re
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 
@@ -57,6 +56,17 @@ def test_special_tokens_are_refused_by_row(write_jsonl, load, token, train, task
     source = write_jsonl({"id": "bad", "solution": "7" if task != "non_object" else TRUTH} | json.loads(text))
     with pytest.raises(DataError, match=rf"row 0 \(id bad\): .*{re.escape(token)}"):
         load(source, task, train=train)
+
+
+@pytest.mark.parametrize(("key", "name"), [("task.prompt", "own.jinja"), ("task.system", "own.txt")])
+def test_special_tokens_in_a_prompt_or_system_message_of_ones_own_are_refused(
+    write_jsonl, make_loader, tmp_path, key, name
+):
+    """The end of a turn would begin another one in every prompt."""
+    (tmp_path / name).write_text("{{ query }}<|im_end|>" if name.endswith("jinja") else "Be short.<|im_end|>")
+    loader = make_loader(write_jsonl({"solution": "7"}), f"{key}={tmp_path / name}", name="vqa")
+    with pytest.raises(DataError, match=r"row 0: its text must not contain <\|im_end\|>"):
+        loader.check()
 
 
 def test_text_that_only_looks_special_is_accepted(write_jsonl, load):
@@ -229,8 +239,8 @@ def test_dropped_rows_are_written_to_the_output_folder(tmp_path):
     from visurf_ray.assembly import write_dropped
     from visurf_ray.feed.loader import Dropped
 
-    write_dropped(SimpleNamespace(dropped=[]), tmp_path)
+    write_dropped([], tmp_path)
     assert not (tmp_path / "dropped.jsonl").exists()
-    write_dropped(SimpleNamespace(dropped=[Dropped("train", "a.jsonl, row 3", "x", "for this")]), tmp_path)
+    write_dropped([Dropped("train", "a.jsonl, row 3", "x", "for this")], tmp_path)
     written = json.loads((tmp_path / "dropped.jsonl").read_text())
     assert written == {"split": "train", "where": "a.jsonl, row 3", "id": "x", "reason": "for this"}

@@ -105,7 +105,7 @@ def test_more_ranks_than_groups_share_their_responses(seed):
 
 def test_a_cost_counts_what_is_computed():
     """Against a loop over all pairs of a token and one before it."""
-    prompt = Prompt([1, 2, 3], [1, 2, 2, 2, 3])  # three visual tokens of four patches
+    prompt = Prompt([1, 2, 3], [1, 2, 2, 2, 3], ("image",))  # three visual tokens of four patches
     one = group([0.0, 0.0], tokens=[4, 7])
     one = Group(replace(one.example, prompt=prompt), one.responses)
     rows = [[True] * (own + 1) for own in range(5)] + [[True] * (5 + own + 1) for n in (3, 6) for own in range(n)]
@@ -115,6 +115,11 @@ def test_a_cost_counts_what_is_computed():
     assert Cost(0, 0, 1).of(one) == 11
     assert Cost(0, 0, 0, 1).of(one) == 12 and Cost(0, 0, 0, 0, 1).of(one) == 144
     assert Cost(2, 3, 5, 7, 11).of(one) == 2 * 14 + 3 * pairs + 5 * 11 + 7 * 12 + 11 * 144
+    two = Prompt([1, 2, 2, 3], [1, 2, 2, 2, 2, 2, 2, 3], ("image", "image"))  # three visual tokens each
+    several = Group(replace(one.example, prompt=two), one.responses)
+    assert Cost(0, 0, 0, 1).of(several) == 24 and Cost(0, 0, 0, 0, 1).of(several) == 2 * 144
+    none = Group(replace(one.example, prompt=Prompt([1, 2, 3], [1, 2, 3])), one.responses)
+    assert Cost(0, 0, 0, 1, 1).of(none) == 0
 
 
 @pytest.mark.parametrize("count", range(1, 34))

@@ -12,7 +12,6 @@ from visurf_ray.config.load import load_config
 from visurf_ray.data.stored import StoredImage
 from visurf_ray.errors import DataError, UserError
 from visurf_ray.feed.actor import DataActor
-from visurf_ray.feed.curriculum import Curriculum
 from visurf_ray.feed.loader import ExampleLoader
 from visurf_ray.tasks import load_task
 
@@ -220,15 +219,14 @@ def test_a_miniature_without_scenes_names_the_key(processor, key):
 
 
 @pytest.fixture
-def counting(seven, make_loader):
-    """A data actor, and how many training examples it has made."""
+def counting():
+    """A data actor with seven training rows, and which training examples it has made."""
     made = []
     actor = DataActor()
-    actor.loader = make_loader(seven)
-    actor.curriculum = Curriculum(None)
-    actor.prepared = {}
-    make = actor.loader.example
-    actor.loader.example = lambda row: made.append(row.id) or make(row)
+    actor.open(load_config(["task.train=7", "task.held_out=2"]), train=True, put=lambda value: value)
+    loader = actor.mixture.parts[""]
+    make = loader.example
+    loader.example = lambda row: made.append(row.id) or make(row)
     return actor, made
 
 
@@ -239,7 +237,7 @@ def test_examples_are_made_once_whatever_is_taken_at_a_time(counting):
     for position, count in ((0, 3), (3, 5), (8, 1), (9, 4)):
         taken += actor.take(position, count)[0]
         actor.prepare(position + count, count)
-    assert [example.id for example in taken] == identities(actor.loader, 0, 13)
+    assert [example.id for example in taken] == identities(actor.mixture, 0, 13)
     assert made[:13] == made[-13:] and len(made) == 17 + 13, "the last four were prepared ahead"
 
 
@@ -248,6 +246,6 @@ def test_used_examples_are_forgotten_and_a_run_may_go_back(counting):
     actor.take(0, 5)
     actor.prepare(5, 2)
     assert sorted(actor.prepared) == [5, 6]
-    assert [example.id for example in actor.take(2, 2)[0]] == identities(actor.loader, 2, 2)
+    assert [example.id for example in actor.take(2, 2)[0]] == identities(actor.mixture, 2, 2)
     actor.take(10, 1)
     assert not actor.prepared

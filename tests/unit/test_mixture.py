@@ -195,16 +195,8 @@ def test_a_position_has_the_same_part_whatever_was_asked_before():
 @pytest.fixture
 def make_mixture():
     def make(*overrides: str, seed: int = 0, train: bool = True) -> Mixture:
-        config = load_config([*BOTH, *overrides])
-        return Mixture(
-            config.parts,
-            config.eval.sets,
-            config.model,
-            seed=seed,
-            max_prompt_tokens=500,
-            train=train,
-            put=lambda value: value,
-        )
+        config = load_config([*BOTH, f"seed={seed}", *overrides])
+        return Mixture(config, train=train, put=lambda value: value)
 
     return make
 
@@ -234,18 +226,24 @@ def test_the_order_is_the_same_for_every_batch_size_and_after_a_resume(make_mixt
 
 
 def test_a_run_of_one_task_draws_as_its_loader_does():
-    config = load_config(["task.train=7", "task.held_out=2"])
-    mixture = Mixture(
-        config.parts, {}, config.model, seed=4, max_prompt_tokens=500, train=True, put=lambda value: value
-    )
+    mixture = Mixture(load_config(["task.train=7", "task.held_out=2"]), train=True, put=lambda value: value)
     assert names(mixture.train_batch(5, 20)) == names(mixture.parts[""].train_batch(5, 20))
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [((0, 0, 2, 1), "2"), ((1, 0), "0"), ((0, 0), "0")])
+def test_the_specimen_has_images_if_a_row_has_any(write_jsonl, rows, chosen):
+    """`rows` are the numbers of their images."""
+    images = [{"image": None, "images": ["picture.png"] * count, "solution": "7"} for count in rows]
+    source = write_jsonl(*({"id": str(number)} | row for number, row in enumerate(images)))
+    config = load_config(["task=vqa", f"task.train={source}", f"task.held_out={source}"])
+    assert Mixture(config, train=True, put=lambda value: value).specimen().id == chosen
 
 
 def test_held_out_examples_are_of_parts_and_sets_up_to_the_limit_each(make_mixture):
     mixture = make_mixture(*SET, train=False)
     assert Counter(each.part for each in mixture.held_out_examples(None)) == {"find": 4, "count": 3, "sums": 2}
     assert Counter(each.part for each in mixture.held_out_examples(3)) == {"find": 3, "count": 3, "sums": 2}
-    assert mixture.longest.keys() == {"held_out"} and mixture.longest_labelled == 0
+    assert mixture.findings.longest.keys() == {"held_out"} and mixture.findings.longest_labelled == 0
 
 
 def test_a_row_that_cannot_be_used_names_its_part(make_mixture, write_jsonl, data_folder):
@@ -361,9 +359,7 @@ def test_a_part_may_be_a_task_of_ones_own_with_its_reward(tmp_path, write_jsonl)
     assert rewards["own"].load()("3", "3").parts == {"reward": 1.0}
     assert rewards_of([*own, *module, "+task.parts.own.reward=math"])["own"].function is None
     assert Tasks.of(config).score([Prediction("a", "?", "3", (84, 84), "3", part="own")])["own/answers"] == 1.0
-    mixture = Mixture(
-        config.parts, {}, config.model, seed=0, max_prompt_tokens=500, train=True, put=lambda value: value
-    )
+    mixture = Mixture(config, train=True, put=lambda value: value)
     assert {part for part, _ in names(mixture.train_batch(0, 20))} == {"own", "count"}
     with pytest.raises(UserError, match=r"^task\.parts\.own\.module is not set"):
         Tasks.of(load_config(own))

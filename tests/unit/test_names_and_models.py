@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from transformers import AutoProcessor, LlavaConfig, MistralConfig
 
 from visurf_ray.config.load import load_config
 from visurf_ray.config.schema import ModelConfig
 from visurf_ray.errors import UserError
-from visurf_ray.models import banned_token_ids, check_model, load_processor, resolve_model
+from visurf_ray.models import attends_causally, banned_token_ids, check_model, load_processor, resolve_model
 from visurf_ray.names import load, nearest
 
 REGISTRY = {"pairs": "itertools:pairwise", "path": "pathlib:Path"}
@@ -146,3 +148,20 @@ def test_images_below_the_processors_least_are_refused(pixels):
     with pytest.raises(UserError, match=f"model.max_pixels={pixels} is below the least .* 784 pixels"):
         load_processor(ModelConfig(path="miniature", max_pixels=pixels))
     load_processor(ModelConfig(path="miniature", max_pixels=28 * 28))
+
+
+def test_a_stored_processor_keeps_the_bound_that_it_was_loaded_with(tmp_path):
+    load_processor(ModelConfig(path="miniature", max_pixels=56 * 56)).save_pretrained(tmp_path)
+    again = AutoProcessor.from_pretrained(tmp_path)
+    (grid,) = again.image_processor(Image.new("RGB", (560, 560)))["image_grid_thw"].tolist()
+    assert grid == [1, 4, 4]
+    assert load_processor(ModelConfig(path="miniature", max_pixels=None)).image_processor.size["longest_edge"] > 56 * 56
+
+
+@pytest.mark.parametrize(("window", "causal"), [(None, True), (4096, False)])
+def test_a_sliding_window_of_all_layers_is_no_causal_attention(model_folder, window, causal):
+    """Mistral's configuration has a window and no kinds of layers; packed rows would let it reach other responses."""
+    folder = model_folder(*WHOLE)
+    text = MistralConfig(num_hidden_layers=2, sliding_window=window)
+    LlavaConfig(text_config=text).save_pretrained(folder)
+    assert attends_causally(str(folder)) is causal

@@ -55,6 +55,12 @@ def test_a_question_may_have_no_image(examples, processor):
     assert picture.prompt.stand_in is None
 
 
+def test_the_blank_image_is_small_whatever_shape_others_get(processor):
+    square = PromptMaker(processor, None, lambda value: value, square=840)
+    assert square.seen_size((56, 56)) == (224, 224), "as large as this processor allows"
+    assert square.stand_in.features["image_grid_thw"].tolist() == [[1, 4, 4]]
+
+
 def test_system_message_and_earlier_turns_stand_before_the_question(examples, processor):
     talk = [("system", "Be short."), ("user", "<image>What is it?"), ("assistant", "A wall."), ("user", "Its colour?")]
     messages = [{"role": role, "content": content} for role, content in talk]

@@ -88,11 +88,6 @@ class Row:
         """Return the row with its pictures decoded, so that they are read once. Raises DataError like `open_images`."""
         return replace(self, images=self.open_images())
 
-    def texts(self) -> list[str]:
-        """Return the user's texts that the prompt has, and the reasoning."""
-        given = [self.system, *(turn.text for turn in self.turns), self.problem, self.thinking]
-        return [text for text in given if text]
-
 
 def read_rows(
     source: str,

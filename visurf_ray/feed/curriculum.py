@@ -2,15 +2,14 @@
 
 from collections.abc import Iterable
 
-from visurf_ray.groups import Example
-
-Solved = dict[str, dict[int, int]]  # by part, then by row: the last epoch in which every rollout has solved the row
+Place = tuple[str, int, int]  # where a training example comes from: its part, the number of the row, the part's epoch
 
 
 class Curriculum:
     """Leaves out a row in the epochs after one in which every rollout has solved it, then draws it again.
 
-    What it leaves out depends on the seed and on the rewards that the run has earned alone. A checkpoint keeps it.
+    In a mixture the examples of other parts fill the batches meanwhile. What it leaves out depends only on the seed and
+    on the rewards that the run has earned. A checkpoint keeps it.
     """
 
     def __init__(self, epochs: int | None) -> None:
@@ -20,16 +19,17 @@ class Curriculum:
             epochs: For how many epochs a row is left out. An epoch is one of the row's own part. None: no row ever is.
         """
         self.epochs = epochs
-        self.solved: Solved = {}
+        self.solved: dict[str, dict[int, int]] = {}  # by part, then by row: the last epoch in which it was solved
 
-    def note(self, examples: Iterable[Example]) -> None:
-        """Remember training examples that every rollout has solved."""
+    def note(self, places: Iterable[Place]) -> None:
+        """Remember which training examples every rollout has solved."""
         if self.epochs:
-            for example in examples:
-                self.solved.setdefault(example.part, {})[example.row] = example.epoch
+            for part, row, epoch in places:
+                self.solved.setdefault(part, {})[row] = epoch
 
-    def leaves_out(self, part: str, row: int, epoch: int) -> bool:
+    def leaves_out(self, place: Place) -> bool:
         """Return whether a row is left out in an epoch of its part."""
+        part, row, epoch = place
         last = self.solved.get(part, {}).get(row)
         return last is not None and last < epoch <= last + (self.epochs or 0)
 

@@ -1,4 +1,4 @@
-"""Makes examples from rows: decodes, resizes and processes the image, and tokenizes the prompt."""
+"""Makes examples from rows: decodes, resizes and processes the images, and tokenizes the prompt."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visurf_ray.aliases import Json, Processor
-from visurf_ray.config.choices import OnBadBox, OnLong
+from visurf_ray.config.choices import OnBadBox, OnLong, Resize
+from visurf_ray.config.schema import Config, ModelConfig
 from visurf_ray.data.conversations import MARK
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import BoxError, DataError, LengthError
@@ -36,6 +37,17 @@ class Strictness:
     max_label_tokens: int | None = None
     trains_on_labels: bool = True
 
+    @staticmethod
+    def of(config: Config) -> "Strictness":
+        """Return what a run's configuration says."""
+        trains = config.method.label or config.method.sft_steps > 0
+        return Strictness(config.feed.on_bad_box, config.feed.on_long, config.rollout.max_tokens, trains)
+
+
+def max_prompt_tokens(config: Config) -> int:
+    """Return the length of the longest prompt in tokens: it leaves room for one token of a response."""
+    return config.rollout.max_model_len - 1
+
 
 @dataclass(frozen=True)
 class Dropped:
@@ -49,7 +61,7 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Checked:
-    """A row that can be used: the tokens of its prompt and of its label, its images, the largest coordinate of boxes.
+    """A row that can be used: the tokens of its prompt and of its label, and the largest coordinate of its boxes.
 
     `too_long` says that no response can be as long as the label.
     """
@@ -57,7 +69,6 @@ class Checked:
     row: Row
     prompt: int
     label: int
-    images: int
     largest_coordinate: float | None
     too_long: str | None
 
@@ -85,8 +96,7 @@ class ExampleLoader:
         seed: int,
         max_prompt_tokens: int,
         put: Put,
-        max_pixels: int | None = None,
-        square: int | None = None,
+        model: ModelConfig | None = None,
         strictness: Strictness | None = None,
         part: str = "",
         rows: dict[str, list[Row]] | None = None,
@@ -100,8 +110,7 @@ class ExampleLoader:
             max_prompt_tokens: The longest prompt that is accepted, visual tokens included. Longer ones are refused,
                 because truncating one would remove image tokens.
             put: Stores an image or its features and returns a reference to it; in a cluster, `ray.put`.
-            max_pixels: See `PromptMaker`.
-            square: See `PromptMaker`.
+            model: How images are resized. None: as the processor does.
             strictness: Which rows are refused. None: those that no run can use.
             part: The part of a mixture, or the held-out set, to which the examples belong.
             rows: The rows by split, if they are read already.
@@ -120,7 +129,8 @@ class ExampleLoader:
         self.dropped: list[Dropped] = []
         self._scored = False  # whether metrics were computed of a label
         self.warning: str | None = None
-        self.prompts = PromptMaker(processor, max_pixels, put, square=square)
+        square = model.square_side if model and model.resize is Resize.square else None
+        self.prompts = PromptMaker(processor, model.max_pixels if model else None, put, square=square)
         self._shuffled: tuple[int, NDArray[np.int64]] | None = None  # the latest epoch and its order
         self.rows = {"held_out": task.held_out_rows()} if rows is None else rows
 
@@ -154,7 +164,7 @@ class ExampleLoader:
                 )
         self.rows = {key: [each.row for each in kept] for key, kept in found.items()}
         self.longest = {key: max(each.prompt for each in kept) for key, kept in found.items()}
-        self.most_images = max(each.images for kept in found.values() for each in kept)
+        self.most_images = max(len(each.row.images) for kept in found.values() for each in kept)
         self.longest_labelled = max((each.prompt + each.label for each in found.get("train", [])), default=0)
         self.longest_label = max((each.label for each in found.get("train", [])), default=0)
         too_long = [each.too_long for each in found.get("train", []) if each.too_long]
@@ -164,7 +174,7 @@ class ExampleLoader:
                 f"out. The first: {too_long[0]}"
             )
 
-    def _check(self, row: Row, *, split: str) -> "Checked | Dropped":
+    def _check(self, row: Row, *, split: str) -> Checked | Dropped:
         """Check a row of a split, `train` or `held_out`. Raises DataError if it can neither be used nor dropped."""
         try:
             return self.measured(row, trained=split == "train")
@@ -177,7 +187,7 @@ class ExampleLoader:
                 raise
             return Dropped(split, row.where, row.id, str(error))
 
-    def measured(self, row: Row, *, trained: bool) -> "Checked":
+    def measured(self, row: Row, *, trained: bool) -> Checked:
         """Check a row, repair its boxes if `strictness` says so, and measure its prompt and its label.
 
         Args:
@@ -185,7 +195,6 @@ class ExampleLoader:
             trained: Whether the run may train on the row's label; otherwise its length does not matter, and counts 0.
         """
         decoded = row.decoded()
-        self.texts.encode([text.replace(MARK, " ") for text in decoded.texts()], row.where)
         try:
             self.task.check(decoded)
         except BoxError:
@@ -194,8 +203,11 @@ class ExampleLoader:
             decoded = self.task.repaired(decoded)
             self.task.check(decoded)
         sizes = self._sizes(decoded)
+        messages = self._messages(decoded)
+        texts = [part["text"] for message in messages for part in message["content"] if part["type"] == "text"]
+        self.texts.encode([*texts, decoded.thinking or ""], row.where)
         try:
-            prompt = self.prompts.length(self._messages(decoded), sizes)
+            prompt = self.prompts.length(messages, sizes)
         except ValueError as error:
             raise DataError(f"{row.where}: the prompt {error}") from error
         if prompt > self.max_prompt_tokens:
@@ -217,7 +229,7 @@ class ExampleLoader:
             if self.strictness.on_long == OnLong.drop:
                 raise LengthError(too_long)
         largest = self.task.largest_coordinate(decoded)
-        return Checked(replace(row, solution=decoded.solution), prompt, max(lengths), len(sizes), largest, too_long)
+        return Checked(replace(row, solution=decoded.solution), prompt, max(lengths), largest, too_long)
 
     def _label_tokens(self, row: Row, sizes: Sequence[Size]) -> list[int]:
         """Check the row's label; returns its tokens in every style, the end-of-turn token included.

@@ -120,6 +120,6 @@ class PromptMaker:
 
     @cached_property
     def stand_in(self) -> Prompt:
-        """A prompt with a small blank image."""
-        size = self.seen_size((_STAND_IN_SIDE, _STAND_IN_SIDE))
-        return self.make([{"role": "user", "content": [{"type": "image"}]}], [Image.new("RGB", size)])
+        """A prompt with a small blank image, whatever shape other images get."""
+        image = Image.new("RGB", (_STAND_IN_SIDE, _STAND_IN_SIDE))
+        return self.make([{"role": "user", "content": [{"type": "image"}]}], [image])

@@ -14,7 +14,7 @@ class PartSampler:
     Positions are drawn in blocks of 64. In each, a part of share w (its weight over the sum of all weights) has 64 w
     examples, rounded down or up at random such that the mean is exact, in random order (systematic sampling). So the
     shares of a run come close to the weights much faster than with independent draws, and a run that is resumed goes on
-    in the same way from the position alone. With other weights the whole sequence is another one.
+    in the same way from the position alone. Other weights give another sequence.
     """
 
     def __init__(self, weights: Sequence[float], seed: int) -> None:

@@ -20,7 +20,7 @@ class TextCheck:
         """Return the token ids of texts of a row.
 
         Args:
-            texts: The texts, each without those that a template adds.
+            texts: The texts, without what the model's chat template adds.
             where: File and row, for error messages.
 
         Raises:

@@ -9,14 +9,13 @@ import numpy as np
 from PIL import Image
 
 from visurf_ray.answers.boxes import Box
-from visurf_ray.checks import max_prompt_tokens, strictness
-from visurf_ray.config.choices import OnBadBox, OnLong, Resize
+from visurf_ray.config.choices import OnBadBox, OnLong
 from visurf_ray.config.schema import Config
 from visurf_ray.data.bad_rows import each, listing
 from visurf_ray.data.rows import Row
 from visurf_ray.data.tables import expand
 from visurf_ray.errors import BoxError, DataError, LengthError, UserError
-from visurf_ray.feed.loader import Checked, ExampleLoader
+from visurf_ray.feed.loader import Checked, ExampleLoader, Strictness, max_prompt_tokens
 from visurf_ray.groups import Example, Prompt
 from visurf_ray.inspection.schemas import Schema, schema_of
 from visurf_ray.models import load_processor
@@ -136,9 +135,8 @@ def survey(config: Config, source: str, shown: int, track: Callable[[Sequence[Ro
         seed=config.seed,
         max_prompt_tokens=max_prompt_tokens(config),
         put=lambda value: value,
-        max_pixels=config.model.max_pixels,
-        square=config.model.square_side if config.model.resize is Resize.square else None,
-        strictness=strictness(config),
+        model=config.model,
+        strictness=Strictness.of(config),
         rows={"train": rows},
     )
     verdicts: dict[type, str] = {

@@ -31,7 +31,7 @@ class Cost:
     packing: Packing = Packing.prefix
 
     def tokens(self, group: Group) -> int:
-        """Return the tokens that a group has in a forward pass, padding included.
+        """Return the tokens that a group has in a forward pass, padding included, but no stand-in (see `Prompt`).
 
         These are its prompt and each response without its last token, which is predicted, but is no input.
         """
@@ -41,11 +41,10 @@ class Cost:
         return prompt + sum(responses)
 
     def of(self, group: Group) -> float:
-        """Return the cost of a group."""
+        """Return the cost of a group. Its images count as images of one size."""
         prompt = group.example.prompt
-        length = len(prompt.expanded_ids)
-        visual = length - len(prompt.token_ids) + 1 if length > len(prompt.token_ids) else 0
-        patches = self.patches * visual
+        length, images = len(prompt.expanded_ids), len(prompt.images)
+        patches = self.patches * (length - len(prompt.token_ids) + images)  # each image has one placeholder before
         responses = [response.length - 1 for response in group.responses]
         times = len(responses) if self.packing is Packing.rows else 1
         pairs = times * length**2 / 2 + sum(own * length + own**2 / 2 for own in responses)
@@ -53,7 +52,7 @@ class Cost:
             self.token * (times * length + sum(responses))
             + self.pair * pairs
             + self.predicted * sum(response.length for response in group.responses)
-            + times * (self.patch * patches + self.patch_pair * patches**2)
+            + times * (self.patch * patches + self.patch_pair * patches**2 / max(images, 1))
         )
 
 

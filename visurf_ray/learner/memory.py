@@ -137,9 +137,11 @@ def _stack(model: HFModel, part: Part) -> list[torch.nn.Module]:
 
 
 def _layers(layers: list[torch.nn.Module], attended: int | None = None, windowed: int = 0) -> Layers:
-    """Describe equal layers; `attended` is their width, and none is `windowed`, unless told.
+    """Describe equal layers. Of a layer's experts only as many count as each token uses.
 
-    Of the experts of a layer a token uses a few, whose outputs and weights count.
+    Args:
+        attended: see `Layers`; None: the width of the layers.
+        windowed: how many layers attend within windows.
     """
     linear = [part for part in layers[0].modules() if isinstance(part, torch.nn.Linear)]
     width = linear[0].in_features

@@ -38,7 +38,7 @@ class PackedGroups:
         attention_mask: 0 for padding.
         features: arguments of the model that hold the images. `GRIDS` stays on the CPU, where the vision tower's
             sequences are computed from it.
-        anchor: where in the rows a hidden state depends on an image that nothing else depends on (`Prompt.stand_in`).
+        anchor: the index in all rows of the last hidden state of a stand-in (see `Prompt.stand_in`); None without one.
         column_T: for each response token, the index in all rows of the hidden state that predicts it.
         target_T: the ids of the response tokens.
         weight_T: weight of each response token in the loss.
@@ -187,13 +187,14 @@ def pack_rows(
     rows = [[*prompt.expanded_ids, *held.ids[:-1].tolist()] for held in found]
     types = [_types(features)] * len(rows)
     images = [features] * len(rows)
-    with_stand_in = all_parameters and prompt.stand_in is not None
-    if with_stand_in:
-        assert prompt.stand_in is not None
+    end = None
+    if all_parameters and prompt.stand_in:  # after the shortest response, which does not see it
+        end = min(range(len(rows)), key=lambda number: len(rows[number]))
         blank = fetch(prompt.stand_in.features)
-        rows.append(prompt.stand_in.expanded_ids)
-        types.append(_types(blank))
         images.append(blank)
+        before = {name: _filled(value, 0, len(rows[end])) for name, value in types[end].items()}
+        types[end] = {name: [*before[name], *value] for name, value in _types(blank).items()}
+        rows[end] = [*rows[end], *prompt.stand_in.expanded_ids]
     length = max(map(len, rows))
     tokens = _Tokens()
     for number, (response, held, weight) in enumerate(zip(group.responses, found, weights, strict=True)):
@@ -205,7 +206,7 @@ def pack_rows(
         input_ids=_padded(rows, padding, length),
         attention_mask=_padded([[1] * len(row) for row in rows], 0, length),
         features=_join(images, dtype) | {name: _padded([t[name] for t in types], 0, length) for name in types[0]},
-        anchor=(len(rows) - 1) * length + len(rows[-1]) - 1 if with_stand_in else None,
+        anchor=None if end is None else end * length + len(rows[end]) - 1,
         **tokens.joined(),
     )
 
@@ -235,7 +236,11 @@ def _types(features: Features) -> dict[str, list[int]]:
 
 
 def _padded(rows: Sequence[Sequence[int]], value: int, length: int) -> Int[Tensor, "B L"]:
-    return torch.tensor([[*row, *[value] * (length - len(row))] for row in rows])
+    return torch.tensor([_filled(row, value, length) for row in rows])
+
+
+def _filled(row: Sequence[int], value: int, length: int) -> list[int]:
+    return [*row, *[value] * (length - len(row))]
 
 
 def _join(features: Sequence[Features], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ class Part(StrEnum):
     projector = "projector"  # what makes visual tokens of the tower's outputs
 
 
-# Paths below `model.`: the tower of the Qwen-VL families holds their projector, and Qwen3-VL's deepstack another one.
+# Paths below `model.`. In the Qwen-VL families the projector, or several of them (deepstack), lie in the vision tower.
 _LANGUAGE = ("language_model", "text_model")
 _PROJECTOR = ("visual.merger", "visual.deepstack_merger_list", "multi_modal_projector", "connector", "image_newline")
 

@@ -14,15 +14,16 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 def prove_packing(learner: LearnerGroup, group: Group, wanted: Packing, tolerance: float) -> str:
     """Compare the log-probs of a group's responses, and choose how the learner packs; returns a line that says so.
 
-    Compared are separate rows, the packing that the learner has now, and the sampler's log-probs if the responses have
-    them. With `Packing.auto` rows take the place of a packing that differs from them.
+    Compares separate rows with the packing that the learner has now, and with the sampler's log-probs if the responses
+    have them. With `Packing.auto` the learner changes to rows if its packing differs from them.
 
     Args:
         wanted: `learner.packing`.
         tolerance: see TOLERANCE.
 
     Raises:
-        ConfigError: with rows the learner's policy is not the sampler's; or `wanted` is a packing that differs.
+        ConfigError: even with rows the learner's log-probs are not the sampler's; or `wanted` names a packing that
+            differs from rows.
     """
     now = learner.cost.packing
     rows, sampled = learner.logprobs(group, Packing.rows)

@@ -13,7 +13,7 @@ from visurf_ray.aliases import ActorHandle
 from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
 
-_PROBE_TOKENS = 16
+PROBE_TOKENS = 16  # of the longest response that `probe` samples
 
 
 @dataclass(frozen=True)
@@ -112,9 +112,7 @@ class RolloutPool:
 
     def probe(self, example: Example) -> Group:
         """Return a group of two short rollouts with their log-probs."""
-        sampling = replace(
-            self.sampling, n=2, max_tokens=min(_PROBE_TOKENS, self.sampling.max_tokens), logprobs_every=1
-        )
+        sampling = replace(self.sampling, n=2, max_tokens=min(PROBE_TOKENS, self.sampling.max_tokens), logprobs_every=1)
         with self._turn:
             ((sampled,),) = self._generate([example], sampling)
         return Group(example, sampled.responses)

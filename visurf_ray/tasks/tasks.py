@@ -29,7 +29,7 @@ class Tasks:
 
         Args:
             config: A run's configuration.
-            model: See `load_task`. It may be None where stored predictions are scored.
+            model: See `load_task`. It may be None where answers are scored and nothing else.
 
         Raises:
             UserError: See `load_task`; the message names the key.

@@ -11,7 +11,7 @@ import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layerwise_groups
 
 from visurf_ray.aliases import HFModel
-from visurf_ray.weights.stored import stored
+from visurf_ray.weights.stored import stored_name, stored_weight
 
 
 class ZeroSource(WeightSource):
@@ -20,17 +20,18 @@ class ZeroSource(WeightSource):
     Frozen weights are not sent: vLLM keeps the layers that an update omits. vLLM fuses some layers (query, key and
     value; gate and up), and an update must have all parts of a fused layer, so these must be trained together.
 
-    Weights are those of the model's files, see `stored`.
+    Names and values are those of the model's files, see `stored_name` and `stored_weight`.
     """
 
     def __init__(self, model: HFModel) -> None:
         self.model = model
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
+        self._names = {name: stored_name(model, name) for name in self.weights}
 
     def metadata(self) -> list[ParamMeta]:
         weights = ((name, self.weights[name]) for names in self._layers() for name in names)
         shapes = ((name, torch.empty(_shape(weight), dtype=weight.dtype, device="meta")) for name, weight in weights)
-        found = (stored(self.model, name, weight) for name, weight in shapes)
+        found = ((self._names[name], stored_weight(self.model, name, weight)) for name, weight in shapes)
         return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in found]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -39,7 +40,7 @@ class ZeroSource(WeightSource):
             sharded = any(hasattr(parameter, "ds_id") for parameter in parameters)
             with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
                 for name, parameter in zip(names, parameters, strict=True):
-                    yield stored(self.model, name, parameter.detach())
+                    yield self._names[name], stored_weight(self.model, name, parameter.detach())
 
     def _layers(self) -> list[list[str]]:
         return layerwise_groups(list(self.weights))

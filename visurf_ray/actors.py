@@ -1,0 +1,238 @@
+"""Starts the actors of a run: data, segmenter, rollout workers and learner ranks."""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
+from visurf_ray.checks import trained_weights
+from visurf_ray.cluster.resources import shared_gpus, wait_ready
+from visurf_ray.config.choices import ImportanceLevel, Packing
+from visurf_ray.config.schema import Config
+from visurf_ray.feed.feed import DataFeed
+from visurf_ray.learner import memory
+from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.config import RankConfig
+from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.trained import Trained
+from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
+from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.pool import RolloutPool, WeightLink
+from visurf_ray.scoring.segmentation import Segmentation
+
+
+def start_data(config: Config, *, train: bool = True) -> DataFeed:
+    """Start the data actor, which reads and checks every row; without `train` those of the held-out split only.
+
+    Raises:
+        DataError: a row cannot be used.
+    """
+    data = DataFeed(config, train=train)
+    if data.findings.warning:
+        print(data.findings.warning, flush=True)
+    if dropped := data.findings.dropped:
+        print(f"{len(dropped)} rows of the data are dropped: see dropped.jsonl in {config.output_dir}", flush=True)
+    return data
+
+
+def start_segmentation(config: Config) -> Segmentation | None:
+    """Start the segmenter of evaluations, if a task.segmenter names one.
+
+    Raises:
+        UserError: task.segmenter is no SAM2 model.
+    """
+    return (
+        Segmentation(config.segmenter, config.eval.segmenter_gpus, strict=config.answers.strict)
+        if config.segmenter
+        else None
+    )
+
+
+def start_policy(
+    config: Config,
+    processor: Processor,
+    stack: ExitStack,
+    *,
+    images: int = 1,
+    checkpoint: Path | None = None,
+    engines: bool = True,
+) -> tuple[RolloutPool, LearnerGroup]:
+    """Start learner ranks, and connect them with a pool of rollout workers.
+
+    Args:
+        stack: ends the processes, and frees shared GPUs.
+        images: the most images of a prompt.
+        checkpoint: the learner's state to continue from.
+        engines: whether to start the rollout workers as well, at the same time; otherwise they start when they are
+            needed. They hold the learner's weights.
+    """
+    places = stack.enter_context(_shared_gpus(config)) if config.colocated else []
+    rollouts = make_rollouts(config, processor, places, trained_weights(config), images=images)
+    stack.callback(rollouts.shut_down)
+    if engines:
+        rollouts.launch()
+    if engines and config.colocated:  # as long as the learner rank has not started, the engine has the GPU for itself
+        rollouts.wait()
+        rollouts.sleep()
+    learner = start_learner(config, processor, places, claim_gpus=rollouts.sleep)
+    stack.callback(learner.shut_down)
+    if checkpoint:
+        learner.load(checkpoint.resolve())
+    gpu_workers = config.rollout.gpus * config.rollout.workers
+    connect = partial(learner.connect, gpu_workers=gpu_workers, colocated=config.colocated)
+    rollouts.connect(WeightLink(connect, learner.send_weights, learner.disconnect))
+    if engines:
+        rollouts.start()
+    return rollouts, learner
+
+
+def make_rollouts(
+    config: Config,
+    processor: Processor,
+    places: Sequence[ActorOptions] = (),
+    trained: Trained | None = None,
+    *,
+    images: int = 1,
+) -> RolloutPool:
+    """Return a pool that starts vLLM engines when they are needed.
+
+    Args:
+        processor: the model's.
+        places: options of each actor, see `shared_gpus`; without any, engines have GPUs of their own.
+        trained: tells which adapters the engines will load; None: none.
+        images: the most images of a prompt.
+    """
+    rollout = config.rollout
+    every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
+    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
+    return RolloutPool(
+        partial(_launch_engines, config, processor, places, trained, images),
+        wait=partial(_wait_for_engines, config),
+        sampling=sampling,
+        max_in_flight=rollout.max_in_flight,
+        oversample=rollout.oversample,
+        sleep_level=rollout.sleep_level if config.colocated else None,
+    )
+
+
+def _launch_engines(
+    config: Config, processor: Processor, places: Sequence[ActorOptions], trained: Trained | None, images: int
+) -> list[ActorHandle]:
+    """Begin to start vLLM engines."""
+    rollout = config.rollout
+    engine = EngineConfig(
+        model_path=resolve_model(config.model.path),
+        dtype=rollout.dtype,
+        max_model_len=rollout.max_model_len,
+        memory=rollout.memory,
+        gpus=rollout.gpus,
+        enforce_eager=rollout.enforce_eager,
+        sleeps=config.colocated,
+        seed=config.seed,
+        head_dtype=config.learner.head_dtype,
+        banned=tuple(banned_token_ids(processor)),
+        images=images,
+        adapter_rank=trained.lora_rank if trained else 0,
+        adapts_vision=trained.adapts_vision if trained else False,
+    )
+    return [
+        RolloutActor.options(num_cpus=rollout.cpus, **place).remote(  # type: ignore[attr-defined]
+            engine, worker, _shares(_cores(config)[0], rollout.workers)[worker]
+        )
+        for worker, place in enumerate(places or [{"num_gpus": rollout.gpus}] * rollout.workers)
+    ]
+
+
+def _wait_for_engines(config: Config, engines: Sequence[ActorHandle]) -> None:
+    """Wait until every engine has started.
+
+    Raises:
+        ClusterError: an engine has not started after cluster.start_timeout seconds.
+    """
+    references = [engine.ready.remote() for engine in engines]
+    wait_ready(references, "the rollout workers", config.cluster.start_timeout)
+
+
+def _shared_gpus(config: Config) -> AbstractContextManager[list[ActorOptions]]:
+    cpus = config.rollout.cpus + config.learner.cpus
+    return shared_gpus(config.learner.ranks, cpus, timeout=config.cluster.start_timeout)
+
+
+def start_learner(
+    config: Config,
+    processor: Processor,
+    places: Sequence[ActorOptions] = (),
+    claim_gpus: Callable[[], None] | None = None,
+) -> LearnerGroup:
+    """Start DeepSpeed ranks and load the policy.
+
+    Args:
+        places: as for `make_rollouts`.
+        claim_gpus: as for `LearnerGroup`.
+    """
+    learner, rank = config.learner, rank_config(config, processor)
+    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
+    environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    actors = [
+        LearnerActor.options(  # type: ignore[attr-defined]
+            num_cpus=learner.cpus, runtime_env={"env_vars": environment}, **place
+        ).remote()
+        for place in places or [{"num_gpus": learner.gpus}] * learner.ranks
+    ]
+    wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
+    cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
+    return LearnerGroup(
+        actors, rank, seed=config.seed, minibatches=learner.minibatches, cores=cores, claim_gpus=claim_gpus
+    )
+
+
+def rank_config(config: Config, processor: Processor) -> RankConfig:
+    """Return the settings of every learner rank."""
+    learner = config.learner
+    packing = learner.packing
+    if packing is Packing.auto:
+        packing = Packing.prefix if attends_causally(config.model.path) else Packing.rows
+    cost = memory.forward_cost(memory.measure(config.model.path, trained_weights(config)))
+    return RankConfig(
+        model_path=resolve_model(config.model.path),
+        temperature=config.rollout.temperature,
+        banned=tuple(banned_token_ids(processor)),
+        zero_stage=learner.zero_stage,
+        offload=learner.offload,
+        trained=trained_weights(config),
+        learning_rate=learner.learning_rate,
+        weight_decay=learner.weight_decay,
+        adam_betas=(learner.adam_betas[0], learner.adam_betas[1]),
+        max_grad_norm=learner.max_grad_norm,
+        max_tokens_per_micro_batch=learner.max_tokens_per_micro_batch,
+        cost=replace(cost, packing=packing),
+        logprob_chunk=learner.logprob_chunk,
+        gradient_checkpointing=learner.gradient_checkpointing,
+        dtype=learner.dtype,
+        head_dtype=learner.head_dtype,
+        epochs=learner.epochs,
+        shares_gpu=config.colocated,
+        reference=bool(config.method.kl_coef),
+    )
+
+
+def _cores(config: Config) -> tuple[list[int], list[int]]:
+    """Return the CPU cores of the rollout workers and those of the learner ranks.
+
+    Both have all cores if they compute in turns, and half of them if they compute at the same time.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    half = len(cores) // 2
+    return (cores[:half] or cores, cores[half:]) if config.pipeline.max_staleness else (cores, cores)
+
+
+def _shares(cores: list[int], parts: int) -> list[list[int]]:
+    """Divide cores among `parts`; with more parts than cores each has one core, which others share."""
+    return [cores[part::parts] or cores[part % len(cores) :][:1] if cores else [] for part in range(parts)]
+
+
+# By default glibc returns large freed blocks to the kernel; faulting them in again takes a tenth of each step.
+_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
