@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from visurf_ray.actors import start_data, start_policy, start_segmentation
 from visurf_ray.aliases import Processor
-from visurf_ray.checkpoints import Checkpoints, State
+from visurf_ray.checkpoints import Checkpoints, State, written_whole
 from visurf_ray.checks import check, check_budget, check_cluster, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.config.schema import Config, to_dict
@@ -80,9 +80,9 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         with exempt_from_collection():
             result = driver.run(checked.state)
         if config.train.export:
-            with writing("export/", output):
-                learner.export(output / "export")
-                processor.save_pretrained(output / "export")
+            with writing("export/", output), written_whole(output / "export") as export:
+                learner.export(export)
+                processor.save_pretrained(export)
         run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
         summary = result | run | {"versions": versions()}
         if config.train.export:

@@ -4,7 +4,8 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from visurf_ray.groups import Metrics
 _STATE = "state.json"
 _PREFIX = "step_"
 _BEST = "best.json"
+_FILES = "files.json"  # the size in bytes of each file of a checkpoint
 
 
 class CheckpointError(UserError):
@@ -91,20 +93,13 @@ class Checkpoints:
             DiskFullError: there is no space. Nothing of the checkpoint is left, and the older ones stay.
         """
         final = self.folder / self.name(state.step)
-        partial = self.folder / f".{final.name}.partial"
         for unfinished in self.folder.glob(f".{_PREFIX}*.partial"):  # of a run that was killed
             shutil.rmtree(unfinished)
         self.folder.mkdir(parents=True, exist_ok=True)
-        try:
-            with writing(f"the checkpoint of step {state.step}", self.folder):
-                partial.mkdir()
-                save_learner(partial.resolve())
-                (partial / _STATE).write_text(json.dumps(asdict(state)))
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(partial, final)
+        with writing(f"the checkpoint of step {state.step}", self.folder), written_whole(final) as partial:
+            save_learner(partial)
+            (partial / _STATE).write_text(json.dumps(asdict(state)))
+            (partial / _FILES).write_text(json.dumps(_sizes(partial)))
         if (best := self._read_best()) and best.step >= state.step:  # of an abandoned branch too
             (self.folder / _BEST).unlink()
         self._prune(final)
@@ -146,32 +141,85 @@ class Checkpoints:
         return f"{_PREFIX}{step:06d}"
 
     def all(self) -> list[Path]:
-        """Return the complete checkpoints, oldest first."""
-        whole = [path for path in self.folder.glob(f"{_PREFIX}*") if (path / _STATE).is_file()]
-        return sorted(whole, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+        """Return the checkpoints, oldest first."""
+        found = [path for path in self.folder.glob(f"{_PREFIX}*") if (path / _STATE).is_file()]
+        return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+
+
+@contextmanager
+def written_whole(final: Path) -> Iterator[Path]:
+    """Give an empty folder beside `final`, which takes its place at the end; after an error nothing of it is left."""
+    partial = final.parent.resolve() / f".{final.name}.partial"
+    shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
+    partial.mkdir()
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(partial, final)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _FILES)
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Return what a checkpoint lacks of the files that it was written with; None if it is whole."""
+    try:
+        expected = json.loads((checkpoint / _FILES).read_text())
+    except FileNotFoundError:
+        return f"it has no {_FILES}"
+    found = _sizes(checkpoint)
+    for name, size in expected.items():
+        if name not in found:
+            return f"its file {name} is missing"
+        if found[name] != size:
+            return f"its file {name} has {found[name]:,} bytes instead of {size:,}"
+    return None
 
 
 def find_resume(resume: str | None, folder: Path) -> Path | None:
     """Return the checkpoint to resume from, or None to begin a new run.
 
     Args:
-        resume: train.resume: None, "auto" for the newest checkpoint in `folder` if there is one, or a path.
+        resume: train.resume: None, "auto" for the newest whole checkpoint in `folder` if there is one, or a path.
         folder: the run's checkpoints.
 
     Raises:
-        CheckpointError: the path is no checkpoint.
+        CheckpointError: the path is no checkpoint, or a damaged one.
     """
     if resume is None:
         return None
     found = Checkpoints(folder, keep=1).all()
     if resume == "auto":
-        return found[-1] if found else None
+        damaged = []
+        for path in reversed(found):
+            if (lack := damage(path)) is None:
+                break
+            damaged.append(f"{path.name} is damaged: {lack}")
+        else:
+            if damaged:
+                raise CheckpointError(
+                    f"train.resume=auto: {folder} has no whole checkpoint: {'; '.join(damaged)}. "
+                    "Set train.resume=null and another output_dir for a new run"
+                )
+            return None
+        for each in damaged:
+            print(f"{each}; the run resumes from an older one", flush=True)
+        return path
     path = Path(resume).expanduser()
     if not (path / _STATE).is_file():
         here = f" Checkpoints in {folder}: {', '.join(p.name for p in found)}." if found else ""
         raise CheckpointError(
             f"train.resume={resume}: this is no checkpoint: it has no {_STATE}. Set it to a checkpoint's folder, to "
             f"auto for the newest in output_dir, or to null for a new run.{here}"
+        )
+    if lack := damage(path):
+        raise CheckpointError(
+            f"train.resume={resume}: this checkpoint is damaged: {lack}. Copy it again, or resume from another one"
         )
     return path
 

@@ -114,7 +114,7 @@ def test_merged_weights_compute_what_the_adapters_do(model):
 
     before = logprobs(copy.deepcopy(plain))
     with_adapters = logprobs(model)
-    merged = dict(merged_weights(model))
+    merged = dict(merged_weights(model, model.named_parameters()))
     assert merged.keys() == dict(plain.named_parameters()).keys()
     plain.load_state_dict(merged, strict=False)
     assert (with_adapters - before).abs().max() > 0.1
@@ -128,7 +128,7 @@ def test_adapters_are_merged_in_float32_and_rounded_once(model):
     model = copy.deepcopy(model).to(torch.bfloat16)
     randomise(Trained(lora_rank=16, lora_alpha=32.0, lora_targets=["q_proj"]).apply(model))
     layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, LoraLayer)]
-    merged = dict(merged_weights(model))
+    merged = dict(merged_weights(model, model.named_parameters()))
     for name, layer in layers:
         up, down = (getattr(layer, side)["default"].weight.double() for side in ("lora_B", "lora_A"))
         exact = layer.base_layer.weight.double() + 2.0 * up @ down

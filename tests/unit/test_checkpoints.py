@@ -120,7 +120,7 @@ def test_saving_goes_on_after_a_failure_and_takes_nothing_of_it(folder):
     with pytest.raises(OSError):
         checkpoints.save(State(20), half)
     path = checkpoints.save(State(20), saver())
-    assert sorted(file.name for file in path.iterdir()) == ["state.json", "weights.bin"]
+    assert sorted(file.name for file in path.iterdir()) == ["files.json", "state.json", "weights.bin"]
 
 
 def test_saving_a_step_again_replaces_it(folder):
@@ -277,3 +277,36 @@ def test_weights_that_torch_writes_to_a_full_disk_are_told_of(small_disk):
     with pytest.raises(DiskFullError, match=r"checkpoint of step 2: No space left on device\. .* 1 MB free"):
         checkpoints.save(State(2), save)
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]
+
+
+def damaged(checkpoint: Path, how: str) -> None:
+    weights = checkpoint / "weights.bin"
+    match how:
+        case "missing":
+            weights.unlink()
+        case "torn":
+            weights.write_text("weig")
+        case "no list":
+            (checkpoint / "files.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("missing", "its file weights.bin is missing"),
+        ("torn", "its file weights.bin has 4 bytes instead of 7"),
+        ("no list", "it has no files.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_by_its_path_and_passed_over_by_auto(folder, capsys, how, message):
+    checkpoints = Checkpoints(folder, keep=3)
+    older, newer = (checkpoints.save(State(step), saver()) for step in (1, 2))
+    damaged(newer, how)
+    with pytest.raises(CheckpointError, match=f"step_000002: this checkpoint is damaged: {message}"):
+        find_resume(str(newer), folder)
+    assert find_resume("auto", folder) == older
+    assert f"step_000002 is damaged: {message}; the run resumes from an older one" in capsys.readouterr().out
+    damaged(older, how)
+    with pytest.raises(CheckpointError, match=f"no whole checkpoint: step_000002 is damaged: {message}; step_000001"):
+        find_resume("auto", folder)
+    assert newer.is_dir() and older.is_dir()

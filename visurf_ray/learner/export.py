@@ -32,4 +32,4 @@ def export_checkpoint(checkpoint: Path, base_model: str, trained: Trained, out: 
     if wrong := expected - tied ^ weights.keys() - tied:
         raise ValueError(f"{checkpoint} does not fit {base_model}: {sorted(wrong)[:3]}")
     model.load_state_dict(weights, strict=False)
-    save_model(model, merged_weights(model), out)
+    save_model(model, merged_weights(model, model.named_parameters()), out)

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.method import LossConfig, TokenValues, token_losses
+from visurf_ray.weights.source import gathered
 from visurf_ray.weights.stored import save_model
 
 CHECKPOINT_TAG = "state"
@@ -288,19 +290,22 @@ class Rank:
             return adapter_files(self.adapters) if self.adapters and not self.rank else {}
 
     def export(self, folder: Path) -> None:
-        """Write a Hugging Face model in the training dtype; all ranks gather its weights, rank 0 writes.
+        """Write a Hugging Face model in the training dtype: all ranks gather a layer at a time, and rank 0 writes.
 
         Adapters are merged into the weights, and also written separately, to `adapter/`.
+
+        Args:
+            folder: an empty one.
         """
-        parameters = list(self.model.parameters())
-        with deepspeed.zero.GatheredParameters(parameters, enabled=self.config.zero_stage == 3):
-            if self.rank == 0:
-                weights = ((name, weight.to("cpu", copy=True)) for name, weight in merged_weights(self.model))
-                save_model(self.model, weights, folder)
-                if self.adapters:
-                    (folder / ADAPTER_FOLDER).mkdir(exist_ok=True)
-                    for name, content in adapter_files(self.adapters).items():
-                        content.tofile(folder / ADAPTER_FOLDER / name)
+        weights = merged_weights(self.model, gathered(dict(self.model.named_parameters())))
+        if self.rank == 0:
+            save_model(self.model, weights, folder)
+        else:
+            deque(weights, maxlen=0)  # gathers with rank 0, and keeps nothing
+        if files := self.adapter_files():
+            (folder / ADAPTER_FOLDER).mkdir()
+            for name, content in files.items():
+                content.tofile(folder / ADAPTER_FOLDER / name)
         torch.distributed.barrier()
 
 

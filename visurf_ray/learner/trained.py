@@ -1,7 +1,7 @@
 """The weights of a model that are trained: all, all but parts of the vision tower, or low-rank adapters alone."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -114,15 +114,17 @@ def adapter_files(adapters: PeftModel) -> dict[str, NDArray[np.uint8]]:
         return {path.name: np.fromfile(path, np.uint8) for path in Path(folder).glob("adapter_*")}
 
 
-def merged_weights(model: HFModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield all weights, tied ones once, by their names in the model without adapters.
+def merged_weights(model: HFModel, parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights, with adapters merged, by their names in the model without adapters.
 
-    Adapters are merged in float32 and the sum is rounded to the weight's dtype. Changes no parameter. Under ZeRO-3 all
-    parameters must be gathered.
+    Adapters are merged in float32 and the sum is rounded to the weight's dtype. Changes no parameter.
+
+    Args:
+        parameters: `model.named_parameters()`, or those of one layer after another, see `weights.source.gathered`.
     """
     layers = model.named_modules()
     adapted = {f"{name}.base_layer.weight": layer for name, layer in layers if isinstance(layer, lora.Linear)}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters:
         if ".lora_" not in name:
             weight = parameter.detach()
             yield name.replace(".base_layer.", "."), _merge(weight, adapted[name]) if name in adapted else weight

@@ -4,10 +4,11 @@ vLLM's own `ModuleSource` supports plain and FSDP modules. Under ZeRO-3 a parame
 `ds_shape`, and gathering it is a collective operation: all ranks iterate over the same parameters in the same order.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import deepspeed
 import torch
+from torch import nn
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource, layerwise_groups
 
 from visurf_ray.aliases import HFModel
@@ -29,21 +30,26 @@ class ZeroSource(WeightSource):
         self._names = {name: stored_name(model, name) for name in self.weights}
 
     def metadata(self) -> list[ParamMeta]:
-        weights = ((name, self.weights[name]) for names in self._layers() for name in names)
+        weights = ((name, self.weights[name]) for names in layerwise_groups(list(self.weights)) for name in names)
         shapes = ((name, torch.empty(_shape(weight), dtype=weight.dtype, device="meta")) for name, weight in weights)
         found = ((self._names[name], stored_weight(self.model, name, weight)) for name, weight in shapes)
         return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in found]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
-        for names in self._layers():
-            parameters = [self.weights[name] for name in names]
-            sharded = any(hasattr(parameter, "ds_id") for parameter in parameters)
-            with deepspeed.zero.GatheredParameters(parameters, enabled=sharded):
-                for name, parameter in zip(names, parameters, strict=True):
-                    yield self._names[name], stored_weight(self.model, name, parameter.detach())
+        for name, parameter in gathered(self.weights):
+            yield self._names[name], stored_weight(self.model, name, parameter.detach())
 
-    def _layers(self) -> list[list[str]]:
-        return layerwise_groups(list(self.weights))
+
+def gathered(parameters: Mapping[str, nn.Parameter]) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield parameters by their names in the model; under ZeRO-3 those of one layer are gathered at a time.
+
+    Gathering is a collective operation: all ranks iterate together, to the end.
+    """
+    for names in layerwise_groups(list(parameters)):
+        layer = [parameters[name] for name in names]
+        sharded = any(hasattr(parameter, "ds_id") for parameter in layer)
+        with deepspeed.zero.GatheredParameters(layer, enabled=sharded):
+            yield from zip(names, layer, strict=True)
 
 
 def _shape(weight: torch.Tensor) -> torch.Size:
