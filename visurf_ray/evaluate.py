@@ -33,10 +33,12 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
     from visurf_ray import evaluation  # heavy: torch, vllm and deepspeed come with it
 
     scores = evaluation.evaluate(config)
-    for name, value in sorted(without_bounds(scores).items()):
+    shown = sorted(without_bounds(scores).items())
+    width = max(len(name) for name in ("written to", *scores))
+    for name, value in shown:
         bounds = f" ({scores[name + LOW]:.4f} to {scores[name + HIGH]:.4f})" if name + LOW in scores else ""
-        print(f"{name:>14} {value:.4f}{bounds}")
-    print(f"{'written to':>14} {config.output_dir}")
+        print(f"{name:>{width}} {value:.4f}{bounds}")
+    print(f"{'written to':>{width}} {config.output_dir}")
 
 
 def set_defaults(config: EvaluateConfig, overrides: Sequence[str]) -> None:
@@ -54,7 +56,7 @@ def set_defaults(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
 
 def main() -> int:
-    return run_app(evaluate, EvaluateConfig, "evaluate")
+    return run_app(evaluate, EvaluateConfig)
 
 
 if __name__ == "__main__":
