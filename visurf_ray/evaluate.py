@@ -13,7 +13,7 @@ from pathlib import Path
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import EvaluateConfig
 from visurf_ray.errors import ConfigError
-from visurf_ray.groups import HIGH, LOW, without_bounds
+from visurf_ray.groups import bounds_of, without_bounds
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
@@ -36,8 +36,9 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
     shown = sorted(without_bounds(scores).items())
     width = max(len(name) for name in ("written to", *scores))
     for name, value in shown:
-        bounds = f" ({scores[name + LOW]:.4f} to {scores[name + HIGH]:.4f})" if name + LOW in scores else ""
-        print(f"{name:>{width}} {value:.4f}{bounds}")
+        bounds = bounds_of(name, scores)
+        interval = f" ({bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
+        print(f"{name:>{width}} {value:.4f}{interval}")
     print(f"{'written to':>{width}} {config.output_dir}")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from tests.integration.runs import is_refused, run_here
 from tests.unit.conftest import composed
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import Config, EvaluateConfig, to_dict
@@ -151,7 +152,7 @@ def test_runs_of_a_sweep_never_share_a_folder(monkeypatch, tmp_path):
     assert folders == [f"{tmp_path}/runs/0_task.train--a-b", f"{tmp_path}/runs/1_task.train--a-b"]
     monkeypatch.setattr("sys.argv", ["train", "-m", "task.train='/训','/练'", "output_dir=runs"])
     assert run_app(lambda config, overrides: folders.append(config.output_dir), Config) == 0
-    assert folders[2:] == [f"{tmp_path}/runs/{number}_task.train----" for number in (0, 1)]
+    assert folders[2:] == [f"{tmp_path}/runs/{number}_task.train-----" for number in (0, 1)]
 
 
 def test_an_evaluation_ignores_the_folder_and_the_examples_of_an_experiment():
@@ -196,13 +197,10 @@ def test_a_reader_that_ends_early_is_no_error(tmp_path, module, arguments):
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "file/below"])
-def test_an_evaluation_that_cannot_write_is_refused_first(tmp_path, name):
+@pytest.mark.parametrize("what", ["checkpoint=miniature", "predictions=predictions.jsonl"])
+def test_an_evaluation_that_cannot_write_is_refused_first(tmp_path, name, what):
     (tmp_path / "file").touch()
-    (tmp_path / "predictions.jsonl").write_text("none\n")
-    for what in ("checkpoint=miniature", "predictions=predictions.jsonl"):
-        done = run(tmp_path, what, f"output_dir={name}", module="evaluate")
-        (line,) = done.stderr.splitlines()
-        assert done.returncode == 2 and line.startswith("error: output_dir=")
+    assert is_refused(run_here("evaluate", what, f"output_dir={tmp_path}/{name}"), [f"output_dir={tmp_path}/{name}: "])
 
 
 def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):

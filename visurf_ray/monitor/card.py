@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from visurf_ray.aliases import Json
 from visurf_ray.errors import writing
-from visurf_ray.groups import HIGH, LOW, Metrics, without_bounds
+from visurf_ray.groups import Metrics, bounds_of, without_bounds
 from visurf_ray.monitor.report import to_yaml
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -87,8 +87,9 @@ def _scores(before: Metrics, after: Metrics) -> str:
     lines = ["| held-out metric | before | after | 95 % interval of after |", "|---|---|---|---|"]
     for name, value in without_bounds(after).items():
         first = f"{before[name]:.3f}" if name in before else ""
-        bounds = f"{after[name + LOW]:.3f} – {after[name + HIGH]:.3f}" if name + LOW in after else ""
-        lines.append(f"| `{name}` | {first} | {value:.3f} | {bounds} |")
+        bounds = bounds_of(name, after)
+        interval = f"{bounds[0]:.3f} – {bounds[1]:.3f}" if bounds else ""
+        lines.append(f"| `{name}` | {first} | {value:.3f} | {interval} |")
     return "\n".join(lines)
 
 

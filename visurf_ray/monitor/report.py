@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from visurf_ray.aliases import Json
-from visurf_ray.groups import HIGH, LOW, Source, without_bounds
+from visurf_ray.groups import Source, bounds_of, without_bounds
 from visurf_ray.monitor.charts import LABEL, RATES, ROLLOUT, SCORES, Chart, charts
 from visurf_ray.monitor.figures import Curve, figure, smooth
 from visurf_ray.monitor.files import Row, write_text
@@ -107,7 +107,7 @@ def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
             before.get(key),
             after.get(key),
             _paper_cell(key, published) if published else "",
-            (after[key + LOW], after[key + HIGH]) if key + LOW in after else None,
+            bounds_of(key, after),
             judged=_higher_is_better(key),
         )
         for key in shown
@@ -118,7 +118,7 @@ def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
         + ('<th class="number">paper</th>' if published else "")
         + '<th class="number">change</th></tr>'
     )
-    bounded = any(key + LOW in after for key in shown)
+    bounded = any(bounds_of(key, after) for key in shown)
     notes = ["The range below a score is its 95 % bootstrap interval."] if bounded else []
     notes += [f"Paper: {paper.name}.", *paper.notes] if paper else []
     note = f'<p class="quiet">{escape(" ".join(notes))}</p>' if notes else ""
