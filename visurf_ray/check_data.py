@@ -6,7 +6,6 @@ samples, data_check.html, into output_dir. Without `task=` the task is guessed f
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from visurf_ray.config.app import run_app
 from visurf_ray.config.load import compose_again
@@ -21,25 +20,22 @@ def check_data(config: CheckDataConfig, overrides: Sequence[str]) -> None:
     """Look at the data set that the configuration names; print what was found, and write the page.
 
     Raises:
-        UserError: the data, the task or the model cannot be used at all. Rows that cannot be used are only told.
+        UserError: the data, the task or the model cannot be used at all. Rows that cannot be used raise nothing.
     """
     if config.check is None:
         raise ConfigError("name the data to look at: python -m visurf_ray.data check=PATH")
     source = config.check
-    folder = Path(config.output_dir)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"output_dir={folder}: {PAGE} cannot be written there: {error.strerror}") from error
-    from visurf_ray.inspection import console, page  # heavy: torch and transformers come with them
+    from visurf_ray.checks import writable  # heavy, like what follows: torch and transformers come with them
+    from visurf_ray.inspection import console, page
     from visurf_ray.inspection.survey import guess_task, survey
 
+    folder = writable(config.output_dir)
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     accepted: dict[str, int] = {}
     if "task" not in given:
 
         def with_task(name: str) -> CheckDataConfig:
-            return compose_again("check_data", [*overrides, f"task={name}"], CheckDataConfig)
+            return compose_again([*overrides, f"task={name}"], CheckDataConfig)
 
         name, accepted = guess_task(source, with_task)
         config = with_task(name)
@@ -49,12 +45,13 @@ def check_data(config: CheckDataConfig, overrides: Sequence[str]) -> None:
         raise ConfigError(f"task={config.task.name} draws its pictures and reads no data: choose the task of your data")
     found = survey(config, source, SHOWN, console.track)
     console.show(found, config, accepted, default_model="model" not in given and "model.path" not in given)
+    folder.mkdir(parents=True, exist_ok=True)
     page.write_page(folder / PAGE, found, config)
-    print(f"written to {folder / PAGE}", flush=True)
+    print(f"written to {folder / PAGE}")
 
 
 def main() -> int:
-    return run_app(check_data, CheckDataConfig, "check_data")
+    return run_app(check_data, CheckDataConfig)
 
 
 if __name__ == "__main__":

@@ -100,18 +100,18 @@ class Checkpoints:
             save_learner(partial)
             (partial / _STATE).write_text(json.dumps(asdict(state)))
             (partial / _FILES).write_text(json.dumps(_sizes(partial)))
-        if (best := self._read_best()) and best.step >= state.step:  # of an abandoned branch too
+        if (best := self._read_best()) and best.step >= state.step:  # of an abandoned branch, or written again
             (self.folder / _BEST).unlink()
         self._prune(final)
         return final
 
     def keep_best(self, best: Best) -> None:
-        """Name the newest checkpoint in best.json; the one that it named before is now as old as others are."""
+        """Name the newest checkpoint in best.json. The one that was named before is removed if it is too old."""
         self._write_best(best)
         self._prune(self.folder / best.checkpoint)
 
     def best(self, metric: str, step: int) -> Best | None:
-        """Return the best evaluation by a metric that a run which has done so many steps has had; None without one."""
+        """Return the best evaluation by a metric in the first `step` steps of the run; None if there is none."""
         best = self._read_best()
         return best if best and best.metric == metric and best.step <= step else None
 
@@ -131,9 +131,12 @@ class Checkpoints:
 
     def _write_best(self, best: Best) -> None:
         partial = self.folder / f".{_BEST}.partial"
-        with writing(_BEST, self.folder):
-            partial.write_text(json.dumps(asdict(best), indent=2) + "\n")
-            os.replace(partial, self.folder / _BEST)
+        try:
+            with writing(_BEST, self.folder):
+                partial.write_text(json.dumps(asdict(best), indent=2) + "\n")
+                os.replace(partial, self.folder / _BEST)
+        finally:
+            partial.unlink(missing_ok=True)
 
     @staticmethod
     def name(step: int) -> str:

@@ -38,17 +38,17 @@ class Checked:
     state: State
 
 
-def _writable(output_dir: str) -> Path:
+def writable(output_dir: str) -> Path:
     """Return the output folder, which need not exist yet.
 
     Raises:
         ConfigError: no such folder can be written to.
     """
-    output = Path(output_dir).expanduser().resolve()
+    output = Path(output_dir).resolve()
     try:
         existing = next(path for path in (output, *output.parents) if path.exists())
     except OSError as error:
-        raise ConfigError(f"output_dir={output_dir}: {error.strerror}") from error
+        raise ConfigError(f"output_dir={output_dir}: {error.strerror}: choose another folder") from error
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise ConfigError(f"output_dir={output_dir}: {existing} is no folder that can be written to")
     return output
@@ -75,7 +75,7 @@ def check(config: Config) -> Checked:
     tasks = Tasks.of(config, model=config.model)
     rewards = load_rewards(config, tasks) if config.method.rollouts else {}
     check_style(config, tasks)
-    output = _writable(config.output_dir)
+    output = writable(config.output_dir)
     resume = find_resume(config.train.resume, output / "checkpoints")
     if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
         raise ConfigError(

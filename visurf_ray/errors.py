@@ -3,8 +3,9 @@
 import errno
 import os
 import shutil
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -60,6 +61,19 @@ def _lack_of_space(error: BaseException) -> str | None:
     if not found and ("unexpected pos" in text or "PytorchStreamWriter failed writing" in text):
         return words[0]
     return found[0] if found else None
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """Flush standard output at the end of the context. Drop what is left if its reader, such as `head`, has ended."""
+    try:
+        with suppress(BrokenPipeError):
+            yield
+    finally:
+        try:
+            print(end="", flush=True)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes again when it exits
 
 
 @contextmanager

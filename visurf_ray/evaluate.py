@@ -13,7 +13,7 @@ from pathlib import Path
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import EvaluateConfig
 from visurf_ray.errors import ConfigError
-from visurf_ray.groups import HIGH, LOW, without_bounds
+from visurf_ray.groups import bounds_of, without_bounds
 
 
 def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
@@ -33,10 +33,13 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
     from visurf_ray import evaluation  # heavy: torch, vllm and deepspeed come with it
 
     scores = evaluation.evaluate(config)
-    for name, value in sorted(without_bounds(scores).items()):
-        bounds = f" ({scores[name + LOW]:.4f} to {scores[name + HIGH]:.4f})" if name + LOW in scores else ""
-        print(f"{name:>14} {value:.4f}{bounds}")
-    print(f"{'written to':>14} {config.output_dir}")
+    shown = sorted(without_bounds(scores).items())
+    width = max(len(name) for name in ("written to", *scores))
+    for name, value in shown:
+        bounds = bounds_of(name, scores)
+        interval = f" ({bounds[0]:.4f} to {bounds[1]:.4f})" if bounds else ""
+        print(f"{name:>{width}} {value:.4f}{interval}")
+    print(f"{'written to':>{width}} {config.output_dir}")
 
 
 def set_defaults(config: EvaluateConfig, overrides: Sequence[str]) -> None:
@@ -54,7 +57,7 @@ def set_defaults(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
 
 def main() -> int:
-    return run_app(evaluate, EvaluateConfig, "evaluate")
+    return run_app(evaluate, EvaluateConfig)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from visurf_ray.actors import make_rollouts, start_data, start_segmentation
 from visurf_ray.assembly import write_dropped
 from visurf_ray.checkpoints import read_state
-from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, rollout_demand, segmenter_demand
+from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, rollout_demand, segmenter_demand, writable
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, writing
@@ -27,11 +27,11 @@ def evaluate(config: EvaluateConfig) -> Metrics:
 
     Writes answers and scores to `output_dir`.
     """
+    output = writable(config.output_dir)
     if config.checkpoint is None:
-        return _score_again(config)
+        return _score_again(config, output)
     check_vllm(config)
     check_segmenters(config)
-    output = Path(config.output_dir).expanduser().resolve()
     tasks = Tasks.of(config)
     with ExitStack() as stack:
         config.model.path = as_model(config.checkpoint, output, stack)
@@ -58,14 +58,16 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     return _write_scores(tasks.score(predictions), output)
 
 
-def _score_again(config: EvaluateConfig) -> Metrics:
-    """Score a predictions.jsonl by the task's metrics, and write the scores to `output_dir`."""
+def _score_again(config: EvaluateConfig, output: Path) -> Metrics:
+    """Score a predictions.jsonl by the task's metrics, and write the scores to the folder `output`."""
     found = read_predictions(Path(config.predictions or "").expanduser())
     try:
         scores = Tasks.of(config).score(found)
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"predictions={config.predictions}: not of task={config.task.name} ({error})") from error
-    output = Path(config.output_dir).expanduser().resolve()
+        raise ConfigError(
+            f"predictions={config.predictions}: task={config.task.name} cannot score them ({error}): choose the task "
+            "whose questions they answer"
+        ) from error
     output.mkdir(parents=True, exist_ok=True)
     return _write_scores(scores, output)
 

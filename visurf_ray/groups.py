@@ -218,6 +218,12 @@ Metrics = dict[str, float]
 LOW, HIGH = "_low", "_high"  # endings of the names of the bounds of a metric's interval
 
 
+def bounds_of(name: str, metrics: Metrics) -> tuple[float, float] | None:
+    """Return the bounds of a metric's interval; None if it has none."""
+    low, high = name + LOW, name + HIGH
+    return (metrics[low], metrics[high]) if low in metrics and high in metrics else None
+
+
 def without_bounds(metrics: Metrics) -> Metrics:
     """Return the metrics without the bounds of their intervals."""
     bounds = {name + ending for name in metrics for ending in (LOW, HIGH)}

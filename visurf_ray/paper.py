@@ -7,7 +7,6 @@ The rows are data: `paper_rows.yaml`. Nothing is run.
 """
 
 import argparse
-import os
 import shlex
 import sys
 import textwrap
@@ -16,7 +15,7 @@ from itertools import groupby
 from rich.console import Console
 from rich.table import Table
 
-from visurf_ray.errors import UserError
+from visurf_ray.errors import UserError, printing
 from visurf_ray.paper_rows import PaperRow, find_row, paper_rows, table_titles
 
 _WIDTH = 100  # columns, where the output is no terminal
@@ -26,11 +25,10 @@ _UNITS = {"time/step": "s", "gpu_memory": "GB"}  # of all other metrics: percent
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m visurf_ray.paper", description="The rows of the papers' tables.")
     parser.add_argument("row", nargs="*", help="a row's name: print its command. Without one, list all rows")
-    name = " ".join(parser.parse_args().row)
     try:
-        print(describe(find_row(name)) if name else listing(), end="", flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough; keep Python from flushing again at the end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with printing():
+            name = " ".join(parser.parse_args().row)
+            print(describe(find_row(name)) if name else listing(), end="")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

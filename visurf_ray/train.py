@@ -22,7 +22,7 @@ def train(config: Config, overrides: Sequence[str]) -> None:
 
 
 def main() -> int:
-    return run_app(train, Config, "config")
+    return run_app(train, Config)
 
 
 if __name__ == "__main__":

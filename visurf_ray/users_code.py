@@ -7,13 +7,12 @@ import traceback
 import zlib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from visurf_ray.errors import UserError, short
 from visurf_ray.names import nearest
 
 
-def load(key: str, name: str, kind: str) -> Any:
+def load(key: str, name: str, kind: str) -> object:
     """Import and return what a setting names.
 
     Args:
@@ -27,10 +26,10 @@ def load(key: str, name: str, kind: str) -> Any:
     place, _, attribute = name.rpartition(":")
     if not place or not attribute:
         raise UserError(f"{key}={name} must be module:{kind} or path/to/file.py:{kind}")
-    found: Any = _module(key, name, place)
+    found: object = _module(key, name, place)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise UserError(f"{key}={name}: {place} has no {attribute!r}.{nearest(part, vars(found))}")
+            raise UserError(f"{key}={name}: {place} has no {attribute!r}.{nearest(part, dir(found))}")
         found = getattr(found, part)
     return found
 

@@ -44,7 +44,7 @@ async def generate(actor: Any, examples: Sequence[Example], sampling: Sampling) 
     begin = time.perf_counter()
     await asyncio.gather(*map(one, examples, images))
     seconds = time.perf_counter() - begin
-    # The step's own sampling is to find no picture or prompt that it would not find otherwise.
+    # So that the step's own sampling computes prompts and pictures anew, as in a run.
     await actor.engine.reset_prefix_cache()
     await actor.engine.reset_mm_cache()
     await actor.engine.reset_encoder_cache()

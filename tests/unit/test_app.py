@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from tests.integration.runs import is_refused, run_here
 from tests.unit.conftest import composed
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import Config, EvaluateConfig, to_dict
@@ -81,6 +82,8 @@ def test_a_users_own_groups_stand_beside_ours(tmp_path, own):
         (["+rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
         (["-m", "method=visurf,rlv"], "unknown method 'rlv'. Did you mean 'rlvr'?"),
         (["-m", "output_dir=a,b"], "output_dir cannot be swept"),
+        (["-m", "++output_dir=a,b"], "output_dir cannot be swept"),
+        (["output_dir=a,b"], "Ambiguous value for argument 'output_dir=a,b'"),
         (["-m", "method=glob(x*)"], "the sweep has no runs: a glob"),
         (["--config-name", "evaluate"], "--config-name=evaluate is no configuration of this program"),
         (["-m", "seed=1,2", "rollout.nn=3"], "there is no configuration key 'rollout.nn'. Did you mean 'rollout.n'?"),
@@ -124,17 +127,17 @@ def test_an_error_of_the_task_itself_is_raised_and_not_taken_for_a_wrong_command
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "seed=3"])
     with pytest.raises(ValueError, match="a defect at seed 3"):
-        run_app(task, Config, "config")
+        run_app(task, Config)
     monkeypatch.setattr("sys.argv", ["train", "-m", "seed=4,5"])
     with pytest.raises(ValueError, match="a defect at seed 4"):
-        run_app(task, Config, "config")
+        run_app(task, Config)
 
 
 def test_each_run_of_a_sweep_gets_a_folder_that_needs_no_quotes(monkeypatch, tmp_path):
     folders = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "-m", "method=visurf,rlvr", "seed=1,2", "output_dir=runs"])
-    assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
+    assert run_app(lambda config, overrides: folders.append(config.output_dir), Config) == 0
     assert folders == [
         f"{tmp_path}/runs/method-{method}_seed-{seed}" for method in ("visurf", "rlvr") for seed in (1, 2)
     ]
@@ -145,8 +148,11 @@ def test_runs_of_a_sweep_never_share_a_folder(monkeypatch, tmp_path):
     folders = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["train", "-m", "task.train=/a/b,/a-b", "++output_dir=runs"])
-    assert run_app(lambda config, overrides: folders.append(config.output_dir), Config, "config") == 0
+    assert run_app(lambda config, overrides: folders.append(config.output_dir), Config) == 0
     assert folders == [f"{tmp_path}/runs/0_task.train--a-b", f"{tmp_path}/runs/1_task.train--a-b"]
+    monkeypatch.setattr("sys.argv", ["train", "-m", "task.train='/训','/练'", "output_dir=runs"])
+    assert run_app(lambda config, overrides: folders.append(config.output_dir), Config) == 0
+    assert folders[2:] == [f"{tmp_path}/runs/{number}_task.train-----" for number in (0, 1)]
 
 
 def test_an_evaluation_ignores_the_folder_and_the_examples_of_an_experiment():
@@ -174,6 +180,29 @@ def test_a_job_finds_the_folder_of_configuration_files_from_the_users_folder(tmp
     assert done.returncode == 0 and "train: /data/kettles.jsonl" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [("train", ["--cfg", "job"]), ("train", ["--help"]), ("paper", []), ("paper", ["--help"])],
+)
+def test_a_reader_that_ends_early_is_no_error(tmp_path, module, arguments):
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", f"visurf_ray.{module}", *arguments]
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60, cwd=tmp_path, env=variables
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/below"])
+@pytest.mark.parametrize("what", ["checkpoint=miniature", "predictions=predictions.jsonl"])
+def test_an_evaluation_that_cannot_write_is_refused_first(tmp_path, name, what):
+    (tmp_path / "file").touch()
+    assert is_refused(run_here("evaluate", what, f"output_dir={tmp_path}/{name}"), [f"output_dir={tmp_path}/{name}: "])
+
+
 def test_sigterm_ends_a_run_as_ctrl_c_does(tmp_path):
     """Also where the tests themselves run in the background of a shell, which has its jobs ignore SIGINT."""
     code = """
@@ -181,7 +210,7 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import Config
-sys.exit(run_app(lambda config, overrides: os.kill(os.getpid(), signal.SIG{0}), Config, "config"))
+sys.exit(run_app(lambda config, overrides: os.kill(os.getpid(), signal.SIG{0}), Config))
 """
     ended = [
         subprocess.run(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from visurf_ray.checkpoints import CheckpointError, Checkpoints, State, find_resume, read_state
+from visurf_ray.checkpoints import Best, CheckpointError, Checkpoints, State, find_resume, read_state
 from visurf_ray.checks import _check_steps_left
 from visurf_ray.errors import ConfigError, DiskFullError
 
@@ -86,7 +86,7 @@ def test_steps_are_ordered_as_numbers(folder):
 
 
 @pytest.mark.parametrize("keep", [1, 2, 5])
-def test_checkpoints_of_a_course_that_was_left_are_removed(folder, keep):
+def test_checkpoints_of_an_abandoned_branch_are_removed(folder, keep):
     """A run that went on from an older checkpoint by its path saves steps below the newest."""
     Checkpoints(folder, keep=3).save(State(80), saver())
     path = Checkpoints(folder, keep=keep).save(State(40), saver("new"))
@@ -225,6 +225,19 @@ except DiskFullError as error:
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
     assert f"cannot write report.html: File too large. {tmp_path} has" in done.stdout, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_part_of_best_json(folder, monkeypatch):
+    checkpoints = Checkpoints(folder, keep=1)
+    path = checkpoints.save(State(1), saver())
+
+    def fill(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fill)
+    with pytest.raises(DiskFullError, match=r"cannot write best\.json"):
+        checkpoints.keep_best(Best("n_acc", 0.5, 1, path.name))
+    assert [each.name for each in folder.iterdir()] == [path.name]
 
 
 def test_parts_of_a_run_that_was_killed_are_removed(folder):

@@ -5,7 +5,6 @@ import inspect
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import fields, is_dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from omegaconf import OmegaConf
 from tests.unit.conftest import composed
 from visurf_ray.config import rules
 from visurf_ray.config.choices import Clip, ImportanceLevel, LabelStyle, LabelTerm, Layout, Route
+from visurf_ray.config.explain import CommandLine, misread
+from visurf_ray.config.fields import settings
 from visurf_ray.config.load import CONFIG_DIR, load_config
 from visurf_ray.config.schema import Config, EvaluateConfig
 from visurf_ray.errors import ConfigError
@@ -67,17 +68,8 @@ COLOCATED = "cluster.layout=colocated rollout.gpus=1 learner.gpus=1 rollout.memo
 )
 def test_every_option_composes_and_sets_every_key(group, option):
     config = composed(f"{group}={option}", *DATA)
-    assert "???" not in {str(value) for _, value in settings(config)}
+    assert "???" not in {str(setting.value) for setting in settings(config)}
     assert group not in ("method", "task") or getattr(config, group).name == option
-
-
-def settings(section: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for field in fields(section):
-        value = getattr(section, field.name)
-        if is_dataclass(value):
-            yield from settings(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name, value
 
 
 def test_only_the_data_of_a_task_are_left_to_set():
@@ -329,10 +321,10 @@ def with_values(**values: Any) -> Config:
         ("seed", -1, "seed=-1 must be at least 0"),
         ("seed", 2**31, "seed=2147483648 must be at least 0 and at most 2147483647"),
         ("learner__learning_rate", 1e6, "learner.learning_rate=1000000 must be at least 0 and at most 1"),
-        ("output_dir", "", "output_dir='' is a text like any other here: it must have a value"),
-        ("model__path", "None", "model.path='None' is a text like any other here: it must have a value"),
-        ("task__train", "none", "task.train='none' is a text like any other here: write null for no value"),
-        ("reward__function", "None", "write null for no value"),
+        ("output_dir", "", "output_dir='': it must have a value"),
+        ("model__path", "None", "model.path='None': it must have a value"),
+        ("task__train", "none", "task.train='none': write task.train=null for no value"),
+        ("reward__function", "None", "write reward.function=null for no value"),
     ],
 )
 def test_a_number_outside_its_bounds_is_refused(key, value, message):
@@ -391,15 +383,15 @@ COLOCATED_VALUES = {
         ("route_without_two_ways", {"method__route": Route.hpt}),
         ("route_without_two_ways", {"method__route": Route.hpt, "method__label_term": "srft"}),
         (
-            "two_choices_of_the_label",
+            "label_gate_beside_a_route",
             {"method__route": Route.hpt, "method__label_term": LabelTerm.ce, "method__label_gate": True},
         ),
-        ("second_clip_without_the_first", {"method__dual_clip": 3.0, "method__clip": Clip.sapo}),
+        ("dual_clip_without_ppo", {"method__dual_clip": 3.0, "method__clip": Clip.sapo}),
         ("importance_without_room", {"pipeline__importance_low": 2.0}),
         ("sft_to_the_end", {"method__sft_steps": 80}),
         ("sft_settings_without_steps", {"method__sft_batch_size": 32}),
         ("sft_settings_without_steps", {"method__sft_learning_rate": 0.0}),
-        ("module_of_a_task_that_has_one", {"task__module": "my_task.py:MyTask"}),
+        ("module_beside_another_task", {"task__module": "my_task.py:MyTask"}),
         ("minibatches_without_groups", {"train__batch_size": 1, "learner__minibatches": 2}),
         (
             "minibatches_without_groups",
@@ -407,7 +399,7 @@ COLOCATED_VALUES = {
         ),
         ("warmup_to_the_end", {"learner__warmup_steps": 80}),
         ("warmup_to_the_end", {"learner__warmup_steps": 30, "method__sft_steps": 60}),
-        ("floor_of_a_constant", {"learner__learning_rate_floor": 0.1}),
+        ("floor_of_a_constant_rate", {"learner__learning_rate_floor": 0.1}),
         ("betas_that_adam_cannot_have", {"learner__adam_betas": [0.9]}),
         ("betas_that_adam_cannot_have", {"learner__adam_betas": [0.9, 1.0]}),
         ("adapters_without_layers", {"learner__lora__targets": []}),
@@ -486,6 +478,11 @@ def test_composing_again_is_not_disturbed_by_a_refusal():
         load_config(["rollout.nn=3"])
     assert load_config(["rollout.n=5"]).rollout.n == 5
     assert load_config([]).rollout.n == 8
+
+
+def test_a_name_that_would_be_read_as_a_number_is_refused_in_every_program():
+    line = CommandLine("check_data", ["check=2026.10"], [CONFIG_DIR])
+    assert "Write a text, in quotes: \"check='2026.10'\"" in (misread(line) or "")
 
 
 def test_importing_the_configuration_loads_nothing_heavy():

@@ -46,7 +46,7 @@ def test_the_card_tells_data_method_model_settings_scores_and_command(tmp_path):
 
 
 def test_the_card_of_a_mixture_tells_its_parts(tmp_path):
-    charts = ["task=vqa", "train=[me/charts:train,me/both]", "held_out=c.jsonl", "weight=2"]
+    charts = ["task=vqa", "train=[me/charts/human:train,me/both]", "held_out=c.jsonl", "weight=2"]
     sums = ["task=math", "train=me/both:train", "held_out=d.jsonl", "reward.options.boxed_credit=0"]
     parts = {"charts": charts, "sums": sums}
     found = card(tmp_path, "task=mixture", *[f"+task.parts.{name}.{each}" for name in parts for each in parts[name]])

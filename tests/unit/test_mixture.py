@@ -13,7 +13,7 @@ from visurf_ray.checks import check_style, load_rewards
 from visurf_ray.config.explain import CommandLine
 from visurf_ray.config.load import CONFIG_DIR, load_config, searching
 from visurf_ray.config.parts import resolve
-from visurf_ray.config.schema import ScoringConfig
+from visurf_ray.config.task_schema import ScoringConfig
 from visurf_ray.errors import ConfigError, DataError, UserError
 from visurf_ray.feed.mixture import Mixture
 from visurf_ray.feed.sampler import PartSampler
@@ -108,7 +108,7 @@ def test_a_run_of_one_task_has_one_part_without_a_name():
         ([*BOTH, "+task.parts.find.reward=mth"], "task.parts.find.reward: unknown reward 'mth'. Did you mean 'math'?"),
         ([*BOTH, "+task.parts.find.reward.nam=math"], "Did you mean 'task.parts.find.reward.name'?"),
         ([*BOTH, "+task.parts.find.reward.workers=2"], "task.parts.find.reward.workers: the reward actors serve all"),
-        ([*BOTH, "+task.parts.find.weight=0"], "task.parts.find.weight=0 must be a number above 0"),
+        ([*BOTH, "+task.parts.find.weight=0"], "task.parts.find.weight=0 must be above 0"),
         ([*BOTH, "+task.parts.find.weight=much"], "task.parts.find.weight=much must be a number above 0"),
         ([*BOTH, "+task.parts.find.absent_share=2"], "task.parts.find.absent_share=2 must be at least 0 and at most 1"),
         ([*BOTH, "+task.parts.find.absent_share=x"], "task.parts.find.absent_share=x: Value 'x'"),

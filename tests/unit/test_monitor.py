@@ -414,6 +414,18 @@ def test_the_report_shows_what_the_task_measures(tmp_path: Path) -> None:
     assert page.count("<svg") == 1
 
 
+def test_the_report_shows_the_metrics_of_a_task_of_ones_own(tmp_path: Path) -> None:
+    """It does not know which way is better, nor that they lie between 0 and 1."""
+    scores = {"before": {"<mae>": 3.0, "bias": -0.5}, "after": {"<mae>": 2.0, "bias": -0.25, "bias_low": -0.4}}
+    rows = [
+        {"step": step, "eval/<mae>": value, "eval/bias": 0.0, "eval/bias_low": 0.0}
+        for step, value in ((0, 3.0), (2, 2.0))
+    ]
+    page = report(tmp_path / "report.html", summary=SUMMARY | scores, rows=rows)
+    assert "<td>&lt;mae&gt;<" in page and '<span class="quiet">−1.000</span>' in page and "<td>bias<" in page
+    assert 'class="track"' not in page and page.count("<svg") == 1 and "bias_low" not in page
+
+
 def test_the_report_of_sft_has_no_rollouts(tmp_path: Path) -> None:
     page = report(tmp_path / "report.html", rows=[{"step": 1, "time": 0.0, "time/step": 1.0} | SFT_STEP])
     assert "Loss</h3>" in page and "1.25" in page

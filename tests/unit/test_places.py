@@ -4,9 +4,10 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
+from visurf_ray.config.fields import Place
 from visurf_ray.config.load import load_config
 from visurf_ray.config.places import absolute
-from visurf_ray.config.schema import EvaluateConfig, Place
+from visurf_ray.config.schema import EvaluateConfig
 
 
 @pytest.fixture
@@ -69,6 +70,8 @@ def test_what_is_no_path_stays_as_it_is(mine):
         ("/data/a b.jsonl", "/data/a b.jsonl"),
         ("hf://owner/name/*.parquet", "hf://owner/name/*.parquet"),
         (["train.jsonl", "owner/name"], ["{mine}/train.jsonl", "owner/name"]),
+        (f"owner/{'x' * 300}", f"owner/{'x' * 300}"),
+        ("~nobody-of-this-name/data", "{mine}/~nobody-of-this-name/data"),
     ],
 )
 def test_data_may_be_a_split_a_pattern_or_a_list(mine, monkeypatch, text, path):

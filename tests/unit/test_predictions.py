@@ -45,6 +45,7 @@ def test_each_answer_has_a_line_and_its_number(tmp_path):
         '{"id": "a"}',
         json.dumps(vars(PREDICTION) | {"colour": "red"}),
         json.dumps(vars(PREDICTION) | {"sample": "1"}),
+        "[" * 100_000,
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line):
@@ -53,6 +54,12 @@ def test_a_malformed_line_is_named(tmp_path, line):
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(DataError, match=r"predictions\.jsonl, line 2 is not a prediction"):
         read_predictions(path)
+
+
+def test_a_response_may_hold_any_character(tmp_path):
+    path = tmp_path / "predictions.jsonl"
+    path.write_text(json.dumps(vars(PREDICTION) | {"response": "a\u2028b\x85c"}, ensure_ascii=False) + "\n", "utf-8")
+    assert read_predictions(path)[0].response == "a\u2028b\x85c"
 
 
 def test_bytes_that_are_no_text_are_named(tmp_path):

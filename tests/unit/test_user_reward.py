@@ -101,6 +101,12 @@ def test_an_unusable_function_is_refused_with_its_key(file, name, message):
         load_function(name.replace("FILE", file))
 
 
+def test_an_attribute_of_what_has_none_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("number = 3\n")
+    with pytest.raises(UserError, match=r"mine\.py has no 'number\.score'"):
+        load_function(f"{tmp_path}/mine.py:number.score")
+
+
 def test_a_file_that_breaks_is_refused(tmp_path):
     (tmp_path / "broken.py").write_text("def score(:")
     (tmp_path / "fails.py").write_text("1 / 0")

@@ -5,7 +5,6 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import hydra
 from hydra._internal.utils import get_args_parser  # Hydra's own parser of its flags, which no public name offers
@@ -14,12 +13,12 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain
-from visurf_ray.config.load import CONFIG_DIR, C, register_schema, searching, typed
+from visurf_ray.config.load import CONFIG_DIR, PRIMARY, C, register_schema, searching, typed
 from visurf_ray.config.places import users_folder
-from visurf_ray.errors import ConfigError, UserError
+from visurf_ray.errors import ConfigError, UserError, printing
 
 
-def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_name: str) -> int:
+def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C]) -> int:
     """Compose the configuration that the command line asks for and call `task`, once for each run of a sweep.
 
     A sweep (`-m`) runs one run after the other, each with an output_dir of its own: a folder that is named after the
@@ -27,8 +26,7 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
 
     Args:
         task: takes the configuration and the overrides of the command line.
-        schema: the class of the configuration.
-        config_name: the primary configuration in `conf/`, unless --config-name gives another.
+        schema: the class of the configuration; `PRIMARY` names its file, unless --config-name names another.
 
     Returns:
         The exit status; SIGTERM ends a run as Ctrl-C does. A UserError is printed in one line; any other error of a
@@ -40,17 +38,16 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
     arguments, unknown = get_args_parser().parse_known_intermixed_args()
     if unknown:
         return fail(ConfigError(f"there is no flag {unknown[0]}: a setting is written without dashes, KEY=VALUE"))
-    own = [(users_folder() / Path(arguments.config_dir).expanduser()).resolve()] if arguments.config_dir else []
+    own = [(users_folder() / os.path.expanduser(arguments.config_dir)).resolve()] if arguments.config_dir else []
     # Hydra itself wants all overrides in one place, and takes the last of several --config-dir.
     flags = [argument for argument in sys.argv[1:] if argument not in arguments.overrides]
     flags += [f"--config-dir={folder}" for folder in own]
     sys.argv[1:] = [*flags, *arguments.overrides, *_sweep_folder(arguments.overrides)]
-    line = CommandLine(arguments.config_name or config_name, arguments.overrides, [CONFIG_DIR, *own])
+    line = CommandLine(arguments.config_name or PRIMARY[schema], arguments.overrides, [CONFIG_DIR, *own])
     if reason := line.missing_files():
         return fail(ConfigError(reason))
-
-    if "output_dir" in line.swept():
-        return fail(ConfigError("output_dir cannot be swept: each run has a folder of its own below the given one"))
+    if arguments.multirun and any(key.lstrip("+") == "output_dir" for key in line.swept()):
+        return fail(ConfigError("output_dir cannot be swept: give one folder, in which each run gets one of its own"))
 
     ran: list[str] = []  # the runs of a sweep
     refused: list[UserError] = []
@@ -81,7 +78,8 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C], config_na
             crashed.append(error)
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=config_name)(run)()
+        with printing():
+            hydra.main(version_base="1.3", config_path=str(CONFIG_DIR), config_name=PRIMARY[schema])(run)()
     except COMPOSING_ERRORS as error:
         with searching(line):
             return fail(ConfigError(explain(error, line)))
@@ -104,13 +102,13 @@ def _run_name(sweep: CommandLine, run: CommandLine) -> str:
     """Return a name for a run of a sweep: `method-rlvr_seed-1`, or its number if a sweeper chose values.
 
     The run's number comes first where the values cannot stand in a folder's name as they are: where they have other
-    characters than letters, digits, `_`, `.`, `+` and `-`, or are long.
+    characters than ASCII letters, digits, `_`, `.`, `+` and `-`, or are long.
     """
     values = [override for override in run.overrides if override.partition("=")[0] in sweep.swept()]
     # No character that Hydra or a shell treats specially: the folder's path is an override of later commands.
     number = str(HydraConfig.get().job.num)
-    name = "_".join(re.sub(r"[^\w.+-]", "-", value) for value in values)
-    if len(name) <= 200 and all(re.fullmatch(r"[\w.+-]*=[\w.+-]*", value) for value in values):
+    name = "_".join(re.sub(r"[^\w.+-]", "-", value, flags=re.ASCII) for value in values)
+    if len(name) <= 200 and all(re.fullmatch(r"[\w.+-]*=[\w.+-]*", value, re.ASCII) for value in values):
         return name or number
     return f"{number}_{name}"[:200]
 

@@ -7,7 +7,7 @@ from dataclasses import Field, dataclass
 from enum import Enum
 from itertools import takewhile
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import yaml
 from hydra import compose
@@ -17,14 +17,15 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from visurf_ray.config.schema import OPEN_SECTIONS, declared, nullable
+from visurf_ray.config.fields import nullable
+from visurf_ray.config.schema import OPEN_SECTIONS, declared
 from visurf_ray.names import nearest
 
 # ValueError: method=null. YAMLError, RecursionError: a file of the user's.
 COMPOSING_ERRORS = (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError, RecursionError)
 _EXPERIMENT = "experiment"  # not in the defaults list, so it must be added: +experiment=NAME
-_NOTHING = ("disabled", "off", "none")  # what a choice may call that something is not used
-# Other common names of options: those of ours, of which a group or a choice has one at most.
+_NOTHING = ("disabled", "off", "none")  # options that switch something off
+# Common names that are none of ours, with ours for the same; a group or a choice has one of them at most.
 _OTHER_NAMES = {"grpo": ("rlvr",), "none": _NOTHING, "null": _NOTHING, "false": _NOTHING, "no": _NOTHING}
 
 
@@ -47,7 +48,7 @@ class CommandLine:
         return None
 
     def swept(self) -> set[str]:
-        """Return the keys that have several values."""
+        """Return the keys that have several values, with the `+` before them if any."""
         return {override.get_key_element() for override in _parsed(self.overrides) if override.is_sweep_override()}
 
     def groups(self) -> dict[str, list[str]]:
@@ -198,7 +199,7 @@ def cure(key: str, written: str) -> str:
     return f"Write {_wanted(field, kinds[0])}{', or null' if nullable(field) else ''}"
 
 
-def _wanted(field: Field[Any], kind: Any) -> str:
+def _wanted(field: Field[object], kind: type) -> str:
     """Return in words what a field of this type takes."""
     if "example" in field.metadata:
         return f"a list, such as {field.metadata['example']}"

@@ -8,6 +8,7 @@ from typing import TypeVar
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -21,6 +22,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if folder.is_dir())
 
 C = TypeVar("C", bound=Config)
+# The primary configuration of each schema, a file in `conf/`.
+PRIMARY: dict[type[Config], str] = {Config: "config", EvaluateConfig: "evaluate", CheckDataConfig: "check_data"}
 
 
 def register_schema() -> None:
@@ -45,11 +48,16 @@ def load_config(overrides: list[str]) -> Config:
         return typed(composed, Config, line)
 
 
-def compose_again(config_name: str, overrides: list[str], schema: type[C]) -> C:
-    """Compose a configuration with other overrides, inside of an entry point. Raises ConfigError like load_config."""
-    line = CommandLine(config_name, overrides, [CONFIG_DIR])
+def compose_again(overrides: list[str], schema: type[C]) -> C:
+    """Compose the configuration of the entry point that runs with other overrides.
+
+    Its --config-name and --config-dir hold. Raises ConfigError like load_config.
+    """
+    hydra = HydraConfig.get()
+    own = [Path(source.path) for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    line = CommandLine(hydra.job.config_name or PRIMARY[schema], overrides, [CONFIG_DIR, *own])
     with explaining(line):
-        composed = compose(config_name, overrides=overrides)
+        composed = compose(line.config_name, overrides=overrides)
     return typed(composed, schema, line)
 
 
@@ -86,14 +94,13 @@ def typed(composed: DictConfig, schema: type[C], line: CommandLine) -> C:
         try:
             OmegaConf.update(composed, key, None)
         except OmegaConfBaseException as error:
-            raise ConfigError(f"{key} is not set, and it must be") from error
+            raise ConfigError(f"{key} has no value, and must have one: write {key}=…") from error
     with explaining(line):
         config = OmegaConf.to_object(composed)
     if type(config) is not schema:
-        own = {Config: "config", EvaluateConfig: "evaluate"}.get(schema, "check_data")
         raise ConfigError(
-            f"--config-name={line.config_name} is no configuration of this program: a file of your own must have {own} "
-            "first in its defaults"
+            f"--config-name={line.config_name} is no configuration of this program: a file of your own must have "
+            f"{PRIMARY[schema]} first in its defaults"
         )
     parts.resolve(config, line)
     rules.check(config)

@@ -1,19 +1,22 @@
 """Parts of a mixture, and held-out sets of other tasks: each takes the defaults of its task and reward in `conf/`."""
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
-from typing import Any
+from typing import TypeVar
 
 from hydra import compose
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from visurf_ray.aliases import Json
 from visurf_ray.config.explain import CommandLine, cure, unknown_option
-from visurf_ray.config.schema import MIXTURE, Config, PartConfig, RewardConfig, ScoringConfig, TaskConfig
+from visurf_ray.config.schema import Config
+from visurf_ray.config.task_schema import MIXTURE, PartConfig, RewardConfig, RunTaskConfig, ScoringConfig, TaskConfig
 from visurf_ray.errors import ConfigError, short
 from visurf_ray.names import nearest
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"\w[\w-]*")
 _TASK_KEYS = [item.name for item in fields(TaskConfig) if item.name != "name"]
@@ -32,7 +35,12 @@ def resolve(config: Config, line: CommandLine) -> None:
     config.eval.sets = _each("eval.sets", config.eval.sets, line, _held_out_set)
 
 
-def _each(section: str, given: Mapping[Any, Any], line: CommandLine, make: Callable[..., Any]) -> dict[str, Any]:
+def _each(
+    section: str,
+    given: Mapping[str, Json],
+    line: CommandLine,
+    make: Callable[[str, dict[str, Json], CommandLine], T],
+) -> dict[str, T]:
     made = {}
     for name, settings in given.items():
         key = f"{section}.{name}"
@@ -46,18 +54,18 @@ def _each(section: str, given: Mapping[Any, Any], line: CommandLine, make: Calla
     return made
 
 
-def _part(key: str, given: dict[str, Any], line: CommandLine) -> PartConfig:
+def _part(key: str, given: dict[str, Json], line: CommandLine) -> PartConfig:
     """Return a part. `given` may also be one of a run's config.yaml, where the task is called `name`."""
     composed = _composed(key, given, line, ["weight", "reward"])
     weight = given.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
+    if isinstance(weight, bool) or not isinstance(weight, int | float):
         raise ConfigError(f"{key}.weight={short(weight)} must be a number above 0")
-    reward: RewardConfig = _filled(f"{key}.reward", composed, "reward")
+    reward = _filled(f"{key}.reward", composed, "reward", RewardConfig)
     scoring = ScoringConfig(**{name: getattr(reward, name) for name in _REWARD_KEYS})
     return PartConfig(**vars(_task(key, composed)), weight=float(weight), reward=scoring)
 
 
-def _held_out_set(key: str, given: dict[str, Any], line: CommandLine) -> TaskConfig:
+def _held_out_set(key: str, given: dict[str, Json], line: CommandLine) -> TaskConfig:
     """Return a held-out set; `given` may be one of a run's config.yaml as well."""
     for name in ("train", "weight", "reward"):
         if given.get(name) is not None:
@@ -66,11 +74,11 @@ def _held_out_set(key: str, given: dict[str, Any], line: CommandLine) -> TaskCon
 
 
 def _task(key: str, composed: DictConfig) -> TaskConfig:
-    task = _filled(key, composed, "task")
+    task = _filled(key, composed, "task", RunTaskConfig)
     return TaskConfig(**{name: getattr(task, name) for name in ("name", *_TASK_KEYS)})
 
 
-def _composed(key: str, given: dict[str, Any], line: CommandLine, others: list[str]) -> DictConfig:
+def _composed(key: str, given: dict[str, Json], line: CommandLine, others: list[str]) -> DictConfig:
     """Return a configuration whose sections `task` and `reward` have the defaults and what is given.
 
     Args:
@@ -113,7 +121,7 @@ def _composed(key: str, given: dict[str, Any], line: CommandLine, others: list[s
     return composed
 
 
-def _set(composed: DictConfig, place: str, value: Any, key: str) -> None:
+def _set(composed: DictConfig, place: str, value: Json, key: str) -> None:
     try:
         OmegaConf.update(composed, place, value, merge=True, force_add=True)
     except OmegaConfBaseException as error:
@@ -121,9 +129,11 @@ def _set(composed: DictConfig, place: str, value: Any, key: str) -> None:
         raise ConfigError(f"{key}={short(value)}: {reason}. {cure(key, str(value))}".rstrip(". ")) from error
 
 
-def _filled(key: str, composed: DictConfig, section: str) -> Any:
-    """Return a section as a dataclass; what is mandatory and not set is None, and its task reports it."""
+def _filled(key: str, composed: DictConfig, section: str, kind: type[T]) -> T:
+    """Return a section as a dataclass of its kind; what is mandatory and not set is None, and its task reports it."""
     for missing in OmegaConf.missing_keys(composed):
         if missing.startswith(f"{section}."):
             _set(composed, missing, None, missing.replace(section, key, 1))
-    return OmegaConf.to_object(composed[section])
+    found = OmegaConf.to_object(composed[section])
+    assert isinstance(found, kind)
+    return found

@@ -2,11 +2,10 @@
 
 import glob
 import os
-from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any
 
-from visurf_ray.config.schema import Place
+from visurf_ray.config.fields import Place, settings
+from visurf_ray.config.schema import Config
 
 FOLDER_VARIABLE = "VISURF_RAY_FOLDER"  # set by launch/job.sh, since a job runs in a copy of the code
 
@@ -16,25 +15,17 @@ def users_folder() -> Path:
     return Path(os.environ.get(FOLDER_VARIABLE) or os.getcwd())
 
 
-def make_absolute(section: Any) -> None:
-    """Make all files and folders absolute that the fields of a configuration name; see `schema.Place`."""
-    for declared in fields(section):
-        value, place = getattr(section, declared.name), declared.metadata.get("place")
-        if is_dataclass(value):
-            make_absolute(value)
-        elif isinstance(value, dict) and all(map(is_dataclass, value.values())):  # parts
-            for part in value.values():
-                make_absolute(part)
-        elif place and isinstance(value, dict):
-            setattr(
-                section, declared.name, value | {key: absolute(value[key], place) for key in place.keys & value.keys()}
-            )
-        elif place:
-            setattr(section, declared.name, absolute(value, place))
+def make_absolute(config: Config) -> None:
+    """Make all files and folders absolute that the settings of a configuration name; see `fields.Place`."""
+    for setting in settings(config):
+        if place := setting.declared.metadata.get("place"):
+            setattr(setting.section, setting.declared.name, absolute(setting.value, place))
 
 
-def absolute(value: Any, place: Place) -> Any:
+def absolute(value: object, place: Place) -> object:
     """Return a value with its path absolute; a value that names no file or folder is returned as it is."""
+    if isinstance(value, dict):
+        return value | {key: absolute(value[key], place) for key in place.keys & value.keys()}
     if isinstance(value, list):
         return [absolute(item, place) for item in value]
     if not isinstance(value, str) or value in place.words or not value.endswith(place.ending):
@@ -50,10 +41,10 @@ def absolute(value: Any, place: Place) -> Any:
         if not _exists(path):
             return value
         rest = colon + split
-    return os.path.abspath(users_folder() / Path(path).expanduser()) + rest
+    return os.path.abspath(users_folder() / os.path.expanduser(path)) + rest
 
 
 def _exists(path: str) -> bool:
     """Return whether the path exists, can only be a path, or is a pattern of paths."""
     explicit = path.startswith((".", "/", "~")) or (glob.has_magic(path) and "://" not in path)
-    return explicit or (users_folder() / path).exists()
+    return explicit or os.path.exists(users_folder() / path)  # False too for a name that is too long for one

@@ -4,12 +4,13 @@ OmegaConf checks types and choices when it composes; `rules.check` checks bounds
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import Field, asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
-from typing import Any, get_args
 
 from omegaconf import MISSING
 
+from visurf_ray.aliases import Json
 from visurf_ray.config.choices import (
     Aggregation,
     Clip,
@@ -23,7 +24,6 @@ from visurf_ray.config.choices import (
     LabelThinking,
     Layout,
     OnBadBox,
-    OnError,
     OnExcess,
     OnLong,
     Overlong,
@@ -35,53 +35,16 @@ from visurf_ray.config.choices import (
     Schedule,
     WandbMode,
 )
+from visurf_ray.config.fields import Bounds, named, within
+from visurf_ray.config.task_schema import (
+    MIXTURE,
+    AnswersConfig,
+    PartConfig,
+    RewardConfig,
+    RunTaskConfig,
+    TaskConfig,
+)
 
-
-@dataclass(frozen=True)
-class Bounds:
-    """What a number must be: at least, at most, above, below; None sets no bound."""
-
-    at_least: float | None = None
-    at_most: float | None = None
-    above: float | None = None
-    below: float | None = None
-
-
-def within(
-    at_least: float | None = None,
-    at_most: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
-) -> Any:
-    """A field that `conf/` must set to a number within these bounds, or to null where its type allows it."""
-    return field(default=MISSING, metadata={"bounds": Bounds(at_least, at_most, above, below)})
-
-
-@dataclass(frozen=True)
-class Place:
-    """What a text names: a file or a folder, whose path may be relative to the user's folder.
-
-    Attributes:
-        hub: where there is no such file or folder, the text is a name on a hub. `:split` may follow the path.
-        function: `:function` follows the path of a .py file; other texts name a module.
-        words: texts that are no paths.
-        ending: of a path; other texts are no paths.
-        keys: those keys of a dictionary that are such texts.
-    """
-
-    hub: bool = False
-    function: bool = False
-    words: tuple[str, ...] = ()
-    ending: str = ""
-    keys: frozenset[str] = frozenset()
-
-
-def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = ()) -> Any:
-    """A field that `conf/` must set to a file or folder, or to null where its type allows it; see `Place`."""
-    return field(default=MISSING, metadata={"place": Place(hub, function, words)})
-
-
-MIXTURE = "mixture"  # the task.name of a run with several tasks
 OPEN_SECTIONS = ("task.parts", "eval.sets")  # whose keys are names of the user's
 
 
@@ -110,7 +73,7 @@ class EvalConfig:
     temperature: float = within(at_least=0, at_most=2)  # vLLM's limit
     samples: int = within(at_least=0)
     segmenter_gpus: float = within(at_least=0)
-    sets: dict[str, Any] = MISSING  # as a user writes them; `config.parts.resolve` makes each a TaskConfig
+    sets: dict[str, Json] = MISSING  # as a user writes them; `config.parts.resolve` makes each a TaskConfig
 
 
 @dataclass
@@ -253,72 +216,6 @@ class ModelConfig:
 
 
 @dataclass
-class TaskConfig:
-    """`train` and `held_out` are None where they are not set; a number is how many examples a drawn task makes.
-
-    They have the type int | str | list[str] | None, a union that OmegaConf 2.3 cannot merge while it is missing.
-    """
-
-    name: str = MISSING
-    # Only conf/task/custom.yaml has it.
-    module: str | None = field(default=None, metadata={"place": Place(function=True)})
-    train: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
-    held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
-    absent_share: float | None = within(at_least=0, at_most=1)
-    image_root: str | None = named()
-    prompt: str | None = field(default=MISSING, metadata={"place": Place(ending=".jinja")})  # or a prompt's name
-    system: str | None = field(default=None, metadata={"place": Place()})  # like model.coordinates
-    segmenter: str | None = named(hub=True)
-    box_distance: float | None = within(above=0)
-    point_distance: float | None = within(above=0)
-
-
-@dataclass
-class RunTaskConfig(TaskConfig):
-    """The task of a run. Only task=mixture has `parts`, as a user writes them; `config.parts.resolve` makes each a
-    PartConfig."""
-
-    parts: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class AnswersConfig:
-    strict: bool = MISSING
-
-
-@dataclass
-class ScoringConfig:
-    """What responses are scored by."""
-
-    name: str | None = MISSING
-    # Those of the reward that is named: conf/reward/NAME.yaml has them all.
-    options: dict[str, Any] = field(default=MISSING, metadata={"place": Place(hub=True, keys=frozenset({"model"}))})
-    weight: float = MISSING
-    function: str | None = named(function=True)
-    function_weight: float = MISSING
-
-
-@dataclass
-class RewardConfig(ScoringConfig):
-    workers: int = within(at_least=1)
-    gpus: float = within(at_least=0)
-    timeout: float = within(above=0)
-    on_error: OnError = MISSING
-
-
-@dataclass
-class PartConfig(TaskConfig):
-    """A task among those that a run trains on.
-
-    Attributes:
-        weight: its share of the training examples, relative to the weights of the other parts.
-    """
-
-    weight: float = within(above=0)
-    reward: ScoringConfig = MISSING
-
-
-@dataclass
 class PipelineConfig:
     max_staleness: int = within(at_least=0)
     importance: ImportanceLevel = MISSING
@@ -367,6 +264,9 @@ class Config:
         )
 
 
+Rule = Callable[[Config], str | None]  # returns why a configuration contradicts itself; None if it does not
+
+
 @dataclass
 class EvaluateConfig(Config):
     """`conf/evaluate.yaml`: a run's configuration, and what to evaluate."""
@@ -382,22 +282,18 @@ class CheckDataConfig(Config):
     check: str | None = named(hub=True)
 
 
-def nullable(declared: Field[Any]) -> bool:
-    """Return whether a field's type allows null."""
-    return declared.type is Any or type(None) in get_args(declared.type)
-
-
-def declared(key: str) -> Field[Any] | None:
+def declared(key: str) -> Field[object] | None:
     """Return the field of a dotted key; None for a key that the schema does not have."""
-    if within_part := re.match(rf"({'|'.join(OPEN_SECTIONS)})\.[^.]+\.(.+)", key):
+    if within_part := re.match(rf"({'|'.join(map(re.escape, OPEN_SECTIONS))})\.[^.]+\.(.+)", key):
         rest = within_part[2]
         key = rest if rest.startswith("reward.") else f"task.{rest}"
-    kind: Any = EvaluateConfig
-    found: Field[Any] | None = None
-    for part in key.split("."):
-        found = next((item for item in fields(kind) if item.name == part), None) if is_dataclass(kind) else None
-        kind = found and found.type
-    return found
+    return _field(EvaluateConfig, key) or _field(CheckDataConfig, key)
+
+
+def _field(section: object, key: str) -> Field[object] | None:
+    name, _, rest = key.partition(".")
+    found = next((item for item in fields(section) if item.name == name), None) if is_dataclass(section) else None
+    return _field(found.type, rest) if found and rest else found
 
 
 def to_dict(config: Config) -> dict[str, object]:

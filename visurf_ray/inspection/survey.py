@@ -102,7 +102,7 @@ class Survey:
 
 
 def _kind(message: str) -> str:
-    """Return what equals in the messages of one kind: without places, numbers, paths and quoted values."""
+    """Return what all messages of one kind have in common: without places, numbers, paths and quoted values."""
     text = re.sub(r"^.*?, (row|line|scene) \S+( \(id .*?\))?: ", "", message, flags=re.DOTALL)
     text = re.sub(r"(['\"]).*?\1|[\[{(<].*", "…", text, flags=re.DOTALL)
     return re.sub(r"\S*(/|\d)\S*", "#", text)[:80]

@@ -2,14 +2,14 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCard, ModelCardData
 
 from visurf_ray.aliases import Json
 from visurf_ray.errors import writing
-from visurf_ray.groups import HIGH, LOW, Metrics, without_bounds
+from visurf_ray.groups import Metrics, bounds_of, without_bounds
 from visurf_ray.monitor.report import to_yaml
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -39,15 +39,7 @@ def write_card(folder: Path, *, config: dict[str, Json], summary: dict[str, Json
     tasks = task.get("parts") or {"": task}  # of a mixture
     data = ModelCardData(
         base_model=model if _on_hub(model) else None,
-        datasets=list(
-            dict.fromkeys(
-                name
-                for each in tasks.values()
-                for source in _sources(each["train"])
-                if _on_hub(name := source.partition(":")[0])
-            )
-        )
-        or None,
+        datasets=list(dict.fromkeys(_data_sets(tasks.values()))) or None,
         library_name="transformers",
         pipeline_tag="image-text-to-text",
         tags=list(dict.fromkeys(["visurf", method])),
@@ -95,14 +87,23 @@ def _scores(before: Metrics, after: Metrics) -> str:
     lines = ["| held-out metric | before | after | 95 % interval of after |", "|---|---|---|---|"]
     for name, value in without_bounds(after).items():
         first = f"{before[name]:.3f}" if name in before else ""
-        bounds = f"{after[name + LOW]:.3f} – {after[name + HIGH]:.3f}" if name + LOW in after else ""
-        lines.append(f"| `{name}` | {first} | {value:.3f} | {bounds} |")
+        bounds = bounds_of(name, after)
+        interval = f"{bounds[0]:.3f} – {bounds[1]:.3f}" if bounds else ""
+        lines.append(f"| `{name}` | {first} | {value:.3f} | {interval} |")
     return "\n".join(lines)
 
 
 def _sources(value: Json) -> list[str]:
     """Return the names in task.train or task.held_out."""
     return [str(each) for each in (value if isinstance(value, list) else [value])]
+
+
+def _data_sets(tasks: Iterable[dict[str, Json]]) -> Iterator[str]:
+    """Yield the training data sets of the hub, as owner/name: without a configuration and a split."""
+    for source in (source for task in tasks for source in _sources(task["train"])):
+        name = "/".join(source.partition(":")[0].split("/")[:2])
+        if _on_hub(name) and not Path(source).exists():
+            yield name
 
 
 def _code(value: Json) -> str:

@@ -6,6 +6,7 @@ from typing import Literal
 
 import numpy as np
 
+from visurf_ray.groups import without_bounds
 from visurf_ray.monitor.figures import Curve
 from visurf_ray.monitor.files import Row
 
@@ -100,12 +101,16 @@ def _outcome(rows: list[Row]) -> list[Chart]:
 
 
 def _evaluation(rows: list[Row], part: str = "") -> list[_Line]:
-    """Return the lines of a run's scores, or those of a part of a mixture or a held-out set."""
+    """Return the lines of a run's scores, or those of a part of a mixture or a held-out set.
+
+    A task of the user's own may have none of the scores that we know: its first ones are drawn.
+    """
     prefix = f"eval/{part}/" if part else "eval/"
-    measured = set(_names(rows, prefix))
-    shown = [name for name in SCORES if name in measured]
+    measured = [name for name in without_bounds(dict.fromkeys(_names(rows, prefix), 0.0)) if "/" not in name]
+    shown = [name for name in SCORES if name in measured] or [name for name in measured if name not in RATES]
     lines = [*zip(shown, _SCORE_COLOURS, strict=False), *zip(RATES, _RATE_COLOURS, strict=True)]
-    return [((SCORES | RATES)[name][0], prefix + name, colour) for name, colour in lines]
+    titles = {name: title for name, (title, _) in (SCORES | RATES).items()}
+    return [(titles.get(name, name), prefix + name, colour) for name, colour in lines]
 
 
 def _guidance(rows: list[Row]) -> list[Chart]:

@@ -43,9 +43,7 @@ class MetricsLog:
         """
         self.path = output_dir / "metrics.jsonl"
         self.mode = _resolve(mode)
-        if (
-            os.environ.get("WANDB_MODE", self.mode) not in _WANDB_MODES
-        ):  # an empty one, which W&B refuses, or other capitals
+        if os.environ.get("WANDB_MODE", self.mode) not in _WANDB_MODES:  # empty, or in other capitals: W&B refuses it
             os.environ["WANDB_MODE"] = self.mode
         output_dir.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("WANDB_DISABLE_WEAVE", "true")  # it prints an advertisement once vLLM has imported openai

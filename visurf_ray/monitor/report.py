@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from visurf_ray.aliases import Json
-from visurf_ray.groups import HIGH, LOW, Source
+from visurf_ray.groups import Source, bounds_of, without_bounds
 from visurf_ray.monitor.charts import LABEL, RATES, ROLLOUT, SCORES, Chart, charts
 from visurf_ray.monitor.figures import Curve, figure, smooth
 from visurf_ray.monitor.files import Row, write_text
@@ -36,13 +36,13 @@ def write_report(
 ) -> None:
     """Write the report of a run. What a run does not have (rollouts, labels, an evaluation) is omitted.
 
+    The numbers of the paper's row that monitor.paper_row names are shown beside the run's.
+
     Args:
         summary: the content of `summary.json`.
         rows: the rows of `metrics.jsonl`.
         samples: responses to show, with their step or a name.
         answers: of evaluations after so many steps, to the same examples in the same order.
-
-    The numbers of the paper's row that monitor.paper_row names are shown beside the run's.
     """
     method = str(summary.get("method", _lookup(config, "method", "name")))
     task, model = _lookup(config, "task", "name"), _lookup(config, "model", "path")
@@ -93,9 +93,10 @@ def _lookup(config: dict[str, Json], section: str, key: str) -> str:
 
 def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
     before, after = summary.get("before", {}), summary.get("after", {})
-    names = _described(after)
-    for part in dict.fromkeys(key.partition("/")[0] for key in after if "/" in key):  # of a mixture, or a held-out set
-        own = [key.removeprefix(f"{part}/") for key in after if key.startswith(f"{part}/")]
+    scores = list(without_bounds(after))
+    names = _described(scores)
+    for part in dict.fromkeys(key.partition("/")[0] for key in scores if "/" in key):  # of a mixture, or a held-out set
+        own = [key.removeprefix(f"{part}/") for key in scores if key.startswith(f"{part}/")]
         for key, (name, meaning) in _described(own).items():
             names[f"{part}/{key}"] = (f"{escape(part)}: {name}", meaning)
     shown = [key for key in names if key in after]
@@ -106,7 +107,8 @@ def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
             before.get(key),
             after.get(key),
             _paper_cell(key, published) if published else "",
-            (after[key + LOW], after[key + HIGH]) if key + LOW in after else None,
+            bounds_of(key, after),
+            judged=_higher_is_better(key),
         )
         for key in shown
     ]
@@ -116,7 +118,7 @@ def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
         + ('<th class="number">paper</th>' if published else "")
         + '<th class="number">change</th></tr>'
     )
-    bounded = any(key + LOW in after for key in shown)
+    bounded = any(bounds_of(key, after) for key in shown)
     notes = ["The range below a score is its 95 % bootstrap interval."] if bounded else []
     notes += [f"Paper: {paper.name}.", *paper.notes] if paper else []
     note = f'<p class="quiet">{escape(" ".join(notes))}</p>' if notes else ""
@@ -124,13 +126,19 @@ def _before_after(summary: dict[str, Json], paper: PaperRow | None) -> str:
 
 
 def _described(metrics: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Return name and meaning of every metric that the table can show; `metrics` has the names of a run's."""
-    repeated = {
-        key: (key, "of answers sampled to each question")
+    """Return name and meaning of the metrics that we know, and of those in `metrics`, which may be a user's own."""
+    others = {
+        key: (escape(key), "of answers sampled to each question" if key.startswith(_REPEATED) else "")
         for key in metrics
-        if key.startswith(_REPEATED) and not key.endswith((LOW, HIGH))
+        if key not in SCORES | RATES and "/" not in key
     }
-    return SCORES | repeated | RATES
+    return SCORES | others | RATES
+
+
+def _higher_is_better(metric: str) -> bool:
+    """Return whether we know that a metric, maybe of a part, is better where it is higher."""
+    name = metric.rpartition("/")[2]
+    return name in SCORES | RATES or name.startswith(_REPEATED)
 
 
 def _paper_cell(metric: str, paper: PaperRow) -> str:
@@ -146,8 +154,16 @@ def _metric_line(
     after: float | None,
     paper: str,
     bounds: tuple[float, float] | None,
+    *,
+    judged: bool,
 ) -> str:
-    """A row of the table. paper: the HTML of its cell, or nothing. bounds: of the interval of `after`."""
+    """Return a row of the table.
+
+    Args:
+        paper: the HTML of the paper's cell, or nothing.
+        bounds: of the interval of `after`.
+        judged: whether a change is shown as good or bad.
+    """
     interval = f"<small>{bounds[0]:.3f} – {bounds[1]:.3f}</small>" if bounds else ""
     numbers = [value if value is not None and np.isfinite(value) else None for value in (before, after)]
     shown = ["–" if value is None else f"{value:.3f}" for value in numbers]
@@ -155,17 +171,23 @@ def _metric_line(
     first, last = numbers
     if first is not None and last is not None:
         difference = round(last - first, 3)
-        direction = "up" if difference > 0 else "down" if difference < 0 else "quiet"
+        direction = ("up" if difference > 0 else "down") if judged else "quiet"
         change = f'<span class="{direction}">{difference:+.3f}</span>'.replace("-", "−") if difference else "0.000"
-        left, width = 100 * min(first, last), 100 * abs(last - first)
-        track = (
-            f'<span class="track"><i class="rail"></i><i class="span" style="left:{left:.1f}%;width:{width:.1f}%"></i>'
-            f'<i class="dot from" style="left:{100 * first:.1f}%"></i>'
-            f'<i class="dot to" style="left:{100 * last:.1f}%"></i></span>'
-        )
+        if min(first, last) >= 0 and max(first, last) <= 1:
+            track = _track(first, last)
     return (
         f'<tr><td>{name}<small>{meaning}</small></td><td class="way">{track}</td><td class="number">{shown[0]}</td>'
         f'<td class="number after">{shown[1]}{interval}</td>{paper}<td class="number">{change}</td></tr>'
+    )
+
+
+def _track(first: float, last: float) -> str:
+    """Return a line from 0 to 1 with the two values on it."""
+    left, width = 100 * min(first, last), 100 * abs(last - first)
+    return (
+        f'<span class="track"><i class="rail"></i><i class="span" style="left:{left:.1f}%;width:{width:.1f}%"></i>'
+        f'<i class="dot from" style="left:{100 * first:.1f}%"></i>'
+        f'<i class="dot to" style="left:{100 * last:.1f}%"></i></span>'
     )
 
 

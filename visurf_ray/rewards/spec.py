@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from PIL import Image
 
 from visurf_ray.answers.lenient import as_strict
-from visurf_ray.config.schema import ScoringConfig
+from visurf_ray.config.task_schema import ScoringConfig
 from visurf_ray.errors import ConfigError, UserError
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.function import UserReward, load_function

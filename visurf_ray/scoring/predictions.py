@@ -25,12 +25,12 @@ def read_predictions(path: Path) -> list[Prediction]:
         DataError: The file cannot be read or is empty, or a line is not a prediction.
     """
     try:
-        lines = path.read_text("utf-8-sig").splitlines()
+        lines = path.read_text("utf-8-sig").rstrip("\n").split("\n")  # a text may hold other line separators
     except OSError as error:
         raise DataError(f"predictions={path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"predictions={path} cannot be read: byte {error.start} is not UTF-8") from error
-    if not lines:
+    if lines == [""]:
         raise DataError(f"predictions={path} is empty")
     return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
 
@@ -42,5 +42,5 @@ def _parse(line: str, where: str) -> Prediction:
         if (number := values.get("sample")) is not None and (type(number) is not int or number < 0):
             raise ValueError("sample must be a number of an answer")
         return Prediction(**values | {"size": tuple(values["size"])})
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{where} is not a prediction, an object with {', '.join(names)}: {line[:80]!r}") from error
