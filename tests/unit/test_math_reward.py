@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from visurf_ray.answers.formulas import equal
+from visurf_ray.answers.formulas import equal, last_boxed
 from visurf_ray.rewards import load_reward
 
 THOUGHT = "<think>reason</think>"
@@ -25,6 +25,9 @@ THOUGHT = "<think>reason</think>"
         (THOUGHT + "<answer>3</answer>", 0.0, 1.0),
         (THOUGHT + r"\boxed{}", 0.1, 1.0),
         (THOUGHT + r"\boxed{2", 0.0, 0.0),
+        (THOUGHT + r"\boxed {2}", 1.0, 1.0),
+        (THOUGHT + r"\boxed{\boxed{2}}", 1.0, 1.0),
+        (THOUGHT + r"\boxed{3} \{ \boxed{2}", 1.0, 0.0),
         (THOUGHT + r"\boxed{3} or \boxed{2}", 1.0, 0.0),  # the last counts, but two answers are no answer's form
         (THOUGHT + r"\boxed{2} or \boxed{3}", 0.1, 0.0),
         (THOUGHT + r"\boxed{2}. So \boxed{2}", 1.0, 1.0),
@@ -400,3 +403,9 @@ def test_the_limit_of_time_holds_on_every_thread():
     with ThreadPoolExecutor(2) as threads:
         assert list(threads.map(equal, [r"\binom{1000000}{500000}"] * 2, ["2", "3"])) == [False, False]
     assert time.process_time() - begin < 10
+
+
+def test_braces_that_are_text_close_no_box():
+    assert last_boxed(r"so \boxed{\left\{ x : x > 2 \right.} it is") == r"\left\{ x : x > 2 \right."
+    assert last_boxed(r"\boxed{[0,1\}}") == r"[0,1\}"
+    assert last_boxed(r"\boxed{1\\{2}}") == r"1\\{2}", "two backslashes are a line break"

@@ -94,7 +94,7 @@ _SIGNS = "°%$€£¥¢₹"
 _NUMBER = rf"(?:\\[A-Za-z]+|[^A-Za-z\\{_SIGNS}])*(?:[\d)}}]|\\pi)"
 _MEASURE = re.compile(
     rf"(?P<number>{_NUMBER})(?P<space>\s*)"
-    rf"(?P<unit>(?:[^\W\d_]|[{_SIGNS}])(?:[^\W_]|[{_SIGNS}\s/.·*^{{}}²³-])*)",
+    rf"(?P<unit>(?:[^\W\d_]|[{_SIGNS}])(?:[^\W_]|[{_SIGNS}\s/.·*^{{}}-])*)",
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp)(?![a-z])")
 _PRICE = re.compile(r"(?P<sign>-?)\s*(?P<unit>[$€£¥₹])\s*(?P<number>-?[\d.].*)")
@@ -170,7 +170,7 @@ def _known(words: str) -> Unit | None:
     factor: Expr = Integer(1)
     for part, sign in [(above, 1), *((part, -1) for part in below)]:
         power = 0
-        for term in re.split(r"[\s·*.]+", part.strip().replace("²", "^2").replace("³", "^3")):
+        for term in re.split(r"[\s·*.]+", part.strip()):
             if not term:
                 continue
             if term.lower() in _POWERS:
