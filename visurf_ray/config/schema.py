@@ -63,6 +63,7 @@ class Place:
 
     Attributes:
         hub: where there is no such file or folder, the text is a name on a hub. `:split` may follow the path.
+        address: the text may also be the address of a folder, `protocol://…`.
         function: `:function` follows the path of a .py file; other texts name a module.
         words: texts that are no paths.
         ending: of a path; other texts are no paths.
@@ -74,6 +75,7 @@ class Place:
     words: tuple[str, ...] = ()
     ending: str = ""
     keys: frozenset[str] = frozenset()
+    address: bool = False
 
 
 def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = ()) -> Any:
@@ -265,7 +267,7 @@ class TaskConfig:
     train: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     held_out: Any = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
-    image_root: str | None = named()
+    image_root: str | None = field(default=MISSING, metadata={"place": Place(address=True)})
     prompt: str | None = field(default=MISSING, metadata={"place": Place(ending=".jinja")})  # or a prompt's name
     system: str | None = field(default=None, metadata={"place": Place()})  # like model.coordinates
     segmenter: str | None = named(hub=True)

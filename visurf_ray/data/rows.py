@@ -13,6 +13,7 @@ from visurf_ray.aliases import Json
 from visurf_ray.data.bad_rows import each
 from visurf_ray.data.conversations import MARK, Conversation, Turn, read_conversation
 from visurf_ray.data.pictures import NO_VIDEO, Picture, find_pictures, load_picture
+from visurf_ray.data.remote import folder_or_address
 from visurf_ray.data.tables import Table, load_tables
 from visurf_ray.data.texts import read_text
 from visurf_ray.errors import DataError, short
@@ -127,7 +128,7 @@ def rows_of(
 
     Args:
         table: The table.
-        image_root: The folder that relative image paths start from. None: the folder of the data file.
+        image_root: The folder, or its address, that relative image paths start from. None: that of the data file.
         columns: The columns to read for each part of a row. Parts other than those of COLUMNS go to `Row.extra`.
         solutions: The JSON types that a solution may have.
 
@@ -143,14 +144,20 @@ def rows_of(
         if held[name] is None and held[other] is None and held["messages"] is None
     ]
     check_columns(table, missing)
-    if held["image"] is None and (found := [name for name in there if _PICTURE_COLUMN.fullmatch(name)]):
-        raise DataError(f"{table.source} must have its pictures in {' or '.join(columns['image'])}, not in {found[0]}")
-    root = Path(image_root).expanduser() if image_root else table.root
-    read = [column for column in dict.fromkeys(held.values()) if column]
-    reader = _Reader(table.source, held, root, tuple(solutions), [name for name in columns if name not in COLUMNS])
+    pictures = [name for name in there if _PICTURE_COLUMN.fullmatch(name) and name not in known["image"]]
+    read = [*held.values(), *(name for name in known["image"] if name in there), *pictures]
+    reader = _Reader(
+        table.source,
+        held,
+        known["image"],
+        pictures,
+        folder_or_address(image_root) if image_root else table.root,
+        tuple(solutions),
+        [name for name in columns if name not in COLUMNS],
+    )
     return each(
         lambda entry: replace(reader.row(table.number(entry[0]), entry[1]), place=entry[0]),
-        enumerate(table.records(read)),
+        enumerate(table.records([column for column in dict.fromkeys(read) if column])),
     )
 
 
@@ -184,6 +191,8 @@ class _Reader:
     Attributes:
         source: The table's name in messages.
         held: The column that holds each part of a row, or None.
+        images: The names of columns of pictures.
+        others: Columns that by their names have pictures as well, but are not read.
         root: The folder, or its address, that relative image paths start from.
         solutions: The JSON types that a solution may have.
         extra: The parts that go to `Row.extra`.
@@ -191,23 +200,20 @@ class _Reader:
 
     source: str
     held: Mapping[str, str | None]
+    images: Sequence[str]
+    others: Sequence[str]
     root: Path | str
     solutions: tuple[type, ...]
     extra: Sequence[str]
 
     def row(self, number: int, record: dict[str, Json]) -> Row:
-        values = {name: record[column] if column else None for name, column in self.held.items()}
+        values = {name: record.get(column) if column else None for name, column in self.held.items()}
         identity = values["id"]
         where = f"{self.source}, row {number}" + (f" (id {short(identity, 80)})" if identity is not None else "")
         if values["video"]:
             raise DataError(f"{where}: {NO_VIDEO}")
         conversation = self._conversation(values, where)
-        cells = conversation.pictures
-        if values["image"] is not None and values["image"] != []:
-            cells = [*cells, values["image"]]
-        elif self.held["image"] and not cells and values["image"] is None:
-            raise DataError(f"{where}: the {self.held['image']} is empty")
-        images = tuple(find_pictures(cells, self.root, where))
+        images = tuple(find_pictures(self._pictures(record, conversation.pictures, where), self.root, where))
         conversation = _with_objects(conversation, values["objects"], self.solutions, where)
         turns, problem = _placed(conversation, len(images), where)
         thinking, solution = self._solution(values, conversation.answer, where)
@@ -222,6 +228,21 @@ class _Reader:
             system=conversation.system,
             turns=turns,
         )
+
+    def _pictures(self, record: dict[str, Json], of_messages: list[Json], where: str) -> list[Json]:
+        """Return the cells of a row's pictures. A row without a key for them, or with `[]` in it, has none.
+
+        Raises:
+            DataError: The cell is empty, or the pictures are under another key.
+        """
+        cell = next((record[name] for name in self.images if record.get(name) is not None), None)
+        if cell is not None or of_messages:
+            return [*of_messages, *([] if cell is None or cell == [] else [cell])]
+        if other := next((name for name in self.others if record.get(name)), None):
+            raise DataError(f"{where}: its pictures must be in {' or '.join(self.images)}, not in {other}")
+        if empty := next((name for name in self.images if name in record), None):
+            raise DataError(f"{where}: the {empty} is empty; a row without pictures must have [] there")
+        return []
 
     def _conversation(self, values: dict[str, Json], where: str) -> Conversation:
         column = self.held["problem"] or self.held["messages"]
