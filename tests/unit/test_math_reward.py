@@ -260,6 +260,18 @@ RIGHT = [
     ("20°C", r"20^\circ C"),
     ("20°C", "20"),
     (r"-3 \frac12", "-3.5"),
+    ("6", "2 · 3"),
+    ("6", "2×3"),
+    ("6.02e23", "6.02 × 10²³"),
+    ("1e-10", "10⁻¹⁰"),
+    ("9.8 m/s^2", "9.8 m s⁻²"),
+    ("9.8 m/s^2", r"9.8\text{ m}\cdot\text{s}^{-2}"),
+    ("3 million", "3,000,000"),
+    ("1500000", "$1.5 million"),
+    ("1.5 million", "1500 thousand"),
+    ("2 million people", "2000000"),
+    (r"\emptyset", "∅"),
+    (r"\emptyset", r"\varnothing"),
 ]
 
 # Ground truths, and answers that a careful person marks as wrong.
@@ -360,6 +372,10 @@ WRONG = [
     ("3", "3, 4"),
     ("0.1", "0.01"),
     ("10 m", "10 m^2"),
+    ("5 million", "5"),
+    ("5", "5 hundred"),
+    ("5 million", "5 billion"),
+    ("10", "10⁻¹"),
 ]
 
 

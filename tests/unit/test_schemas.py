@@ -85,6 +85,7 @@ def test_ms_swifts_objects(read, make_task):
         ({"objects": {"ref": ["dog"], "bbox": boxes[:1]}}, "2 <bbox> and objects.bbox has 1"),
         ({"objects": {"ref": [], "bbox": boxes}}, "more <ref-object> than objects.ref"),
         ({"messages": said("What is in <bbox>?", "a dog")}, "<bbox> may stand in the answer alone"),
+        ({"objects": json.dumps({"bbox": boxes})}, "the objects must be an object with ref and bbox, not"),
     ):
         with pytest.raises(DataError, match=rf"row 0: .*{re.escape(complaint)}"):
             read(row | change)
@@ -103,6 +104,17 @@ def test_llama_factorys_sharegpt_and_qwens_finetuning_rows(read):
     assert row.problem == "Alike?" and [image.size for image in row.open_images()] == [(100, 60), (40, 20)]
     (row,) = read({"messages": said("<image>How many?", "Two."), "images": ["a.png"]})
     assert (row.problem, row.solution) == ("How many?", "Two.")
+
+
+def test_a_conversation_may_be_given_as_text_of_json(read):
+    """As tools without nested columns write it. Other text in brackets is a question."""
+    talk = said("<image>How many?", system="Hm.")
+    (row,) = read({"prompt": json.dumps(talk), "images": ["a.png"], "answer": "2"})
+    assert (row.problem, row.system) == ("How many?", "Hm.")
+    (row,) = read({"messages": json.dumps(said("How many?", "Two.", **SHAREGPT)), "images": ["a.png"]})
+    assert (row.problem, row.solution) == ("How many?", "Two.")
+    for text in ('[{"role": who?', "[1, 2] or [3]?", '["role"]'):
+        assert read({"prompt": text, "answer": "2"})[0].problem == text
 
 
 def test_earlier_turns_belong_to_the_prompt(read):

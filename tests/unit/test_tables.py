@@ -341,3 +341,13 @@ def test_a_file_of_another_kind_or_with_a_split_is_told_what_its_name_must_be(fo
     (folder / name.partition(":")[0]).write_text("problem\n")
     with pytest.raises(DataError, match=r"rows\..* cannot be read: a file's name must end in \.parquet, .*:split"):
         read_rows(str(folder / name))
+
+
+def test_a_folder_of_save_to_disk_is_read(folder):
+    import datasets
+
+    table = {"problem": ["it"], "solution": ["[]"], "image": ["a.png"]}
+    datasets.Dataset.from_dict(table).save_to_disk(str(folder / "saved"))
+    picture().save(folder / "saved" / "a.png")
+    (row,) = read_rows(str(folder / "saved"))
+    assert (row.problem, row.open_image().size) == ("it", (100, 60))

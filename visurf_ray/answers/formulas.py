@@ -20,6 +20,10 @@ _WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|operatornam
 _WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W\d_]+([ '-][^\W\d_]+)*")  # words, at least one of two letters
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # "３" to "3"
 _RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_LARGE = {
+    name: f" \\cdot 10^{power}"
+    for name, power in {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}.items()
+}
 _LONGEST = 500  # characters; parsing a longer formula takes seconds
 
 # Notation, and what is written for it. In this order.
@@ -41,6 +45,9 @@ _NOTATION = [
         (r"⅔", r" \\frac{2}{3}"),
         (r"[tc]frac(?=\W|\d)", "frac"),
         (r"∞", r"\\infty "),
+        (r"∅|\\varnothing\b", r"\\emptyset "),
+        (r"(?<=\d)\s*[·⋅∙×]\s*(?=\d)", r" \\cdot "),
+        (r"(?<=\d) ?(hundred|thousand|million|billion|trillion)\b", lambda found: _LARGE[found[1]]),
         (r"≤", r"\\le "),
         (r"≥", r"\\ge "),
         (r"≠", r"\\ne "),

@@ -96,6 +96,7 @@ _MEASURE = re.compile(
     rf"(?P<number>{_NUMBER})(?P<space>\s*)"
     rf"(?P<unit>(?:[^\W\d_]|[{_SIGNS}])(?:[^\W_]|[{_SIGNS}\s/.·*^{{}}-])*)",
 )
+_PRODUCT = re.compile(r"(?<=[A-Za-z])\s*\\cdot\s*(?=[A-Za-z])")  # of units
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp)(?![a-z])")
 _PRICE = re.compile(r"(?P<sign>-?)\s*(?P<unit>[$€£¥₹])\s*(?P<number>-?[\d.].*)")
 
@@ -131,7 +132,7 @@ def split(text: str) -> tuple[str, Unit | None]:
     if price:
         formula, unit = split(price["sign"] + price["number"])
         return formula, unit or _known(price["unit"])
-    found = _MEASURE.fullmatch(text)
+    found = _MEASURE.fullmatch(_PRODUCT.sub("·", text))
     if found is None or _FUNCTION.search(found["number"]):  # the ° in "sin 30°" belongs to the 30
         return text, None
     words = " ".join(found["unit"].split())

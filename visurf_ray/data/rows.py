@@ -37,6 +37,7 @@ _OTHERS: Columns = {
 }
 _ANY = (str, int, float, list, dict)  # the JSON types of a solution; bool is none of them
 _PICTURE_COLUMN = re.compile(r".*(image|img|picture|photo)s?(_(path|file|name|bytes|url|data|base64))?", re.IGNORECASE)
+_CONVERSATION = re.compile(r"""\s*\[\s*\{\s*"(role|content|from|value)"\s*:""")  # in text, as JSON
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 
 
@@ -117,7 +118,7 @@ def rows_of(
 
     - VisionReasoner's: problem, solution, image.
     - EasyR1's: problem, answer, images.
-    - TRL's: prompt, which is text or a conversation; image or images; solution or answer.
+    - TRL's: prompt, which is text, a conversation, or its JSON as text; image or images; solution or answer.
     - verl's: prompt, images, and reward_model, whose ground_truth is the solution.
     - ms-swift's: messages, images, and solution or objects; LLaMA-Factory's: messages or conversations, images; LLaVA's
       and Qwen's: image, conversations. Without a column of solutions the last message of the assistant is the solution,
@@ -249,6 +250,8 @@ class _Reader:
         messages = values["problem"] if self.held["problem"] else values["messages"]
         if messages is None:
             raise DataError(f"{where}: the {column} is empty")
+        if isinstance(messages, str) and _CONVERSATION.match(messages):
+            messages = _from_json(messages)
         if isinstance(messages, str):
             return Conversation(_text(values["system"], "system", where), (), messages, None)
         if not isinstance(messages, list):
@@ -290,6 +293,14 @@ def _text(value: Json, name: str, where: str) -> str | None:
     return value or None
 
 
+def _from_json(text: str) -> Json:
+    """Return the conversation that a text of JSON holds, or else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _shown(value: Json) -> str:
     return short(json.dumps(value, ensure_ascii=False, default=str), 100)
 
@@ -305,12 +316,15 @@ def _with_objects(conversation: Conversation, objects: Json, solutions: tuple[ty
     """Fill in ms-swift's `objects`: names for <ref-object>, and boxes for the <bbox> of the answer.
 
     Raises:
-        DataError: A question has boxes, which would not be scaled with the image; or the numbers do not fit.
+        DataError: A question has boxes, which would not be scaled with the image; the numbers do not fit; or `objects`
+            is of another type.
     """
+    texts = [*(turn.text for turn in conversation.turns), conversation.question, conversation.answer or ""]
     if not isinstance(objects, dict):
+        if objects is not None and any("<bbox>" in text or "<ref-object>" in text for text in texts):
+            raise DataError(f"{where}: the objects must be an object with ref and bbox, not {_shown(objects)}")
         return conversation
     names, boxes = (list(objects.get(key) or ()) for key in ("ref", "bbox"))
-    texts = [*(turn.text for turn in conversation.turns), conversation.question, conversation.answer or ""]
     if any("<bbox>" in text for text in texts[:-1]):
         raise DataError(f"{where}: <bbox> may stand in the answer alone: boxes in a question are not scaled")
     if sum(text.count("<ref-object>") for text in texts) > len(names):

@@ -142,9 +142,10 @@ def load_tables(source: str, rows_in: str | None = None) -> list[Table]:
     """Load the tables of a source.
 
     Args:
-        source: A .parquet, .jsonl or .json file, or its address (https://…, s3://…, hf://…); a folder of such files, or
-            of images with a metadata.jsonl; or a Hugging Face data set, `owner/name` or `owner/name/configuration`. For
-            a folder or a data set, `:split` may follow; without it the split is `train`.
+        source: A .parquet, .jsonl or .json file, or its address (https://…, s3://…, hf://…); a folder of such files, of
+            images with a metadata.jsonl, or of `save_to_disk`; or a Hugging Face data set, `owner/name` or
+            `owner/name/configuration`. For a folder or a data set, `:split` may follow; without it the split is
+            `train`.
         rows_in: The key of the rows in the object that a .json file holds. None: the file itself is the list of rows.
 
     Raises:
@@ -223,7 +224,8 @@ def _load_dataset(source: str, path: str, **chosen: str) -> Dataset:
     import datasets  # slow to import, and needed only here
 
     try:
-        data = datasets.load_dataset(path, **chosen)
+        saved = (Path(path) / "state.json").is_file() and ":" not in source  # by save_to_disk
+        data = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, **chosen)
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
         reason = short(error.__cause__ or error, 1000)
         if "data_files" in chosen or Path(path).is_dir():
