@@ -52,6 +52,12 @@ def test_labels_are_written_in_whole_thousandths(label, written):
     assert as_answered(label, example(PIXELS)) == label
 
 
+@pytest.mark.parametrize("number", ["5e2", "500.00000000000001", "0.5E+3", "500.0"])
+def test_numbers_of_json_are_read_however_they_are_written(number):
+    text = f'<answer>[{{"point_2d": [{number}, 100]}}]</answer>'
+    assert readable(text, example(THOUSANDTHS)) == '<answer>[{"point_2d": [280.0, 84.0]}]</answer>'
+
+
 @pytest.mark.parametrize("text", ["<answer>[{'bbox_2d': [1e9999, 2]}]", '[{"bbox_2d": ["a", 1]}]', "(1", "", "(x, y)"])
 def test_broken_answers_stay_broken(text):
     assert readable(text, example(THOUSANDTHS)) == text

@@ -253,3 +253,9 @@ def test_solutions_of_other_types_arrive_as_json(load):
     assert load(body, solution=[1, "a"]).train_rows()[0].solution == json.dumps([1, "a"])
     with pytest.raises(DataError, match=r"the solution must be an integer or a list, not \"3\""):
         load(body).train_rows()
+
+
+@pytest.mark.parametrize("name", ["values", "correct", "answer_key"])
+def test_an_error_in_what_is_scored_for_each_answer_names_its_line(load, processor, name):
+    with pytest.raises(DataError, match=rf"KeyError: 'count' \(.*my_task\.py, line \d+, in {name}\)"):
+        getattr(load(f"def {name}(self, prediction):\n    return {{}}['count']"), name)(None)

@@ -17,6 +17,9 @@ TEXT = json.dumps(ITEM)
 MENDED = {
     "fence": f"```json\n[{TEXT}]\n```",
     "fence without a language": f"\n```\n[{TEXT}]\n```\n",
+    "fence on one line": f"```json [{TEXT}] ```",
+    "fence of another language": f"```python\n[{TEXT}]\n```",
+    "single quotation marks": f"[{TEXT}]".replace('"', "'"),
     "comma after the last item": f"[{TEXT},]",
     "commas within": '[{"bbox_2d": [10, 10, 30, 20,], "point_2d": [15, 15], },\n]',
     "bare object": TEXT,
@@ -40,7 +43,7 @@ def answer(text: str) -> str:
 
 
 @pytest.mark.parametrize("case", MENDED)
-def test_three_faults_are_mended(case):
+def test_small_faults_are_mended(case):
     assert parse_items(answer(MENDED[case])) != [ITEM]
     assert parse_items(as_strict(answer(MENDED[case]))) == [ITEM]
 

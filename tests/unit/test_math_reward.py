@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from visurf_ray.answers.formulas import equal
+from visurf_ray.answers.formulas import equal, last_boxed
 from visurf_ray.rewards import load_reward
 
 THOUGHT = "<think>reason</think>"
@@ -25,6 +25,9 @@ THOUGHT = "<think>reason</think>"
         (THOUGHT + "<answer>3</answer>", 0.0, 1.0),
         (THOUGHT + r"\boxed{}", 0.1, 1.0),
         (THOUGHT + r"\boxed{2", 0.0, 0.0),
+        (THOUGHT + r"\boxed {2}", 1.0, 1.0),
+        (THOUGHT + r"\boxed{\boxed{2}}", 1.0, 1.0),
+        (THOUGHT + r"\boxed{3} \{ \boxed{2}", 1.0, 0.0),
         (THOUGHT + r"\boxed{3} or \boxed{2}", 1.0, 0.0),  # the last counts, but two answers are no answer's form
         (THOUGHT + r"\boxed{2} or \boxed{3}", 0.1, 0.0),
         (THOUGHT + r"\boxed{2}. So \boxed{2}", 1.0, 1.0),
@@ -257,6 +260,18 @@ RIGHT = [
     ("20°C", r"20^\circ C"),
     ("20°C", "20"),
     (r"-3 \frac12", "-3.5"),
+    ("6", "2 · 3"),
+    ("6", "2×3"),
+    ("6.02e23", "6.02 × 10²³"),
+    ("1e-10", "10⁻¹⁰"),
+    ("9.8 m/s^2", "9.8 m s⁻²"),
+    ("9.8 m/s^2", r"9.8\text{ m}\cdot\text{s}^{-2}"),
+    ("3 million", "3,000,000"),
+    ("1500000", "$1.5 million"),
+    ("1.5 million", "1500 thousand"),
+    ("2 million people", "2000000"),
+    (r"\emptyset", "∅"),
+    (r"\emptyset", r"\varnothing"),
 ]
 
 # Ground truths, and answers that a careful person marks as wrong.
@@ -357,6 +372,10 @@ WRONG = [
     ("3", "3, 4"),
     ("0.1", "0.01"),
     ("10 m", "10 m^2"),
+    ("5 million", "5"),
+    ("5", "5 hundred"),
+    ("5 million", "5 billion"),
+    ("10", "10⁻¹"),
 ]
 
 
@@ -400,3 +419,9 @@ def test_the_limit_of_time_holds_on_every_thread():
     with ThreadPoolExecutor(2) as threads:
         assert list(threads.map(equal, [r"\binom{1000000}{500000}"] * 2, ["2", "3"])) == [False, False]
     assert time.process_time() - begin < 10
+
+
+def test_braces_that_are_text_close_no_box():
+    assert last_boxed(r"so \boxed{\left\{ x : x > 2 \right.} it is") == r"\left\{ x : x > 2 \right."
+    assert last_boxed(r"\boxed{[0,1\}}") == r"[0,1\}"
+    assert last_boxed(r"\boxed{1\\{2}}") == r"1\\{2}", "two backslashes are a line break"

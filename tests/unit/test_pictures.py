@@ -338,7 +338,7 @@ def test_a_table_whose_pictures_have_another_name_is_refused(tmp_path):
     source = tmp_path / "rows.jsonl"
     source.write_text(json.dumps({"problem": "it", "solution": "[]", "img": "a.png"}))
     with pytest.raises(
-        DataError, match=rf"{re.escape(str(source))} must have its pictures in image or images, not in img"
+        DataError, match=rf"{re.escape(str(source))}, row 0: its pictures must be in image or images, not in img"
     ):
         read_rows(str(source))
 

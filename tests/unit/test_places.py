@@ -57,6 +57,8 @@ def test_what_is_no_path_stays_as_it_is(mine):
     config = load_config(["train.resume=auto", "task.train=32", "reward.function=my_rewards:score"])
     assert (config.train.resume, config.task.train, config.model.path) == ("auto", 32, "miniature")
     assert (config.reward.function, config.task.image_root) == ("my_rewards:score", None)
+    config = load_config(["task=non_object", "task.train=s3://a/b.jsonl", "task.image_root=s3://a/pictures"])
+    assert (config.task.train, config.task.image_root) == ("s3://a/b.jsonl", "s3://a/pictures")
     config = load_config(["task=non_object", "task.train=owner/name:train", "model.path=Qwen/Qwen2.5-VL-7B-Instruct"])
     assert (config.task.train, config.model.path) == ("owner/name:train", "Qwen/Qwen2.5-VL-7B-Instruct")
 

@@ -46,6 +46,8 @@ def test_each_answer_has_a_line_and_its_number(tmp_path):
         json.dumps(vars(PREDICTION) | {"colour": "red"}),
         json.dumps(vars(PREDICTION) | {"sample": "1"}),
         "[" * 100_000,
+        json.dumps(vars(PREDICTION) | {"response": None}),
+        json.dumps(vars(PREDICTION) | {"ground_truth": []}),
     ],
 )
 def test_a_malformed_line_is_named(tmp_path, line):
@@ -75,3 +77,11 @@ def test_a_missing_and_an_empty_file_are_named(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(DataError, match=r"empty\.jsonl is empty"):
         read_predictions(tmp_path / "empty.jsonl")
+
+
+def test_lines_end_at_line_breaks_alone(tmp_path):
+    """Other programs write U+2028, which is no line break in JSON lines, as it is. Empty lines are skipped."""
+    path = tmp_path / "predictions.jsonl"
+    found = replace(PREDICTION, response="one\u2028two\x85three")
+    path.write_text(json.dumps(vars(found), ensure_ascii=False) + "\r\n\n", encoding="utf-8")
+    assert read_predictions(path) == [found]

@@ -113,7 +113,8 @@ def test_a_prompt_of_ones_own_may_tell_the_unit(asked):
 
 
 @pytest.mark.parametrize(
-    ("template", "message"), [("{{ nothing }}", "nothing.*it may name query"), ("{% if %}", "query")]
+    ("template", "message"),
+    [("{{ nothing }}", "nothing.*it may name query"), ("{% if %}", r"my\.jinja, line 1: Expected an expression")],
 )
 def test_a_template_that_cannot_be_filled_is_refused(asked, template, message):
     with pytest.raises(DataError, match=message):
@@ -121,7 +122,7 @@ def test_a_template_that_cannot_be_filled_is_refused(asked, template, message):
 
 
 def test_a_prompt_that_is_not_there_is_refused(make_task):
-    with pytest.raises(DataError, match=r"no-such\.jinja: No such file"):
+    with pytest.raises(DataError, match=r"no-such\.jinja cannot be read: No such file"):
         make_task("a.jsonl", "task.prompt=no-such.jinja", name="vqa")
     with pytest.raises(DataError, match=r"ending in \.jinja\. Did you mean"):
         make_task("a.jsonl", "task.prompt=plane", name="vqa")
@@ -137,3 +138,15 @@ def test_a_system_message_of_ones_own_takes_the_place_of_the_datas(make_loader, 
     (example,) = loader.held_out_examples(None)
     text = processor.tokenizer.decode(example.prompt.token_ids)
     assert "Answer like a pirate." in text and "Be short." not in text
+
+
+def test_files_of_the_user_are_checked_like_the_data(make_loader, make_task, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"problem": "2+2?", "images": [], "solution": "4"}) + "\n")
+    (tmp_path / "system.txt").write_text("Be short.<|im_end|>")
+    loader = make_loader(str(path), f"task.system={tmp_path}/system.txt", name="vqa")
+    with pytest.raises(DataError, match=r"task\.system: its text must not contain <\|im_end\|>"):
+        loader.check()
+    (tmp_path / "system.txt").write_bytes("Sé breve.".encode("utf-16"))
+    with pytest.raises(DataError, match=r"task\.system=.*system\.txt cannot be read: its encoding is UTF-16"):
+        make_task(str(path), f"task.system={tmp_path}/system.txt", name="vqa")

@@ -1,5 +1,6 @@
 """Tables of other programs, recognised by their columns: conversations, several pictures, and their solutions."""
 
+import base64
 import json
 import re
 
@@ -84,6 +85,7 @@ def test_ms_swifts_objects(read, make_task):
         ({"objects": {"ref": ["dog"], "bbox": boxes[:1]}}, "2 <bbox> and objects.bbox has 1"),
         ({"objects": {"ref": [], "bbox": boxes}}, "more <ref-object> than objects.ref"),
         ({"messages": said("What is in <bbox>?", "a dog")}, "<bbox> may stand in the answer alone"),
+        ({"objects": json.dumps({"bbox": boxes})}, "the objects must be an object with ref and bbox, not"),
     ):
         with pytest.raises(DataError, match=rf"row 0: .*{re.escape(complaint)}"):
             read(row | change)
@@ -102,6 +104,17 @@ def test_llama_factorys_sharegpt_and_qwens_finetuning_rows(read):
     assert row.problem == "Alike?" and [image.size for image in row.open_images()] == [(100, 60), (40, 20)]
     (row,) = read({"messages": said("<image>How many?", "Two."), "images": ["a.png"]})
     assert (row.problem, row.solution) == ("How many?", "Two.")
+
+
+def test_a_conversation_may_be_given_as_text_of_json(read):
+    """As tools without nested columns write it. Other text in brackets is a question."""
+    talk = said("<image>How many?", system="Hm.")
+    (row,) = read({"prompt": json.dumps(talk), "images": ["a.png"], "answer": "2"})
+    assert (row.problem, row.system) == ("How many?", "Hm.")
+    (row,) = read({"messages": json.dumps(said("How many?", "Two.", **SHAREGPT)), "images": ["a.png"]})
+    assert (row.problem, row.solution) == ("How many?", "Two.")
+    for text in ('[{"role": who?', "[1, 2] or [3]?", '["role"]'):
+        assert read({"prompt": text, "answer": "2"})[0].problem == text
 
 
 def test_earlier_turns_belong_to_the_prompt(read):
@@ -131,6 +144,37 @@ def test_pictures_in_the_messages_themselves(read):
     assert row.problem == "and<image>Alike?" and [image.size for image in row.open_images()] == [(100, 60), (40, 20)]
     (row,) = read({"prompt": [{"role": "user", "content": parts[3:]}], "image": "a.png", "answer": "1"})
     assert row.problem == "Alike?"
+
+
+def test_a_picture_in_a_message_with_its_bytes_and_its_path_is_one(read):
+    part = {"type": "image", "path": "somewhere.png", "bytes": base64.b64encode(encoded(picture())).decode()}
+    (row,) = read({"prompt": [{"role": "user", "content": [part, {"text": "What?"}]}], "answer": "1"})
+    assert row.problem == "What?" and [image.size for image in row.open_images()] == [(100, 60)]
+
+
+def test_rows_with_and_without_pictures_in_one_table(read):
+    """LLaVA's rows of text have no key `image`; files that were joined name it in two ways."""
+    rows = read(
+        {"problem": "What?", "image": "a.png", "answer": "1"},
+        {"problem": "<image>What?", "images": ["b.png"], "answer": "1"},
+        {"problem": "2 + 2?", "answer": "4"},
+        {"problem": "2 + 3?", "image": [], "answer": "5"},
+    )
+    assert [[image.size for image in row.open_images()] for row in rows] == [[(100, 60)], [(40, 20)], [], []]
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ({"image": None}, r"the image is empty; a row without pictures must have \[\] there"),
+        ({"img": "a.png"}, "its pictures must be in image or images, not in img"),
+        ({"image": None, "image_path": "a.png"}, "its pictures must be in image or images, not in image_path"),
+        ({"problem": "<image>What?"}, "the text has 1 times <image>, but the row has 0 images"),
+    ],
+)
+def test_a_row_whose_picture_is_lost_is_refused(read, row, complaint):
+    with pytest.raises(DataError, match=rf"row 1: {complaint}"):
+        read({"problem": "What?", "image": "a.png", "answer": "1"}, {"problem": "What?", "answer": "1"} | row)
 
 
 @pytest.mark.parametrize(
@@ -169,6 +213,8 @@ def test_marks_are_the_places_of_pictures(read, text, images, problem):
         ({"messages": [{"role": "tool", "content": "a"}]}, "roles are"),
         ({"messages": [{"role": "user"}]}, "not a conversation"),
         ({"messages": [{"content": "a"}]}, "not a conversation"),
+        ({"messages": [{"role": "user", "content": [{}]}]}, "not a conversation"),
+        ({"messages": [{"role": "user", "content": [{"text": None, "image": None}]}]}, "not a conversation"),
         ({"messages": [{"role": "user", "content": 7}]}, "not a conversation"),
         ({"messages": [{"role": "user", "content": [{"type": "video", "video": "a.mp4"}]}]}, "videos are not"),
         ({"messages": {"role": "user"}}, "must be text or a conversation"),
@@ -279,12 +325,14 @@ def test_a_point_alone_is_refused(tmp_path, make_task):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"problem": "it", "image": "a.png", "solution": [{"point_2d": [3, 4]}]}))
     task = make_task(str(path))
-    with pytest.raises(DataError, match=r"row 0: the solution item 0 needs bbox_2d"):
+    with pytest.raises(DataError, match=r"row 0: the solution item 0 needs bbox_2d .*a point alone is not enough"):
         task.check(task.train_rows()[0])
 
 
 @pytest.mark.parametrize(
-    "box", [[0.1, 0.2, 0.5, 0.6], [0.0, 0.0, 1.0, 0.5], [0.25, 0, 1, 1]], ids=["inside", "edges", "mixed"]
+    "box",
+    [[0.1, 0.2, 0.5, 0.6], [0.0, 0.0, 1.0, 0.5], [0.25, 0, 1, 1], [-0.02, 0.1, 1.03, 0.9]],
+    ids=["inside", "edges", "mixed", "beyond"],
 )
 @pytest.mark.parametrize("task", ["non_object", "gui_grounding", "detection"])
 def test_boxes_in_shares_of_the_image_are_refused(tmp_path, make_task, task, box):

@@ -316,3 +316,38 @@ def test_addresses_of_files_and_of_other_protocols(folder):
     ):
         with pytest.raises(DataError, match=rf"^{re.escape(address)} cannot be .*{complaint}"):
             read_rows(address)
+
+
+def test_pictures_below_an_address_of_their_own(folder):
+    import fsspec
+
+    with fsspec.open("memory://pictures/a.png", "wb") as file:
+        file.write(encoded(picture()))
+    source = lines(folder / "rows.jsonl", ROW)
+    (row,) = load("non_object", source, "task.image_root=memory://pictures").train_rows()
+    assert row.images == ("memory://pictures/a.png",) and row.open_image().size == (100, 60)
+
+
+def test_a_text_of_parquet_in_latin_1_is_named_by_row(folder):
+    texts = pa.array([b"the cup", "the café".encode("latin-1")]).view(pa.string())
+    columns = {"problem": texts, "solution": pa.array(["[]", "[]"]), "image": pa.array(["a.png", "a.png"])}
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    with pytest.raises(DataError, match=r"rows\.parquet, row 1: the problem is not UTF-8 .*byte 0xe9.*save the file"):
+        read_rows(str(folder / "rows.parquet"))
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl:train", "rows.arrow:test"])
+def test_a_file_of_another_kind_or_with_a_split_is_told_what_its_name_must_be(folder, name):
+    (folder / name.partition(":")[0]).write_text("problem\n")
+    with pytest.raises(DataError, match=r"rows\..* cannot be read: a file's name must end in \.parquet, .*:split"):
+        read_rows(str(folder / name))
+
+
+def test_a_folder_of_save_to_disk_is_read(folder):
+    import datasets
+
+    table = {"problem": ["it"], "solution": ["[]"], "image": ["a.png"]}
+    datasets.Dataset.from_dict(table).save_to_disk(str(folder / "saved"))
+    picture().save(folder / "saved" / "a.png")
+    (row,) = read_rows(str(folder / "saved"))
+    assert (row.problem, row.open_image().size) == ("it", (100, 60))

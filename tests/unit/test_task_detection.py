@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.unit.groups import example
+from visurf_ray.answers.visual_rft import parse_boxes
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Prediction
 from visurf_ray.rewards import load_reward
@@ -154,3 +155,9 @@ def test_answers_that_are_no_list_of_boxes():
 def test_a_metric_without_examples_is_left_out():
     assert score_detections([]) == {}
     assert score_detections([predicted("cat", NONE, NONE)]) == {"n_acc": 1.0, "format_rate": 1.0, "thinking_rate": 0.0}
+
+
+@pytest.mark.parametrize("item", ['{"label": "dog\'s", "Position": [1, 2, 3, 4]}', "{'Position': [1, 2, 3, 4]}"])
+@pytest.mark.parametrize("around", ["[%s]", "[[%s]]", "<answer>[%s]</answer>"])
+def test_quotation_marks_are_single_or_double_and_texts_may_have_apostrophes(item, around):
+    assert parse_boxes(around % item) == [(1, 2, 3, 4)]

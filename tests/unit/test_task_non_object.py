@@ -155,3 +155,14 @@ def test_ciou_counts_pixels_of_the_stored_image_if_there_are_masks():
     truths = [json.dumps({"objects": json.loads(box), "mask": rle}), "[]"]
     predictions = [Prediction("a", "q", truth, (10, 10), f"<answer>{box}</answer>", rle) for truth in truths]
     assert score_boxes(predictions)["ciou"] == 0.5
+
+
+def test_a_mask_of_lines_that_differ_in_length_is_refused(write_masks, make_task):
+    """Even if its pixels are as many as those of a whole mask."""
+    lines = NOTHING.tolist()
+    lines[0], lines[1] = lines[0][:-1], [*lines[1], True]
+    holes = MASK.tolist()
+    holes[3][4] = None
+    for mask in (lines, holes):
+        with pytest.raises(DataError, match=r"row 0 \(id 0-7\): the mask must be nested booleans of one length"):
+            make_task(write_masks({"mask": mask})).held_out_rows()

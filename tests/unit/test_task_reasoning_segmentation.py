@@ -176,6 +176,8 @@ def test_a_table_is_read_as_well(write_parquet):
         ({"shapes": [CUP | {"points": [["a", 1]]}]}, "could not convert"),
         ({"shapes": [CUP | {"points": [1, 2, 3]}]}, "points must be"),
         ({"shapes": [CUP | {"points": []}]}, "points must be"),
+        ({"shapes": [CUP | {"points": [[0.2, 0.1], [0.4, 0.1], [0.4, 1.01]]}]}, "points must be in pixels"),
+        ({"shapes": [CUP | {"points": [[1, 1], [float("nan"), 3], [4, 4]]}]}, "points must be"),
         ({"shapes": 7}, "not iterable"),
     ],
 )

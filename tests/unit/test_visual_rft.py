@@ -225,6 +225,7 @@ def test_format(name, truth, response, value):
         ("visual_rft_classification", "rose"),
         ("visual_rft_grounding", "(1,1),(2,2)"),
         ("point_in_box", "[1, 1, 2, 2]"),
+        ("vision_reasoner", "[]"),
         ("math", "2"),
     ],
 )
@@ -240,7 +241,7 @@ def test_format(name, truth, response, value):
         "\\boxed{" * 5000,
         "\ud800",
         "\x00",
-        "<answer>" * 1500,
+        "<answer>" * 20000,
         "</think><answer>" * 1500,
     ],
     ids=lambda text: repr(text[:16]),

@@ -130,7 +130,7 @@ def parse_truth(ground_truth: str) -> dict[str, Json]:
     """
     try:
         value = json.loads(ground_truth)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"is not JSON ({error}): {ground_truth[:80]!r}") from error
     return value if isinstance(value, dict) and "objects" in value else {"objects": value}
 
@@ -147,8 +147,11 @@ def parse_targets(ground_truth: str) -> list[Target]:
     targets = []
     for number, item in enumerate(items):
         box, point = box_in(item), point_in(item)
-        if box is None or point is None:
-            raise ValueError(f"item {number} needs bbox_2d with 4 numbers and point_2d with 2: {json.dumps(item)[:80]}")
+        if box is None:
+            alone = " (a point alone is not enough: rewards compare boxes)" if point else ""
+            raise ValueError(f"item {number} needs bbox_2d with 4 numbers{alone}: {json.dumps(item)[:80]}")
+        if point is None:
+            raise ValueError(f"item {number} needs point_2d with 2 numbers: {json.dumps(item)[:80]}")
         targets.append(Target(box, point))
     return targets
 
@@ -177,8 +180,11 @@ def canonical(solution: str) -> str:
 
 
 def are_shares(coordinates: Sequence[float]) -> bool:
-    """Return whether these coordinates must be shares of the image's sides: all between 0 and 1, and not all whole."""
-    return all(0 <= value <= 1 for value in coordinates) and any(value not in (0, 1) for value in coordinates)
+    """Return whether these coordinates must be shares of the image's sides: not all whole, and about from 0 to 1.
+
+    Boxes of detectors may reach a little beyond the image.
+    """
+    return all(-0.5 <= value <= 1.5 for value in coordinates) and any(value != int(value) for value in coordinates)
 
 
 def ordered(box: Box, width: float, height: float) -> Box:

@@ -17,7 +17,7 @@ UNITS = {
     Coordinates.thousandths: "in whole thousandths of the image's width and height, from 0 to 1000",
 }
 
-_NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,9})?"
+_NUMBER = r"[-+]?\d{1,9}(?:\.\d{1,20})?(?:[eE][-+]?\d{1,2})?"
 _LIST = re.compile(rf"""(["'](?:bbox_2d|point_2d|Position)["']\s*:\s*\[)(\s*{_NUMBER}(?:\s*,\s*{_NUMBER})*\s*)(?=\])""")
 _CORNER = re.compile(rf"(\()(\s*{_NUMBER}\s*,\s*{_NUMBER}\s*)(?=\))")
 _EACH = re.compile(_NUMBER)

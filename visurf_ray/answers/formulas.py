@@ -14,10 +14,16 @@ from visurf_ray.answers import units
 from visurf_ray.answers.responses import answer_text, has_thinking, one_thought, rest
 from visurf_ray.answers.values import same_value
 
-_BOXED = "\\boxed{"
+_BOXED = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # the braces of \{ and \} are text
 _WRAPPER = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathsf|operatorname|mbox)\{([^{}]*)\}")
 _WORDS = re.compile(r"(?=.*[^\W\d_]{2})[^\W\d_]+([ '-][^\W\d_]+)*")  # words, at least one of two letters
 _WIDE = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}  # "３" to "3"
+_RAISED = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+_LARGE = {
+    name: f" \\cdot 10^{power}"
+    for name, power in {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}.items()
+}
 _LONGEST = 500  # characters; parsing a longer formula takes seconds
 
 # Notation, and what is written for it. In this order.
@@ -31,8 +37,7 @@ _NOTATION = [
         (r"°\s*([CF])\b", r"°\1"),
         (r"[−–—]", "-"),
         (r"÷", "/"),
-        (r"²", "^2"),
-        (r"³", "^3"),
+        (r"⁻?[⁰¹²³⁴⁵⁶⁷⁸⁹]+", lambda found: "^" + found[0].translate(_RAISED)),
         (r"½", r" \\frac{1}{2}"),
         (r"¼", r" \\frac{1}{4}"),
         (r"¾", r" \\frac{3}{4}"),
@@ -40,6 +45,9 @@ _NOTATION = [
         (r"⅔", r" \\frac{2}{3}"),
         (r"[tc]frac(?=\W|\d)", "frac"),
         (r"∞", r"\\infty "),
+        (r"∅|\\varnothing\b", r"\\emptyset "),
+        (r"(?<=\d)\s*[·⋅∙×]\s*(?=\d)", r" \\cdot "),
+        (r"(?<=\d) ?(hundred|thousand|million|billion|trillion)\b", lambda found: _LARGE[found[1]]),
         (r"≤", r"\\le "),
         (r"≥", r"\\ge "),
         (r"≠", r"\\ne "),
@@ -96,7 +104,7 @@ class Truth:
         """
         try:
             value = json.loads(ground_truth)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = None
         if isinstance(value, dict) and "answer" in value:
             truth = Truth(str(value["answer"]), tuple(value.get("choices") or ()), value.get("precision"))
@@ -181,30 +189,30 @@ def find_answer(response: str) -> tuple[str | None, bool]:
 
 def last_boxed(text: str) -> str | None:
     """Return the content of the last `\\boxed{}`, or None if there is none or its brace is not closed."""
-    start = text.rfind(_BOXED)
-    return None if start < 0 else _braced(text, start + len(_BOXED))
+    starts = [found.end() for found in _BOXED.finditer(text)]
+    return _braced(text, starts[-1]) if starts else None
 
 
 def all_boxed(text: str) -> set[str | None]:
     """Return the different contents of all outermost `\\boxed{}`; None for one that is not closed."""
     contents: set[str | None] = set()
-    start = text.find(_BOXED)
-    while start >= 0:
-        content = _braced(text, start + len(_BOXED))
+    found = _BOXED.search(text)
+    while found:
+        content = _braced(text, found.end())
         contents.add(content)
         if content is None:
             break
-        start = text.find(_BOXED, start + len(_BOXED) + len(content))
+        found = _BOXED.search(text, found.end() + len(content))
     return contents
 
 
 def _braced(text: str, start: int) -> str | None:
     """Return the text from `start` to the brace that closes there, or None."""
     depth = 1
-    for position in range(start, len(text)):
-        depth += (text[position] == "{") - (text[position] == "}")
+    for brace in _BRACE.finditer(text, start):
+        depth += {"{": 1, "}": -1}.get(brace[0], 0)
         if depth == 0:
-            return text[start:position]
+            return text[start : brace.start()]
     return None
 
 

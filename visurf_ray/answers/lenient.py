@@ -6,7 +6,7 @@ import re
 from visurf_ray.answers.responses import rest
 
 _ANSWER = re.compile(r"(.*<answer>)(.*?)(</answer>.*|\Z)", re.DOTALL)  # the last answer
-_FENCED = re.compile(r"```(?:json)?\s*\n(.*?)\n?\s*```", re.DOTALL | re.IGNORECASE)
+_FENCE = re.compile(r"```\w*")
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _TRAILING = re.compile(rf"({_STRING})|(?<=[\w\]}}\"'.])(\s*),(?=\s*[\]}}])")
 
@@ -14,8 +14,8 @@ _TRAILING = re.compile(rf"({_STRING})|(?<=[\w\]}}\"'.])(\s*),(?=\s*[\]}}])")
 def as_strict(response: str) -> str:
     """Return the response with the JSON of its answer mended, for the parsers of boxes.
 
-    A fence (```json … ```) and trailing commas are removed, and one bare object becomes a list of it. An answer that is
-    still broken then, and everything outside the answer, stays as it is.
+    A fence (```json … ```) and trailing commas are removed, single quotation marks become double ones, and one bare
+    object becomes a list of it. An answer that is still broken then, and everything outside the answer, stays as it is.
     """
     after = rest(response)
     before = response[: len(response) - len(after)]
@@ -27,21 +27,15 @@ def as_strict(response: str) -> str:
 
 def _mend(text: str) -> str | None:
     """Return the JSON list that the text means, or None if mending it makes no list."""
-    fenced = _FENCED.fullmatch(text)
-    if fenced:
-        text = fenced[1].strip()
+    if (fence := _FENCE.match(text)) and text.endswith("```"):
+        text = text[fence.end() : -3].strip()
     text = _TRAILING.sub(lambda match: match[1] or match[2] or "", text)
-    value = _load(text)
-    if isinstance(value, dict):
-        return f"[{text}]"
-    return text if isinstance(value, list) else None
-
-
-def _load(text: str) -> object:
-    """Return the value of a JSON text, whose quotation marks may be single, or None if it is broken."""
-    for each in (text, text.replace("'", '"')):  # single ones as Visual-RFT writes them
+    for json_text in (text, text.replace("'", '"')):
         try:
-            return json.loads(each)
+            value = json.loads(json_text)
         except (ValueError, RecursionError):
             continue
+        if isinstance(value, dict):
+            return f"[{json_text}]"
+        return json_text if isinstance(value, list) else None
     return None

@@ -21,7 +21,8 @@ def thought(thinking: str | None) -> str:
 
 def answer_text(response: str) -> str | None:
     """Return the text of the last `<answer>` after the thinking, or None if there is none."""
-    found = _ANSWER.findall(rest(response))
+    before, closing, _ = rest(response).rpartition("</answer>")
+    found = _ANSWER.findall(before + closing)  # without what follows, where each <answer> would be searched to the end
     return found[-1].strip() if found else None
 
 

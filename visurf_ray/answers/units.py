@@ -94,8 +94,9 @@ _SIGNS = "°%$€£¥¢₹"
 _NUMBER = rf"(?:\\[A-Za-z]+|[^A-Za-z\\{_SIGNS}])*(?:[\d)}}]|\\pi)"
 _MEASURE = re.compile(
     rf"(?P<number>{_NUMBER})(?P<space>\s*)"
-    rf"(?P<unit>(?:[^\W\d_]|[{_SIGNS}])(?:[^\W_]|[{_SIGNS}\s/.·*^{{}}²³-])*)",
+    rf"(?P<unit>(?:[^\W\d_]|[{_SIGNS}])(?:[^\W_]|[{_SIGNS}\s/.·*^{{}}-])*)",
 )
+_PRODUCT = re.compile(r"(?<=[A-Za-z])\s*\\cdot\s*(?=[A-Za-z])")  # of units
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp)(?![a-z])")
 _PRICE = re.compile(r"(?P<sign>-?)\s*(?P<unit>[$€£¥₹])\s*(?P<number>-?[\d.].*)")
 
@@ -131,7 +132,7 @@ def split(text: str) -> tuple[str, Unit | None]:
     if price:
         formula, unit = split(price["sign"] + price["number"])
         return formula, unit or _known(price["unit"])
-    found = _MEASURE.fullmatch(text)
+    found = _MEASURE.fullmatch(_PRODUCT.sub("·", text))
     if found is None or _FUNCTION.search(found["number"]):  # the ° in "sin 30°" belongs to the 30
         return text, None
     words = " ".join(found["unit"].split())
@@ -170,7 +171,7 @@ def _known(words: str) -> Unit | None:
     factor: Expr = Integer(1)
     for part, sign in [(above, 1), *((part, -1) for part in below)]:
         power = 0
-        for term in re.split(r"[\s·*.]+", part.strip().replace("²", "^2").replace("³", "^3")):
+        for term in re.split(r"[\s·*.]+", part.strip()):
             if not term:
                 continue
             if term.lower() in _POWERS:

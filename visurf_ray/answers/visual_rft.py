@@ -151,9 +151,11 @@ def _parse_list(text: str) -> list[object] | None:
         return []
     if text.startswith("[") and not text.endswith("]"):
         text = text[: text.rfind("}") + 1] + "]"  # truncated: keep the complete items
-    text = text.replace("'", '"').replace("[[", "[").replace("]]", "]")
-    try:
-        items = json.loads(text)
-    except (ValueError, RecursionError):  # RecursionError: "[[[[…"
-        return None
-    return items if isinstance(items, list) else None
+    text = text.replace("[[", "[").replace("]]", "]")
+    for written in (text, text.replace("'", '"')):  # JSON first: an apostrophe may be in a text
+        try:
+            items = json.loads(written)
+        except (ValueError, RecursionError):  # RecursionError: "[[[[…"
+            continue
+        return items if isinstance(items, list) else None
+    return None

@@ -40,6 +40,7 @@ class Place:
 
     Attributes:
         hub: where there is no such file or folder, the text is a name on a hub. `:split` may follow the path.
+        address: the text may also be the address of a folder, `protocol://…`.
         function: `:function` follows the path of a .py file; other texts name a module.
         words: texts that are no paths.
         ending: of a path; other texts are no paths.
@@ -51,6 +52,7 @@ class Place:
     words: tuple[str, ...] = ()
     ending: str = ""
     keys: frozenset[str] = frozenset()
+    address: bool = False
 
 
 def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = ()) -> Unset:

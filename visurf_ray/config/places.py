@@ -30,6 +30,8 @@ def absolute(value: object, place: Place) -> object:
         return [absolute(item, place) for item in value]
     if not isinstance(value, str) or value in place.words or not value.endswith(place.ending):
         return value
+    if place.address and "://" in value:
+        return value
     path, rest = value, ""
     if place.function:
         path, colon, attribute = value.rpartition(":")

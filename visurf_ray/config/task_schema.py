@@ -26,7 +26,7 @@ class TaskConfig:
     train: Sources = field(default=MISSING, metadata={"place": Place(hub=True)})
     held_out: Sources = field(default=MISSING, metadata={"place": Place(hub=True)})
     absent_share: float | None = within(at_least=0, at_most=1)
-    image_root: str | None = named()
+    image_root: str | None = field(default=MISSING, metadata={"place": Place(address=True)})
     prompt: str | None = field(default=MISSING, metadata={"place": Place(ending=".jinja")})  # or a prompt's name
     system: str | None = field(default=None, metadata={"place": Place()})  # see ModelConfig: files need not name it
     segmenter: str | None = named(hub=True)

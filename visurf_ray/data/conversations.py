@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from visurf_ray.aliases import Json
-from visurf_ray.data.pictures import NO_VIDEO
+from visurf_ray.data.pictures import KEYS, NO_VIDEO
 from visurf_ray.errors import DataError, short
 
 MARK = "<image>"  # stands for a picture in a text
@@ -92,11 +92,12 @@ def _parts(parts: Sequence[Json], pictures: list[Json], where: str) -> Iterator[
             yield part
             continue
         given = {key: value for key, value in part.items() if value is not None}
-        kind = given.get("type") or next(iter(given))
+        kind = given.get("type") or next(iter(given), "text")
         if kind.startswith("video"):
             raise DataError(f"{where}: {NO_VIDEO}")
         if kind in _IMAGES:
-            pictures.extend(given[key] for key in ("image", "image_url", "url", "path", "bytes") if given.get(key))
+            if picture := {key: given[key] for key in KEYS if given.get(key)}:  # else it is in a column of its own
+                pictures.append(picture)
             yield MARK
         elif isinstance(given["text"], str):
             yield given["text"]

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from visurf_ray.aliases import Json
@@ -27,6 +28,7 @@ from visurf_ray.answers.boxes import dump_truth, numbers
 from visurf_ray.answers.rle import bounding_box, check_rle, decode, encode, objects_in
 from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import find_pictures, load_mask
+from visurf_ray.data.remote import folder_or_address
 from visurf_ray.data.rows import Columns, Row, check_columns, rows_of
 from visurf_ray.data.tables import Table
 from visurf_ray.errors import DataError, short
@@ -47,14 +49,14 @@ def mask_rows(table: Table, image_root: str | None, *, one_object: bool) -> list
 
     Args:
         table: The table.
-        image_root: The folder that relative image paths start from. None: the folder of the data file.
+        image_root: The folder, or its address, that relative image paths start from. None: that of the data file.
         one_object: Whether a mask is one object; otherwise each connected part is one.
 
     Raises:
         DataError: A column is missing, or a row's mask or box is malformed.
     """
     check_columns(table, ("image", "text", "mask"))
-    root = Path(image_root).expanduser() if image_root else table.root
+    root = folder_or_address(image_root) if image_root else table.root
     cells = table.cells("mask")  # Arrow values: millions of Python booleans would be slow
 
     def read(row: Row) -> Row:
@@ -79,7 +81,10 @@ def _mask(cell: Json | pa.Scalar, root: Path | str, where: str) -> NDArray[np.bo
     try:
         if isinstance(cell, pa.ListScalar | pa.LargeListScalar) and cell.values is not None:
             lines = cell.values
-            return np.asarray(lines.flatten()).reshape(len(lines), -1) != 0
+            pixels = lines.flatten()
+            if len(pc.unique(pc.list_value_length(lines))) > 1 or pixels.null_count:
+                raise ValueError("its lines differ in length, or lack pixels")
+            return np.asarray(pixels).reshape(len(lines), -1) != 0
         value = cell.as_py() if isinstance(cell, pa.Scalar) else cell
         if isinstance(value, str) and value.lstrip().startswith("{"):
             value = json.loads(value)

@@ -24,6 +24,7 @@ from visurf_ray.errors import DataError, short
 Picture = str | Path | bytes | Stored | Image.Image
 
 ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+KEYS = ("bytes", "path", "image", "url", "image_url")  # of dictionaries that are a picture; the first one given counts
 _VIDEOS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
 # What Pillow raises for files that are damaged or not images. UnidentifiedImageError is an OSError.
@@ -102,7 +103,6 @@ def find_pictures(cell: Json, root: Path | str, where: str) -> list[Picture]:
     return list(_found(cell, root, where))
 
 
-_KEYS = ("bytes", "path", "image", "url", "image_url")
 _BESIDE = re.compile("type|detail|text|file_name|(min|max)_pixels|resized_(height|width)|height|width|format")
 
 
@@ -114,12 +114,12 @@ def _found(cell: Json, root: Path | str, where: str) -> Iterator[Picture]:
         given = {key: value for key, value in cell.items() if value is not None}
         if "video" in given or given.get("type") in ("video", "video_url"):
             raise DataError(f"{where}: {NO_VIDEO}")
-        key = next((key for key in _KEYS if given.get(key)), None)
-        others = [key for key in given if key not in _KEYS and not _BESIDE.fullmatch(key)]
+        key = next((key for key in KEYS if given.get(key)), None)
+        others = [key for key in given if key not in KEYS and not _BESIDE.fullmatch(key)]
         if others or (key is None and given):
             raise DataError(
                 f"{where}: the image is a dictionary with the keys {short(', '.join(given))}: it must have one of "
-                f"{', '.join(_KEYS)}, with a path, an address, a data URL or encoded bytes"
+                f"{', '.join(KEYS)}, with a path, an address, a data URL or encoded bytes"
             )
         if key is None:
             raise DataError(f"{where}: the image is empty")

@@ -16,6 +16,11 @@ def is_address(name: str) -> bool:
     return _ADDRESS.match(name) is not None
 
 
+def folder_or_address(name: str) -> Path | str:
+    """Return the path of a folder, or its address as it is."""
+    return name if is_address(name) else Path(name).expanduser()
+
+
 def path_of(address: str) -> str:
     """Return the path in an address, without a query: it tells the kind of file."""
     return urlparse(address).path or address

@@ -13,6 +13,7 @@ from visurf_ray.aliases import Json
 from visurf_ray.data.bad_rows import each
 from visurf_ray.data.conversations import MARK, Conversation, Turn, read_conversation
 from visurf_ray.data.pictures import NO_VIDEO, Picture, find_pictures, load_picture
+from visurf_ray.data.remote import folder_or_address
 from visurf_ray.data.tables import Table, load_tables
 from visurf_ray.data.texts import read_text
 from visurf_ray.errors import DataError, short
@@ -36,6 +37,7 @@ _OTHERS: Columns = {
 }
 _ANY = (str, int, float, list, dict)  # the JSON types of a solution; bool is none of them
 _PICTURE_COLUMN = re.compile(r".*(image|img|picture|photo)s?(_(path|file|name|bytes|url|data|base64))?", re.IGNORECASE)
+_CONVERSATION = re.compile(r"""\s*\[\s*\{\s*"(role|content|from|value)"\s*:""")  # in text, as JSON
 _THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*(.*)", re.DOTALL)
 
 
@@ -111,7 +113,7 @@ def rows_of(
 
     - VisionReasoner's: problem, solution, image.
     - EasyR1's: problem, answer, images.
-    - TRL's: prompt, which is text or a conversation; image or images; solution or answer.
+    - TRL's: prompt, which is text, a conversation, or its JSON as text; image or images; solution or answer.
     - verl's: prompt, images, and reward_model, whose ground_truth is the solution.
     - ms-swift's: messages, images, and solution or objects; LLaMA-Factory's: messages or conversations, images; LLaVA's
       and Qwen's: image, conversations. Without a column of solutions the last message of the assistant is the solution,
@@ -122,7 +124,7 @@ def rows_of(
 
     Args:
         table: The table.
-        image_root: The folder that relative image paths start from. None: the folder of the data file.
+        image_root: The folder, or its address, that relative image paths start from. None: that of the data file.
         columns: The columns to read for each part of a row. Parts other than those of COLUMNS go to `Row.extra`.
         solutions: The JSON types that a solution may have.
 
@@ -138,14 +140,20 @@ def rows_of(
         if held[name] is None and held[other] is None and held["messages"] is None
     ]
     check_columns(table, missing)
-    if held["image"] is None and (found := [name for name in there if _PICTURE_COLUMN.fullmatch(name)]):
-        raise DataError(f"{table.source} must have its pictures in {' or '.join(columns['image'])}, not in {found[0]}")
-    root = Path(image_root).expanduser() if image_root else table.root
-    read = [column for column in dict.fromkeys(held.values()) if column]
-    reader = _Reader(table.source, held, root, tuple(solutions), [name for name in columns if name not in COLUMNS])
+    pictures = [name for name in there if _PICTURE_COLUMN.fullmatch(name) and name not in known["image"]]
+    read = [*held.values(), *(name for name in known["image"] if name in there), *pictures]
+    reader = _Reader(
+        table.source,
+        held,
+        known["image"],
+        pictures,
+        folder_or_address(image_root) if image_root else table.root,
+        tuple(solutions),
+        [name for name in columns if name not in COLUMNS],
+    )
     return each(
         lambda entry: replace(reader.row(table.number(entry[0]), entry[1]), place=entry[0]),
-        enumerate(table.records(read)),
+        enumerate(table.records([column for column in dict.fromkeys(read) if column])),
     )
 
 
@@ -179,6 +187,8 @@ class _Reader:
     Attributes:
         source: The table's name in messages.
         held: The column that holds each part of a row, or None.
+        images: The names of columns of pictures.
+        others: Columns that by their names have pictures as well, but are not read.
         root: The folder, or its address, that relative image paths start from.
         solutions: The JSON types that a solution may have.
         extra: The parts that go to `Row.extra`.
@@ -186,23 +196,20 @@ class _Reader:
 
     source: str
     held: Mapping[str, str | None]
+    images: Sequence[str]
+    others: Sequence[str]
     root: Path | str
     solutions: tuple[type, ...]
     extra: Sequence[str]
 
     def row(self, number: int, record: dict[str, Json]) -> Row:
-        values = {name: record[column] if column else None for name, column in self.held.items()}
+        values = {name: record.get(column) if column else None for name, column in self.held.items()}
         identity = values["id"]
         where = f"{self.source}, row {number}" + (f" (id {short(identity, 80)})" if identity is not None else "")
         if values["video"]:
             raise DataError(f"{where}: {NO_VIDEO}")
         conversation = self._conversation(values, where)
-        cells = conversation.pictures
-        if values["image"] is not None and values["image"] != []:
-            cells = [*cells, values["image"]]
-        elif self.held["image"] and not cells and values["image"] is None:
-            raise DataError(f"{where}: the {self.held['image']} is empty")
-        images = tuple(find_pictures(cells, self.root, where))
+        images = tuple(find_pictures(self._pictures(record, conversation.pictures, where), self.root, where))
         conversation = _with_objects(conversation, values["objects"], self.solutions, where)
         turns, problem = _placed(conversation, len(images), where)
         thinking, solution = self._solution(values, conversation.answer, where)
@@ -218,11 +225,28 @@ class _Reader:
             turns=turns,
         )
 
+    def _pictures(self, record: dict[str, Json], of_messages: list[Json], where: str) -> list[Json]:
+        """Return the cells of a row's pictures. A row without a key for them, or with `[]` in it, has none.
+
+        Raises:
+            DataError: The cell is empty, or the pictures are under another key.
+        """
+        cell = next((record[name] for name in self.images if record.get(name) is not None), None)
+        if cell is not None or of_messages:
+            return [*of_messages, *([] if cell is None or cell == [] else [cell])]
+        if other := next((name for name in self.others if record.get(name)), None):
+            raise DataError(f"{where}: its pictures must be in {' or '.join(self.images)}, not in {other}")
+        if empty := next((name for name in self.images if name in record), None):
+            raise DataError(f"{where}: the {empty} is empty; a row without pictures must have [] there")
+        return []
+
     def _conversation(self, values: dict[str, Json], where: str) -> Conversation:
         column = self.held["problem"] or self.held["messages"]
         messages = values["problem"] if self.held["problem"] else values["messages"]
         if messages is None:
             raise DataError(f"{where}: the {column} is empty")
+        if isinstance(messages, str) and _CONVERSATION.match(messages):
+            messages = _from_json(messages)
         if isinstance(messages, str):
             return Conversation(_text(values["system"], "system", where), (), messages, None)
         if not isinstance(messages, list):
@@ -264,6 +288,14 @@ def _text(value: Json, name: str, where: str) -> str | None:
     return value or None
 
 
+def _from_json(text: str) -> Json:
+    """Return the conversation that a text of JSON holds, or else the text."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
 def _shown(value: Json) -> str:
     return short(json.dumps(value, ensure_ascii=False, default=str), 100)
 
@@ -279,12 +311,15 @@ def _with_objects(conversation: Conversation, objects: Json, solutions: tuple[ty
     """Fill in ms-swift's `objects`: names for <ref-object>, and boxes for the <bbox> of the answer.
 
     Raises:
-        DataError: A question has boxes, which would not be scaled with the image; or the numbers do not fit.
+        DataError: A question has boxes, which would not be scaled with the image; the numbers do not fit; or `objects`
+            is of another type.
     """
+    texts = [*(turn.text for turn in conversation.turns), conversation.question, conversation.answer or ""]
     if not isinstance(objects, dict):
+        if objects is not None and any("<bbox>" in text or "<ref-object>" in text for text in texts):
+            raise DataError(f"{where}: the objects must be an object with ref and bbox, not {_shown(objects)}")
         return conversation
     names, boxes = (list(objects.get(key) or ()) for key in ("ref", "bbox"))
-    texts = [*(turn.text for turn in conversation.turns), conversation.question, conversation.answer or ""]
     if any("<bbox>" in text for text in texts[:-1]):
         raise DataError(f"{where}: <bbox> may stand in the answer alone: boxes in a question are not scaled")
     if sum(text.count("<ref-object>") for text in texts) > len(names):

@@ -17,7 +17,7 @@ from visurf_ray.aliases import Dataset, Json
 from visurf_ray.data.bad_rows import each
 from visurf_ray.data.remote import is_address, local_path, path_of
 from visurf_ray.data.stored import stored_lines, stored_values
-from visurf_ray.data.texts import read_lines, read_text
+from visurf_ray.data.texts import RECODE, read_lines, read_text
 from visurf_ray.errors import DataError, short
 
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
@@ -43,7 +43,11 @@ class Table(ABC):
 
     @abstractmethod
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Json]]:
-        """Iterate over the rows, with these columns. Encoded images stay in their file, as `Stored`."""
+        """Iterate over the rows, with those of these columns that they have. Encoded images stay in their file.
+
+        Raises:
+            DataError: A text of a parquet file is not UTF-8.
+        """
 
     def number(self, place: int) -> int:
         """Return the number of a row in its file, by its place in the table."""
@@ -66,15 +70,24 @@ class ArrowTable(Table):
 
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Json]]:
         table = self.data.select_columns(list(columns)).with_format("arrow")[:]
-        read = {name: self._named(name, [v for c in table[name].chunks for v in stored_values(c)]) for name in columns}
-        for values in zip(*read.values(), strict=True):
+        read = [self._values(name, table[name]) for name in columns]
+        for values in zip(*read, strict=True):
             yield dict(zip(columns, values, strict=True))
 
-    def _named(self, column: str, values: list[Json]) -> list[Json]:
-        """Return the values with the names of classes in place of their numbers, if the column has classes."""
+    def _values(self, name: str, column: pa.ChunkedArray) -> list[Json]:
+        """Return a column's values, with the names of classes in place of their numbers.
+
+        Raises:
+            DataError: A text is not UTF-8. The message names its row.
+        """
         import datasets
 
-        feature = self.data.features[column]
+        try:
+            values = [value for chunk in column.chunks for value in stored_values(chunk)]
+        except UnicodeDecodeError as error:
+            row = next(row for row, cell in enumerate(column) if not _is_unicode(cell))
+            raise DataError(f"{self.source}, row {row}: the {name} is not UTF-8 ({error}); {RECODE}") from error
+        feature = self.data.features[name]
         if not isinstance(feature, datasets.ClassLabel):
             return values
         return [None if value is None or value < 0 else feature.int2str(value) for value in values]
@@ -99,7 +112,7 @@ class JsonTable(Table):
 
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Json]]:
         for row in self.rows:
-            yield {column: row.get(column) for column in columns}
+            yield {column: row[column] for column in columns if column in row}
 
     def cells(self, column: str) -> Sequence[Json | pa.Scalar]:
         return [row.get(column) for row in self.rows]
@@ -129,9 +142,10 @@ def load_tables(source: str, rows_in: str | None = None) -> list[Table]:
     """Load the tables of a source.
 
     Args:
-        source: A .parquet, .jsonl or .json file, or its address (https://…, s3://…, hf://…); a folder of such files, or
-            of images with a metadata.jsonl; or a Hugging Face data set, `owner/name` or `owner/name/configuration`. For
-            a folder or a data set, `:split` may follow; without it the split is `train`.
+        source: A .parquet, .jsonl or .json file, or its address (https://…, s3://…, hf://…); a folder of such files, of
+            images with a metadata.jsonl, or of `save_to_disk`; or a Hugging Face data set, `owner/name` or
+            `owner/name/configuration`. For a folder or a data set, `:split` may follow; without it the split is
+            `train`.
         rows_in: The key of the rows in the object that a .json file holds. None: the file itself is the list of rows.
 
     Raises:
@@ -151,6 +165,8 @@ def load_tables(source: str, rows_in: str | None = None) -> list[Table]:
         return [_load_file(path, source, path.parent, kind, rows_in)]
     name, _, split = source.partition(":")
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise DataError(f"{source} cannot be read: a file's name must end in {', '.join(_KINDS)}, without a :split")
     if folder.is_dir():
         if metadata := _metadata(folder, split):
             return [_of_images(_read_json(metadata, str(metadata), metadata.parent, None))]
@@ -194,10 +210,13 @@ def _files_of(folder: Path, split: str) -> list[Path]:
 
 
 def _load_file(path: Path, source: str, root: Path | str, kind: str, rows_in: str | None) -> Table:
-    if path.stat().st_size == 0:
-        raise DataError(f"{source} is empty")
-    if kind == "json":
-        return _read_json(path, source, root, rows_in)
+    try:
+        if path.stat().st_size == 0:
+            raise DataError(f"{source} is empty")
+        if kind == "json":
+            return _read_json(path, source, root, rows_in)
+    except OSError as error:
+        raise DataError(f"{source} cannot be read: {error.strerror}") from error
     return ArrowTable(source, root, _load_dataset(source, kind, data_files=str(path), split="train"))
 
 
@@ -205,7 +224,8 @@ def _load_dataset(source: str, path: str, **chosen: str) -> Dataset:
     import datasets  # slow to import, and needed only here
 
     try:
-        data = datasets.load_dataset(path, **chosen)
+        saved = (Path(path) / "state.json").is_file() and ":" not in source  # by save_to_disk
+        data = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, **chosen)
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
         reason = short(error.__cause__ or error, 1000)
         if "data_files" in chosen or Path(path).is_dir():
@@ -266,6 +286,14 @@ def _row(value: Json, source: str, place: str) -> dict[str, Json]:
     if not isinstance(value, dict):
         raise DataError(f"{source} cannot be read: {place} must be an object, not {short(json.dumps(value), 80)}")
     return value
+
+
+def _is_unicode(cell: pa.Scalar) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _of_images(table: JsonTable) -> JsonTable:

@@ -9,7 +9,7 @@ from visurf_ray.data.bad_rows import is_listing
 from visurf_ray.errors import DataError, short
 
 _MARK = b"\xef\xbb\xbf"  # UTF-8's byte-order mark, which Notepad and PowerShell write
-_RECODE = "save the file as UTF-8"
+RECODE = "save the file as UTF-8"
 
 
 def read_text(path: Path, where: str | None = None) -> str:
@@ -79,7 +79,7 @@ def decoded(line: bytes, where: str, number: int) -> str:
         before = line[max(0, error.start - 20) : error.start].decode("ascii", "replace")
         raise DataError(
             f"{where} cannot be read: line {number} is not UTF-8, but perhaps Latin-1 or Windows-1252: byte "
-            f"0x{line[error.start]:02x} after {short(before)!r}; {_RECODE}"
+            f"0x{line[error.start]:02x} after {short(before)!r}; {RECODE}"
         ) from error
 
 
@@ -87,4 +87,4 @@ def check_encoding(head: bytes, where: str) -> None:
     """Raise DataError, which names the encoding, if a text that begins with these four bytes is UTF-16 or UTF-32."""
     encoding = json.detect_encoding(head.removeprefix(_MARK))
     if not encoding.startswith("utf-8"):
-        raise DataError(f"{where} cannot be read: its encoding is {encoding.upper()}; {_RECODE}")
+        raise DataError(f"{where} cannot be read: its encoding is {encoding.upper()}; {RECODE}")

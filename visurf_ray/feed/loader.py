@@ -148,6 +148,8 @@ class ExampleLoader:
         for key, rows in self.rows.items():
             if not rows:
                 raise DataError(f"task.{key} has no examples")
+        for key, text in (("task.prompt", self.task.template), ("task.system", self.task.system)):
+            self.texts.encode([text.replace(MARK, " ")] if text else [], key)
         with ThreadPoolExecutor() as threads:  # decoding releases the GIL
             checked = {key: list(threads.map(partial(self._check, split=key), rows)) for key, rows in self.rows.items()}
         found = {}

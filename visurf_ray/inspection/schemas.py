@@ -80,7 +80,7 @@ def _of_columns(columns: list[str], first: dict[str, Json]) -> Schema:
     if "reward_model" in held and "prompt" in held:
         return Schema("verl's", columns)
     if messages and "problem" not in held and "prompt" not in held:
-        turns = first[messages] or []
+        turns = first.get(messages) or []
         shared = isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and "from" in turns[0]
         if shared and not several:
             return Schema("LLaVA's and Qwen's", columns)

@@ -107,5 +107,8 @@ def answer_format(items: list[object] | None) -> float:
 
 def _non_repeat(response: str) -> float:
     """Return 1, or 0 if at least two sentences repeat earlier ones."""
-    sentences = [text for part in _SENTENCE_END.split(_ANSWER.sub("", response)) if (text := part.strip())]
+    before, closing, after = response.rpartition("</answer>")  # `after` has no answer to search for
+    sentences = [
+        text for part in _SENTENCE_END.split(_ANSWER.sub("", before + closing) + after) if (text := part.strip())
+    ]
     return float(len(sentences) - len(set(sentences)) < 2)

@@ -25,14 +25,15 @@ def read_predictions(path: Path) -> list[Prediction]:
         DataError: The file cannot be read or is empty, or a line is not a prediction.
     """
     try:
-        lines = path.read_text("utf-8-sig").rstrip("\n").split("\n")  # a text may hold other line separators
+        lines = path.read_text("utf-8-sig").split("\n")  # splitlines would end a line at U+2028, too
     except OSError as error:
         raise DataError(f"predictions={path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise DataError(f"predictions={path} cannot be read: byte {error.start} is not UTF-8") from error
-    if lines == [""]:
+    found = [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+    if not found:
         raise DataError(f"predictions={path} is empty")
-    return [_parse(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return found
 
 
 def _parse(line: str, where: str) -> Prediction:
@@ -41,6 +42,8 @@ def _parse(line: str, where: str) -> Prediction:
         values = json.loads(line)
         if (number := values.get("sample")) is not None and (type(number) is not int or number < 0):
             raise ValueError("sample must be a number of an answer")
+        if not all(isinstance(values[key], str) for key in ("question", "ground_truth", "response")):
+            raise TypeError("texts must be texts")
         return Prediction(**values | {"size": tuple(values["size"])})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{where} is not a prediction, an object with {', '.join(names)}: {line[:80]!r}") from error

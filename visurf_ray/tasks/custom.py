@@ -31,6 +31,10 @@ _METHODS = {
     "boxes": "a list of (x1, y1, x2, y2)",
     "true_boxes": "a list of (x1, y1, x2, y2), or None",
     "metrics": "a dict of names to finite numbers",
+    "values": "a dict of names to finite numbers",
+    "correct": "",
+    "answer_key": "",
+    "same": "",
 }
 
 
@@ -103,9 +107,10 @@ def _guarded(key: str, name: str, method: Callable[..., Any]) -> Callable[..., A
         except Exception as error:  # whatever the user's code raises
             place = users_code.place_of(error, file)
             raise DataError(f"{about or key}: {users_code.described(error)} ({place})") from error
-        if not _fits(_METHODS.get(name, ""), value):
-            raise UserError(f"{key}: {name} must return {_METHODS[name]}, not {short(repr(value))}")
-        return {part: float(number) for part, number in value.items()} if name == "metrics" else value
+        wanted = _METHODS.get(name, "")
+        if not _fits(wanted, value):
+            raise UserError(f"{key}: {name} must return {wanted}, not {short(repr(value))}")
+        return {part: float(number) for part, number in value.items()} if wanted.startswith("a dict") else value
 
     return call
 

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from visurf_ray.aliases import Json
-from visurf_ray.answers.boxes import dump_truth
+from visurf_ray.answers.boxes import are_shares, dump_truth
 from visurf_ray.answers.rle import encode, objects_in
 from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import ENDINGS, picture_size, pictures_in
@@ -83,7 +83,7 @@ def _read(image: Path) -> list[Row]:
     check_encoding(data[:4], str(path))
     try:
         annotation = json.loads(_text(data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON ({error})") from error
     width, height = picture_size(image, str(path))
     try:
@@ -105,7 +105,7 @@ def _read(image: Path) -> list[Row]:
 def _is_annotation(path: Path) -> bool:
     try:
         value = json.loads(_text(path.read_bytes()))
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return isinstance(value, dict) and "shapes" in value
 
@@ -136,9 +136,12 @@ def paint(shapes: Sequence[dict[str, Json]], width: int, height: int) -> NDArray
         label = shape["label"].lower()
         if label != "flag":
             value = _IGNORE if "ignore" in label else _TARGET
-            corners = np.array(shape["points"], np.float64).astype(np.int32)  # truncated, as in the original
-            if corners.ndim != 2 or corners.shape[1] != 2:
+            points = np.array(shape["points"], np.float64)
+            if points.ndim != 2 or points.shape[1] != 2 or not np.isfinite(points).all():
                 raise ValueError(f"points must be [[x, y], …], not {shape['points']!s:.80}")
+            if are_shares(points.ravel().tolist()):
+                raise ValueError(f"points must be in pixels, not between 0 and 1: {shape['points']!s:.80}")
+            corners = points.astype(np.int32)  # truncated, as in the original
             drawn.append((corners, value, int(_draw(np.zeros((height, width), np.uint8), corners, 1).sum())))
     canvas = np.zeros((height, width), np.uint8)
     for corners, value, _ in sorted(drawn, key=lambda polygon: -polygon[2]):

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from jinja2 import Environment, StrictUndefined, TemplateError, meta
+from jinja2 import Environment, StrictUndefined, TemplateError, TemplateSyntaxError, meta
 
 from visurf_ray.answers.boxes import Box
 from visurf_ray.answers.coordinates import UNITS, as_answered, readable
@@ -16,6 +16,7 @@ from visurf_ray.answers.responses import respond
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row, read_rows
 from visurf_ray.data.tables import expand
+from visurf_ray.data.texts import read_text
 from visurf_ray.errors import DataError, short
 from visurf_ray.groups import Coordinates, Example, Metrics, Prediction
 from visurf_ray.names import nearest
@@ -74,7 +75,7 @@ class Task(ABC):
         self.prompt = next(iter(self.prompts)) if config.prompt is None else config.prompt
         self.answered = self.compared
         self.template = self._template(self.prompt)
-        self.system = None if config.system is None else _read_text(config.system, "task.system")
+        self.system = None if config.system is None else read_text(Path(config.system), f"task.system={config.system}")
         if config.segmenter and not self.segments:
             raise DataError(f"task.segmenter={config.segmenter}: {config.name} has no masks, set it to null")
         if config.absent_share is not None and not self.asks_for_absent:
@@ -141,12 +142,17 @@ class Task(ABC):
         """Return the user's template, or None if `prompt` is the name of a prompt.
 
         Raises:
-            DataError: it is neither.
+            DataError: it is neither, or the template cannot be read.
         """
         if prompt in self.prompts:
             return None
         if prompt.endswith(".jinja"):
-            return _read_text(prompt, "task.prompt")
+            template = read_text(Path(prompt), f"task.prompt={prompt}")
+            try:
+                Environment().parse(template)
+            except TemplateSyntaxError as error:
+                raise DataError(f"task.prompt={prompt}, line {error.lineno}: {error.message}") from error
+            return template
         names = ", ".join(self.prompts)
         hint = nearest(prompt, self.prompts)
         raise DataError(f"task.prompt={prompt}: {self.config.name} has {names}, or name a file ending in .jinja.{hint}")
@@ -244,16 +250,6 @@ class Task(ABC):
     def same(self, first: str, second: str) -> bool:
         """Return whether two answers are equal, as texts of `answer_key`."""
         return first == second
-
-
-def _read_text(path: str, key: str) -> str:
-    """Return the text of a user's file. Raises DataError, which names the key, if it cannot be read."""
-    try:
-        return Path(path).read_text("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{key}={path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{key}={path}: byte {error.start} is not UTF-8") from error
 
 
 def check_plain(row: Row, *kinds: type) -> None:

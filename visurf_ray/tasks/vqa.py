@@ -152,6 +152,6 @@ def _answers(text: str) -> list[str]:
 def _items(text: str) -> list[Json]:
     try:
         value = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     return value if isinstance(value, list) else [text]
