@@ -26,7 +26,7 @@ from visurf_ray.cluster.resources import cluster_nodes, connected, shared_gpus, 
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
-from visurf_ray.errors import writing
+from visurf_ray.errors import during, writing
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.hub import upload
@@ -73,6 +73,7 @@ def _start_monitor(config: Config, output: Path, state: State, samples: SampleCh
     )
 
 
+@during("data")
 def start_data(config: Config, *, train: bool = True) -> DataFeed:
     """Start the data actor, which reads and checks every row; without `train` those of the held-out split only.
 
@@ -103,6 +104,7 @@ def write_dropped(data: DataFeed, output: Path) -> None:
         (output / "dropped.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
+@during("start")
 def start_segmentation(config: Config) -> Segmentation | None:
     """Start the segmenter of evaluations, if a task.segmenter names one.
 
@@ -254,6 +256,7 @@ def _shares(cores: list[int], parts: int) -> list[list[int]]:
 _KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
 
+@during("start")
 def start_policy(
     config: Config,
     processor: Processor,
@@ -292,6 +295,7 @@ def start_policy(
     return rollouts, learner
 
 
+@during("proof")
 def prove(config: Config, data: DataFeed, processor: Processor, rollouts: RolloutPool, learner: LearnerGroup) -> str:
     """Prove on the first training example that learner and sampler agree; see `prove_packing`.
 
@@ -358,7 +362,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         with exempt_from_collection():
             result = driver.run(checked.state)
         if config.train.export:
-            with writing("export/", output):
+            with during("export"), writing("export/", output):
                 learner.export(output / "export")
                 processor.save_pretrained(output / "export")
         run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
