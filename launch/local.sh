@@ -44,8 +44,6 @@ folder=""   # and its files
 follower="" # process id of `ray job submit`
 job_status=NONE
 
-listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
-
 start_ray() {
     folder=$(mktemp -d /tmp/vsr.XXXXXX) # short: a Unix socket's path has 107 characters at most
     local gcs client dashboard agent
@@ -104,8 +102,6 @@ stop_ray() {
         sleep 0.2
     done
 }
-
-stop_job() { timeout $((stop_seconds + 30)) ray job stop --address "$address" "$job" >/dev/null 2>&1; }
 
 finish() {
     local code=$?
