@@ -114,7 +114,7 @@ def _log(node: str, worker: str) -> str:
 
 @ray.remote(num_cpus=0, max_retries=0)
 def _read_log(worker: str) -> list[str]:
-    """Return the last lines that a worker process of this node wrote to stderr; if they are few, those to stdout too."""
+    """Return the last lines that a worker process of this node wrote to stderr; if they are few, to stdout as well."""
     context = ray.get_runtime_context()
     logs = Path(context.get_temp_dir(), context.get_session_name(), "logs")
     lines = [
