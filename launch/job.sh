@@ -11,6 +11,8 @@ excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/con
 stop_seconds=30
 runtime_env="\"excludes\": $excludes"
 
+export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
+
 say() { echo "${0##*/}: $*"; }
 
 # listens HOST PORT: whether something accepts connections there.

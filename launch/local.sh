@@ -29,7 +29,6 @@ for argument in "$@"; do
 done
 
 export RAY_AUTH_MODE=token
-export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
 if [[ -z ${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-} && ! -s ~/.ray/auth_token ]]; then
     (umask 077 && ray get-auth-token --generate >/dev/null)
 fi
