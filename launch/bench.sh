@@ -28,6 +28,7 @@ for name in packing vision logprob learner memory step pipeline visurf_vs_rlvr w
     if HF_HUB_OFFLINE=1 "$python" -m "tests.benchmarks.$name" "$@" 2>"$log" >"$log.out"; then
         # Without DeepSpeed's log lines, and the JSON line, which comes in a block of its own.
         sed -e '/^\[20/d' -e '$d' "$log.out" >>"$page"
+        # shellcheck disable=SC2016 # Markdown's quotes
         printf '\n```json\n%s\n```\n' "$(tail -n 1 "$log.out")" >>"$page"
         tail -n 1 "$log.out"
     else

@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Functions for one Ray job, from the upload of the code to its exit status. local.sh and submit.sh source this file and set
-# root (the repository), address (of the job server) and job (the submission id).
+# Functions for one Ray job, from the upload of the code to its exit status. local.sh, submit.sh and slurm.sbatch source this
+# file and set root (the repository), address (of the job server) and job (the submission id).
 # shellcheck disable=SC2034,SC2154 # the files use each other's variables
 
 # Upload the code and nothing else of the folder. The patterns have gitignore's syntax; a plain "/*" would also match the
@@ -11,7 +11,12 @@ excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/con
 stop_seconds=30
 runtime_env="\"excludes\": $excludes"
 
+export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
+
 say() { echo "${0##*/}: $*"; }
+
+# listens HOST PORT: whether something accepts connections there.
+listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
 
 # api PATH KEY…: prints the values of these keys of the job server's answer in one line. Fails without an answer.
 api() {
@@ -29,6 +34,9 @@ except (OSError, ValueError) as error:
 print(*(answer.get(key) for key in keys))
 PY
 }
+
+# nodes: prints how many machines of the cluster are alive.
+nodes() { ray list nodes --address "$address" --filter state=ALIVE --format json 2>/dev/null | grep -c '"node_id"' || true; }
 
 # given_output_dir ARGUMENT…: prints the value of the last output_dir=…, without Hydra's quotes; nothing without one.
 given_output_dir() {
@@ -84,3 +92,6 @@ await_job() {
     if [[ $job_status == UNKNOWN ]]; then say "Ray cannot tell what became of the job" >&2 && return; fi
     say "the job did not succeed: $job_status, exit status $job_code" >&2
 }
+
+# Stops the job, which has $stop_seconds s to end. Fails if it is not submitted yet.
+stop_job() { timeout $((stop_seconds + 30)) ray job stop --address "$address" "$job" >/dev/null 2>&1; }

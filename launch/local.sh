@@ -29,7 +29,6 @@ for argument in "$@"; do
 done
 
 export RAY_AUTH_MODE=token
-export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
 if [[ -z ${RAY_AUTH_TOKEN:-}${RAY_AUTH_TOKEN_PATH:-} && ! -s ~/.ray/auth_token ]]; then
     (umask 077 && ray get-auth-token --generate >/dev/null)
 fi
@@ -43,8 +42,6 @@ head=""     # process id of the Ray that this script starts
 folder=""   # and its files
 follower="" # process id of `ray job submit`
 job_status=NONE
-
-listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
 
 start_ray() {
     folder=$(mktemp -d /tmp/vsr.XXXXXX) # short: a Unix socket's path has 107 characters at most
@@ -104,8 +101,6 @@ stop_ray() {
         sleep 0.2
     done
 }
-
-stop_job() { timeout $((stop_seconds + 30)) ray job stop --address "$address" "$job" >/dev/null 2>&1; }
 
 finish() {
     local code=$?

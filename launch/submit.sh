@@ -9,6 +9,7 @@
 # WANDB_API_KEY and HF_TOKEN must be set on the cluster's machines; the job does not bring them along.
 # If the cluster has token authentication, give the token in RAY_AUTH_TOKEN, in the file RAY_AUTH_TOKEN_PATH or in
 # ~/.ray/auth_token.
+# NODES=2 in front of the command waits, ten minutes at most, until two machines belong to the cluster.
 # A sweep (-m) and the folder of --config-dir work as with local.sh; the folder must be on the shared storage.
 # shellcheck disable=SC2329 # leave runs as a trap
 set -euo pipefail
@@ -40,6 +41,12 @@ if ! api /api/version ray_version >/dev/null; then
     say "no job server answers there: is the address right, is it reachable, is the token the cluster's?" >&2
     exit 1
 fi
+
+deadline=$((SECONDS + 600))
+until [[ -z ${NODES:-} || $(nodes) -ge ${NODES:-} ]]; do
+    if ((SECONDS > deadline)); then say "the cluster has $(nodes) machines, not NODES=$NODES" >&2 && exit 1; fi
+    sleep 2
+done
 
 leave() {
     trap '' INT TERM HUP

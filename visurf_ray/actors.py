@@ -12,6 +12,7 @@ from visurf_ray.checks import trained_weights
 from visurf_ray.cluster.resources import shared_gpus, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config
+from visurf_ray.errors import during
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.learner import memory
 from visurf_ray.learner.actor import LearnerActor
@@ -24,6 +25,7 @@ from visurf_ray.rollout.pool import RolloutPool, WeightLink
 from visurf_ray.scoring.segmentation import Segmentation
 
 
+@during("data")
 def start_data(config: Config, *, train: bool = True) -> DataFeed:
     """Start the data actor, which reads and checks every row; without `train` those of the held-out split only.
 
@@ -38,6 +40,7 @@ def start_data(config: Config, *, train: bool = True) -> DataFeed:
     return data
 
 
+@during("start")
 def start_segmentation(config: Config) -> Segmentation | None:
     """Start the segmenter of evaluations, if a task.segmenter names one.
 
@@ -51,6 +54,7 @@ def start_segmentation(config: Config) -> Segmentation | None:
     )
 
 
+@during("start")
 def start_policy(
     config: Config,
     processor: Processor,

@@ -16,7 +16,7 @@ from visurf_ray.checks import check, check_budget, check_cluster, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
-from visurf_ray.errors import writing
+from visurf_ray.errors import during, writing
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.feed.loader import Dropped
 from visurf_ray.groups import Group, Response, Source, TokenSpan
@@ -80,7 +80,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         with exempt_from_collection():
             result = driver.run(checked.state)
         if config.train.export:
-            with writing("export/", output), written_whole(output / "export") as export:
+            with during("export"), writing("export/", output), written_whole(output / "export") as export:
                 learner.export(export)
                 processor.save_pretrained(export)
         run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
@@ -93,6 +93,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
     return output
 
 
+@during("proof")
 def prove(config: Config, data: DataFeed, processor: Processor, rollouts: RolloutPool, learner: LearnerGroup) -> str:
     """Prove on a training example, one with images if there is any, that learner and sampler agree.
 

@@ -3,14 +3,14 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from time import monotonic
 
 from visurf_ray.aliases import Json
 from visurf_ray.checkpoints import Best, Checkpoints, State
 from visurf_ray.config.schema import Config
-from visurf_ray.errors import ConfigError
+from visurf_ray.errors import ConfigError, during
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Example, Group, Metrics, Phase, Prediction, without_bounds
 from visurf_ray.learner.group import LearnerGroup
@@ -155,7 +155,7 @@ class Driver:
         finally:
             sampler.shutdown(cancel_futures=True)  # waits for the batch that is being sampled: it needs its actors
 
-    def collect(self, number: int, phase: Phase = nullcontext) -> Batch:
+    def collect(self, number: int, phase: Phase = during) -> Batch:
         """Collect the groups of a step (Algorithm 1, from the batch to its rewards)."""
         stage = self.stage(number)
         method, size, step = stage.method, stage.plan.batch_size, number - stage.plan.first

@@ -25,6 +25,31 @@ class DiskFullError(UserError):
     """A file that could not be written for lack of space; the message names the folder and its free space."""
 
 
+class ClusterError(UserError):
+    """A cluster that a run does not fit, or that failed it; the message says what was requested or what died."""
+
+
+@contextmanager
+def during(phase: str) -> Iterator[None]:
+    """Note on an error that leaves the context in which phase of the run it arose; the innermost phase stays noted."""
+    try:
+        yield
+    except Exception as error:
+        if phase_of(error) is None:
+            error.add_note(f"{_PHASE}{phase}")
+        raise
+
+
+def phase_of(error: BaseException) -> str | None:
+    """Return the phase of the run in which the error arose, or one of its causes; None if no phase is noted."""
+    notes = getattr(error, "__notes__", [])
+    found = next((note.removeprefix(_PHASE) for note in notes if note.startswith(_PHASE)), None)
+    return phase_of(error.__cause__) if found is None and error.__cause__ else found
+
+
+_PHASE = "phase of the run: "
+
+
 @contextmanager
 def writing(what: str, folder: Path) -> Iterator[None]:
     """Turn an error inside the context into a DiskFullError if it tells of a lack of space.

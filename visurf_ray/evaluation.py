@@ -14,7 +14,7 @@ from visurf_ray.checkpoints import read_state
 from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, rollout_demand, segmenter_demand, writable
 from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
-from visurf_ray.errors import ConfigError, writing
+from visurf_ray.errors import ConfigError, during, writing
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import load_processor, resolve_model
@@ -42,15 +42,17 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         data = start_data(config, train=False)
         rollouts = make_rollouts(config, processor, images=data.findings.most_images)
         stack.callback(rollouts.shut_down)
-        rollouts.launch()
-        segmentation = start_segmentation(config)
-        rollouts.wait()
-        examples = data.held_out(config.eval.examples)
-        predictions = rollouts.answer(
-            examples, max_tokens=config.eval.max_tokens, n=config.eval.n, temperature=config.eval.temperature
-        )
-        if segmentation:
-            predictions = segmentation.segment(examples, predictions)
+        with during("start"):
+            rollouts.launch()
+            segmentation = start_segmentation(config)
+            rollouts.wait()
+        with during("evaluate"):
+            examples = data.held_out(config.eval.examples)
+            predictions = rollouts.answer(
+                examples, max_tokens=config.eval.max_tokens, n=config.eval.n, temperature=config.eval.temperature
+            )
+            if segmentation:
+                predictions = segmentation.segment(examples, predictions)
     output.mkdir(parents=True, exist_ok=True)
     write_dropped(data.findings.dropped, output)
     with writing("predictions.jsonl", output):

@@ -230,4 +230,4 @@ def without_bounds(metrics: Metrics) -> Metrics:
     return {name: value for name, value in metrics.items() if name not in bounds}
 
 
-Phase = Callable[[str], AbstractContextManager[object]]  # a context that times its body under a name
+Phase = Callable[[str], AbstractContextManager[object]]  # a context of a phase of the run, by its name

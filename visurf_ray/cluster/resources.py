@@ -14,11 +14,8 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from visurf_ray.aliases import ActorOptions
-from visurf_ray.errors import UserError
-
-
-class ClusterError(UserError):
-    """The run does not fit the cluster; the message says what was requested and what the cluster has."""
+from visurf_ray.cluster.deaths import deaths_explained
+from visurf_ray.errors import ClusterError
 
 
 @contextmanager
@@ -28,10 +25,11 @@ def connected(address: str) -> Iterator[None]:
     A process that is connected already, such as a notebook, keeps its connection and its cluster.
 
     Raises:
-        ClusterError: there is no cluster at the address.
+        ClusterError: there is no cluster at the address, or an actor died; see `deaths_explained`.
     """
     if ray.is_initialized():
-        yield
+        with deaths_explained():
+            yield
         return
     # Ray logs a warning that token authentication is on, its default. It is on purpose.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
@@ -46,7 +44,8 @@ def connected(address: str) -> Iterator[None]:
     if callable(on_sigterm):  # Ray has replaced the program's handler
         signal.signal(signal.SIGTERM, on_sigterm)
     try:
-        yield
+        with deaths_explained():
+            yield
     finally:
         ray.shutdown()
 
@@ -200,8 +199,7 @@ def wait_ready(references: list[ray.ObjectRef], what: str, timeout: float) -> No
         ray.get(references, timeout=timeout)
     except ray.exceptions.RayActorError as error:
         raise ClusterError(
-            f"{what} died while starting, usually for lack of memory (rollout.memory); the end of the newest "
-            f"worker-*.err in Ray's logs/ folder (`ray logs`) says why. {error}"
+            f"{what} died while starting, usually for lack of memory (rollout.memory): {error}"
         ) from error
     except ray.exceptions.GetTimeoutError as error:
         raise ClusterError(

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from visurf_ray.errors import during
 from visurf_ray.groups import Metrics, without_bounds
 
 # The columns of a step's line: word, metric, format. A column has alternatives; the first metric that exists is shown.
@@ -70,7 +71,8 @@ class Progress:
         self._bar.update(self._task, phase=name)
         started = time.perf_counter()
         try:
-            yield
+            with during(name):
+                yield
         finally:
             self._times[name] = self._times.get(name, 0.0) + time.perf_counter() - started
             self._phase = None

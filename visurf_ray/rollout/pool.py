@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Lock
@@ -10,6 +10,7 @@ from threading import Lock
 import ray
 
 from visurf_ray.aliases import ActorHandle
+from visurf_ray.errors import during
 from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
 
@@ -146,7 +147,7 @@ class RolloutPool:
             for number, response in enumerate(answers[index])
         ]
 
-    def sync(self, phase: Phase = nullcontext) -> None:
+    def sync(self, phase: Phase = during) -> None:
         """Wait for sampling or an evaluation in progress, then send the learner's weights to the engines.
 
         Does nothing while there are no engines: they take the weights when they start.
@@ -165,7 +166,7 @@ class RolloutPool:
         finally:
             self._turn.release()
 
-    def wake(self, phase: Phase = nullcontext) -> None:
+    def wake(self, phase: Phase = during) -> None:
         """Wake engines that sleep, which sends them the learner's weights; see `sync`."""
         if self._asleep:
             self.sync(phase)
