@@ -22,10 +22,12 @@ trap 'rm -f "$log"' EXIT
 } >"$page"
 
 status=0
-for name in packing vision logprob learner memory step pipeline visurf_vs_rlvr weight_sync driver_scale vs_trl; do
+for name in packing vision logprob learner memory step pipeline visurf_vs_rlvr weight_sync "weight_sync --transport gloo" \
+    driver_scale vs_trl; do
     echo "bench: $name" >&2
     printf '\n## %s\n\n' "$name" >>"$page"
-    if HF_HUB_OFFLINE=1 "$python" -m "tests.benchmarks.$name" "$@" 2>"$log" >"$log.out"; then
+    # shellcheck disable=SC2086 # a name may have an argument
+    if HF_HUB_OFFLINE=1 "$python" -m tests.benchmarks.$name "$@" 2>"$log" >"$log.out"; then
         # Without DeepSpeed's log lines, and the JSON line, which comes in a block of its own.
         sed -e '/^\[20/d' -e '$d' "$log.out" >>"$page"
         # shellcheck disable=SC2016 # Markdown's quotes

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import trained_weights
-from visurf_ray.cluster.resources import shared_gpus, wait_ready
+from visurf_ray.cluster.resources import cluster_nodes, shared_gpus, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import during
@@ -86,7 +86,12 @@ def start_policy(
     if checkpoint:
         learner.load(checkpoint.resolve())
     gpu_workers = config.rollout.gpus * config.rollout.workers
-    connect = partial(learner.connect, gpu_workers=gpu_workers, colocated=config.colocated)
+    connect = partial(
+        learner.connect,
+        gpu_workers=gpu_workers,
+        colocated=config.colocated,
+        timeout=config.cluster.start_timeout,
+    )
     rollouts.connect(WeightLink(connect, learner.send_weights, learner.disconnect))
     if engines:
         rollouts.start()
@@ -146,7 +151,7 @@ def _launch_engines(
         RolloutActor.options(num_cpus=rollout.cpus, **place).remote(  # type: ignore[attr-defined]
             engine, worker, _shares(_cores(config)[0], rollout.workers)[worker]
         )
-        for worker, place in enumerate(places or [{"num_gpus": rollout.gpus}] * rollout.workers)
+        for worker, place in enumerate(places or [_anywhere(rollout.gpus)] * rollout.workers)
     ]
 
 
@@ -184,7 +189,7 @@ def start_learner(
         LearnerActor.options(  # type: ignore[attr-defined]
             num_cpus=learner.cpus, runtime_env={"env_vars": environment}, **place
         ).remote()
-        for place in places or [{"num_gpus": learner.gpus}] * learner.ranks
+        for place in places or [_anywhere(learner.gpus)] * learner.ranks
     ]
     wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
     cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
@@ -223,11 +228,19 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
     )
 
 
+def _anywhere(gpus: int) -> ActorOptions:
+    """Return the options of an actor with GPUs of its own. Without any, its machine's CPUs count: spread the actors."""
+    return {"num_gpus": gpus} if gpus else {"num_gpus": 0, "scheduling_strategy": "SPREAD"}
+
+
 def _cores(config: Config) -> tuple[list[int], list[int]]:
     """Return the CPU cores of the rollout workers and those of the learner ranks.
 
-    Both have all cores if they compute in turns, and half of them if they compute at the same time.
+    Both have all cores if they compute in turns, and half of them if they compute at the same time. On several machines
+    none are chosen: this one's numbers mean nothing on the others.
     """
+    if sum(node.total.get("CPU", 0) > 0 for node in cluster_nodes()) > 1:
+        return [], []
     cores = sorted(os.sched_getaffinity(0))
     half = len(cores) // 2
     return (cores[:half] or cores, cores[half:]) if config.pipeline.max_staleness else (cores, cores)

@@ -10,7 +10,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
-from visurf_ray.cluster.resources import Demand, Node, check_demand, check_one_node
+from visurf_ray.cluster.resources import Demand, Node, check_demand
 from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.schema import Config, PartConfig
 from visurf_ray.errors import ConfigError, naming
@@ -242,8 +242,6 @@ def check_cluster(config: Config, nodes: list[Node]) -> None:
     apart = [rollout_demand(config), learner_demand(config)]
     demands = [colocated_demand(config)] if config.colocated else apart
     check_demand([*demands, reward_demand(config), segmenter_demand(config)], nodes)
-    if not config.rollout.gpus:
-        check_one_node("rollout.gpus=0: without GPUs weights travel through shared memory", nodes)
 
 
 def rollout_demand(config: Config) -> Demand:

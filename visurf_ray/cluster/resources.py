@@ -154,20 +154,6 @@ def shared_gpus(count: int, cpus: float, *, timeout: float) -> Iterator[list[Act
         remove_placement_group(group)
 
 
-def check_one_node(reason: str, nodes: list[Node]) -> None:
-    """Check that actors can be placed on one machine only.
-
-    Args:
-        reason: why the run needs that, for the message.
-
-    Raises:
-        ClusterError: several machines have CPUs.
-    """
-    names = [node.name for node in nodes if node.total.get("CPU")]
-    if len(names) > 1:
-        raise ClusterError(f"{reason}, so the cluster must be one machine, but it has {len(names)}: {', '.join(names)}")
-
-
 def _refusal(demands: list[Demand], nodes: list[Node]) -> str:
     asked = " and ".join(
         f"{d.count} {d.name} ({d.key}={d.count}) with {d.gpus:g} GPU, {d.cpus:g} CPU each" for d in demands

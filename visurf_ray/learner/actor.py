@@ -34,14 +34,25 @@ class LearnerActor:
         import torch
 
         from visurf_ray.learner.rank import Rank
+        from visurf_ray.weights.interface import use_interface
 
+        use_interface(ray.util.get_node_ip_address())
         if cores:  # Ray sets OMP_NUM_THREADS=1 for an actor with less than a core
             os.sched_setaffinity(0, cores)
             torch.set_num_threads(len(cores))
         self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
         self.rank.release()
 
-    def connect(self, engines: list[ActorHandle], gpu_workers: int, colocated: bool, address: str, port: int) -> None:
+    def connect(
+        self,
+        engines: list[ActorHandle],
+        gpu_workers: int,
+        colocated: bool,
+        address: str,
+        port: int,
+        one_machine: bool,
+        timeout: float,
+    ) -> None:
         """Open the weight transfer to the rollout workers; arguments as for `WeightSender`.
 
         A policy with adapters needs none: its base weights do not change, and its adapters are small.
@@ -59,6 +70,8 @@ class LearnerActor:
             colocated=colocated,
             address=address,
             port=port,
+            one_machine=one_machine,
+            timeout=timeout,
         )
 
     def disconnect(self) -> None:

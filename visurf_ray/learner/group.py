@@ -60,10 +60,13 @@ class LearnerGroup:
         """How many groups an update needs: one for each minibatch. Ranks share its responses."""
         return self.minibatches
 
-    def connect(self, engines: Sequence[ActorHandle], *, gpu_workers: int, colocated: bool) -> None:
+    def connect(
+        self, engines: Sequence[ActorHandle], *, gpu_workers: int, colocated: bool, timeout: float = 300.0
+    ) -> None:
         """Open the weight transfer to the rollout workers; arguments as for `WeightSender`."""
         address, port = ray.get(self.actors[0].address.remote())
-        self._call("connect", list(engines), gpu_workers, colocated, address, port)
+        one_machine = all(machine == address for machine in ray.get([engine.machine.remote() for engine in engines]))
+        self._call("connect", list(engines), gpu_workers, colocated, address, port, one_machine, timeout)
 
     def disconnect(self) -> None:
         """Close the weight transfer, before the rollout workers end."""

@@ -92,23 +92,26 @@ class RolloutActor:
 
         Args:
             worker: the number of this worker, from 0.
-            cores: the CPU cores to compute on; not used with GPUs.
+            cores: the CPU cores to compute on; an empty list: all of this machine. Not used with GPUs.
         """
         os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        self.first_process = worker * config.gpus  # number of GPU processes of all workers before this one
+        self.first_process = worker * max(1, config.gpus)  # number of processes of all engines before this one
         backend = "ipc" if config.sleeps else "nccl"
         if config.sleeps:
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM pickles the handles of GPU memory
         memory: dict[str, float] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
         if not config.gpus:
-            from visurf_ray.weights.shared_memory import BACKEND
+            from visurf_ray.weights.interface import use_interface
+            from visurf_ray.weights.plugin import CPU_BACKEND
 
-            backend = BACKEND
+            backend = CPU_BACKEND
+            use_interface(ray.util.get_node_ip_address())
             # A prompt's samples share its whole blocks only, and the CPU's default block has 128 tokens.
             memory = {"kv_cache_memory_bytes": int(config.memory * 2**30), "block_size": 32}
             # The engine is a process that this one starts: it has the same cores, and computes with a thread on each.
-            os.sched_setaffinity(0, cores)
+            if cores:
+                os.sched_setaffinity(0, cores)
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to 1 for an actor with less than one CPU
             if config.enforce_eager:
                 # vLLM's sampler is compiled even so, which needs a C++ compiler and takes half a minute.
@@ -213,6 +216,10 @@ class RolloutActor:
         ]
         return Sampled(number, responses)
 
+    async def machine(self) -> str:
+        """Return the address of the machine that the engine is on."""
+        return ray.util.get_node_ip_address()
+
     async def init_weight_transfer_engine(self, request: "WeightTransferInitRequest") -> None:
         await self.engine.init_weight_transfer_engine(own_ranks(request, self.first_process))
 
@@ -289,10 +296,10 @@ def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
 
 
 def own_ranks(request: "WeightTransferInitRequest", first_process: int) -> "WeightTransferInitRequest":
-    """Return the request with the NCCL rank of this engine's first process: vLLM's client sends all engines the same.
+    """Return the request with the rank of this engine's first process: vLLM's client sends all engines the same.
 
     Args:
-        first_process: number of GPU processes of all engines before this one.
+        first_process: number of processes of all engines before this one.
     """
     if "rank_offset" not in request.init_info:
         return request

@@ -1,4 +1,4 @@
-"""Registers the weight-transfer backend `shared_memory` with vLLM.
+"""Registers the weight transfers without GPUs with vLLM.
 
 `register` is an entry point of the group `vllm.general_plugins`, which vLLM runs in every process of an engine.
 """
@@ -7,12 +7,13 @@ from functools import cache
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
-_MODULE = "visurf_ray.weights.shared_memory"
-_NAME = "shared_memory"
+CPU_BACKEND = "cpu"  # of an engine; it receives what either of the two senders sends
 
 
 @cache
 def register() -> None:
     """Register the engine's side and the trainer's. Later calls do nothing: vLLM refuses a name that it knows."""
-    WeightTransferEngineFactory.register_engine(_NAME, _MODULE, "SharedMemoryEngine")
-    WeightTransferTrainerFactory.register_engine(_NAME, _MODULE, "SharedMemoryTrainerEngine")
+    WeightTransferEngineFactory.register_engine(CPU_BACKEND, "visurf_ray.weights.cpu_engine", "CpuEngine")
+    register_sender = WeightTransferTrainerFactory.register_engine
+    register_sender("shared_memory", "visurf_ray.weights.shared_memory", "SharedMemoryTrainerEngine")
+    register_sender("gloo", "visurf_ray.weights.gloo", "GlooTrainerEngine")

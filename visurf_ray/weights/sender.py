@@ -11,6 +11,7 @@ from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
 from visurf_ray.aliases import ActorHandle
+from visurf_ray.weights.gloo import GlooTrainerInitInfo
 from visurf_ray.weights.plugin import register
 from visurf_ray.weights.shared_memory import SharedMemoryTrainerInitInfo
 from visurf_ray.weights.source import ZeroSource
@@ -29,6 +30,8 @@ class WeightSender:
         colocated: bool,
         address: str,
         port: int,
+        one_machine: bool = True,
+        timeout: float = 300.0,
     ) -> None:
         """Open the transfer.
 
@@ -36,12 +39,14 @@ class WeightSender:
             module: the model, which DeepSpeed trains.
             engines: `RolloutActor` handles.
             rank: this learner rank.
-            gpu_workers: number of GPU processes of all engines together. 0 on a CPU: weights are sent through shared
-                memory.
+            gpu_workers: number of GPU processes of all engines together; 0 on a CPU.
             colocated: whether each rank shares its GPU with an engine. Weights are then sent as CUDA IPC handles,
                 otherwise by an NCCL broadcast from rank 0.
-            address: rank 0's address, for NCCL.
+            address: rank 0's address, for NCCL and gloo.
             port: a free port there.
+            one_machine: whether all engines are on rank 0's machine. Without GPUs weights are then sent through shared
+                memory, otherwise by a gloo broadcast from rank 0.
+            timeout: seconds that gloo waits for the engines to connect, and for each part of a transfer.
         """
         register()
         source = ZeroSource(module)
@@ -56,8 +61,12 @@ class WeightSender:
             init_info = NCCLTrainerInitInfo(
                 rank=rank, master_address=address, master_port=port, world_size=1 + gpu_workers
             )
-        else:
+        elif one_machine:
             init_info = SharedMemoryTrainerInitInfo(rank=rank)
+        else:
+            init_info = GlooTrainerInitInfo(
+                rank=rank, address=address, port=port, engines=len(engines), timeout=timeout
+            )
         self.engine = WeightTransferTrainerFactory.trainer_init(
             init_info, client=RayVLLMWeightSyncClient(engines), source=source
         )

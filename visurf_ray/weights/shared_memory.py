@@ -1,13 +1,13 @@
-"""A weight-transfer backend for machines without a GPU: tensors in shared memory.
+"""A weight transfer without GPUs on one machine: tensors in shared memory.
 
-vLLM's own backends (`nccl`, `ipc`) move weights between GPUs. This one follows the same protocol
-(https://docs.vllm.ai/en/v0.32.0/training/weight_transfer). The sender creates a file under /dev/shm once and removes
-its name when every engine has mapped it, so that the operating system frees the memory when the last process ends, even
-by a crash. A transfer is one copy into that memory and one out of it. Sampler and learner must be on one machine.
+The sender creates a file under /dev/shm once and removes its name when every engine has mapped it, so that the
+operating system frees the memory when the last process ends, even by a crash. A transfer is one copy into that memory
+and one out of it. For the receiving side see `cpu_engine`.
 """
 
 import os
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from mmap import MAP_SHARED
 from pathlib import Path
@@ -20,14 +20,9 @@ from vllm.distributed.weight_transfer.base import (
     TrainerWeightTransferEngine,
     VLLMWeightSyncClient,
     WeightSource,
-    WeightTransferEngine,
     WeightTransferInitInfo,
-    WeightTransferUpdateInfo,
 )
 
-from visurf_ray.aliases import HFModel
-
-BACKEND = "shared_memory"
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -37,10 +32,20 @@ class SharedMemoryInitInfo(WeightTransferInitInfo):
 
     path: str
 
+    def open(self) -> Callable[[], Iterator[list[tuple[str, Tensor]]]]:
+        """Map the file; returns what yields the weights of an update.
 
-@dataclass
-class SharedMemoryUpdateInfo(WeightTransferUpdateInfo):
-    """Empty: the weights are in the mapped file."""
+        Raises:
+            RuntimeError: there is no such file here.
+        """
+        try:
+            weights = list(_map(self.path).items())
+        except FileNotFoundError as error:
+            raise RuntimeError(
+                f"{self.path} does not exist here, although rank 0 of the learner has the same address: do they run in "
+                "containers? Then these must share their /dev/shm, for example by `--ipc=host`"
+            ) from error
+        return lambda: iter([weights])
 
 
 def _map(path: str) -> dict[str, Tensor]:
@@ -49,50 +54,11 @@ def _map(path: str) -> dict[str, Tensor]:
         return torch.load(path, mmap=True, weights_only=True)
 
 
-class SharedMemoryEngine(WeightTransferEngine[SharedMemoryInitInfo, SharedMemoryUpdateInfo]):
-    """The receiving side, in vLLM's worker."""
-
-    init_info_cls = SharedMemoryInitInfo
-    update_info_cls = SharedMemoryUpdateInfo
-
-    def init_transfer_engine(self, init_info: SharedMemoryInitInfo) -> None:
-        try:
-            self.weights = _map(init_info.path)
-        except FileNotFoundError as error:
-            raise RuntimeError(
-                f"{init_info.path} does not exist here: without GPUs weights are sent through shared memory, "
-                "so rollout workers and learner ranks must be on one machine"
-            ) from error
-
-    def start_weight_update(self) -> None:
-        from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
-
-        initialize_layerwise_reload(self.model)
-
-    def receive_weights(self, update_info: SharedMemoryUpdateInfo) -> None:
-        model: HFModel = self.model  # vLLM types it as a torch module, which has no load_weights
-        model.load_weights(iter(self.weights.items()))
-
-    def finish_weight_update(self) -> None:
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-        from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
-
-        finalize_layerwise_reload(self.model, self.model_config)
-        # The reload skips a head that is tied to the embedding, because it has no weight of its own. On a CPU such a
-        # head computes with a packed copy of the weight, which must be made again.
-        for module in self.model.modules():
-            if isinstance(module, ParallelLMHead):
-                module.quant_method.process_weights_after_loading(module)
-
-    def shutdown(self) -> None:
-        pass
-
-
 @dataclass
 class SharedMemoryTrainerInitInfo(TrainerInitInfo):
     """Names the backend; rank 0 is the sender."""
 
-    backend: ClassVar[str] = BACKEND
+    backend: ClassVar[str] = "shared_memory"
 
 
 class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerInitInfo]):
@@ -133,5 +99,5 @@ class SharedMemoryTrainerEngine(TrainerWeightTransferEngine[SharedMemoryTrainerI
                 self.weights[name].copy_(tensor.detach())
         if self.is_sender:
             self.client.start_weight_update()
-            self.client.update_weights(asdict(SharedMemoryUpdateInfo()))
+            self.client.update_weights({})
             self.client.finish_weight_update()

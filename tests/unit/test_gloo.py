@@ -1,0 +1,200 @@
+"""The gloo broadcast of weights: engines and sender are threads of this process, on real connections."""
+
+import socket
+import time
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+
+import pytest
+import torch
+from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
+
+from visurf_ray.weights import gloo
+from visurf_ray.weights.cpu_engine import CpuEngine, CpuUpdateInfo
+
+TIMEOUT = 3.0  # seconds
+
+
+class Weights(WeightSource):
+    def __init__(self, weights: dict[str, torch.Tensor]) -> None:
+        self.weights = weights
+
+    def metadata(self):
+        return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in self.weights.items()]
+
+    def __iter__(self):
+        yield from self.weights.items()
+
+
+class Model:
+    """What an engine loads weights into; keeps what it is given, as vLLM does until a layer is complete."""
+
+    def __init__(self) -> None:
+        self.loaded: dict[str, torch.Tensor] = {}
+
+    def load_weights(self, weights) -> None:
+        self.loaded |= dict(weights)
+
+
+class Engines:
+    """Calls engines as vLLM's client calls actors: all at the same time, until one fails. Has its protocol."""
+
+    def __init__(self, count: int) -> None:
+        self.engines = [object.__new__(CpuEngine) for _ in range(count)]  # without a vLLM around it
+        for engine in self.engines:
+            engine.model = Model()
+
+    def _all(self, call) -> None:
+        executor = ThreadPoolExecutor(len(self.engines))
+        calls = [executor.submit(call, number, engine) for number, engine in enumerate(self.engines)]
+        executor.shutdown(wait=False)
+        for finished in wait(calls, return_when=FIRST_EXCEPTION).done:
+            finished.result()
+
+    def init_weight_transfer_engine(self, info) -> None:
+        def join(number: int, engine: CpuEngine) -> None:
+            engine.init_transfer_engine(engine.parse_init_info(info | {"rank_offset": info["rank_offset"] + number}))
+
+        self._all(join)
+
+    def start_weight_update(self) -> None:
+        for engine in self.engines:
+            engine.model.loaded = {}
+
+    def update_weights(self, info) -> None:
+        self._all(lambda _, engine: engine.receive_weights(CpuUpdateInfo(**info)))
+
+    def finish_weight_update(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(gloo, "_CHUNK", 1000)
+    monkeypatch.setattr(gloo, "_REASON_TIMEOUT", 1.0)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+
+
+def connect(engines: Engines, weights: dict[str, torch.Tensor], *, rank: int = 0) -> gloo.GlooTrainerEngine:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    info = gloo.GlooTrainerInitInfo("127.0.0.1", port, len(engines.engines), TIMEOUT, rank=rank)
+    return gloo.GlooTrainerEngine.trainer_init(info, client=engines, source=Weights(weights))
+
+
+def some_weights(seed: int = 0) -> dict[str, torch.Tensor]:
+    """In two dtypes, of an odd size, transposed, without a dimension, empty, and larger than a chunk."""
+    torch.manual_seed(seed)
+    weights = {f"layers.{number}": torch.randn(7, 11) for number in range(9)}
+    weights |= {"half": torch.randn(3, 3).bfloat16(), "half.odd": torch.randn(5).bfloat16(), "one": torch.randn(())}
+    return weights | {"turned": torch.randn(4, 6).T, "empty": torch.randn(0, 4), "large": torch.randn(40, 50)}
+
+
+def equal(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(
+        found[name].dtype == weight.dtype and torch.equal(found[name], weight) for name, weight in expected.items()
+    )
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_every_engine_gets_exactly_the_weights_of_each_update(count):
+    engines, weights = Engines(count), some_weights()
+    sender = connect(engines, weights)
+    for seed in (1, 2):
+        for name, weight in some_weights(seed).items():
+            weights[name].copy_(weight)
+        sender.send_weights()
+        assert all(equal(engine.model.loaded, weights) for engine in engines.engines)
+    sender.shutdown()
+
+
+def test_engines_take_another_learner_after_the_first_has_closed():
+    engines = Engines(2)
+    for seed in (1, 2):
+        weights = some_weights(seed)
+        sender = connect(engines, weights)
+        sender.send_weights()
+        assert all(equal(engine.model.loaded, weights) for engine in engines.engines)
+        sender.shutdown()
+
+
+def test_a_rank_that_sends_nothing_gathers_all_weights():
+    class Counted(Weights):
+        gathered = 0
+
+        def __iter__(self):
+            for pair in super().__iter__():
+                self.gathered += 1
+                yield pair
+
+    source = Counted(some_weights())
+    info = gloo.GlooTrainerInitInfo("127.0.0.1", 1, 1, TIMEOUT, rank=1)
+    gloo.GlooTrainerEngine.trainer_init(info, client=Engines(1), source=source).send_weights()
+    assert source.gathered == len(source.weights)
+
+
+def test_chunks_have_one_dtype_and_a_bounded_size():
+    metas = Weights(some_weights()).metadata()
+    parts = gloo.chunks(metas)
+    assert [weight for part in parts for weight in part] == metas
+    assert [part for part in parts if len({weight.dtype for weight in part}) > 1] == []
+    assert [part[0].name for part in parts if gloo._bytes(part) > 1000] == ["large"]
+    assert len(parts) == 6
+
+
+def test_an_error_of_an_engine_is_raised_at_once():
+    engines = Engines(2)
+    sender = connect(engines, some_weights())
+
+    def refuse(weights) -> None:
+        raise KeyError("no such layer")
+
+    engines.engines[1].model.load_weights = refuse
+    begin = time.monotonic()
+    with pytest.raises(KeyError, match="no such layer"):
+        sender.send_weights()
+    assert time.monotonic() - begin < TIMEOUT
+
+
+def test_an_engine_that_never_comes_is_named_in_time():
+    class Absent(Engines):
+        def init_weight_transfer_engine(self, info) -> None:
+            pass
+
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"did not meet the others at 127\.0\.0\.1:\d+ in 3 s \(cluster\.start_tim"):
+        connect(Absent(1), some_weights())
+    assert time.monotonic() - begin < 3 * TIMEOUT
+
+
+def test_an_engine_that_hangs_ends_the_transfer_in_time():
+    class Hanging(Engines):
+        def update_weights(self, info) -> None:
+            time.sleep(3 * TIMEOUT)
+
+    sender = connect(Hanging(1), {"weight": torch.randn(1000, 10000)})
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"[Tt]imed out"):
+        sender.send_weights()
+    assert time.monotonic() - begin < 2 * TIMEOUT
+
+
+def test_an_engine_that_has_gone_ends_the_transfer_at_once():
+    engines = Engines(1)
+    sender = connect(engines, {"weight": torch.randn(1000, 10000)})
+    engines.engines[0].shutdown()
+    engines.update_weights = lambda info: time.sleep(2 * TIMEOUT)
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"peer|reset|pipe"):
+        sender.send_weights()
+    assert time.monotonic() - begin < TIMEOUT
+
+
+def test_a_sender_that_has_gone_ends_the_engines_wait():
+    engines = Engines(1)
+    sender = connect(engines, some_weights())
+    sender.shutdown()
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError):
+        engines.update_weights({})
+    assert time.monotonic() - begin < TIMEOUT
