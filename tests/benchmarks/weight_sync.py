@@ -144,7 +144,7 @@ def measure_gloo(folder: str, repeats: int) -> dict[str, float]:
     """Return the seconds of a transfer of all weights over gloo, and those of a plain broadcast of as many bytes."""
     config = load_config([f"model.path={folder}", "rollout.max_model_len=256", "rollout.memory=0.25"])
     with connected("local"), ExitStack() as stack:
-        pool = make_rollouts(config)
+        pool = make_rollouts(config, load_processor(config.model))
         stack.callback(pool.shut_down)
         pool.start()
         sender = Broadcaster.remote(folder, pool.actors[0], Receiver.remote())  # type: ignore[attr-defined]

@@ -9,7 +9,8 @@ import pytest
 
 from tests import benchmarks
 
-NAMES = sorted(path.stem for path in Path(benchmarks.__path__[0]).glob("*.py") if "arguments(__doc__" in path.read_text())
+FILES = Path(benchmarks.__path__[0]).glob("*.py")
+NAMES = sorted(path.stem for path in FILES if "arguments(__doc__" in path.read_text())
 
 
 @pytest.mark.slow

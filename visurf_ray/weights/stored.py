@@ -67,11 +67,13 @@ def save_model(
         held[stored_name(model, name)] = value.to("cpu", copy=True, memory_format=torch.contiguous_format)
         total += value.nbytes
     write()
-    many = len(files) > 1  # their number is part of their names, which are known at the end only
-    names = [f"model-{number + 1:05d}-of-{len(files):05d}.safetensors" if many else _FILE for number in range(len(files))]
+    count = len(files)  # is part of their names, which are known at the end only
+    names = (
+        [f"model-{number:05d}-of-{count:05d}.safetensors" for number in range(1, count + 1)] if count > 1 else [_FILE]
+    )
     for number, name in enumerate(names):
         (folder / str(number)).rename(folder / name)
-    if many:
+    if count > 1:
         places = {weight: name for name, within in zip(names, files, strict=True) for weight in within}
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / f"{_FILE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
