@@ -14,7 +14,7 @@ from visurf_ray.errors import ClusterError, UserError, phase_of, short
 
 _LINES = 20  # of a log
 _READ = 2**16  # bytes at the end of a log that are read
-_PATIENCE = 3.0  # seconds until Ray knows of a death
+_PATIENCE = 2.0  # seconds until Ray knows of all deaths
 _RECENT = 10.0  # seconds
 _UNEXPECTED = (ActorDiedErrorContext.WORKER_DIED, ActorDiedErrorContext.NODE_DIED)
 
@@ -43,8 +43,8 @@ def _death_behind(error: BaseException) -> ActorTableData | None:
     """Return Ray's entry of the dead actor that the error names or comes from; None if there is none.
 
     When an actor dies, others that wait for it fail as well, and their errors may arrive first: a rank in a collective
-    operation, or whoever wants an object of the dead one. So an actor's error is taken to come from a death of the last
-    seconds that nobody intended, if there is one.
+    operation, or whoever wants an object of the dead one. So an actor's error is taken to come from the last death that
+    nobody intended, if it was a few seconds ago.
     """
     causes = list(_causes(error))
     if not any(isinstance(cause, ray.exceptions.RayError) for cause in causes):
@@ -52,14 +52,9 @@ def _death_behind(error: BaseException) -> ActorTableData | None:
     ids = _dead_actors(error)
     if not ids and any(isinstance(cause, UserError) for cause in causes):
         return None
-    deadline = time.monotonic() + _PATIENCE
-    while True:
-        for death in _deaths():
-            if death.actor_id.hex() in ids or (not ids and _unexpected(death)):
-                return death
-        if time.monotonic() > deadline:
-            return None
-        time.sleep(0.1)
+    time.sleep(_PATIENCE)
+    found = (death for death in _deaths() if (death.actor_id.hex() in ids if ids else _unexpected(death)))
+    return next(found, None)
 
 
 def _dead_actors(error: BaseException) -> list[str]:
@@ -77,12 +72,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _deaths() -> list[ActorTableData]:
-    """Return Ray's entries of the dead actors of this run, the first death first."""
+    """Return Ray's entries of the dead actors of this run, the last death first."""
     # Private, but the public list of actors comes from the dashboard, which not every cluster runs.
     accessor = ray._private.state.state._connect_and_get_accessor()
     job = ray.JobID.from_hex(ray.get_runtime_context().get_job_id())
     deaths = [ActorTableData.FromString(entry) for entry in accessor.get_actor_table(job, "DEAD")]
-    return sorted(deaths, key=lambda death: death.end_time)
+    return sorted(deaths, key=lambda death: -death.end_time)
 
 
 def _unexpected(death: ActorTableData) -> bool:
