@@ -103,9 +103,10 @@ def ray_on(machines: Sequence[Machine], *, cpus: int = 2) -> Iterator[dict[str, 
     started: list[subprocess.Popen[bytes]] = []
     try:
         for number, machine in enumerate(machines):
-            role = [f"--address={head}"] if number else ["--head", f"--port={_PORT}", f"--temp-dir={folder}"]
+            role = [f"--address={head}"] if number else ["--head", f"--port={_PORT}"]
             command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats", *role]
-            command += [f"--node-ip-address={machine.address}", f"--num-cpus={cpus}", "--object-store-memory=500000000"]
+            command += [f"--node-ip-address={machine.address}", f"--temp-dir={folder}/{number}"]
+            command += [f"--num-cpus={cpus}", "--object-store-memory=500000000"]
             log = folder / f"start-{number}.log"
             with log.open("wb") as output:
                 variables = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
@@ -116,7 +117,10 @@ def ray_on(machines: Sequence[Machine], *, cpus: int = 2) -> Iterator[dict[str, 
         for process in reversed(started):
             process.terminate()
         for process in started:
-            process.wait(timeout=60)
+            try:
+                process.wait(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 

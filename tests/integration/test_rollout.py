@@ -1,6 +1,7 @@
 """vLLM engines in Ray actors: what they sample is what the learner computes, before and after weights change."""
 
 import os
+import socket
 from dataclasses import replace
 from typing import Any
 
@@ -93,6 +94,13 @@ def tokens_of(response: Response) -> Tokens:
     return response.tokens.resolve(ray.get)
 
 
+def greedy(pool, examples) -> list[tuple[list[int], list[float]]]:
+    """The tokens and log-probs of greedy answers to two examples."""
+    answers = RolloutPool(lambda: pool.actors, sampling=Sampling(1, 0.0, 20, logprobs_every=1), max_in_flight=8)
+    responses = [group.responses[0] for group in sampled(answers, examples[:2])]
+    return [(list(tokens.ids), list(tokens.sampler_logprobs)) for tokens in map(tokens_of, responses)]
+
+
 def train_step(config, processor, groups, learner) -> dict[str, float]:
     task = load_task(config.task, seed=0)
     tokenizer = processor.tokenizer
@@ -173,27 +181,47 @@ def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(poo
 def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
     """Without a reset of the encoder cache a cached image would keep the old tower's features (vllm#44910)."""
     sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, address="", port=0)
-
-    def greedy():
-        answers = RolloutPool(lambda: pool.actors, sampling=Sampling(1, 0.0, 20, logprobs_every=1), max_in_flight=8)
-        responses = [group.responses[0] for group in sampled(answers, examples[:2])]
-        return [(list(tokens.ids), list(tokens.sampler_logprobs)) for tokens in map(tokens_of, responses)]
-
     sender.send()
-    before = greedy()
-    assert greedy() == before  # cached now
+    before = greedy(pool, examples)
+    assert greedy(pool, examples) == before  # cached now
     originals = [parameter.detach().clone() for parameter in model.model.visual.parameters()]
     with torch.no_grad():
         for parameter in model.model.visual.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     sender.send()
-    changed = greedy()
+    changed = greedy(pool, examples)
     assert all(now[1] != then[1] for now, then in zip(changed, before, strict=True))
     with torch.no_grad():
         for parameter, original in zip(model.model.visual.parameters(), originals, strict=True):
             parameter.copy_(original)
     sender.send()
-    assert greedy() == before
+    assert greedy(pool, examples) == before
+
+
+def test_a_broadcast_brings_the_same_weights_as_shared_memory(pool, examples, model):
+    """And an engine that has taken part in one takes part in the next learner's transfer."""
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    answers = []
+    for transport in (
+        {"address": "", "port": 0},
+        {"address": ray.util.get_node_ip_address(), "port": port, "one_machine": False},
+    ):
+        sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, **transport)
+        for seed in (1, 2):
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for name, parameter in model.named_parameters():
+                    parameter.copy_(base[name] + 0.01 * torch.randn(parameter.shape, generator=generator))
+            sender.send()
+            answers.append(greedy(pool, examples))
+        sender.close()
+    assert answers[0] != answers[1] and answers[:2] == answers[2:]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(base[name])
 
 
 def test_vision_placeholders_are_never_sampled(config, pool, examples, processor):

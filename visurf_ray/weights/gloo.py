@@ -53,9 +53,10 @@ class Group:
             )
         except RuntimeError as error:  # torch.distributed's errors are of this kind
             raise RuntimeError(
-                f"rank {rank} of the weight transfer's {world_size} processes did not meet the others at "
-                f"{address}:{port} in {timeout:g} s (cluster.start_timeout): can the machines of the cluster reach "
-                f"each other on all ports? {error}"
+                f"rank {rank} of {world_size} processes of the weight transfer has not reached the others, of which "
+                f"rank 0 listens at {address}:{port}, and has waited up to {timeout:g} s (cluster.start_timeout). Can "
+                "the machines reach each other on all ports? GLOO_SOCKET_IFNAME, if it is set, must name the network "
+                f"interface by which they do. {error}"
             ) from error
 
     def broadcast(self, chunk: Tensor) -> Work:
