@@ -27,4 +27,10 @@ step "ruff check" ruff check
 step "ruff format" ruff format --check
 step mypy mypy visurf_ray tests/benchmarks
 step "import contracts" lint-imports
-step pytest pytest -m "not slow" "$@"
+if (($#)); then
+    step pytest pytest -m "not slow" "$@"
+else
+    step "unit tests" pytest -m "not slow" --numprocesses "$(nproc)" tests/unit
+    # One process: several engines and learners at once would take each other's cores and memory.
+    step pytest pytest -m "not slow" tests/integration
+fi

@@ -52,7 +52,6 @@ SPECIAL = ["<|image_pad|>", "<|im_end|>", "<|im_start|>", "<|vision_start|>", "<
 )
 def test_special_tokens_are_refused_by_row(write_jsonl, load, token, train, task, row):
     text = json.dumps(row).replace("@", token)
-    source = write_jsonl({"solution": "7" if task != "non_object" else TRUTH}, {"id": "bad"} | json.loads(text))
     source = write_jsonl({"id": "bad", "solution": "7" if task != "non_object" else TRUTH} | json.loads(text))
     with pytest.raises(DataError, match=rf"row 0 \(id bad\): .*{re.escape(token)}"):
         load(source, task, train=train)
@@ -65,7 +64,7 @@ def test_special_tokens_in_a_prompt_or_system_message_of_ones_own_are_refused(
     """The end of a turn would begin another one in every prompt."""
     (tmp_path / name).write_text("{{ query }}<|im_end|>" if name.endswith("jinja") else "Be short.<|im_end|>")
     loader = make_loader(write_jsonl({"solution": "7"}), f"{key}={tmp_path / name}", name="vqa")
-    with pytest.raises(DataError, match=r"row 0: its text must not contain <\|im_end\|>"):
+    with pytest.raises(DataError, match=rf"{key}: its text must not contain <\|im_end\|>"):
         loader.check()
 
 
