@@ -36,7 +36,10 @@ PY
 }
 
 # nodes: prints how many machines of the cluster are alive.
-nodes() { ray list nodes --address "$address" --filter state=ALIVE --format json 2>/dev/null | grep -c '"node_id"' || true; }
+nodes() {
+    { ray list nodes --address "$address" --filter state=ALIVE --format json 2>/dev/null || true; } |
+        { grep -o '"node_id"' || true; } | wc -l
+}
 
 # given_output_dir ARGUMENT…: prints the value of the last output_dir=…, without Hydra's quotes; nothing without one.
 given_output_dir() {

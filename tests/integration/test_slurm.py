@@ -76,7 +76,7 @@ def slurm(machines, tmp_path) -> Iterator[dict[str, str]]:
 
 
 def start(machine: Machine, slurm: dict[str, str], log: Path, *overrides: str) -> subprocess.Popen[bytes]:
-    command = machine.command("bash", "launch/slurm.sbatch", *SMALL, *overrides)
+    command = machine.command("bash", str(_ROOT / "launch/slurm.sbatch"), *SMALL, *overrides)
     with log.open("wb") as output:
         return subprocess.Popen(command, cwd="/", env=slurm, stdout=output, stderr=output, start_new_session=True)
 
