@@ -111,7 +111,7 @@ def ray_on(machines: Sequence[Machine], *, cpus: int = 2) -> Iterator[dict[str, 
             with log.open("wb") as output:
                 variables = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
                 started.append(subprocess.Popen(machine.command(*command), stdout=output, stderr=output, env=variables))
-            _wait_until_started(started[-1], log)
+            _wait_until_started(started, folder)
         yield environment
     finally:
         for process in reversed(started):
@@ -124,9 +124,12 @@ def ray_on(machines: Sequence[Machine], *, cpus: int = 2) -> Iterator[dict[str, 
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait_until_started(process: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_started(nodes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
+    """Wait for the newest node; one started earlier may end meanwhile."""
+    logs = [folder / f"start-{number}.log" for number in range(len(nodes))]
     deadline = time.monotonic() + 120
-    while "Ray runtime started" not in log.read_text():
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise RuntimeError(f"Ray did not start:\n{log.read_text()[-3000:]}")
+    while "Ray runtime started" not in logs[-1].read_text():
+        if any(node.poll() is not None for node in nodes) or time.monotonic() > deadline:
+            ends = [log.read_text()[-3000:] for log in logs]
+            raise RuntimeError("Ray did not start, or a node has ended:\n" + "\n".join(ends))
         time.sleep(0.1)
