@@ -13,7 +13,7 @@ import ray
 
 from tests.benchmarks.job import started
 from tests.integration.runs import SMALL
-from visurf_ray.assembly import start_learner
+from visurf_ray.actors import start_learner
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 

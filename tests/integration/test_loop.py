@@ -109,6 +109,10 @@ def test_two_stages_share_the_data_and_have_engines_in_the_second_alone(engines_
     assert len(again) == 3 and again[2]["train/learning_rate"] == pytest.approx(0.5e-4)
     assert 1e-6 < again[2]["train/kl/rollout"] < 1.0
     reference.unlink()
+    files = reference.parent / "files.json"  # becomes that of a run without the KL term
+    sizes = json.loads(files.read_text())
+    del sizes[REFERENCE_FILE]
+    files.write_text(json.dumps(sizes))
     done = run_here("train", *SMALL, *settings, f"train.resume={reference.parent}")
     assert is_refused(done, [REFERENCE_FILE, "method.kl_coef=0"]), done.stderr
 

@@ -15,7 +15,7 @@ from tests.integration.namespaces import Machine, NoNamespacesError, two_machine
 from tests.integration.runs import SMALL
 
 _ROOT = Path(__file__).parents[2]
-_CPUS = (2, 0)  # of the nodes: on CPUs a run cannot leave one machine
+_CPUS = (2, 2)  # of the nodes
 
 _SCONTROL = """
 case $1 in
