@@ -81,6 +81,7 @@ def start(machine: Machine, slurm: dict[str, str], log: Path, *overrides: str) -
         return subprocess.Popen(command, cwd="/", env=slurm, stdout=output, stderr=output, start_new_session=True)
 
 
+@pytest.mark.slow  # two minutes
 def test_a_job_is_requeued_before_its_time_is_over_and_goes_on_from_its_checkpoint(slurm, machines, tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
     overrides = ["train.steps=40", "train.checkpoint_every=1", "eval.every=0", f"output_dir={run}"]
