@@ -1,5 +1,6 @@
 """Resources of the cluster: what it has, whether a run fits, and where actors go."""
 
+import gc
 import logging
 import platform
 import signal
@@ -47,6 +48,9 @@ def connected(address: str) -> Iterator[None]:
         with deaths_explained():
             yield
     finally:
+        # Ray has a thread that collects garbage. If it frees a reference of Ray's while Ray shuts down, the process ends
+        # at once with status 1, so leave it none.
+        gc.collect()
         ray.shutdown()
 
 
