@@ -24,7 +24,10 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.models import attends_causally, load_processor
 
 ALSO_FAST = ("qwen3_vl", "internvl", "smolvlm")
-TRAINED = [name for name in FAMILIES if name != "gemma3"]  # see test_gemma_3_is_refused_on_a_cpu
+# For Gemma 3 see test_gemma_3_is_refused_on_a_cpu. vLLM's CPU engine pads experts of Qwen3-VL-MoE whose size is no
+# multiple of 64 as it loads them, but not as it reloads them. With other sizes its log-probs differ from transformers'
+# by 0.4 nats. Either way a run stops at its start.
+TRAINED = [name for name in FAMILIES if name not in ("gemma3", "qwen3_vl_moe")]
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -48,8 +48,8 @@ def connected(address: str) -> Iterator[None]:
         with deaths_explained():
             yield
     finally:
-        # Ray has a thread that collects garbage. If it frees a reference of Ray's while Ray shuts down, the process ends
-        # at once with status 1, so leave it none.
+        # Ray has a thread that collects garbage. If it frees one of Ray's references while Ray shuts down, the process
+        # ends at once with status 1, so leave it none.
         gc.collect()
         ray.shutdown()
 
