@@ -13,6 +13,7 @@ from tests.integration.runs import is_refused, run_here
 from tests.unit.conftest import composed
 from visurf_ray.config.app import run_app
 from visurf_ray.config.schema import Config, EvaluateConfig, to_dict
+from visurf_ray.errors import UserError
 from visurf_ray.evaluate import set_defaults
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +143,22 @@ def test_each_run_of_a_sweep_gets_a_folder_that_needs_no_quotes(monkeypatch, tmp
         f"{tmp_path}/runs/method-{method}_seed-{seed}" for method in ("visurf", "rlvr") for seed in (1, 2)
     ]
     assert composed(f"output_dir={folders[0]}").output_dir == folders[0]
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError("Connection lost"), UserError("an actor is gone")])
+def test_ctrl_c_ends_a_sweep_also_if_the_end_of_its_run_fails(monkeypatch, tmp_path, capsys, error):
+    monkeypatch.setattr(sys, "argv", ["train", "-m", "seed=1,2", f"output_dir={tmp_path / 'sweep'}"])
+    seeds = []
+
+    def task(config: Config, overrides: Sequence[str]) -> None:
+        seeds.append(config.seed)
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise error
+
+    assert run_app(task, Config) == 130
+    assert seeds == [1] and capsys.readouterr().err.strip() == "interrupted"
 
 
 def test_runs_of_a_sweep_never_share_a_folder(monkeypatch, tmp_path):

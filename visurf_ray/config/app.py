@@ -69,10 +69,13 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C]) -> int:
             else:
                 config.output_dir = str(users_folder() / job.sweep.dir / name)
                 task(config, [*of_job.overrides, f"output_dir={config.output_dir}"])
-        except UserError as error:
-            fail(error)
-            refused.append(error)
         except Exception as error:
+            if _interrupted(error):
+                raise KeyboardInterrupt from error
+            if isinstance(error, UserError):
+                fail(error)
+                refused.append(error)
+                return
             if name is not None:
                 print(f"run {name} failed: {error!r}", file=sys.stderr, flush=True)
             crashed.append(error)
@@ -116,6 +119,13 @@ def _run_name(sweep: CommandLine, run: CommandLine) -> str:
 def _interrupt(signum: int, frame: object) -> None:
     """End the run on SIGTERM as Ctrl-C does."""
     raise KeyboardInterrupt
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Return whether an error arose while a run ended after Ctrl-C, as when W&B's process was interrupted as well."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__context__
+    return error is not None
 
 
 _REFUSED = 2  # the exit status for what the user must change
