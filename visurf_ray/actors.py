@@ -147,9 +147,10 @@ def _launch_engines(
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
     )
+    cores = _shares(_cores(config)[0], rollout.workers)
     return [
         RolloutActor.options(num_cpus=rollout.cpus, **place).remote(  # type: ignore[attr-defined]
-            engine, worker, _shares(_cores(config)[0], rollout.workers)[worker]
+            engine, worker, cores[worker]
         )
         for worker, place in enumerate(places or [_anywhere(rollout.gpus)] * rollout.workers)
     ]

@@ -175,6 +175,8 @@ def damage(checkpoint: Path) -> str | None:
         expected = json.loads((checkpoint / _FILES).read_text())
     except FileNotFoundError:
         return f"it has no {_FILES}"
+    except ValueError:
+        return f"its {_FILES} is not JSON"
     found = _sizes(checkpoint)
     for name, size in expected.items():
         if name not in found:

@@ -301,6 +301,8 @@ def damaged(checkpoint: Path, how: str) -> None:
             weights.write_text("weig")
         case "no list":
             (checkpoint / "files.json").unlink()
+        case "torn list":
+            (checkpoint / "files.json").write_text('{"weig')
 
 
 @pytest.mark.parametrize(
@@ -309,6 +311,7 @@ def damaged(checkpoint: Path, how: str) -> None:
         ("missing", "its file weights.bin is missing"),
         ("torn", "its file weights.bin has 4 bytes instead of 7"),
         ("no list", "it has no files.json"),
+        ("torn list", "its files.json is not JSON"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_its_path_and_passed_over_by_auto(folder, capsys, how, message):
