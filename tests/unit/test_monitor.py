@@ -283,6 +283,25 @@ log.finish()
     assert "upload with: wandb sync" in done.stdout
 
 
+def test_a_run_whose_wandb_process_was_stopped_as_well_ends_without_a_traceback(tmp_path: Path) -> None:
+    code = """
+import sys, time
+from pathlib import Path
+import psutil
+from visurf_ray.monitor import metrics
+log = metrics.MetricsLog(
+    Path(sys.argv[1]), config={}, project="test", mode=metrics.WandbMode.offline, run_id=None, name="test"
+)
+for process in psutil.Process().children(recursive=True):
+    process.terminate()
+    process.wait()
+log.fail()
+print("closed")
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr, done.returncode) == ("closed\n", "", 0)
+
+
 def test_phases_add_up_and_are_taken_once() -> None:
     progress = Progress(2, console=Console(file=io.StringIO()))
     for name in ("sample", "learn", "sample", "evaluate"):

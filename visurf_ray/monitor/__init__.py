@@ -171,4 +171,4 @@ class Monitor:
     def close(self) -> None:
         """End a run that failed: keep its metrics, mark it as failed in W&B, and write no summary."""
         self._progress.close()
-        self._metrics.finish(exit_code=1)
+        self._metrics.fail()

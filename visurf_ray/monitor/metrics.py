@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -116,9 +117,17 @@ class MetricsLog:
                     raise ValueError(f"{self.path}:{number} is not JSON: {error}") from error
         return rows
 
-    def finish(self, exit_code: int = 0) -> None:
-        """Close the W&B run; an exit code other than 0 marks it as failed."""
-        self._run.finish(exit_code=exit_code)
+    def finish(self) -> None:
+        """Close the W&B run."""
+        self._run.finish()
+
+    def fail(self) -> None:
+        """Close the W&B run, and mark it as failed."""
+        try:
+            self._run.finish(exit_code=1)
+        except ConnectionError:  # `ray job stop` stops W&B's own process together with this one
+            with suppress(ConnectionError):
+                wandb.teardown()  # else it is tried when this process exits, with a traceback
 
 
 _WANDB_MODES: dict[WandbMode, Literal["online", "offline", "disabled"]] = {
