@@ -1,6 +1,6 @@
 """Trains the default job on all machines of a cluster, then once more on one of them with the same rollouts.
 
-    python -m tests.integration.replay HEAD:PORT
+    python -m tests.integration.replay HEAD:PORT [OVERRIDE ...]
 
 Prints a line of JSON: the machines of engines and ranks, and the metrics of the steps, there and here.
 """
@@ -21,7 +21,7 @@ STEPS = 2
 
 
 def main() -> None:
-    both = ["rollout.workers=2", "learner.ranks=2", "rollout.logprobs_every=1", "learner.learning_rate=1e-3"]
+    both = ["rollout.workers=2", "learner.ranks=2", "rollout.logprobs_every=1", "learner.learning_rate=1e-3", *sys.argv[2:]]
     small = [setting for setting in SMALL if not setting.startswith("monitor.")]
     with connected(sys.argv[1]), started(*small, *both) as job:
         driver = job.driver()

@@ -22,10 +22,10 @@ def run():
             pytest.skip(str(error))
         environment = stack.enter_context(ray_on(machines))
 
-        def run(module: str, *arguments: str) -> str:
+        def run(module: str, *arguments: str, timeout: float = 300) -> str:
             command = machines[0].command(sys.executable, "-m", module, *arguments)
             root = Path(__file__).parents[2]
-            done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=timeout)
             assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
             return done.stdout
 
@@ -33,8 +33,11 @@ def run():
 
 
 def test_ranks_and_engines_of_two_machines_follow_the_curve_of_one(run):
-    """The same rollouts, replayed on one rank: the same losses. And sampler and learner agree after each update."""
-    found = json.loads(run("tests.integration.replay", "auto").splitlines()[-1])
+    """The same rollouts, replayed on one rank: the same losses. And sampler and learner agree after each update.
+
+    With ZeRO-3, which splits the weights over the machines.
+    """
+    found = json.loads(run("tests.integration.replay", "auto", "learner.zero_stage=3").splitlines()[-1])
     assert sorted(found["engines"]) == sorted(found["ranks"]) == ["10.83.0.1", "10.83.0.2"]
     assert len(found["there"]) == 2
     for there, here in zip(found["there"], found["here"], strict=True):
@@ -53,3 +56,12 @@ def test_a_run_with_adapters(run, tmp_path):
     assert len(steps) == 2, output
     assert max(row["train/rollout_logprob_diff_max"] for row in steps) < 1e-4
     assert (tmp_path / "run" / "export" / "adapter").is_dir()
+
+
+@pytest.mark.slow
+def test_the_default_job_learns_there(run, tmp_path):
+    settings = ["rollout.workers=2", "learner.ranks=2", "monitor.wandb=disabled", f"output_dir={tmp_path}/run"]
+    run("visurf_ray.train", *settings, timeout=3000)
+    evaluations = [row for row in rows(tmp_path / "run") if "eval/n_acc" in row]
+    assert evaluations[0]["eval/n_acc"] == 0
+    assert evaluations[-1]["eval/n_acc"] > 0.8, evaluations
