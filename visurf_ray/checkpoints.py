@@ -37,6 +37,7 @@ class State:
         ranks: number of learner ranks that wrote the learner's state; it can be read by as many only.
         zero_stage: likewise, their ZeRO stage.
         trained: likewise, the fields of their `learner.trained.Trained`.
+        config: the run's configuration, as `config.schema.to_dict` returns it.
     """
 
     step: int = 0
@@ -48,6 +49,7 @@ class State:
     ranks: int = 1
     zero_stage: int = 1
     trained: dict[str, Json] = field(default_factory=dict)
+    config: dict[str, Json] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

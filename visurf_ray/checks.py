@@ -12,7 +12,8 @@ from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
 from visurf_ray.cluster.resources import Demand, Node, check_demand
 from visurf_ray.config.choices import Dtype, Packing
-from visurf_ray.config.schema import Config, PartConfig
+from visurf_ray.config.resuming import check_changes
+from visurf_ray.config.schema import Config, PartConfig, to_dict
 from visurf_ray.errors import ConfigError, naming
 from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
@@ -287,11 +288,11 @@ def _initial_state(config: Config, resume: Path | None) -> State:
 
     Raises:
         ConfigError: if the checkpoint was written with other ranks, another ZeRO stage or other trained weights, or
-            lacks the KL term's reference.
+            lacks the KL term's reference; or a setting has changed that alters what is learnt.
     """
     ranks, stage, trained = config.learner.ranks, config.learner.zero_stage, asdict(trained_weights(config))
     if resume is None:
-        return State(ranks=ranks, zero_stage=stage, trained=trained)
+        return State(ranks=ranks, zero_stage=stage, trained=trained, config=to_dict(config))
     state = read_state(resume)
     if (state.ranks, state.zero_stage) != (ranks, stage):
         raise ConfigError(
@@ -308,7 +309,9 @@ def _initial_state(config: Config, resume: Path | None) -> State:
             "compares: it was written with method.kl_coef=0 or other stages. Continue with these, or from a checkpoint "
             f"of step {switch} or before"
         )
-    return state
+    if changes := check_changes(state.config, config, resume):
+        print(changes, flush=True)
+    return replace(state, config=to_dict(config))
 
 
 def _check_steps_left(steps: int, resume: Path | None, state: State, output: Path) -> None:

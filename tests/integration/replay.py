@@ -21,7 +21,8 @@ STEPS = 2
 
 
 def main() -> None:
-    both = ["rollout.workers=2", "learner.ranks=2", "rollout.logprobs_every=1", "learner.learning_rate=1e-3", *sys.argv[2:]]
+    both = ["rollout.workers=2", "learner.ranks=2", "rollout.logprobs_every=1", "learner.learning_rate=1e-3"]
+    both += sys.argv[2:]
     small = [setting for setting in SMALL if not setting.startswith("monitor.")]
     with connected(sys.argv[1]), started(*small, *both) as job:
         driver = job.driver()

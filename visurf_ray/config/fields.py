@@ -29,9 +29,23 @@ def within(
     at_most: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    free: bool = False,
 ) -> Unset:
-    """Return a field that `conf/` must set to a number within these bounds, or to null where its type allows it."""
-    return field(default=MISSING, metadata={"bounds": Bounds(at_least, at_most, above, below)})
+    """Return a field that `conf/` must set to a number within these bounds, or to null where its type allows it.
+
+    Args:
+        free: as in `free`.
+    """
+    return field(default=MISSING, metadata={"bounds": Bounds(at_least, at_most, above, below), "free": free})
+
+
+def free() -> Unset:
+    """Return a field that `conf/` must set, and that a resumed run may change: it alters nothing of what is learnt.
+
+    It may alter the speed, the memory, what is written and shown, and the order in which floating-point numbers are
+    added. A section may be such a field; then all its settings are free.
+    """
+    return field(default=MISSING, metadata={"free": True})
 
 
 @dataclass(frozen=True)
@@ -55,9 +69,13 @@ class Place:
     address: bool = False
 
 
-def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = ()) -> Unset:
-    """Return a field that `conf/` must set to a file or folder, or to null where its type allows it; see `Place`."""
-    return field(default=MISSING, metadata={"place": Place(hub, function, words)})
+def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = (), free: bool = False) -> Unset:
+    """Return a field that `conf/` must set to a file or folder, or to null where its type allows it; see `Place`.
+
+    Args:
+        free: as in `free`.
+    """
+    return field(default=MISSING, metadata={"place": Place(hub, function, words), "free": free})
 
 
 def nullable(declared: Field[object]) -> bool:
@@ -66,26 +84,31 @@ def nullable(declared: Field[object]) -> bool:
 
 
 class Setting(NamedTuple):
-    """A setting of a configuration: its dotted key, the section that holds it, and its field there."""
+    """A setting of a configuration: its dotted key, the section that holds it, and its field there.
+
+    Attributes:
+        free: whether a resumed run may change it; see `free`.
+    """
 
     key: str
     section: "DataclassInstance"
     declared: Field[object]
+    free: bool
 
     @property
     def value(self) -> object:
         return getattr(self.section, self.declared.name)
 
 
-def settings(section: "DataclassInstance", prefix: str = "") -> Iterator[Setting]:
-    """Yield every setting of a section, and of the sections and parts in it."""
+def settings(section: "DataclassInstance", prefix: str = "", free: bool = False) -> Iterator[Setting]:
+    """Yield every setting of a section, and of the sections and parts in it; all are free if the section is."""
     for declared in fields(section):
-        setting = Setting(f"{prefix}{declared.name}", section, declared)
+        setting = Setting(f"{prefix}{declared.name}", section, declared, free or declared.metadata.get("free", False))
         value = setting.value
         if is_dataclass(value) and not isinstance(value, type):
-            yield from settings(value, f"{setting.key}.")
+            yield from settings(value, f"{setting.key}.", setting.free)
         elif isinstance(value, dict) and all(map(is_dataclass, value.values())):  # parts
             for name, part in value.items():
-                yield from settings(part, f"{setting.key}.{name}.")
+                yield from settings(part, f"{setting.key}.{name}.", setting.free)
         else:
             yield setting

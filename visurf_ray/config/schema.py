@@ -35,7 +35,7 @@ from visurf_ray.config.choices import (
     Schedule,
     WandbMode,
 )
-from visurf_ray.config.fields import Bounds, named, within
+from visurf_ray.config.fields import Bounds, free, named, within
 from visurf_ray.config.task_schema import (
     MIXTURE,
     AnswersConfig,
@@ -55,13 +55,14 @@ OPEN_SECTIONS = ("task.parts", "eval.sets")  # whose keys are names of the user'
 class TrainConfig:
     steps: int = within(at_least=0)
     batch_size: int = within(at_least=1)
-    resume: str | None = named(words=("auto",))
-    checkpoint_every: int = within(at_least=0)
-    keep_checkpoints: int = within(at_least=1)
-    keep_best: str | None = MISSING
-    export: bool = MISSING
-    push_to_hub: str | None = MISSING
-    dry_run: bool = MISSING
+    resume: str | None = named(words=("auto",), free=True)
+    checkpoint_every: int = within(at_least=0, free=True)
+    keep_checkpoints: int = within(at_least=1, free=True)
+    keep_best: str | None = free()
+    export: bool = free()
+    push_to_hub: str | None = free()
+    dry_run: bool = free()
+    resume_override: bool = free()
 
 
 @dataclass
@@ -85,20 +86,20 @@ class FeedConfig:
 
 @dataclass
 class RolloutConfig:
-    workers: int = within(at_least=1)
+    workers: int = within(at_least=1, free=True)
     n: int = within(at_least=0)
     temperature: float = within(above=0, at_most=2)  # vLLM's limit
     max_tokens: int = within(at_least=1)
     max_model_len: int = within(at_least=2)
-    max_in_flight: int = within(at_least=1)
-    logprobs_every: int = within(at_least=1)
+    max_in_flight: int = within(at_least=1, free=True)
+    logprobs_every: int = within(at_least=1, free=True)
     oversample: int = within(at_least=0)
-    gpus: int = within(at_least=0)
-    cpus: float = within(at_least=0)
+    gpus: int = within(at_least=0, free=True)
+    cpus: float = within(at_least=0, free=True)
     dtype: Dtype = MISSING
-    memory: float = within(above=0)
-    enforce_eager: bool = MISSING
-    sleep_level: int = within(at_least=1, at_most=2)
+    memory: float = within(above=0, free=True)
+    enforce_eager: bool = free()
+    sleep_level: int = within(at_least=1, at_most=2, free=True)
 
 
 @dataclass
@@ -111,9 +112,9 @@ class LoraConfig:
 
 @dataclass
 class LearnerConfig:
-    ranks: int = within(at_least=1)
-    zero_stage: int = within(at_least=1, at_most=3)
-    offload: bool = MISSING
+    ranks: int = within(at_least=1, free=True)
+    zero_stage: int = within(at_least=1, at_most=3, free=True)
+    offload: bool = free()
     freeze_vision: bool = MISSING
     freeze_projector: bool = MISSING
     lora: LoraConfig = MISSING
@@ -124,14 +125,14 @@ class LearnerConfig:
     weight_decay: float = within(at_least=0)
     adam_betas: list[float] = field(default=MISSING, metadata={"example": "[0.9, 0.999]"})
     max_grad_norm: float = within(at_least=0)
-    packing: Packing = MISSING
-    max_tokens_per_micro_batch: int = within(at_least=1)
-    logprob_chunk: int = within(at_least=1)
+    packing: Packing = free()
+    max_tokens_per_micro_batch: int = within(at_least=1, free=True)
+    logprob_chunk: int = within(at_least=1, free=True)
     minibatches: int = within(at_least=1)
     epochs: int = within(at_least=1)
-    gradient_checkpointing: bool = MISSING
-    gpus: int = within(at_least=0, at_most=1)  # more GPUs are more ranks
-    cpus: float = within(at_least=0)
+    gradient_checkpointing: bool = free()
+    gpus: int = within(at_least=0, at_most=1, free=True)  # more GPUs are more ranks
+    cpus: float = within(at_least=0, free=True)
     dtype: Dtype = MISSING
     head_dtype: HeadDtype = MISSING
 
@@ -229,14 +230,14 @@ class Config:
     """A whole run. See `conf/config.yaml`."""
 
     seed: int = within(at_least=0, at_most=2**31 - 1)  # what every library takes
-    output_dir: str = named()
+    output_dir: str = named(free=True)
     train: TrainConfig = MISSING
     rollout: RolloutConfig = MISSING  # before eval, which takes max_tokens from it: messages name the first key
-    eval: EvalConfig = MISSING
+    eval: EvalConfig = free()
     feed: FeedConfig = MISSING
     learner: LearnerConfig = MISSING
-    cluster: ClusterConfig = MISSING
-    monitor: MonitorConfig = MISSING
+    cluster: ClusterConfig = free()
+    monitor: MonitorConfig = free()
     method: MethodConfig = MISSING
     model: ModelConfig = MISSING
     task: RunTaskConfig = MISSING

@@ -24,12 +24,12 @@ class TaskConfig:
     # Only conf/task/custom.yaml has it.
     module: str | None = field(default=None, metadata={"place": Place(function=True)})
     train: Sources = field(default=MISSING, metadata={"place": Place(hub=True)})
-    held_out: Sources = field(default=MISSING, metadata={"place": Place(hub=True)})
+    held_out: Sources = field(default=MISSING, metadata={"place": Place(hub=True), "free": True})
     absent_share: float | None = within(at_least=0, at_most=1)
     image_root: str | None = field(default=MISSING, metadata={"place": Place(address=True)})
     prompt: str | None = field(default=MISSING, metadata={"place": Place(ending=".jinja")})  # or a prompt's name
     system: str | None = field(default=None, metadata={"place": Place()})  # see ModelConfig: files need not name it
-    segmenter: str | None = named(hub=True)
+    segmenter: str | None = named(hub=True, free=True)
     box_distance: float | None = within(above=0)
     point_distance: float | None = within(above=0)
 
@@ -64,9 +64,9 @@ class ScoringConfig:
 
 @dataclass
 class RewardConfig(ScoringConfig):
-    workers: int = within(at_least=1)
-    gpus: float = within(at_least=0)
-    timeout: float = within(above=0)
+    workers: int = within(at_least=1, free=True)
+    gpus: float = within(at_least=0, free=True)
+    timeout: float = within(above=0, free=True)
     on_error: OnError = MISSING
 
 
