@@ -172,19 +172,22 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what a checkpoint lacks of the files that it was written with; None if it is whole."""
+    """Return what is wrong with the files of a checkpoint, as the end of a sentence; None if it is whole."""
     try:
         expected = json.loads((checkpoint / _FILES).read_text())
     except FileNotFoundError:
-        return f"it has no {_FILES}"
+        return (
+            f"has no {_FILES}, which lists the files that it was written with: an older version of visurf_ray wrote "
+            "it, or it is an unfinished copy"
+        )
     except ValueError:
-        return f"its {_FILES} is not JSON"
+        return f"is damaged: its {_FILES} is not JSON"
     found = _sizes(checkpoint)
     for name, size in expected.items():
         if name not in found:
-            return f"its file {name} is missing"
+            return f"is damaged: its file {name} is missing"
         if found[name] != size:
-            return f"its file {name} has {found[name]:,} bytes instead of {size:,}"
+            return f"is damaged: its file {name} has {found[name]:,} bytes instead of {size:,}"
     return None
 
 
@@ -206,7 +209,7 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
         for path in reversed(found):
             if (lack := damage(path)) is None:
                 break
-            damaged.append(f"{path.name} is damaged: {lack}")
+            damaged.append(f"{path.name} {lack}")
         else:
             if damaged:
                 raise CheckpointError(
@@ -226,7 +229,7 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
         )
     if lack := damage(path):
         raise CheckpointError(
-            f"train.resume={resume}: this checkpoint is damaged: {lack}. Copy it again, or resume from another one"
+            f"train.resume={resume}: this checkpoint {lack}. Copy it again, or resume from another one"
         )
     return path
 

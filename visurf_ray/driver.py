@@ -91,7 +91,10 @@ class Driver:
         self.data.seek(state.position, state.solved)
         if metric := train.keep_best:
             self.best = self.checkpoints.best(metric, state.step)
-        before = state.before or self.evaluate(state.step)
+        before = state.before
+        if before is None or not has_metric(metric, before):  # a resumed run learns here if no evaluation has it
+            scores = self.evaluate(state.step)
+            before = before or scores
         state = replace(state, run_id=self.monitor.run_id, before=before)
         begin = monotonic()
         for stage in self.stages:
@@ -249,11 +252,14 @@ class Driver:
         return scores
 
 
+def has_metric(keep_best: str | None, scores: Metrics) -> bool:
+    """Return whether an evaluation has the metric that train.keep_best names, if it names one."""
+    return keep_best is None or keep_best.removeprefix("-") in scores
+
+
 def check_metric(keep_best: str | None, scores: Metrics) -> None:
     """Raise ConfigError if train.keep_best names a metric that an evaluation does not have."""
-    name = (keep_best or "").removeprefix("-")
-    if keep_best is not None and name not in scores:
+    if keep_best is not None and not has_metric(keep_best, scores):
         known = without_bounds(scores)
-        raise ConfigError(
-            f"train.keep_best={keep_best}: the evaluations of this task have {', '.join(known)}.{nearest(name, known)}"
-        )
+        hint = nearest(keep_best.removeprefix("-"), known)
+        raise ConfigError(f"train.keep_best={keep_best}: the evaluations of this task have {', '.join(known)}.{hint}")

@@ -10,7 +10,7 @@ import ray
 from tests.integration.groups import make_groups
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
 from visurf_ray.config.choices import Dtype, HeadDtype
-from visurf_ray.learner.balance import Part
+from visurf_ray.learner.balance import GroupPart
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
 from visurf_ray.models import resolve_model
@@ -85,7 +85,7 @@ def of_sampler(engine, groups) -> np.ndarray:
 
 def of_learner(learner, groups) -> np.ndarray:
     def logprobs(actor) -> np.ndarray:
-        rows = actor.rank._pack([[Part(group, (1.0,) * len(group.responses))] for group in groups], ray.get)
+        rows = actor.rank._pack([[GroupPart(group, (1.0,) * len(group.responses))] for group in groups], ray.get)
         return np.concatenate([actor.rank._logprobs(row).numpy() for row in rows])
 
     return ray.get(learner.actors[0].__ray_call__.remote(logprobs))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -308,21 +309,21 @@ def damaged(checkpoint: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("missing", "its file weights.bin is missing"),
-        ("torn", "its file weights.bin has 4 bytes instead of 7"),
-        ("no list", "it has no files.json"),
-        ("torn list", "its files.json is not JSON"),
+        ("missing", "is damaged: its file weights.bin is missing"),
+        ("torn", "is damaged: its file weights.bin has 4 bytes instead of 7"),
+        ("no list", "has no files.json, .*: an older version of visurf_ray wrote it, or it is an unfinished copy"),
+        ("torn list", "is damaged: its files.json is not JSON"),
     ],
 )
 def test_a_damaged_checkpoint_is_refused_by_its_path_and_passed_over_by_auto(folder, capsys, how, message):
     checkpoints = Checkpoints(folder, keep=3)
     older, newer = (checkpoints.save(State(step), saver()) for step in (1, 2))
     damaged(newer, how)
-    with pytest.raises(CheckpointError, match=f"step_000002: this checkpoint is damaged: {message}"):
+    with pytest.raises(CheckpointError, match=f"step_000002: this checkpoint {message}"):
         find_resume(str(newer), folder)
     assert find_resume("auto", folder) == older
-    assert f"step_000002 is damaged: {message}; the run resumes from an older one" in capsys.readouterr().out
+    assert re.search(f"step_000002 {message}; the run resumes from an older one", capsys.readouterr().out)
     damaged(older, how)
-    with pytest.raises(CheckpointError, match=f"no whole checkpoint: step_000002 is damaged: {message}; step_000001"):
+    with pytest.raises(CheckpointError, match=f"no whole checkpoint: step_000002 {message}; step_000001"):
         find_resume("auto", folder)
     assert newer.is_dir() and older.is_dir()

@@ -349,6 +349,20 @@ def test_a_metric_that_does_not_exist_is_refused_at_the_first_evaluation(tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_a_resumed_run_refuses_a_metric_that_does_not_exist_before_its_first_step(tmp_path):
+    resumed = State(step=6, position=24, before={"score": 0.0})
+    with pytest.raises(ConfigError, match=r"train\.keep_best=scor: .* have score\."):
+        drive(tmp_path, *BEST, "train.keep_best=scor", "eval.every=100", state=resumed)
+    assert not list(tmp_path.iterdir()), "no step was done and no checkpoint written"
+
+
+def test_a_resumed_run_may_keep_the_best_by_a_metric_that_the_first_evaluation_did_not_have(tmp_path):
+    """As that of a held-out set which was added since."""
+    resumed = State(step=6, position=24, before={"other": 0.5})
+    driver = drive(tmp_path, *BEST, "train.steps=8", state=resumed, scores=[0.3, 0.4])
+    assert driver.result["before"] == {"other": 0.5} and driver.result["best"]["value"] == 0.4
+
+
 def test_answers_are_sampled_and_shown_at_each_evaluation(tmp_path):
     settings = ["eval.n=4", "eval.temperature=0.5", "eval.max_tokens=9", "train.steps=2", "eval.every=1"]
     driver = drive(tmp_path, *settings)

@@ -8,7 +8,7 @@ import pytest
 from tests.unit.groups import group, held
 from visurf_ray.errors import ConfigError
 from visurf_ray.groups import Group, Prompt
-from visurf_ray.learner.balance import Part, balance, cut, fill, spread
+from visurf_ray.learner.balance import GroupPart, balance, cut, fill, spread
 from visurf_ray.learner.cost import TOKENS, Cost
 from visurf_ray.learner.group import split_evenly
 from visurf_ray.learner.metrics import (
@@ -47,11 +47,11 @@ def random_groups(rng: random.Random, count: int, longest: int = 60) -> list[Gro
     ]
 
 
-def cut_up(groups: list[Group], budget: int) -> list[Part]:
+def cut_up(groups: list[Group], budget: int) -> list[GroupPart]:
     return cut(groups, [[float(number)] * len(one.responses) for number, one in enumerate(groups)], budget)
 
 
-def same_responses(parts: list[Part], groups: list[Group]) -> bool:
+def same_responses(parts: list[GroupPart], groups: list[Group]) -> bool:
     found = [response for part in parts for response in part.group.responses]
     expected = [response for one in groups for response in one.responses]
     return len(found) == len(expected) and all(ours is theirs for ours, theirs in zip(found, expected, strict=True))

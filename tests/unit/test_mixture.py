@@ -239,6 +239,12 @@ def test_the_specimen_has_images_if_a_row_has_any(write_jsonl, rows, chosen):
     assert Mixture(config, train=True, put=lambda value: value).specimen().id == chosen
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_the_tasks_that_check_rows_read_answers_as_those_that_score_them(make_mixture, strict):
+    mixture = make_mixture(*SET, f"answers.strict={strict}", train=False)
+    assert {loader.task.strict for loader in (*mixture.parts.values(), *mixture.sets.values())} == {strict}
+
+
 def test_held_out_examples_are_of_parts_and_sets_up_to_the_limit_each(make_mixture):
     mixture = make_mixture(*SET, train=False)
     assert Counter(each.part for each in mixture.held_out_examples(None)) == {"find": 4, "count": 3, "sums": 2}

@@ -62,7 +62,7 @@ class Mixture:
             for name, task in tasks.items():
                 with naming(section, name):
                     loader = ExampleLoader(
-                        load_task(task, config.seed, model=config.model),
+                        load_task(task, config.seed, strict=config.answers.strict, model=config.model),
                         processor,
                         seed=config.seed,
                         max_prompt_tokens=max_prompt_tokens(config),

@@ -16,7 +16,7 @@ from visurf_ray.learner.cost import TOKENS, Cost
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class GroupPart:
     """Responses of a group that share a row with their prompt.
 
     Attributes:
@@ -28,16 +28,18 @@ class Part:
     weights: tuple[float, ...]
 
 
-Shard = Sequence[Part]  # a rank's parts of a minibatch
+Shard = Sequence[GroupPart]  # a rank's parts of a minibatch
 
 
-def cut(groups: Sequence[Group], weights: Sequence[Sequence[float]], budget: int, cost: Cost = TOKENS) -> list[Part]:
+def cut(
+    groups: Sequence[Group], weights: Sequence[Sequence[float]], budget: int, cost: Cost = TOKENS
+) -> list[GroupPart]:
     """Cut groups between responses into parts, each with at most `budget` tokens; the order stays.
 
     Raises:
         ConfigError: a response and its prompt have more tokens than `budget`.
     """
-    parts: list[Part] = []
+    parts: list[GroupPart] = []
     for group, of_group in zip(groups, weights, strict=True):
         chosen: list[tuple[Response, float]] = []
         for pair in zip(group.responses, of_group, strict=True):
@@ -56,12 +58,12 @@ def cut(groups: Sequence[Group], weights: Sequence[Sequence[float]], budget: int
     return parts
 
 
-def _part(group: Group, chosen: Sequence[tuple[Response, float]]) -> Part:
+def _part(group: Group, chosen: Sequence[tuple[Response, float]]) -> GroupPart:
     responses, weights = zip(*chosen, strict=True)
-    return Part(Group(group.example, list(responses)), weights)
+    return GroupPart(Group(group.example, list(responses)), weights)
 
 
-def spread(parts: Sequence[Part], count: int, cost: Callable[[Group], float]) -> list[Part]:
+def spread(parts: Sequence[GroupPart], count: int, cost: Callable[[Group], float]) -> list[GroupPart]:
     """Return at least `count` parts: the costliest are cut in two between responses; the order stays.
 
     If no part has two responses left, copies of weight 0 are appended, so that every rank has something to compute.
@@ -80,7 +82,7 @@ def spread(parts: Sequence[Part], count: int, cost: Callable[[Group], float]) ->
     return found
 
 
-def _idle(part: Part) -> Part:
+def _idle(part: GroupPart) -> GroupPart:
     shortest = min(part.group.responses, key=lambda response: response.length)
     return _part(part.group, [(shortest, 0.0)])
 
@@ -96,7 +98,7 @@ def balance(costs: Sequence[float], parts: int) -> list[list[int]]:
     return [sorted(indices) for indices in karmarkar_karp(list(costs), num_parts=parts, return_indices=True).partition]
 
 
-def fill(shard: Shard, budget: int, cost: Cost) -> list[list[Part]]:
+def fill(shard: Shard, budget: int, cost: Cost) -> list[list[GroupPart]]:
     """Return the parts of each forward pass: few passes, each of at most `budget` tokens, with nearly equal cost.
 
     With `Packing.rows` each part has a pass of its own.

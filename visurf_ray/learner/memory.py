@@ -13,7 +13,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from visurf_ray.aliases import HFConfig, HFModel
 from visurf_ray.config.schema import LearnerConfig
 from visurf_ray.learner.cost import Cost
-from visurf_ray.learner.parts import Part, parameters_of, part_of
+from visurf_ray.learner.parts import ModelPart, parameters_of, part_of
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import resolve_model
 
@@ -96,16 +96,18 @@ def size_of(config: HFConfig, trained: Trained) -> ModelSize:
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     vision = config.vision_config
-    tower = _stack(model, Part.vision)
+    tower = _stack(model, ModelPart.vision)
     whole = len(getattr(vision, "fullatt_block_indexes", tower))
     types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
     return ModelSize(
         parameters=sum(parameter.numel() for parameter in model.parameters()),  # tied ones count once
         trained=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
         vision_parameters=sum(
-            parameter.numel() for part in (Part.vision, Part.projector) for parameter in parameters_of(model, part)
+            parameter.numel()
+            for part in (ModelPart.vision, ModelPart.projector)
+            for parameter in parameters_of(model, part)
         ),
-        text=_layers(_stack(model, Part.language), attended=head * text.num_attention_heads),
+        text=_layers(_stack(model, ModelPart.language), attended=head * text.num_attention_heads),
         vision=_layers(tower, windowed=len(tower) - whole),
         vocabulary=text.vocab_size,
         # Linear attention has a state of fixed size instead.
@@ -128,7 +130,7 @@ def _patches(config: HFConfig) -> int:
     return 1
 
 
-def _stack(model: HFModel, part: Part) -> list[torch.nn.Module]:
+def _stack(model: HFModel, part: ModelPart) -> list[torch.nn.Module]:
     return [
         layer
         for path, layer in model.named_modules()

@@ -19,7 +19,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from visurf_ray.aliases import Fetch, HFModel, Json
 from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.groups import Group
-from visurf_ray.learner.balance import Part, Shard, fill
+from visurf_ray.learner.balance import GroupPart, Shard, fill
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import StepReport, UpdateSums, update_sums
 from visurf_ray.learner.packing import PackedGroups, pack_prefix, pack_rows
@@ -152,7 +152,7 @@ class Rank:
     def mean_logprobs(self, shard: Shard, fetch: Fetch) -> list[list[float]]:
         """Return, for each response of each part, the mean log-prob of its tokens in nats; trains nothing."""
         rows = self._rows(shard)
-        found: dict[Part, list[float]] = {}
+        found: dict[GroupPart, list[float]] = {}
         for number, packed in enumerate(self._pack(rows, fetch)):
             logprobs = self._logprobs(packed)  # of idle rows too: ranks run in lockstep
             for part in rows[number] if number < len(rows) else []:
@@ -161,7 +161,7 @@ class Rank:
                 found[part] = [of_response.mean().item() for of_response in of_part.split(lengths)]
         return [found[part] for part in shard]
 
-    def _rows(self, shard: Shard) -> list[list[Part]]:
+    def _rows(self, shard: Shard) -> list[list[GroupPart]]:
         """Return the parts of each row; a row is one forward pass."""
         return fill(shard, self.config.max_tokens_per_micro_batch, self.cost)
 
@@ -171,10 +171,10 @@ class Rank:
 
     def logprobs(self, group: Group, packing: Packing, fetch: Fetch) -> Float[NDArray[np.float32], "2 T"]:
         """See `LearnerGroup.logprobs`."""
-        packed = self._packed([Part(group, (1.0,) * len(group.responses))], packing, fetch)
+        packed = self._packed([GroupPart(group, (1.0,) * len(group.responses))], packing, fetch)
         return torch.stack([self._logprobs(packed).cpu(), packed.sampler_logprob_T]).numpy()
 
-    def _pack(self, rows: Sequence[Sequence[Part]], fetch: Fetch) -> list[PackedGroups]:
+    def _pack(self, rows: Sequence[Sequence[GroupPart]], fetch: Fetch) -> list[PackedGroups]:
         """Return the packed rows, on the CPU: each goes to the device for its passes alone."""
         packed = [self._packed(row, self.cost.packing, fetch) for row in rows]
         # ZeRO-3 gathers parameters in forward and backward passes, so all ranks must run equally many: a rank with
@@ -184,7 +184,7 @@ class Rank:
         idle = replace(packed[-1], weight_T=torch.zeros_like(packed[-1].weight_T))
         return packed + [idle] * (int(count) - len(packed))
 
-    def _packed(self, parts: Sequence[Part], packing: Packing, fetch: Fetch) -> PackedGroups:
+    def _packed(self, parts: Sequence[GroupPart], packing: Packing, fetch: Fetch) -> PackedGroups:
         """Pack parts for one forward pass; with `Packing.rows` it is one part."""
         # A rank that left out the vision tower would wait for the others, which reduce its gradients.
         all_parameters = self.world_size > 1

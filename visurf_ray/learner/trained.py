@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from visurf_ray.aliases import HFModel
 from visurf_ray.errors import ConfigError
-from visurf_ray.learner.parts import Part, parameters_of, part_of
+from visurf_ray.learner.parts import ModelPart, parameters_of, part_of
 from visurf_ray.names import nearest
 
 
@@ -46,7 +46,7 @@ class Trained:
         """
         if self.lora_rank:
             return self._add_adapters(model)
-        for part, frozen in ((Part.vision, self.freeze_vision), (Part.projector, self.freeze_projector)):
+        for part, frozen in ((ModelPart.vision, self.freeze_vision), (ModelPart.projector, self.freeze_projector)):
             for parameter in parameters_of(model, part):
                 parameter.requires_grad_(not frozen)
         return None
@@ -96,7 +96,7 @@ def adaptable(model: HFModel) -> dict[str, list[str]]:
     A linear layer of the language model has the last part of its path as name (`q_proj`), one of the vision tower has
     `visual.` before it (`visual.qkv`), one of the projector `merger.` (`merger.0`).
     """
-    prefixes = {Part.language: "", Part.vision: "visual.", Part.projector: "merger."}
+    prefixes = {ModelPart.language: "", ModelPart.vision: "visual.", ModelPart.projector: "merger."}
     found: dict[str, list[str]] = {}
     for path, layer in model.named_modules():
         if isinstance(layer, nn.Linear) and path.startswith("model."):
