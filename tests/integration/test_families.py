@@ -19,35 +19,50 @@ from visurf_ray.config.schema import ModelConfig
 from visurf_ray.feed.prompts import PromptMaker
 from visurf_ray.groups import Example, Group, Response, Source, TokenSpan
 from visurf_ray.learner.packing import pack_prefix, pack_rows
-from visurf_ray.learner.parts import Part, part_of
+from visurf_ray.learner.parts import ModelPart, part_of
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.models import attends_causally, load_processor
 
-ALSO_FAST = ("qwen3_vl", "internvl", "smolvlm")
 # For Gemma 3 see test_gemma_3_is_refused_on_a_cpu. vLLM's CPU engine pads experts of Qwen3-VL-MoE whose size is no
 # multiple of 64 as it loads them, but not as it reloads them. With other sizes its log-probs differ from transformers'
 # by 0.4 nats. Either way a run stops at its start.
 TRAINED = [name for name in FAMILIES if name not in ("gemma3", "qwen3_vl_moe")]
 
 
-@pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("family", [pytest.param(n, marks=[] if n in ALSO_FAST else pytest.mark.slow) for n in TRAINED])
-def test_two_steps_and_the_sampler_has_the_learners_weights(family, tmp_path, capfd):
-    """The same log-probs before the first step, and after a sync."""
-    model = make_family(family, tmp_path / "model")
-    settings = ["train.steps=2", "learner.learning_rate=1e-2", "eval.examples=4", "train.checkpoint_every=0"]
+def families(fast):
+    """Those that are trained; all but the `fast` ones in the slow tests."""
+    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in TRAINED]
+
+
+def train(family, folder, *settings):
+    """Train two steps from a new folder `model`; the sampler must have the learner's weights at both."""
+    model = make_family(family, folder / "model")
+    settings = ["train.steps=2", "learner.learning_rate=1e-2", "eval.examples=4", "train.checkpoint_every=0", *settings]
     tolerance = 1e-4
     if family == "qwen3_5":  # vLLM's linear attention on a CPU computes in bfloat16 alone
         settings += ["rollout.dtype=bfloat16", "learner.dtype=bfloat16"]
         tolerance = 0.3
-    done = run_here("train", *SMALL, *settings, f"model.path={model}", f"output_dir={tmp_path}/run")
+    done = run_here("train", *SMALL, *settings, f"model.path={model}", f"output_dir={folder}/run")
     assert done.returncode == 0, done.stderr
     packing = "prefix" if attends_causally(model) else "rows"
     assert f"learner.packing={packing}" in done.stdout
-    steps = [row for row in rows(tmp_path / "run") if "train/loss" in row]
+    steps = [row for row in rows(folder / "run") if "train/loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
     for row in steps:
         assert row["train/rollout_logprob_diff_max"] < tolerance and row["train/grad_norm"] > 0.0
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("family", families(fast=("qwen3_vl", "internvl", "smolvlm")))
+def test_two_steps_and_the_sampler_has_the_learners_weights(family, tmp_path):
+    """The same log-probs before the first step, and after a sync."""
+    train(family, tmp_path)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("family", families(fast=("qwen3_vl",)))
+def test_two_steps_with_adapters_which_the_sampler_loads(family, tmp_path):
+    train(family, tmp_path, "learner.lora.rank=4")
 
 
 def test_files_of_two_models_are_refused(tmp_path):
@@ -145,5 +160,6 @@ def test_a_prompt_without_an_image_uses_all_parameters_where_ranks_must(family, 
         torch.testing.assert_close(logprobs.detach(), alone, atol=1e-5, rtol=0)
         logprobs.sum().backward()
         assert {name for name, parameter in model.named_parameters() if parameter.grad is not None} == used
-        vision = [p.grad for name, p in model.named_parameters() if name in used and part_of(name) is not Part.language]
+        named = [(name, p.grad) for name, p in model.named_parameters() if name in used]
+        vision = [gradient for name, gradient in named if part_of(name) is not ModelPart.language]
         assert vision and not any(gradient.any() for gradient in vision)

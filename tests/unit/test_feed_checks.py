@@ -87,6 +87,26 @@ def test_tags_in_a_thought_or_an_answer_are_refused(write_jsonl, load, tag, trai
             load(source, "classification", train=train)
 
 
+@pytest.mark.parametrize("task", ["math", "vqa"])
+@pytest.mark.parametrize("solution", ["</think>5", "<think>5", "5</think>", "</think>5<think>", "<think>a</think>5"])
+def test_tags_of_a_thought_in_a_solution_are_refused(write_jsonl, load, task, solution):
+    with pytest.raises(DataError, match=r"row 0: .*<.?think>"):
+        load(write_jsonl({"solution": solution}), task)
+
+
+@pytest.mark.parametrize("solution", ["</answer>", "a <answer> b"])
+def test_half_of_the_tags_of_an_answer_are_refused(write_jsonl, load, solution):
+    with pytest.raises(DataError, match=r"row 0: its label has <answer> or </answer> without the other"):
+        load(write_jsonl({"solution": solution}), "math")
+
+
+@pytest.mark.parametrize("task", ["classification", "math", "vqa"])
+@pytest.mark.parametrize("value", [{"a": 1}, [{"role": "assistant", "content": "5"}], [1, {"a": 1}]])
+def test_the_text_of_an_object_or_of_a_conversation_is_no_plain_answer(write_jsonl, load, task, value):
+    with pytest.raises(DataError, match=r"row 0: the .*(must be plain text, not JSON|must be texts or numbers)"):
+        load(write_jsonl({"solution": json.dumps(value)}), task)
+
+
 def test_a_question_may_have_tags(write_jsonl, load):
     """Visual-RFT's questions say how to answer."""
     load(

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from visurf_ray.aliases import Tokenizer
 from visurf_ray.errors import DataError, short
 
-_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_PAIRS = (("<think>", "</think>"), ("<answer>", "</answer>"))
+_TAGS = tuple(tag for pair in _PAIRS for tag in pair)
 
 
 class TextCheck:
@@ -41,10 +42,10 @@ class TextCheck:
 
 
 def check_tags(label: str, thinking: str | None, where: str) -> None:
-    """Check that a label has one thought and one answer at most, and that no tag is in the thought.
+    """Check that a label has one thought, at its beginning, and one answer at most, and that no tag is in the thought.
 
     Raises:
-        DataError: It has others. The message names the row.
+        DataError: It has others, or half of the tags of one. The message names the row.
     """
     for tag in _TAGS:
         if tag in (thinking or ""):
@@ -53,3 +54,10 @@ def check_tags(label: str, thinking: str | None, where: str) -> None:
             raise DataError(
                 f"{where}: its label has {tag} {label.count(tag)} times, from the solution: {short(label)!r}"
             )
+    for opening, closing in _PAIRS:
+        if (opening in label) != (closing in label) or label.find(opening) > label.find(closing):
+            raise DataError(
+                f"{where}: its label has {opening} or {closing} without the other, from the solution: {short(label)!r}"
+            )
+    if "<think>" in label and not label.lstrip().startswith("<think>"):
+        raise DataError(f"{where}: its label has a thought after its beginning, from the solution: {short(label)!r}")

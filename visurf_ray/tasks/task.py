@@ -253,7 +253,9 @@ class Task(ABC):
 
 
 def check_plain(row: Row, *kinds: type) -> None:
-    """Check that a solution is plain text, and not text of a JSON value of these types, such as a chat message.
+    """Check that a solution is plain text, and not text of a JSON value of these types or of a list of objects.
+
+    Such as a chat message, or a conversation.
 
     Raises:
         DataError: It is. The message names the row.
@@ -262,5 +264,5 @@ def check_plain(row: Row, *kinds: type) -> None:
         value = json.loads(row.solution)
     except (ValueError, RecursionError):
         return
-    if isinstance(value, kinds):
+    if isinstance(value, kinds) or (isinstance(value, list) and any(isinstance(item, dict) for item in value)):
         raise DataError(f"{row.where}: the solution must be plain text, not JSON: {short(row.solution)}")
