@@ -35,12 +35,17 @@ def check_run(done, folder):
         assert row["train/rollout_logprob_diff_max"] < 1e-4 and row["train/grad_norm"] > 0.0
 
 
+REWARD = "def score(response, ground_truth):\n    return float(len(response) % 3)\n"  # rewards of a group differ
+
+
 @pytest.mark.parametrize(("task", "metric"), [("vqa", "relaxed_accuracy"), ("math", "accuracy")])
 def test_rows_of_text_alone_are_trained_evaluated_and_exported(task, metric, tmp_path):
     """No prompt has an image, so vLLM is told to expect none."""
     folder = tmp_path / "run"
+    (tmp_path / "own.py").write_text(REWARD)
     data = write(tmp_path / "rows.jsonl", sums(6))
-    done = run_here("train", *SETTINGS, *data, f"task={task}", "reward=math", f"output_dir={folder}")
+    own = ["reward=none", f"reward.function={tmp_path}/own.py:score"]
+    done = run_here("train", *SETTINGS, *data, *own, f"task={task}", f"output_dir={folder}")
     check_run(done, folder)
     assert metric in json.loads((folder / "summary.json").read_text())["after"]
     AutoModelForImageTextToText.from_pretrained(folder / "export")

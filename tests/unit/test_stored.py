@@ -10,6 +10,7 @@ from tests.unit.conftest import encoded, picture
 from visurf_ray.data.rows import read_rows
 from visurf_ray.data.stored import Stored
 from visurf_ray.data.tables import ArrowTable
+from visurf_ray.errors import DataError
 
 ENCODED = encoded(picture(200, 200))  # 120 kB
 
@@ -55,6 +56,14 @@ def test_every_type_of_image_column(kind):
         assert images(table.select([3, 1])) == [stored[3], stored[1]]
         some = datasets.Dataset(pa.concat_tables([table.data.table.slice(2), table.data.table.slice(0, 1)]))
         assert images(some) == [stored[2], stored[3], stored[0]]
+
+
+def test_empty_bytes_are_no_image(write_parquet, data_folder):
+    picture().save(data_folder / "there.png")
+    source = write_parquet({"image": {"bytes": b"", "path": str(data_folder / "there.png")}})
+    assert read_rows(source)[0].open_image().size == (100, 60)
+    with pytest.raises(DataError, match="row 0 .*the image is empty"):
+        read_rows(write_parquet({"image": {"bytes": b"", "path": None}}, name="none.parquet"))
 
 
 def images(table):

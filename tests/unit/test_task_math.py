@@ -145,6 +145,9 @@ CASES = [
     (Truth("45°", ("30°", "45°", "60°")), "B 45°", True),
     (Truth("45°", ("30°", "45°", "60°")), "Option B", True),
     (Truth("45°", ("30°", "45°", "60°")), "E. 45°", True),  # there is no choice E
+    (Truth("45°", ("30°", "45°", "60°")), "45° (B)", True),
+    (Truth("45°", ("30°", "45°", "60°")), "45° (A)", False),
+    (Truth("f(A)", ("f(x)", "f(A)")), "f(A)", True),  # a text that only looks like one with a letter
     (Truth("12 cm", ("12 m", "12 cm")), "B: 12 cm", True),
     (Truth("12 cm", ("12 m", "12 cm")), "B: 12 m", False),
     (Truth("12 cm", ("12 m", "12 cm")), "12 m", False),
@@ -165,6 +168,9 @@ CASES = [
     (Truth("1.2"), "1.23", False),
     (Truth("3"), "3.7", False),
     (Truth("3"), "3.0", True),
+    (Truth("3"), "Three", True),
+    (Truth("forty"), "40", True),
+    (Truth("three dogs"), "3", False),
     (Truth("1/2", (), 1), "0.5", True),
     (Truth("1.2", (), 1), "nan", False),
     (Truth("1.2", (), 1), "inf", False),

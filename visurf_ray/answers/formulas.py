@@ -24,6 +24,11 @@ _LARGE = {
     name: f" \\cdot 10^{power}"
     for name, power in {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}.items()
 }
+_UNITS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
+_UNITS += " seventeen eighteen nineteen"
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
+_NUMERALS = {word: str(number) for number, word in enumerate(_UNITS.split())}
+_NUMERALS |= {word: f"{number}0" for number, word in enumerate(_TENS.split(), start=2)}
 _LONGEST = 500  # characters; parsing a longer formula takes seconds
 
 # Notation, and what is written for it. In this order.
@@ -70,6 +75,7 @@ _OPTION = re.compile(  # "B", "(B)", "B. 12", "B) 12", "B: 12", "Option B"
     r"(?:\(([A-Z])\)|\[([A-Z])\]|([A-Z])(?:[.):]|(?= ?[-–—] )|$))\s*(?:[-–—] )?(?=[\w\\$-]|$)(.*)",
     re.IGNORECASE,
 )
+_LETTER_AFTER = re.compile(r"(.*\S)\s*\(([A-Z])\)", re.IGNORECASE)  # "12 (B)"
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ class Truth:
     def matches(self, given: str) -> bool:
         """Return whether an answer is right.
 
-        A choice may be given by its letter, its text, or both, as in "(B)", "B. 12" or "B 12". A letter with the text
+        A choice may be given by its letter, its text, or both, as in "(B)", "B. 12", "B 12" or "12 (B)". A letter with the text
         of another choice is wrong; with any other text the letter alone decides. A letter beyond the last choice is
         read as text. Without choices, a number is also right if it equals the true one after both are rounded to
         `precision`.
@@ -141,6 +147,9 @@ class Truth:
     def _chosen(self, given: str) -> set[str]:
         """Return the choices that an answer names."""
         text = _plain(given)
+        if (after := _LETTER_AFTER.fullmatch(text)) and (named := self._named(after[2])) is not None:
+            if equal(after[1], named):
+                return {named}
         same = {choice for choice in self.choices if _plain(choice).lower() == text.lower()}
         letter, told = _option(text) or (None, text)
         named = self._named(letter)
@@ -237,6 +246,7 @@ def equal(given: str, truth: str) -> bool:
 
 def _equal_text(given: str, truth: str) -> bool:
     """Return whether two answers without the letter of an option are equal."""
+    given, truth = (_NUMERALS.get(text.lower(), text) for text in (given, truth))
     if (times := _same_time(given, truth)) is not None:
         return times
     (number, unit), (right, wanted) = units.split(given), units.split(truth)

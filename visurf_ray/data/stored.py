@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from visurf_ray.aliases import Json
 
@@ -106,9 +107,13 @@ def stored_lines(value: Json, path: Path, offset: int, length: int, keys: tuple[
 
 
 def stored_values(array: pa.Array) -> list[Json]:
-    """Return an array's values like `to_pylist`, with a StoredImage in place of bytes and of encoded images."""
+    """Return an array's values like `to_pylist`, with a StoredImage in place of bytes and of encoded images.
+
+    Empty bytes become None.
+    """
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
-        return [StoredImage(array, index) if there else None for index, there in enumerate(_valid(array))]
+        lengths = pc.binary_length(array).to_pylist()  # 0 where `path` beside it has the image, say
+        return [StoredImage(array, index) if length else None for index, length in enumerate(lengths)]
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         return [
             StoredImage(array, index) if text and len(text) > _SHORTEST and is_encoded(text) else text
