@@ -62,7 +62,7 @@ def test_empty_bytes_are_no_image(write_parquet, data_folder):
     picture().save(data_folder / "there.png")
     source = write_parquet({"image": {"bytes": b"", "path": str(data_folder / "there.png")}})
     assert read_rows(source)[0].open_image().size == (100, 60)
-    with pytest.raises(DataError, match="row 0 .*the image is empty"):
+    with pytest.raises(DataError, match=r"row 0 .*the image is empty"):
         read_rows(write_parquet({"image": {"bytes": b"", "path": None}}, name="none.parquet"))
 
 

@@ -126,9 +126,9 @@ class Truth:
     def matches(self, given: str) -> bool:
         """Return whether an answer is right.
 
-        A choice may be given by its letter, its text, or both, as in "(B)", "B. 12", "B 12" or "12 (B)". A letter with the text
-        of another choice is wrong; with any other text the letter alone decides. A letter beyond the last choice is
-        read as text. Without choices, a number is also right if it equals the true one after both are rounded to
+        A choice may be given by its letter, its text, or both, as in "(B)", "B. 12", "B 12" or "12 (B)". A letter with
+        the text of another choice is wrong; with any other text after it the letter alone decides. A letter beyond the
+        last choice is read as text. Without choices, a number is also right if it equals the true one after both are rounded to
         `precision`.
         """
         if self.choices:
@@ -147,9 +147,9 @@ class Truth:
     def _chosen(self, given: str) -> set[str]:
         """Return the choices that an answer names."""
         text = _plain(given)
-        if (after := _LETTER_AFTER.fullmatch(text)) and (named := self._named(after[2])) is not None:
-            if equal(after[1], named):
-                return {named}
+        after = _LETTER_AFTER.fullmatch(text)
+        if after and (named := self._named(after[2])) is not None and equal(after[1], named):
+            return {named}
         same = {choice for choice in self.choices if _plain(choice).lower() == text.lower()}
         letter, told = _option(text) or (None, text)
         named = self._named(letter)
