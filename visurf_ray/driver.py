@@ -91,10 +91,9 @@ class Driver:
         self.data.seek(state.position, state.solved)
         if metric := train.keep_best:
             self.best = self.checkpoints.best(metric, state.step)
-        before = state.before
-        if before is None or not has_metric(metric, before):  # a resumed run learns here if no evaluation has it
-            scores = self.evaluate(state.step)
-            before = before or scores
+        before = state.before or self.evaluate(state.step)
+        if not has_metric(metric, before):  # it is misspelt, or of a set that was added since: an evaluation tells
+            self.evaluate(state.step)
         state = replace(state, run_id=self.monitor.run_id, before=before)
         begin = monotonic()
         for stage in self.stages:

@@ -128,8 +128,8 @@ class Truth:
 
         A choice may be given by its letter, its text, or both, as in "(B)", "B. 12", "B 12" or "12 (B)". A letter with
         the text of another choice is wrong; with any other text after it the letter alone decides. A letter beyond the
-        last choice is read as text. Without choices, a number is also right if it equals the true one after both are rounded to
-        `precision`.
+        last choice is read as text. Without choices, a number is also right if it equals the true one after both are
+        rounded to `precision`.
         """
         if self.choices:
             return self._chosen(given) == {self.answer}  # an answer that equals several choices is wrong
