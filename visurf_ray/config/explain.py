@@ -27,6 +27,22 @@ _EXPERIMENT = "experiment"  # not in the defaults list, so it must be added: +ex
 _NOTHING = ("disabled", "off", "none")  # options that switch something off
 # Common names that are none of ours, with ours for the same; a group or a choice has one of them at most.
 _OTHER_NAMES = {"grpo": ("rlvr",), "none": _NOTHING, "null": _NOTHING, "false": _NOTHING, "no": _NOTHING}
+# Names of settings in TRL, verl, EasyR1 and ms-swift, without their section; ours for the same.
+_OTHER_KEYS = {
+    **dict.fromkeys(("epochs", "total_epochs", "num_train_epochs", "max_steps", "total_training_steps"), "train.steps"),
+    **dict.fromkeys(("train_batch_size", "per_device_train_batch_size", "rollout_batch_size"), "train.batch_size"),
+    **dict.fromkeys(("save_steps", "save_freq", "save_interval"), "train.checkpoint_every"),
+    **dict.fromkeys(("eval_steps", "test_freq", "val_freq"), "eval.every"),
+    **dict.fromkeys(("num_generations", "group_size", "rollout_n"), "rollout.n"),
+    **dict.fromkeys(("max_completion_length", "max_new_tokens", "max_response_length"), "rollout.max_tokens"),
+    **dict.fromkeys(("tensor_parallel_size", "tensor_model_parallel_size"), "rollout.gpus"),
+    **dict.fromkeys(("gpu_memory_utilization", "vllm_gpu_memory_utilization"), "rollout.memory"),
+    **dict.fromkeys(("beta", "kl", "kl_coef", "kl_loss_coef"), "method.kl_coef"),
+    **dict.fromkeys(("gradient_accumulation_steps", "micro_batch_size"), "learner.max_tokens_per_micro_batch"),
+    **dict.fromkeys(("model_name_or_path", "pretrained"), "model.path"),
+    **dict.fromkeys(("train_files", "train_dataset", "dataset"), "task.train"),
+    **dict.fromkeys(("val_files", "val_dataset", "eval_dataset"), "task.held_out"),
+}
 
 
 @dataclass(frozen=True)
@@ -134,7 +150,9 @@ def _of_a_part(key: str) -> bool:
 
 def unknown_key(key: str, keys: Sequence[str]) -> str:
     """Return the message for a key that does not exist, with the nearest of `keys`."""
-    return f"there is no configuration key {key!r}.{nearest(key, keys)}"
+    other = _OTHER_KEYS.get(re.split("[./]", key)[-1])
+    hint = f" Did you mean {other!r}?" if other in keys else nearest(key, keys)
+    return f"there is no configuration key {key!r}.{hint}"
 
 
 def unknown_option(group: str, option: object, options: Sequence[str]) -> str:
