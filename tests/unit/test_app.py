@@ -34,6 +34,7 @@ def own(tmp_path) -> Path:
     (folder / "task" / "kettles.yaml").write_text("defaults: [non_object]\ntrain: /data/kettles.jsonl\n")
     (folder / "experiment").mkdir()
     (folder / "experiment" / "short.yaml").write_text("# @package _global_\ntrain:\n  steps: 7\n")
+    (folder / "experiment" / "bare.yaml").write_text("train:\n  steps: 7\n")
     (folder / "mine.yaml").write_text("defaults: [config]\nseed: 5\n")
     (folder / "task" / "damaged.yaml").write_text("defaults: [non_object\n")
     (folder / "task" / "misspelt.yaml").write_text("defaults: [non_object]\npromt: plain\n")
@@ -73,6 +74,7 @@ def test_a_users_own_groups_stand_beside_ours(tmp_path, own):
         (["--config-dir", "nowhere"], "--config-dir: there is no folder"),
         (["--config-name", "confg"], "--config-name=confg: there is no such file. Did you mean 'config'?"),
         (["--config-dir", "own", "task=misspelt"], "task.promt: In 'task/misspelt': ConfigKeyError"),
+        (["--config-dir", "own", "+experiment=bare"], "+experiment=bare: begin the file with the line `# @package _gl"),
         (["--config-dir", "own", "task=damaged"], "while parsing a flow sequence"),
         (["seed=???"], "output_dir: MissingMandatoryValue while resolving interpolation"),
         (["method=glob(*)"], "Sweep parameters 'method=glob(*)' requires --multirun"),

@@ -189,6 +189,9 @@ def _invalid_value(error: Exception, line: CommandLine) -> str:
     lines = [part.strip() for part in str(cause).splitlines() if part.strip() and "hydra.cc" not in part]
     details = dict(part.split(": ", 1) for part in lines[1:] if part.startswith("full_key: "))
     key = details.get("full_key")
+    if f"Key {_EXPERIMENT!r} not in" in str(error):  # its settings would be below a key of this name
+        given = next((text for text in line.overrides if text.lstrip("+").startswith(f"{_EXPERIMENT}=")), _EXPERIMENT)
+        return f"{given}: begin the file with the line `# @package _global_`, so that its keys are those of a run"
     if key is None:
         whole = " ".join(part.strip() for part in str(error).splitlines() if "hydra.cc" not in part)
         return " ".join([whole, *lines[:1]]) if cause is not error and lines[0] not in whole else whole
