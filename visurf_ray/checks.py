@@ -5,7 +5,6 @@ import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from transformers import AutoConfig
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from visurf_ray.aliases import Processor
@@ -18,7 +17,7 @@ from visurf_ray.errors import ConfigError, naming
 from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import attends_causally, check_model, load_processor, resolve_model
+from visurf_ray.models import attends_causally, check_model, load_processor, model_config, resolve_model
 from visurf_ray.monitor import check_wandb
 from visurf_ray.paper_rows import find_row
 from visurf_ray.rewards.spec import RewardSpec
@@ -68,6 +67,7 @@ def check(config: Config) -> Checked:
     check_upload(config.train.push_to_hub)
     check_vllm(config)
     check_model(config.model.path)
+    model_config(config.model.path)  # before the processor's: it tells a family that transformers does not have
     processor = load_processor(config.model)
     check_family(config, processor)
     check_sampled(config)
@@ -171,14 +171,15 @@ def check_family(config: Config, processor: Processor) -> None:
             the packing.
     """
     path = config.model.path
-    model = AutoConfig.from_pretrained(resolve_model(path))
+    model = model_config(path)
     kind, takes = model.model_type, PROCESSOR_MAPPING_NAMES.get(model.model_type)
     if takes not in (None, type(processor).__name__):
         raise ConfigError(
             f"model.path={path}: config.json describes a model of the family {kind}, whose processor is {takes}, but "
             f"the folder has {type(processor).__name__}: put the files of one model together"
         )
-    if hasattr(model, "quantization_config"):
+    parts, keys = (model, model.get_text_config()), ("quantization_config", "compression_config")
+    if any(getattr(part, key, None) for part in parts for key in keys):
         raise ConfigError(
             f"model.path={path}: quantised weights cannot be trained: name the model that is not quantised"
         )
@@ -196,7 +197,7 @@ def check_sampled(config: Config) -> None:
     """
     if config.rollout.gpus:
         return
-    kind = AutoConfig.from_pretrained(resolve_model(config.model.path)).model_type
+    kind = model_config(config.model.path).model_type
     if kind in _NOT_ON_A_CPU:
         raise ConfigError(f"rollout.gpus=0: without GPUs vLLM cannot sample {kind}: {_NOT_ON_A_CPU[kind]}")
     if kind in _BFLOAT16_ON_A_CPU and config.rollout.dtype != Dtype.bfloat16:

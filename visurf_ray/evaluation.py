@@ -17,7 +17,7 @@ from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, during, writing
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import load_processor, resolve_model
+from visurf_ray.models import load_processor, model_config, resolve_model
 from visurf_ray.scoring.predictions import read_predictions, write_predictions
 from visurf_ray.tasks.tasks import Tasks
 
@@ -35,6 +35,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     tasks = Tasks.of(config)
     with ExitStack() as stack:
         config.model.path = as_model(config.checkpoint, output, stack)
+        model_config(config.model.path)  # before the processor's: it tells a family that transformers does not have
         processor = load_processor(config.model)
         check_sampled(config)
         stack.enter_context(connected(config.cluster.address))

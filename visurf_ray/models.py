@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-from visurf_ray.aliases import Processor
+from visurf_ray.aliases import HFConfig, Processor
 from visurf_ray.config.choices import CoordinateUnit
 from visurf_ray.config.schema import ModelConfig
-from visurf_ray.errors import UserError
+from visurf_ray.errors import UserError, short
 from visurf_ray.groups import Coordinates
 
 MINIATURE = Path(__file__).parent / "miniature" / "base"
@@ -42,11 +42,33 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     return str(folder)
 
 
+def model_config(path: str) -> HFConfig:
+    """Return the configuration of the model at a path (see `resolve_model`). Code that comes with a model is not run.
+
+    Raises:
+        UserError: there is none, or transformers does not know the model's family.
+    """
+    from transformers import AutoConfig
+
+    found = resolve_model(path)
+    try:
+        return AutoConfig.from_pretrained(found, trust_remote_code=False)
+    except Exception as error:  # each family's configuration raises what it likes
+        reason = short(" ".join(str(error).split()), 150)
+        if isinstance(error, OSError):
+            raise UserError(f"model.path={path}: no model ({reason})") from error
+        raise UserError(
+            f"model.path={path}: transformers cannot read the model's config.json ({reason}): name a model of a family "
+            "that transformers has; code that comes with a model is not run. For InternVL, these are the models whose "
+            "names end in -hf"
+        ) from error
+
+
 def check_model(path: str) -> None:
     """Check that all files of a model, weights included, are on this machine or can be fetched from the hub.
 
     Raises:
-        UserError: files are missing.
+        UserError: files are missing, or those of weights are incomplete.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -55,6 +77,7 @@ def check_model(path: str) -> None:
     if Path(found).is_dir():
         if missing := _missing_weights(Path(found)):
             raise UserError(f"model.path={path}: the folder has no {missing}")
+        _check_weights(Path(found), path)
         return
     try:
         missing = _missing_weights(Path(snapshot_download(found, local_files_only=True)))
@@ -82,6 +105,21 @@ def _missing_weights(folder: Path) -> str:
     return f"weights ({' or '.join(_WEIGHTS)}, or the index of several files)"
 
 
+def _check_weights(folder: Path, path: str) -> None:
+    """Raise UserError if a file of weights is shorter than its header says, or has none, as a pointer of Git LFS."""
+    from safetensors import SafetensorError, safe_open
+
+    for file in sorted(folder.glob("model*.safetensors")):
+        try:
+            with safe_open(file, "pt"):  # reads the header alone
+                continue
+        except SafetensorError as error:
+            raise UserError(
+                f"model.path={path}: {file.name} is no whole file of weights ({error}; it has "
+                f"{file.stat().st_size:,} bytes): fetch it again; with Git, by `git lfs pull`"
+            ) from error
+
+
 # Vision tokens that a processor has no attribute for: those around an image or a video of the Qwen-VL families.
 _AROUND_IMAGES = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
 _TOLD = ("image_token_id", "video_token_id", "start_image_token_id", "end_image_token_id")
@@ -107,9 +145,7 @@ def attends_causally(path: str) -> bool:
     It is what the configuration tells: layers with linear or sliding-window attention do not. Families without
     `layer_types` have one kind of layer.
     """
-    from transformers import AutoConfig
-
-    text = AutoConfig.from_pretrained(resolve_model(path)).get_text_config()
+    text = model_config(path).get_text_config()
     if types := getattr(text, "layer_types", None):
         return set(types) == {"full_attention"}
     return getattr(text, "sliding_window", None) is None
@@ -126,12 +162,7 @@ def coordinates_of(config: ModelConfig) -> Coordinates:
     """
     if config.coordinates is not CoordinateUnit.auto:
         return Coordinates(config.coordinates.value)
-    from transformers import AutoConfig
-
-    try:
-        family = AutoConfig.from_pretrained(resolve_model(config.path)).model_type
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.path={config.path}: no model ({' '.join(str(error).split())})") from error
+    family = model_config(config.path).model_type
     return Coordinates.pixels if family in _ANSWER_IN_PIXELS else Coordinates.thousandths
 
 
@@ -144,13 +175,14 @@ def load_processor(config: ModelConfig) -> Processor:
     """Load the model's processor, its image size bounded by `config.max_pixels` if it takes such a bound.
 
     Raises:
-        UserError: there is no model at `config.path`, it has no processor, or `config.max_pixels` is too small for it.
+        UserError: there is no model at `config.path`, it has no processor or no chat template, or `config.max_pixels`
+            is too small for it.
     """
     from transformers import AutoProcessor
 
     path = resolve_model(config.path)
     try:
-        processor = AutoProcessor.from_pretrained(path)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         if Path(path).is_dir():
@@ -158,6 +190,11 @@ def load_processor(config: ModelConfig) -> Processor:
         raise UserError(
             f"model.path={config.path}: there is no such folder, and no such model on the Hugging Face hub ({reason})"
         ) from error
+    if processor.chat_template is None:
+        raise UserError(
+            f"model.path={config.path}: the model has no chat template (chat_template.jinja): copy it from the model "
+            "that it was trained from, or name one that was trained on conversations"
+        )
     if config.max_pixels is None or not has_pixel_bounds(processor):
         return processor
     size = processor.image_processor.size

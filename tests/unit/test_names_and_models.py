@@ -2,18 +2,30 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 from transformers import AutoProcessor, LlavaConfig, MistralConfig
 
+from visurf_ray.aliases import Json
+from visurf_ray.checks import check
 from visurf_ray.config.load import load_config
 from visurf_ray.config.schema import ModelConfig
 from visurf_ray.errors import UserError
-from visurf_ray.models import attends_causally, banned_token_ids, check_model, load_processor, resolve_model
+from visurf_ray.models import (
+    MINIATURE,
+    attends_causally,
+    banned_token_ids,
+    check_model,
+    load_processor,
+    model_config,
+    resolve_model,
+)
 from visurf_ray.names import load, nearest
 
 REGISTRY = {"pairs": "itertools:pairwise", "path": "pathlib:Path"}
@@ -44,7 +56,10 @@ def model_folder(tmp_path):
 
     def make(*files: str) -> Path:
         for name in files:
-            (tmp_path / name).write_text("{}")
+            if name.endswith(".safetensors"):
+                save_file({}, tmp_path / name)
+            else:
+                (tmp_path / name).write_text("{}")
         return tmp_path
 
     return make
@@ -134,6 +149,76 @@ def test_a_processor_that_cannot_be_read_is_named_in_one_line(model_folder):
     with pytest.raises(UserError, match=r"model\.path=.*: no processor \(") as error:
         load_processor(ModelConfig(path=str(folder), max_pixels=None))
     assert "\n" not in str(error.value)
+
+
+@pytest.fixture
+def edited(tmp_path):
+    """The miniature's folder, with other values in its config.json and without some files."""
+
+    def make(*without: str, **changes: Json) -> str:
+        folder = tmp_path / "edited"
+        shutil.copytree(MINIATURE, folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changes))
+        for name in without:
+            (folder / name).unlink()
+        return str(folder)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "internvl_chat"},
+        {"model_type": "new", "auto_map": {"AutoConfig": "configuration_new.NewConfig"}},
+        {"model_type": ""},
+        {"model_type": "paligemma"},  # whose configuration fails on this model's values
+    ],
+    ids=lambda changes: changes["model_type"],
+)
+def test_a_family_that_transformers_does_not_have_is_refused(edited, changes, capsys):
+    path = edited(**changes)
+    with pytest.raises(
+        UserError, match=r"transformers cannot read the model's config\.json .*name a model of a fam"
+    ):
+        check(load_config([f"model.path={path}"]))
+    assert "run the custom code" not in capsys.readouterr().out, "it does not ask"
+
+
+def test_a_list_in_place_of_a_configuration_is_refused(edited):
+    path = edited()
+    Path(path, "config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"cannot read the model's config\.json"):
+        model_config(path)
+
+
+@pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_quantised_weights_are_refused_and_an_empty_setting_is_none(edited, key, nested):
+    text = json.loads((MINIATURE / "config.json").read_text())["text_config"]
+    found = {key: {"quant_method": "awq", "bits": 4}}
+    path = edited(**({"text_config": text | found} if nested else found))
+    with pytest.raises(UserError, match="quantised weights cannot be trained"):
+        check(load_config([f"model.path={path}"]))
+    config = json.loads(Path(path, "config.json").read_text())
+    (config["text_config"] if nested else config)[key] = None
+    Path(path, "config.json").write_text(json.dumps(config))
+    check(load_config([f"model.path={path}", f"output_dir={path}/run"]))
+
+
+def test_a_model_without_a_chat_template_is_refused(edited):
+    with pytest.raises(UserError, match="no chat template"):
+        load_processor(ModelConfig(path=edited("chat_template.jinja"), max_pixels=None))
+
+
+@pytest.mark.parametrize("content", [None, b"version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 7\n", b""])
+def test_weights_that_are_not_whole_are_refused(edited, content):
+    path = edited()
+    weights = Path(path, "model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] if content is None else content)
+    with pytest.raises(UserError, match=r"model\.safetensors is no whole file of weights"):
+        check_model(path)
 
 
 def test_vision_placeholders_are_banned_and_the_end_of_turn_is_not(processor):
