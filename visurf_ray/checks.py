@@ -167,8 +167,8 @@ def check_family(config: Config, processor: Processor) -> None:
     """Check what cannot be trained of a model's family.
 
     Raises:
-        ConfigError: the processor is another family's, the weights are quantised, or the language model does not allow
-            the packing.
+        ConfigError: the processor is another family's, the weights are quantised, the language model does not allow
+            the packing, or vLLM does not load adapters of it.
     """
     path = config.model.path
     model = model_config(path)
@@ -187,6 +187,28 @@ def check_family(config: Config, processor: Processor) -> None:
         raise ConfigError(
             f"learner.packing=prefix: {kind} has layers with linear or sliding-window attention: use rows, or auto"
         )
+    if config.learner.lora.rank and kind in _WITHOUT_ADAPTERS:
+        raise ConfigError(
+            f"learner.lora.rank={config.learner.lora.rank}: vLLM does not load adapters of {kind} (its class does not "
+            "support LoRA): set it to 0, to train all weights, and perhaps learner.freeze_vision=true"
+        )
+
+
+# Families whose classes in vLLM 0.32 lack `SupportsLoRA`.
+_WITHOUT_ADAPTERS = frozenset(
+    {
+        "aria",
+        "cohere2_vision",
+        "cosmos3_edge",
+        "diffusion_gemma",
+        "emu3",
+        "gemma3n",
+        "hunyuan_vl",
+        "llava_onevision",
+        "paddleocr_vl",
+        "step3p7",
+    }
+)
 
 
 def check_sampled(config: Config) -> None:

@@ -29,9 +29,11 @@ from visurf_ray.models import attends_causally, load_processor
 TRAINED = [name for name in FAMILIES if name not in ("gemma3", "qwen3_vl_moe")]
 
 
-def families(fast):
+def families(fast, without=()):
     """Those that are trained; all but the `fast` ones in the slow tests."""
-    return [pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in TRAINED]
+    return [
+        pytest.param(name, marks=[] if name in fast else pytest.mark.slow) for name in TRAINED if name not in without
+    ]
 
 
 def train(family, folder, *settings):
@@ -60,9 +62,15 @@ def test_two_steps_and_the_sampler_has_the_learners_weights(family, tmp_path):
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("family", families(fast=("qwen3_vl",)))
+@pytest.mark.parametrize("family", families(fast=("internvl",), without=("llava_onevision",)))
 def test_two_steps_with_adapters_which_the_sampler_loads(family, tmp_path):
     train(family, tmp_path, "learner.lora.rank=4")
+
+
+def test_adapters_are_refused_where_vllm_loads_none(tmp_path):
+    settings = ["learner.lora.rank=4", "train.dry_run=true", f"model.path={make_family('llava_onevision', tmp_path)}"]
+    done = run_here("train", *SMALL, *settings)
+    assert is_refused(done, ["learner.lora.rank=4", "llava_onevision"]), done.stderr
 
 
 def test_files_of_two_models_are_refused(tmp_path):

@@ -179,9 +179,7 @@ def edited(tmp_path):
 )
 def test_a_family_that_transformers_does_not_have_is_refused(edited, changes, capsys):
     path = edited(**changes)
-    with pytest.raises(
-        UserError, match=r"transformers cannot read the model's config\.json .*name a model of a fam"
-    ):
+    with pytest.raises(UserError, match=r"transformers cannot read the model's config\.json .*name a model of a fam"):
         check(load_config([f"model.path={path}"]))
     assert "run the custom code" not in capsys.readouterr().out, "it does not ask"
 
