@@ -320,12 +320,12 @@ def test_boxes_as_users_write_them(tmp_path, make_task, solution, written):
     assert task.ground_truth(row, 1.0, 1.0) == TRUTH
 
 
-def test_a_point_alone_is_refused(tmp_path, make_task):
+def test_a_point_alone_is_refused_by_tasks_of_boxes(tmp_path, make_task):
     picture().save(tmp_path / "a.png")
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({"problem": "it", "image": "a.png", "solution": [{"point_2d": [3, 4]}]}))
     task = make_task(str(path))
-    with pytest.raises(DataError, match=r"row 0: the solution item 0 needs bbox_2d .*a point alone is not enough"):
+    with pytest.raises(DataError, match=r"row 0: the solution item 0 needs bbox_2d .*only task=gui_grounding takes a"):
         task.check(task.train_rows()[0])
 
 

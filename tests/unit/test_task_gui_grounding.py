@@ -166,3 +166,69 @@ def test_scores_are_means_and_without_examples_there_are_none(open_task):
         "thinking_rate": 0.5,
     }
     assert task.metrics([]) == {}
+
+
+POINTS = [[50, 15], [[50, 15]], {"point_2d": [50, 15]}, [{"point_2d": [50.0, 15.0]}], "<answer>[50, 15]</answer>"]
+
+
+@pytest.mark.parametrize("solution", POINTS)
+def test_a_solution_may_be_a_point_alone(write_jsonl, open_task, open_loader, solution):
+    """The label is the point, scaled with the screen, and earns full rewards; the prompt asks for no box."""
+    task = open_task("gui_grounding", write_jsonl({"solution": solution}))
+    (example,) = open_loader(task).held_out_examples(None)
+    assert json.loads(example.ground_truth) == {"objects": [{"point_2d": [56, 14]}], "within": 30.0}
+    label = f"<think>It stops.</think>{task.label(example, 'compact')}"
+    assert label.endswith('<answer>[{"point_2d":[56,14]}]</answer>')
+    assert load_reward("point_in_box")(label, example.ground_truth).total == 3.0
+    assert load_reward("vision_reasoner")(label, example.ground_truth).total == 7.0
+    assert set(task.metrics([prediction(example.ground_truth, label)]).values()) == {1.0}
+    assert task.true_boxes(example) == [] and "box" not in task.question(task.train_rows()[0])
+
+
+CLICK = json.dumps({"objects": [{"point_2d": [50, 15]}], "within": 30.0})
+
+
+@pytest.mark.parametrize(
+    ("response", "accuracy", "accuracy_one", "of_points"),
+    [
+        (answer({"point_2d": [50, 44.9]}), 1, 1, 3.0),
+        (answer({"point_2d": [50, 45]}), 0, 0, 0.0),
+        (answer({"point_2d": [0, 0]}, {"point_2d": [50, 15]}), 1, 0, 1.5),
+        (answer({"bbox_2d": [40, 10, 60, 20]}), 1, 1, 0.0),  # its centre, which is no point for vision_reasoner
+        (answer({"bbox_2d": [40, 10, 60, 20], "point_2d": [90, 50]}), 0, 0, 0.0),
+        (answer(), 0, 0, 0.0),
+        ("there", 0, 0, 0.0),
+    ],
+)
+def test_an_answer_is_right_near_a_point_alone(open_task, response, accuracy, accuracy_one, of_points):
+    scores = open_task("gui_grounding", "a.jsonl").metrics([prediction(CLICK, response)])
+    assert (scores["accuracy"], scores["accuracy_one"]) == (accuracy, accuracy_one)
+    assert load_reward("point_in_box")(response, CLICK).parts["accuracy"] == accuracy
+    assert load_reward("vision_reasoner")(response, CLICK).parts["accuracy"] == of_points
+
+
+@pytest.mark.parametrize(
+    ("solution", "overrides", "message"),
+    [
+        ([101, 15], (), r"the point \[101, 15\] lies outside the image of 100×60"),
+        ([0.5, 0.25], (), "has coordinates between 0 and 1"),
+        ([[1, 2], [3, 4]], (), "item 0 needs bbox_2d"),
+        ([1, 2, 3], (), "."),
+        ([50, 15], ("task.point_distance=null",), r"set task\.point_distance"),
+    ],
+)
+def test_points_that_cannot_be_used_are_refused_by_row(
+    write_jsonl, open_task, open_loader, solution, overrides, message
+):
+    with pytest.raises(DataError, match=f"row 0: .*{message}"):
+        open_loader(open_task("gui_grounding", write_jsonl({"solution": solution}), *overrides))
+
+
+def test_a_point_outside_the_screen_can_be_moved_inside(write_jsonl, open_task):
+    task = open_task("gui_grounding", write_jsonl({"solution": [101, -2]}))
+    assert json.loads(task.repaired(task.train_rows()[0]).solution) == [{"point_2d": [100, 0]}]
+
+
+def test_points_and_boxes_may_be_mixed(write_jsonl, open_task, open_loader):
+    loader = open_loader(open_task("gui_grounding", write_jsonl({}, {"solution": [50, 15]})))
+    assert [("within" in each.ground_truth) for each in loader.held_out_examples(None)] == [False, True]

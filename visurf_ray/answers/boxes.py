@@ -2,10 +2,12 @@
 
 The paper's form is reasoning in `<think>`, then `<answer>` with a JSON list of `{"bbox_2d": [x1, y1, x2, y2],
 "point_2d": [x, y]}`. An empty list means that the image holds no target object. A ground truth is such a list, or
-`{"objects": [the list], "mask": RLE, "ignore": RLE}` if the data have masks (see `answers.rle`).
+`{"objects": [the list], "mask": RLE, "ignore": RLE}` if the data have masks (see `answers.rle`). If they have the
+point to click and no box, it is `{"objects": [{"point_2d": [x, y]}], "within": pixels}` (see `Click`).
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,6 +34,44 @@ class Target:
         """Return the target with this box and its centre, rounded down, as the point."""
         x1, y1, x2, y2 = box
         return Target((x1, y1, x2, y2), ((x1 + x2) // 2, (y1 + y2) // 2))
+
+
+@dataclass(frozen=True)
+class Click:
+    """A point without a box, and how near an answer must be.
+
+    Attributes:
+        point_2d: In pixels of the image that the model sees.
+        within: A distance in the same pixels; an answered point that is closer is right.
+    """
+
+    point_2d: Point
+    within: float
+
+    def hit(self, points: Sequence[Point]) -> bool:
+        """Return whether any of these points is close enough."""
+        return any(math.dist(point, self.point_2d) < self.within for point in points)
+
+    def dump(self) -> str:
+        """Return the ground truth that `parse_click` reads."""
+        return json.dumps({"objects": [{"point_2d": list(self.point_2d)}], "within": self.within})
+
+    def render(self, style: str = "spaced", thinking: str | None = None) -> str:
+        """Return the response that answers with the point, preceded by `thinking` unless that is None."""
+        return respond(json.dumps([{"point_2d": list(self.point_2d)}], separators=STYLES[style]), thinking)
+
+
+def parse_click(ground_truth: str) -> Click | None:
+    """Return the ground truth as a `Click`, or None if it is another. Raises ValueError if it is not JSON."""
+    truth = parse_truth(ground_truth)
+    point, within = point_alone(truth["objects"]), truth.get("within")
+    return Click(point, within) if point and isinstance(within, int | float) else None
+
+
+def point_alone(items: Json) -> Point | None:
+    """Return the point of a list of one item with a point and no box, else None."""
+    alone = isinstance(items, list) and len(items) == 1 and isinstance(items[0], dict) and "bbox_2d" not in items[0]
+    return point_in(items[0]) if alone else None
 
 
 def dump_targets(targets: Sequence[Target], style: str = "spaced") -> str:
@@ -148,7 +188,7 @@ def parse_targets(ground_truth: str) -> list[Target]:
     for number, item in enumerate(items):
         box, point = box_in(item), point_in(item)
         if box is None:
-            alone = " (a point alone is not enough: rewards compare boxes)" if point else ""
+            alone = " (only task=gui_grounding takes a point alone)" if point else ""
             raise ValueError(f"item {number} needs bbox_2d with 4 numbers{alone}: {json.dumps(item)[:80]}")
         if point is None:
             raise ValueError(f"item {number} needs point_2d with 2 numbers: {json.dumps(item)[:80]}")
@@ -159,19 +199,20 @@ def parse_targets(ground_truth: str) -> list[Target]:
 def canonical(solution: str) -> str:
     """Return a solution as users write it in the form of a ground truth, its objects unchecked.
 
-    The solution may be in `<answer>` tags. It may be one item or one box in place of a list, and an item may be a bare
-    box. An item without a point gets the centre of its box.
+    The solution may be in `<answer>` tags. It may be one item, box or point in place of a list, and an item may be a
+    bare box or a bare point. An item without a point gets the centre of its box.
 
     Raises:
         ValueError: The text is not JSON.
     """
     truth = parse_truth(answer_or_rest(solution))
     items = truth["objects"]
-    if isinstance(items, dict) or numbers(items, 4) is not None:
+    if isinstance(items, dict) or numbers(items, 4) is not None or numbers(items, 2) is not None:
         items = [items]
     if not isinstance(items, list):
         return solution
-    items = [{"bbox_2d": item} if isinstance(item, list) else item for item in items]
+    bare = {True: "point_2d", False: "bbox_2d"}
+    items = [{bare[len(item) == 2]: item} if isinstance(item, list) else item for item in items]
     for item in items:
         box = box_in(item)
         if box is not None and item.get("point_2d") is None:

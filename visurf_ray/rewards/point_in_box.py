@@ -1,9 +1,10 @@
 """Reward for pointing at one element of a screen.
 
 Three parts of 1 each. The answer is a JSON list of `{"bbox_2d": [x1, y1, x2, y2], "point_2d": [x, y]}`, where one of
-the two keys is enough; the ground truth is the element's box.
+the two keys is enough; the ground truth is the element's box, or a point to click.
 
-- accuracy: any point lies in the box, edges included; if no item has a point, the centres of the boxes count.
+- accuracy: any point lies in the box, edges included, or is close to the true point; if no item has a point, the
+  centres of the boxes count.
 - answer_format: the answer has exactly one well-formed item. Answering with many points raises accuracy but costs this.
 - thinking_format: reasoning, then the answer.
 
@@ -16,7 +17,7 @@ the original, whose bugs are fixed here:
 
 from typing import ClassVar
 
-from visurf_ray.answers.boxes import Box, answered_points, box_in, numbers, parse_items, parse_truth
+from visurf_ray.answers.boxes import Box, answered_points, box_in, numbers, parse_click, parse_items, parse_truth
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.rewards.reward import Reward
 
@@ -32,17 +33,22 @@ class PointInBoxReward:
 
         Args:
             response: The response.
-            ground_truth: `[x1, y1, x2, y2]` in pixels, or a ground truth of boxes and points with one object (see
-                `answers.boxes`).
+            ground_truth: `[x1, y1, x2, y2]` in pixels, or a ground truth of boxes and points with one object, or one of
+                a point alone (see `answers.boxes`).
 
         Raises:
-            ValueError: The ground truth is not one box.
+            ValueError: The ground truth is not one box or point.
         """
-        x1, y1, x2, y2 = _parse_box(ground_truth)
         items = parse_items(response) or []
+        points = answered_points(items)
+        if click := parse_click(ground_truth):
+            right = click.hit(points)
+        else:
+            x1, y1, x2, y2 = _parse_box(ground_truth)
+            right = any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in points)
         return Reward(
             {
-                "accuracy": float(any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in answered_points(items))),
+                "accuracy": float(right),
                 "answer_format": float(len(items) == 1 and _well_formed(items[0])),
                 "thinking_format": float(has_thinking(response)),
             }

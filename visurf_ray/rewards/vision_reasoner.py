@@ -11,6 +11,8 @@ original, whose bugs are fixed here:
 - An item without a point loses the credit for its point only; in the original it makes every item lose its accuracy.
 - Only coordinates that are numbers count for answer_format.
 - Every surplus item lowers the accuracy, not only those among the first 120.
+- A ground truth may be a point alone (see `answers.boxes.Click`). Then each item with a point earns full answer_format,
+  and the accuracy is 3 if a point is close to the true one, over the number of items.
 - The repetition check reads the text outside the answer. There, a decimal point does not end a sentence; line breaks
   and "。" do.
 """
@@ -24,7 +26,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from visurf_ray.answers.boxes import Box, Target, box_in, parse_items, parse_targets, point_in
+from visurf_ray.answers.boxes import Box, Target, box_in, parse_click, parse_items, parse_targets, point_in
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.rewards.reward import Reward
 
@@ -52,14 +54,24 @@ class VisionReasonerReward:
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError if the ground truth is not a JSON list of boxes and points."""
-        truth = parse_targets(ground_truth)
         items = parse_items(response)
+        if click := parse_click(ground_truth):
+            points = [point for item in items or [] if (point := point_in(item))]
+            count = max(1, len(items or []))
+            return self._reward(response, 2.0 * len(points) / count, 3.0 * click.hit(points) / count)
+        truth = parse_targets(ground_truth)
         empty = self.credit_empty and items == [] and not truth
+        if empty:
+            return self._reward(response, 2.0, 3.0)
+        return self._reward(response, answer_format(items), self._accuracy(items, truth))
+
+    @staticmethod
+    def _reward(response: str, answer_format: float, accuracy: float) -> Reward:
         return Reward(
             {
                 "thinking_format": float(has_thinking(response)),
-                "answer_format": 2.0 if empty else answer_format(items),
-                "accuracy": 3.0 if empty else self._accuracy(items, truth),
+                "answer_format": answer_format,
+                "accuracy": accuracy,
                 "non_repeat": _non_repeat(response),
             }
         )

@@ -11,23 +11,42 @@ file holds the screen's elements: `{"name": {"top_left": [x, y], "bottom_right":
 in pixels. The files of web screens are named `screen1.png` and `screen1_boxes.json`, unlike in the index.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import Box, Target, answered_points, dump_targets, parse_items, parse_targets, well_formed
+from visurf_ray.answers.boxes import (
+    Box,
+    Click,
+    Point,
+    Target,
+    answered_points,
+    are_shares,
+    canonical,
+    dump_targets,
+    parse_click,
+    parse_items,
+    parse_targets,
+    parse_truth,
+    point_alone,
+    point_in,
+    well_formed,
+)
+from visurf_ray.answers.coordinates import UNITS
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import picture_size
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.data.texts import read_json, read_text
-from visurf_ray.errors import DataError, short
-from visurf_ray.groups import Metrics, Prediction
+from visurf_ray.errors import BoxError, DataError, short
+from visurf_ray.groups import Example, Metrics, Prediction
 from visurf_ray.tasks.box_task import BoxTask
 
 _POINTING = re.compile(r"pyautogui\.(?:click|doubleClick|rightClick|moveTo)\(\s*([\d.]+)\s*,\s*([\d.]+)", re.IGNORECASE)
@@ -35,7 +54,11 @@ _INSTRUCTION = re.compile(r"Task:(.*?)\n\s*Output Script:(.*)", re.DOTALL)
 
 
 class GuiGroundingTask(BoxTask):
-    """The solution is one element: its box, and the point that the script clicks or moves to."""
+    """The solution is one element: its box, and the point that the script clicks or moves to.
+
+    It may be a point alone, `[x, y]` or `[{"point_2d": [x, y]}]`, where the data have no boxes. The label is the point
+    then, the prompt "detailed" asks for it, and an answered point is right if it is closer than task.point_distance.
+    """
 
     prompts: ClassVar[dict[str, str]] = {
         "detailed": (
@@ -46,6 +69,12 @@ class GuiGroundingTask(BoxTask):
         ),
         "plain": "{query}",
     }
+    point_prompt: ClassVar[str] = (  # in place of "detailed" where the solution has no box
+        'This is a screen. Find the one element to point at for "{query}". Reason first, between <think> and '
+        "</think>: look for elements that might be meant, tell them apart, keep the one that fits best. Then answer "
+        "between <answer> and </answer> with a JSON list of one point on it, {unit}, such as "
+        '[{{"point_2d": [50, 112]}}].'
+    )
 
     def read(self, source: str) -> list[Row]:
         """Read an OmniACT index file, or a table as BoxTask reads it.
@@ -70,19 +99,65 @@ class GuiGroundingTask(BoxTask):
         print(f"{source}: {left_out}, and are left out", file=sys.stderr, flush=True)
         return kept
 
+    def question(self, row: Row) -> str:
+        if self.prompt != "detailed" or self.point(row) is None:
+            return super().question(row)
+        return self.point_prompt.format(query=self.query(row), unit=UNITS[self.answered])
+
+    def point(self, row: Row) -> Point | None:
+        """Return the point of a solution that has no box, in pixels of the stored image; None for another solution."""
+        try:
+            return point_alone(parse_truth(canonical(row.solution))["objects"])
+        except ValueError:
+            return None
+
     def check(self, row: Row) -> None:
-        super().check(row)
-        if len(self.targets(row)) != 1:
-            raise DataError(f"{row.where}: the solution must be one element, not {short(row.solution)}")
+        point = self.point(row)
+        if point is None:
+            super().check(row)
+            if len(self.targets(row)) != 1:
+                raise DataError(f"{row.where}: the solution must be one element, not {short(row.solution)}")
+            return
+        width, height = row.open_image().size
+        if self.config.point_distance is None:
+            raise DataError(f"{row.where}: the solution is a point without a box: set task.point_distance")
+        if are_shares(point):
+            raise DataError(f"{row.where}: the solution has coordinates between 0 and 1, but must be in {self.unit}")
+        if not (0 <= point[0] <= width and 0 <= point[1] <= height):
+            raise BoxError(f"{row.where}: the point {list(point)} lies outside the image of {width}×{height}")
+
+    def repaired(self, row: Row) -> Row:
+        if (point := self.point(row)) is None:
+            return super().repaired(row)
+        width, height = row.open_image().size
+        inside = [min(max(point[0], 0), width), min(max(point[1], 0), height)]
+        return replace(row, solution=json.dumps([{"point_2d": inside}]))
+
+    def largest_coordinate(self, row: Row) -> float | None:
+        return max(point) if (point := self.point(row)) else super().largest_coordinate(row)
+
+    def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
+        if (point := self.point(row)) is None:
+            return super().ground_truth(row, scale_x, scale_y)
+        assert self.config.point_distance is not None, "`check` has seen to it"
+        return Click((_round(point[0] * scale_x), _round(point[1] * scale_y)), self.config.point_distance).dump()
+
+    def render(self, example: Example, style: str) -> str:
+        click = parse_click(example.ground_truth)
+        return click.render(style, example.thinking) if click else super().render(example, style)
+
+    def true_boxes(self, example: Example) -> list[Box]:
+        return [] if parse_click(example.ground_truth) else super().true_boxes(example)
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Return the metrics of pointing, or none without predictions.
 
-        - accuracy: share of answers with any point in the true box, edges included. If no item has a point, the centres
-          of the boxes count. This is VisionReasoner's evaluation_gui.py, except that an item without a point does not
-          invalidate the points of the others. Answering with many points raises it.
+        - accuracy: share of answers with any point in the true box, edges included, or close to the true point. If no
+          item has a point, the centres of the boxes count. This is VisionReasoner's evaluation_gui.py, except that an
+          item without a point does not invalidate the points of the others. Answering with many points raises it.
         - accuracy_one: the same, but an answer with more than one item is wrong.
-        - format_rate: share of well-formed answers.
+        - format_rate: share of well-formed answers: each item has a box and a point, or where the truth is a point
+          alone, at least a point.
         - thinking_rate: share of responses with reasoning before the answer.
         """
         if not predictions:
@@ -97,11 +172,15 @@ class GuiGroundingTask(BoxTask):
 
 
 def _score(prediction: Prediction) -> tuple[bool, bool, bool, bool]:
-    (target,) = parse_targets(prediction.ground_truth)
-    x1, y1, x2, y2 = target.bbox_2d
-    items = parse_items(prediction.response) or []
-    hit = any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in answered_points(items))
-    return hit, hit and len(items) == 1, well_formed(prediction.response), has_thinking(prediction.response)
+    items = parse_items(prediction.response)
+    points = answered_points(items or [])
+    if click := parse_click(prediction.ground_truth):
+        hit, formed = click.hit(points), items is not None and all(point_in(item) for item in items)
+    else:
+        (target,) = parse_targets(prediction.ground_truth)
+        x1, y1, x2, y2 = target.bbox_2d
+        hit, formed = any(x1 <= x <= x2 and y1 <= y <= y2 for x, y in points), well_formed(prediction.response)
+    return hit, hit and len(items or []) == 1, formed, has_thinking(prediction.response)
 
 
 def _read_index(path: Path) -> dict[str, dict[str, str]] | None:
