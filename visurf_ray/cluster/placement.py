@@ -152,18 +152,16 @@ def _fullest(rooms: Sequence[_Room], gpus: float, cpus: float) -> _Room:
 
 
 def _fill(rooms: Sequence[_Room], count: int, gpus: float, cpus: float) -> Iterator[_Room]:
-    """Yield the room of each of `count` equal actors: on few nodes, and node after node.
+    """Yield the room of each of `count` equal actors, node after node.
 
-    The emptiest node comes first, and for those that are left the fullest node that holds them all.
+    The next node is always the one that holds the most of those that are left; if several do, the fullest.
     """
     while count:
-        holding = [room for room in rooms if room.times(gpus, cpus) >= count]
-        chosen = _fullest(holding, 0, 0) if holding else max(rooms, key=lambda room: room.times(gpus, cpus))
-        here = min(count, chosen.times(gpus, cpus))
+        fitting = [(min(count, room.times(gpus, cpus)), -room.gpus, -room.node) for room in rooms]
+        here, _, node = max(fitting, default=(0, 0, 0))
         if not here:
             raise _NoRoomError
-        for _ in range(here):
-            yield chosen
+        yield from [rooms[-node]] * here
         count -= here
 
 

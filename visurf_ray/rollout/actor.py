@@ -291,14 +291,11 @@ class RolloutActor:
 def executor(gpus: int) -> Literal["mp", "ray"] | None:
     """Return vLLM's executor for an engine with GPUs; None: it computes in the engine's own process.
 
-    An engine that stands on the GPUs of several ranks (see `cluster/placement.py`) has an actor on each. One with several
-    GPUs of its own has a process on each; without being told, vLLM would choose Ray because its actor is in a
-    placement group.
+    An engine on the GPUs of several ranks (see `cluster/placement.py`) has an actor on each of them. One with several
+    GPUs of its own has a process on each; vLLM alone would choose Ray, as its actor is in a placement group.
     """
     if "VLLM_RAY_BUNDLE_INDICES" in os.environ:
-        os.environ.pop(
-            "CUDA_VISIBLE_DEVICES", None
-        )  # as in vLLM's examples/rl/rlhf_ipc.py: the actors choose their GPU
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # as in vLLM's examples/rl/rlhf_ipc.py: each actor has its own
         return "ray"
     return "mp" if gpus > 1 else None
 
