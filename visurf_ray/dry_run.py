@@ -67,7 +67,7 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
     rollout = config.rollout
     longest = max(data.findings.longest.values())
     room = min(rollout.max_tokens, rollout.max_model_len - longest)
-    gpus, cpus = (sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU"))
+    there = {kind: sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU")}
     table = _table("what", "value")
     weights = sum(part.weight for part in config.parts.values())
     epochs = []
@@ -97,7 +97,8 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
     )
     ranks, rewards = config.learner.ranks, reward_demand(config).count
     table.add_row("actors", f"{rollout.workers} rollout worker(s), {ranks} learner rank(s), {rewards} for rewards")
-    table.add_row("cluster", f"{len(nodes)} node(s), {gpus:g} GPU, {cpus:g} CPU")
+    resources = [f"{count:g} {kind}" for kind, count in there.items() if kind in nodes[0].total]
+    table.add_row("cluster", ", ".join([f"{len(nodes)} node(s)", *resources]))
     return table
 
 
@@ -189,14 +190,14 @@ def _imagined(config: Config) -> list[Node]:
     """
     gpus, everything = float(config.cluster.gpus_per_node), float(config.learner.ranks + config.rollout.workers)
     cpus = everything * max(1.0, config.learner.cpus, config.rollout.cpus)  # CPUs are no reason to refuse
-    free = {"GPU": gpus, "CPU": cpus}
-    nodes = [Node("node 1 (imagined)", free, free)]
+    total, free = {"GPU": gpus}, {"GPU": gpus, "CPU": cpus}
+    nodes = [Node("node 1 (imagined)", total, free)]
     while True:
         try:
             plan_run(config, nodes)
         except ClusterError:
             if len(nodes) > everything:  # an actor on each, and one does not fit
                 raise
-            nodes.append(Node(f"node {len(nodes) + 1} (imagined)", free, free))
+            nodes.append(Node(f"node {len(nodes) + 1} (imagined)", total, free))
         else:
             return nodes

@@ -115,6 +115,7 @@ def needs(config: Config, plan: Plan, found: Footprint) -> list[Need]:
         there = node.total.get("memory", 0) + node.total.get("object_store_memory", 0)
         if needed := in_memory(plan, found, index):
             keys = "the number of actors on it, or take nodes with more memory"
+            keys = keys if config.rollout.gpus else f"rollout.memory or {keys}"
             compared.append(Need(f"memory of {node.name}", keys, needed, there or None))
     return compared
 

@@ -64,7 +64,8 @@ def test_fragmented_free_gpus_are_refused_and_not_waited_for(seen):
     assert found["seconds"] < 1
     first, *lines = found["error"].splitlines()
     assert "rollout.workers=1) with 4 GPU of ranks on one node" in first
-    assert [line.partition(": ")[2].split(", ")[0] for line in lines] == ["0 GPU (0 free)"] + ["8 GPU (3 free)"] * 2
+    has = [line.partition(": ")[2] for line in lines]
+    assert has == ["1 CPU (1 free)"] + ["8 GPU (3 free), 1 CPU (1 free)"] * 2
 
 
 def test_gpus_that_were_taken_since_the_plan_are_an_error_after_the_time_limit(seen):

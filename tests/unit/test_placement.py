@@ -4,8 +4,9 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from ray.util.placement_group import PlacementGroup
 
-from visurf_ray.cluster.placement import Demand, Plan, Sizes, _bundles, plan
+from visurf_ray.cluster.placement import Demand, Plan, Sizes, _bundles, _in_bundles, plan
 from visurf_ray.cluster.resources import Node
 from visurf_ray.errors import ClusterError
 
@@ -146,6 +147,39 @@ def test_larger_actors_without_gpus_go_first():
 def test_actors_that_ask_for_nothing_fit_everywhere():
     found = plan(sizes(3, 2, 0, cpus=0), nodes(0, cpus=0))
     assert where(found.ranks) == [0] * 3
+
+
+# What Ray and vLLM are told
+
+
+def test_the_options_of_actors_on_shared_gpus():
+    """The bundles of the placement group are those of the ranks, in their order."""
+    places = _in_bundles(plan(colocated(2), nodes(8)), GROUP)
+    for each in (places.ranks, places.workers):
+        assert [options["scheduling_strategy"].placement_group_bundle_index for options in each] == [0, 1]
+        assert [(options["num_gpus"], options["num_cpus"]) for options in each] == [(0.5, 0.5)] * 2
+    assert "runtime_env" not in places.workers[0], "the engine computes in its actor's process"
+
+
+def test_the_options_of_a_worker_on_the_gpus_of_several_ranks():
+    places = _in_bundles(plan(colocated(2, 4), nodes(8)), GROUP)
+    assert [options["num_gpus"] for options in places.ranks] == [0.5] * 8
+    assert [options["num_gpus"] for options in places.workers] == [0, 0]
+    assert [options["scheduling_strategy"].placement_group_bundle_index for options in places.workers] == [0, 4]
+    assert places.workers[1]["runtime_env"]["env_vars"] == {
+        "VLLM_RAY_BUNDLE_INDICES": "4,5,6,7",
+        "VLLM_RAY_PER_WORKER_GPUS": "0.5",
+    }
+
+
+def test_the_options_of_actors_apart():
+    places = _in_bundles(plan(sizes(3, 2, 2), nodes(8)), GROUP)
+    assert [options["num_gpus"] for options in places.ranks] == [1] * 3
+    assert [options["num_gpus"] for options in places.workers] == [2] * 2
+    assert [options["scheduling_strategy"].placement_group_bundle_index for options in places.workers] == [3, 4]
+
+
+GROUP = PlacementGroup.empty()
 
 
 # All shapes: 1 to 64 GPUs

@@ -226,11 +226,11 @@ _LINES = 64  # of a message: a cluster may have thousands of nodes
 
 def free_of_each(nodes: Sequence[Node]) -> str:
     """Return what each node has free, a line for each."""
-    lines = [
-        f"  {node.name}: "
-        + ", ".join(f"{node.total.get(kind, 0):g} {kind} ({node.free.get(kind, 0):g} free)" for kind in ("GPU", "CPU"))
-        for node in nodes
-    ]
+    lines = []
+    for node in nodes:
+        kinds = [kind for kind in ("GPU", "CPU") if kind in node.total]
+        has = ", ".join(f"{node.total[kind]:g} {kind} ({node.free.get(kind, 0):g} free)" for kind in kinds)
+        lines.append(f"  {node.name}: {has or 'no GPU and no CPU'}")
     more = [f"  and {len(lines) - _LINES} more nodes"] if len(lines) > _LINES else []
     return "\n".join(lines[:_LINES] + more) or "  no nodes"
 
