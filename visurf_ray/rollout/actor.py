@@ -31,7 +31,7 @@ class EngineConfig:
         model_path: a folder or a hub id.
         memory: the KV cache in GiB on a CPU, the share of the GPU's memory otherwise.
         gpus: GPUs of the engine (tensor parallel); 0 samples on the CPU.
-        sleeps: whether the engine shares its GPU with a learner rank, and sleeps while the rank computes.
+        sleeps: whether the engine shares its GPUs with learner ranks, and sleeps while these compute.
         head_dtype: see `learner.head_dtype`.
         banned: token ids that are never sampled.
         images: the most images of a prompt.
