@@ -32,8 +32,8 @@ if [[ -f $stamp ]]; then read -r installed_hash installed <"$stamp" || true; fi
 if [[ $installed == *,test ]]; then extra="test"; fi # a later run without `test` takes nothing away
 device=${device:-${installed%,test}}
 if [[ -z $device ]]; then
-    device=cpu
-    if nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then device=gpu; fi
+    devices=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
+    if ((devices > 0)); then device=gpu; else device=cpu; fi
 fi
 extras=$device${extra:+,$extra}
 hash=$(sha256sum pyproject.toml | cut -d' ' -f1)

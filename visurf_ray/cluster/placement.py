@@ -10,6 +10,7 @@ A placement group of Ray reserves the plan: each bundle is bound to its node. Wi
 actors are spread over the nodes: each goes to the node with the fewest of its kind.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -124,7 +125,7 @@ class _Room:
     node: int
     gpus: float
     cpus: float
-    seated: list[Demand] = field(default_factory=list)  # of actors without GPUs
+    seated: Counter[str] = field(default_factory=Counter)  # actors without GPUs, by the key of their kind
 
     def holds(self, gpus: float, cpus: float) -> bool:
         return self.gpus >= gpus - _ROUNDING and self.cpus >= cpus - _ROUNDING
@@ -195,8 +196,8 @@ def _spread(sizes: Sizes, rooms: Sequence[_Room]) -> tuple[list[Seat], list[Seat
             found = [room for room in rooms if room.holds(0, each.cpus)]
             if not found:
                 raise _NoRoomError
-            room = min(found, key=lambda room: (room.seated.count(each), len(room.seated)))
-            room.seated.append(each)
+            room = min(found, key=lambda room: (room.seated[each.key], room.seated.total()))
+            room.seated[each.key] += 1
             seats[each.key].append(room.seat(0, each.cpus))
     return seats[sizes.ranks.key], seats[sizes.workers.key]
 
