@@ -165,8 +165,8 @@ def check_vllm(config: Config) -> None:
     if build == "cpu" and config.rollout.gpus:
         raise ConfigError(
             f"rollout.gpus={config.rollout.gpus}, but the vLLM of this environment is the build for CPUs: "
-            "run `bash launch/setup.sh gpu`. To plan a run of other machines, set train.dry_run=true cluster.address=local "
-            "cluster.gpu_memory=80"
+            "run `bash launch/setup.sh gpu`. To plan a run of other machines, set train.dry_run=true "
+            "cluster.address=local cluster.gpu_memory=80"
         )
 
 

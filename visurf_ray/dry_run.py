@@ -23,8 +23,8 @@ from visurf_ray.learner.memory import ModelSize, Sizes
 def dry_run(config: Config) -> None:
     """Print what the run would do, where its actors would go, and the memory that they need.
 
-    With `cluster.address=local` the run is compared with this machine, otherwise with the cluster. Where a run needs GPUs
-    and this machine has none, it is compared with imagined nodes if cluster.gpu_memory is given.
+    With `cluster.address=local` the run is compared with this machine, otherwise with the cluster. If the run needs
+    GPUs, this machine has none, and cluster.gpu_memory is given, it is compared with imagined nodes.
 
     Raises:
         UserError: the one that the run would raise, or the memory of GPUs or nodes is known and too small.
