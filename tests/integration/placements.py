@@ -43,7 +43,7 @@ class Stub:
                 ).remote()
                 for index in indices.split(",")
             ]
-            found["vllm"] = [child["gpus"] for child in ray.get([child.seen.remote() for child in children])]
+            found["vllm"] = ray.get([child.gpus.remote() for child in children])
         return found
 
     def gpus(self) -> list[str]:
