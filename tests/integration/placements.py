@@ -92,7 +92,7 @@ def taken(*gpus: int) -> Iterator[None]:
 
 def wait_until_free() -> None:
     deadline = time.monotonic() + 30
-    while any(node.free.get("GPU", 0) != node.total.get("GPU", 0) for node in cluster_nodes()):
+    while any(node.free.get(kind) != node.total.get(kind) for node in cluster_nodes() for kind in ("GPU", "CPU")):
         assert time.monotonic() < deadline, cluster_nodes()
         time.sleep(0.1)
 
