@@ -9,7 +9,7 @@ from pathlib import Path
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import plan_run, trained_weights
-from visurf_ray.cluster.placement import reserved
+from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import cluster_nodes, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config

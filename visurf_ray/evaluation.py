@@ -12,7 +12,7 @@ from visurf_ray.actors import make_rollouts, start_data, start_segmentation
 from visurf_ray.assembly import write_dropped
 from visurf_ray.checkpoints import read_state
 from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, plan_run, writable
-from visurf_ray.cluster.placement import reserved
+from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, during, writing

@@ -17,7 +17,8 @@ from ray.cluster_utils import Cluster
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan, reserved
+from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
+from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import cluster_nodes
 from visurf_ray.errors import ClusterError
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ray.util.placement_group import PlacementGroup
 
-from visurf_ray.cluster.placement import Demand, Plan, Sizes, _bundles, _in_bundles, plan
+from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
+from visurf_ray.cluster.reservation import _bundles, _in_bundles
 from visurf_ray.cluster.resources import Node
 from visurf_ray.errors import ClusterError
 

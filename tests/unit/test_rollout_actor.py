@@ -4,7 +4,8 @@ import os
 
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-from visurf_ray.cluster.placement import Seat, _bundles_of
+from visurf_ray.cluster.placement import Seat
+from visurf_ray.cluster.reservation import _bundles_of
 from visurf_ray.rollout.actor import executor, own_ranks
 
 

@@ -291,7 +291,7 @@ class RolloutActor:
 def executor(gpus: int) -> Literal["mp", "ray"] | None:
     """Return vLLM's executor for an engine with GPUs; None: it computes in the engine's own process.
 
-    An engine on the GPUs of several ranks (see `cluster/placement.py`) has an actor on each of them. One with several
+    An engine on the GPUs of several ranks (see `cluster/reservation.py`) has an actor on each of them. One with several
     GPUs of its own has a process on each; vLLM alone would choose Ray, as its actor is in a placement group.
     """
     if "VLLM_RAY_BUNDLE_INDICES" in os.environ:
