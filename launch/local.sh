@@ -149,6 +149,7 @@ on_gpus=()
 # Defaults of the miniature on GPUs. The command line overrides them, and an experiment brings its own.
 if [[ $(<"$root/.venv/installed") == *" gpu"* && $* != *"+experiment="* ]]; then
     on_gpus=(rollout.gpus=1 rollout.dtype=bfloat16 rollout.memory=0.5 learner.gpus=1 learner.dtype=bfloat16)
+    if (($(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true) == 1)); then on_gpus=(+experiment=one_gpu); fi
 fi
 say "submitting $job; Ctrl-C stops it"
 job_status=RUNNING

@@ -3,8 +3,8 @@
 #
 #   bash launch/setup.sh [cpu|gpu] [test]
 #
-# Without `cpu` or `gpu` a new environment is for `gpu` where nvidia-smi finds two devices (rollouts and learner have their
-# own), for `cpu` elsewhere; one that exists stays what it is. `test` adds what launch/test.sh needs.
+# Without `cpu` or `gpu` a new environment is for `gpu` where nvidia-smi finds a device, for `cpu` elsewhere; one that
+# exists stays what it is. `test` adds what launch/test.sh needs.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -33,8 +33,7 @@ if [[ $installed == *,test ]]; then extra="test"; fi # a later run without `test
 device=${device:-${installed%,test}}
 if [[ -z $device ]]; then
     devices=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true)
-    if ((devices > 1)); then device=gpu; else device=cpu; fi
-    if ((devices == 1)); then say "one GPU: rollouts and learner need one each, so this environment is for the CPU"; fi
+    if ((devices > 0)); then device=gpu; else device=cpu; fi
 fi
 extras=$device${extra:+,$extra}
 hash=$(sha256sum pyproject.toml | cut -d' ' -f1)

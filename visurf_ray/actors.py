@@ -2,14 +2,15 @@
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
-from visurf_ray.checks import trained_weights
-from visurf_ray.cluster.resources import cluster_nodes, shared_gpus, wait_ready
+from visurf_ray.checks import plan_run, trained_weights
+from visurf_ray.cluster.reservation import reserved
+from visurf_ray.cluster.resources import cluster_nodes, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import during
@@ -67,21 +68,25 @@ def start_policy(
     """Start learner ranks, and connect them with a pool of rollout workers.
 
     Args:
-        stack: ends the processes, and frees shared GPUs.
+        stack: ends the processes, and frees reserved GPUs.
         images: the most images of a prompt.
         checkpoint: the learner's state to continue from.
         engines: whether to start the rollout workers as well, at the same time; otherwise they start when they are
             needed. They hold the learner's weights.
+
+    Raises:
+        ClusterError: the cluster does not have what they need, or no longer.
     """
-    places = stack.enter_context(_shared_gpus(config)) if config.colocated else []
-    rollouts = make_rollouts(config, processor, places, trained_weights(config), images=images)
+    plan = plan_run(config, cluster_nodes())
+    places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
+    rollouts = make_rollouts(config, processor, places.workers, trained_weights(config), images=images)
     stack.callback(rollouts.shut_down)
     if engines:
         rollouts.launch()
     if engines and config.colocated:  # as long as the learner rank has not started, the engine has the GPU for itself
         rollouts.wait()
         rollouts.sleep()
-    learner = start_learner(config, processor, places, claim_gpus=rollouts.sleep)
+    learner = start_learner(config, processor, places.ranks, claim_gpus=rollouts.sleep)
     stack.callback(learner.shut_down)
     if checkpoint:
         learner.load(checkpoint.resolve())
@@ -101,7 +106,7 @@ def start_policy(
 def make_rollouts(
     config: Config,
     processor: Processor,
-    places: Sequence[ActorOptions] = (),
+    places: Sequence[ActorOptions],
     trained: Trained | None = None,
     *,
     images: int = 1,
@@ -110,7 +115,7 @@ def make_rollouts(
 
     Args:
         processor: the model's.
-        places: options of each actor, see `shared_gpus`; without any, engines have GPUs of their own.
+        places: Ray's options of each engine's actor, see `reserved`.
         trained: tells which adapters the engines will load; None: none.
         images: the most images of a prompt.
     """
@@ -149,10 +154,8 @@ def _launch_engines(
     )
     cores = _shares(_cores(config)[0], rollout.workers)
     return [
-        RolloutActor.options(num_cpus=rollout.cpus, **place).remote(  # type: ignore[attr-defined]
-            engine, worker, cores[worker]
-        )
-        for worker, place in enumerate(places or [_anywhere(rollout.gpus)] * rollout.workers)
+        RolloutActor.options(**place).remote(engine, worker, cores[worker])  # type: ignore[attr-defined]
+        for worker, place in enumerate(places)
     ]
 
 
@@ -166,15 +169,10 @@ def _wait_for_engines(config: Config, engines: Sequence[ActorHandle]) -> None:
     wait_ready(references, "the rollout workers", config.cluster.start_timeout)
 
 
-def _shared_gpus(config: Config) -> AbstractContextManager[list[ActorOptions]]:
-    cpus = config.rollout.cpus + config.learner.cpus
-    return shared_gpus(config.learner.ranks, cpus, timeout=config.cluster.start_timeout)
-
-
 def start_learner(
     config: Config,
     processor: Processor,
-    places: Sequence[ActorOptions] = (),
+    places: Sequence[ActorOptions],
     claim_gpus: Callable[[], None] | None = None,
 ) -> LearnerGroup:
     """Start DeepSpeed ranks and load the policy.
@@ -187,10 +185,8 @@ def start_learner(
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     actors = [
-        LearnerActor.options(  # type: ignore[attr-defined]
-            num_cpus=learner.cpus, runtime_env={"env_vars": environment}, **place
-        ).remote()
-        for place in places or [_anywhere(learner.gpus)] * learner.ranks
+        LearnerActor.options(runtime_env={"env_vars": environment}, **place).remote()  # type: ignore[attr-defined]
+        for place in places
     ]
     wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
     cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
@@ -227,11 +223,6 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
     )
-
-
-def _anywhere(gpus: int) -> ActorOptions:
-    """Return the options of an actor with GPUs of its own. Without any, its machine's CPUs count: spread the actors."""
-    return {"num_gpus": gpus} if gpus else {"num_gpus": 0, "scheduling_strategy": "SPREAD"}
 
 
 def _cores(config: Config) -> tuple[list[int], list[int]]:

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from visurf_ray.actors import start_data, start_policy, start_segmentation
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import Checkpoints, State, written_whole
-from visurf_ray.checks import check, check_budget, check_cluster, versions
+from visurf_ray.checks import check, check_budget, plan_run, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
@@ -40,7 +40,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
     output, processor = checked.output, checked.processor
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
-        check_cluster(config, cluster_nodes())
+        plan_run(config, cluster_nodes())  # refuses what does not fit, before the data are read
         data = start_data(config)
         check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
         print(

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import State, find_resume, read_state
-from visurf_ray.cluster.resources import Demand, Node, check_demand
+from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
+from visurf_ray.cluster.resources import Node
 from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.resuming import check_changes
 from visurf_ray.config.schema import Config, PartConfig, to_dict
@@ -54,9 +56,12 @@ def writable(output_dir: str) -> Path:
     return output
 
 
-def check(config: Config) -> Checked:
+def check(config: Config, *, here: bool = True) -> Checked:
     """Check what needs no actor: the row of a paper, W&B's mode, the upload, the model, the reward, the task, and the
     output folder with its checkpoint.
+
+    Args:
+        here: whether the run is to start in this environment; otherwise its build of vLLM does not matter.
 
     Raises:
         UserError: for the first of them that no run can use.
@@ -65,7 +70,8 @@ def check(config: Config) -> Checked:
         find_row(config.monitor.paper_row, "monitor.paper_row")
     check_wandb(config.monitor.wandb)
     check_upload(config.train.push_to_hub)
-    check_vllm(config)
+    if here:
+        check_vllm(config)
     check_model(config.model.path)
     model_config(config.model.path)  # before the processor's: it tells a family that transformers does not have
     processor = load_processor(config.model)
@@ -159,7 +165,8 @@ def check_vllm(config: Config) -> None:
     if build == "cpu" and config.rollout.gpus:
         raise ConfigError(
             f"rollout.gpus={config.rollout.gpus}, but the vLLM of this environment is the build for CPUs: "
-            "run `bash launch/setup.sh gpu`"
+            "run `bash launch/setup.sh gpu`. To plan a run of other machines, set train.dry_run=true "
+            "cluster.address=local cluster.gpu_memory=80"
         )
 
 
@@ -257,25 +264,25 @@ def check_budget(config: Config, prompt: int, labelled: int) -> None:
             )
 
 
-def check_cluster(config: Config, nodes: list[Node]) -> None:
-    """Check that all actors fit these nodes. Rollout workers count for every method: they run during evaluations.
+def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True) -> Plan:
+    """Return where the actors go. Rollout workers count for every method: they run during evaluations.
+
+    Args:
+        learns: whether there is a learner; an evaluation of a checkpoint has none.
 
     Raises:
-        ClusterError: if they do not, with what is asked for and what is free.
+        ClusterError: they do not fit the nodes. The message has what is asked for, and what each node has free.
     """
-    apart = [rollout_demand(config), learner_demand(config)]
-    demands = [colocated_demand(config)] if config.colocated else apart
-    check_demand([*demands, reward_demand(config), segmenter_demand(config)], nodes)
-
-
-def rollout_demand(config: Config) -> Demand:
-    rollout = config.rollout
-    return Demand("rollout workers", "rollout.workers", rollout.workers, rollout.gpus, rollout.cpus)
-
-
-def learner_demand(config: Config) -> Demand:
-    learner = config.learner
-    return Demand("learner ranks", "learner.ranks", learner.ranks, learner.gpus, learner.cpus)
+    rollout, learner, rewards = config.rollout, config.learner, reward_demand(config)
+    segmenters = int(config.segmenter is not None)
+    others = (rewards, Demand("segmenter", "eval.segmenter_gpus", segmenters, config.eval.segmenter_gpus, 0))
+    sizes = Sizes(
+        Demand("learner ranks", "learner.ranks", learner.ranks if learns else 0, learner.gpus, learner.cpus),
+        Demand("rollout workers", "rollout.workers", rollout.workers, rollout.gpus, rollout.cpus),
+        colocated=config.colocated and learns,
+        others=[each for each in others if each.gpus and (learns or each is not rewards)],
+    )
+    return plan(sizes, nodes)
 
 
 def trained_weights(config: Config) -> Trained:
@@ -291,19 +298,9 @@ def trained_weights(config: Config) -> Trained:
     )
 
 
-def colocated_demand(config: Config) -> Demand:
-    cpus = config.rollout.cpus + config.learner.cpus
-    return Demand("learner ranks, each with a rollout worker,", "learner.ranks", config.learner.ranks, 1, cpus)
-
-
 def reward_demand(config: Config) -> Demand:
     count = config.reward.workers if config.method.rollouts else 0
     return Demand("reward workers", "reward.workers", count, config.reward.gpus, 0)
-
-
-def segmenter_demand(config: Config) -> Demand:
-    count = int(config.segmenter is not None)
-    return Demand("segmenter", "eval.segmenter_gpus", count, config.eval.segmenter_gpus, 0)
 
 
 def _initial_state(config: Config, resume: Path | None) -> State:

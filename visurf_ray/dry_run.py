@@ -1,48 +1,55 @@
-"""Makes the checks of a run and estimates its memory. Starts no actor and no engine, and writes nothing."""
+"""Makes the checks of a run, draws where its actors go, and estimates their memory. Starts nothing, writes nothing."""
 
 import sys
 from contextlib import nullcontext
+from itertools import count
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from visurf_ray.checks import (
-    check,
-    check_budget,
-    check_cluster,
-    reward_demand,
-    trained_weights,
-)
+from visurf_ray.checks import check, check_budget, plan_run, reward_demand, trained_weights
+from visurf_ray.cluster.placement import Plan
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config.schema import Config
 from visurf_ray.config.stages import plan_stages
+from visurf_ray.errors import ClusterError
 from visurf_ray.feed.mixture import Mixture
+from visurf_ray.footprint import Footprint, Need, check_memory, footprint, in_memory, in_units, needs
 from visurf_ray.learner import memory
 from visurf_ray.learner.memory import ModelSize, Sizes
 
 
 def dry_run(config: Config) -> None:
-    """Print what the run would do, and the memory that it needs.
+    """Print what the run would do, where its actors would go, and the memory that they need.
 
-    With `cluster.address=local` the run is compared with this machine, otherwise with the cluster.
+    With `cluster.address=local` the run is compared with this machine, otherwise with the cluster. If the run needs
+    GPUs, this machine has none, and cluster.gpu_memory is given, it is compared with imagined nodes.
 
     Raises:
-        UserError: the one that the run would raise.
+        UserError: the one that the run would raise, or the memory of GPUs or nodes is known and too small.
     """
-    checked = check(config)
     local = config.cluster.address == "local"
+    imagined = local and config.learner.gpus > 0 and config.cluster.gpu_memory is not None
+    imagined = imagined and not this_machine().total["GPU"]
+    checked = check(config, here=not imagined)
     with nullcontext() if local else connected(config.cluster.address):
-        nodes = [this_machine()] if local else cluster_nodes()
-        check_cluster(config, nodes)
+        nodes = _imagined(config) if imagined else [this_machine()] if local else cluster_nodes()
+        plan = plan_run(config, nodes)
     data = Mixture(config, train=True, put=lambda value: value)
     findings = data.findings
     size = memory.measure(config.model.path, trained_weights(config))
     check_budget(config, findings.longest["train"], findings.longest_labelled)
+    found = footprint(config, size, prompt=max(findings.longest.values()), gpu=_gpu_memory(config))
+    compared = needs(config, plan, found)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if findings.warning:
         console.print(findings.warning, soft_wrap=True)
     console.print(_run_table(config, data, size, nodes, start=checked.state.step))
-    console.print(_memory_table(config, size, nodes, prompt=max(findings.longest.values())))
+    console.print(_drawing(plan, found))
+    console.print(_memory_table(config, size, found))
+    console.print(_comparison(compared))
+    check_memory(compared)
     console.print("dry run: all checks passed; nothing was started or written")
 
 
@@ -60,7 +67,7 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
     rollout = config.rollout
     longest = max(data.findings.longest.values())
     room = min(rollout.max_tokens, rollout.max_model_len - longest)
-    gpus, cpus = (sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU"))
+    there = {kind: sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU")}
     table = _table("what", "value")
     weights = sum(part.weight for part in config.parts.values())
     epochs = []
@@ -90,82 +97,107 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
     )
     ranks, rewards = config.learner.ranks, reward_demand(config).count
     table.add_row("actors", f"{rollout.workers} rollout worker(s), {ranks} learner rank(s), {rewards} for rewards")
-    table.add_row("cluster", f"{len(nodes)} node(s), {gpus:g} GPU, {cpus:g} CPU")
+    resources = [f"{count:g} {kind}" for kind, count in there.items() if kind in nodes[0].total]
+    table.add_row("cluster", ", ".join([f"{len(nodes)} node(s)", *resources]))
     return table
 
 
-def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt: int) -> Table:
-    """A table of the memory of a learner rank and of a rollout worker, compared with what the machines have.
-
-    It assumes a full row, in which all tokens of prompts are visual and all responses have their longest length.
-
-    Args:
-        prompt: tokens of the longest prompt.
-    """
-    learner, rollout, method = config.learner, config.rollout, config.method
-    responses = (rollout.n if method.rollouts else 0) + (1 if method.label else 0)
-    tokens = learner.max_tokens_per_micro_batch
-    prompts = max(1, tokens // (prompt + responses * rollout.max_tokens))
-    device, host = memory.model_states(size, learner)
-    device |= memory.buffers(size, learner)
-    if method.kl_coef and not learner.lora.rank:  # with adapters, the model without them is the reference
-        device["KL reference"] = memory.reference_weights(size, learner.dtype)
-    device |= memory.activations(size, learner, tokens=tokens, visual_tokens=prompt * prompts)
-    sampler: Sizes = {"weights": memory.sampler_weights(size, rollout.dtype, rollout.gpus)}
-    on_gpu = bool(rollout.gpus)
-    gpu_memory = _gpu_memory() if on_gpu else None
-    if not on_gpu:
-        sampler["KV cache"] = rollout.memory * 2**30
-    elif gpu_memory:
-        sampler["KV cache"] = max(0.0, rollout.memory * gpu_memory - sampler["weights"])
-
-    place = "on its GPU" if on_gpu else "in memory"
+def _memory_table(config: Config, size: ModelSize, found: Footprint) -> Table:
+    """A table of the memory of a learner rank and of a rollout worker, by what they hold."""
+    rollout = config.rollout
+    place = "on its GPU" if config.learner.gpus else "in memory"
     table = _table("whose", "what", "bytes")
-    _add(table, f"learner rank, {place}", device)
-    if host:
-        _add(table, "learner rank, in memory", host)
-    _add(table, f"rollout worker, {place}", sampler)
-    if "KV cache" in sampler:
-        held = sampler["KV cache"] * max(rollout.gpus, 1) / memory.kv_bytes_per_token(size, rollout.dtype)
+    _add(table, f"learner rank, {place}", found.rank)
+    if found.offloaded:
+        _add(table, "learner rank, in memory", found.offloaded)
+    _add(table, f"rollout worker, {'on each GPU' if rollout.gpus > 1 else place}", found.worker)
+    if "KV cache" in found.worker:
+        held = found.worker["KV cache"] * max(rollout.gpus, 1) / memory.kv_bytes_per_token(size, rollout.dtype)
         table.add_row("", "KV cache holds", f"{held:,.0f} tokens, {held / rollout.max_model_len:,.0f} whole responses")
-    for what, needed, there in _comparisons(config, device, host, sampler, gpu_memory, nodes):
-        known = "unknown" if there is None else f"{_size(there)} available{'' if needed <= there else ': TOO LITTLE'}"
-        table.add_row(what, "", f"{_size(needed)} needed, {known}")
     return table
-
-
-def _comparisons(
-    config: Config, device: Sizes, host: Sizes, sampler: Sizes, gpu_memory: float | None, nodes: list[Node]
-) -> list[tuple[str, float, float | None]]:
-    """What is compared: a name, the bytes needed, and the bytes available, None where they are unknown."""
-    ranks, workers = config.learner.ranks, config.rollout.workers
-    there = sum(node.total.get("memory", 0) + node.total.get("object_store_memory", 0) for node in nodes)
-    if config.learner.gpus:
-        found: list[tuple[str, float, float | None]] = [("GPU of a learner rank", sum(device.values()), gpu_memory)]
-        share = config.rollout.memory * gpu_memory if gpu_memory else None
-        if config.colocated and share:  # the learner keeps its states while the engine is awake
-            states = sum(size for what, size in device.items() if what not in ("activations", "logits"))
-            found.append(("GPU of a rank and its engine", states + share, gpu_memory))
-        if config.colocated and config.rollout.sleep_level == 1:
-            host = host | {"weights of sleeping engines": sampler["weights"]}
-        found.append(("rollout.memory of its GPU", sampler["weights"], share))
-        return [*found, ("memory", ranks * sum(host.values()), there)] if host else found
-    needed = ranks * (sum(device.values()) + sum(host.values())) + workers * sum(sampler.values())
-    return [("memory", needed, there)]
-
-
-def _gpu_memory() -> float | None:
-    """Bytes of this machine's GPU, which stands for all GPUs of the cluster. None without a GPU."""
-    import torch
-
-    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
 
 
 def _add(table: Table, whose: str, sizes: Sizes) -> None:
     for number, (what, size) in enumerate(sizes.items()):
-        table.add_row("" if number else whose, what, _size(size))
-    table.add_row("", "together", _size(sum(sizes.values())))
+        table.add_row("" if number else whose, what, in_units(size))
+    table.add_row("", "together", in_units(sum(sizes.values())))
 
 
-def _size(size: float) -> str:
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+def _comparison(compared: list[Need]) -> Table:
+    table = _table("what", "needed", "there")
+    for need in compared:
+        there = "unknown" if need.there is None else f"{in_units(need.there)} available"
+        table.add_row(need.what, f"{in_units(need.needed)} needed", there + ("" if need.met else ": TOO LITTLE"))
+    return table
+
+
+def _drawing(plan: Plan, found: Footprint) -> Table:
+    """A table of who sits where: a row for each GPU of a node, or without GPUs for each actor."""
+    table = Table(title="who sits where, and the GiB of each", title_justify="left", box=SIMPLE, pad_edge=False)
+    for column in ("node", "on", "learner rank", "GiB", "rollout worker", "GiB", "most at a time"):
+        table.add_column(column, justify="right" if "GiB" in column or "most" in column else "left")
+    for index, node in enumerate(plan.nodes):
+        rows = _rows_of(plan, found, index)
+        if not rows:
+            continue
+        table.add_section()
+        if needed := in_memory(plan, found, index):
+            rows.append(("memory", "", "", "", "", _gib(needed)))
+        for number, row in enumerate(rows):
+            table.add_row("" if number else node.name, *row)
+    return table
+
+
+def _rows_of(plan: Plan, found: Footprint, node: int) -> list[tuple[str, ...]]:
+    """The rows of one node. Ray chooses which of its free GPUs are the first, the second, …"""
+    rows: list[tuple[str, ...]] = []
+    gpus = count()
+    on_top = {rank: number for number, seat in enumerate(plan.workers) for rank in seat.ranks}
+    learning, sampling = _gib(found.learning), _gib(found.sampling)
+    for rank, seat in enumerate(plan.ranks):
+        if seat.node == node:
+            place = f"GPU {next(gpus)}" if seat.gpus else "CPU"
+            worker = (f"worker {on_top[rank]}", sampling) if rank in on_top else ("", "")
+            most = found.together if rank in on_top else found.learning
+            rows.append((place, f"rank {rank}", learning, *worker, _gib(most)))
+    for number, seat in enumerate(plan.workers):
+        if seat.node == node and not seat.ranks:
+            for _ in range(max(1, round(seat.gpus))):
+                place = f"GPU {next(gpus)}" if seat.gpus else "CPU"
+                rows.append((place, "", "", f"worker {number}", sampling, sampling))
+    rows += [(f"{seat.gpus:g} GPU", name, "", "", "", "") for name, seat in plan.others if seat.node == node]
+    return rows
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:,.1f}"
+
+
+def _gpu_memory(config: Config) -> float | None:
+    """Bytes of each GPU: cluster.gpu_memory, or those of this machine's, which stands for all. None without a GPU."""
+    import torch
+
+    if config.cluster.gpu_memory is not None:
+        return config.cluster.gpu_memory * 2**30
+    return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None
+
+
+def _imagined(config: Config) -> list[Node]:
+    """Return as many imagined nodes of cluster.gpus_per_node GPUs as the run needs.
+
+    Raises:
+        ClusterError: it fits no number of such nodes.
+    """
+    gpus, everything = float(config.cluster.gpus_per_node), float(config.learner.ranks + config.rollout.workers)
+    cpus = everything * max(1.0, config.learner.cpus, config.rollout.cpus)  # CPUs are no reason to refuse
+    total, free = {"GPU": gpus}, {"GPU": gpus, "CPU": cpus}
+    nodes = [Node("node 1 (imagined)", total, free)]
+    while True:
+        try:
+            plan_run(config, nodes)
+        except ClusterError:
+            if len(nodes) > everything:  # an actor on each, and one does not fit
+                raise
+            nodes.append(Node(f"node {len(nodes) + 1} (imagined)", total, free))
+        else:
+            return nodes

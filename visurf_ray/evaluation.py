@@ -11,8 +11,9 @@ from omegaconf import OmegaConf
 from visurf_ray.actors import make_rollouts, start_data, start_segmentation
 from visurf_ray.assembly import write_dropped
 from visurf_ray.checkpoints import read_state
-from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, rollout_demand, segmenter_demand, writable
-from visurf_ray.cluster.resources import check_demand, cluster_nodes, connected
+from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, plan_run, writable
+from visurf_ray.cluster.reservation import reserved
+from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, during, writing
 from visurf_ray.groups import Metrics
@@ -39,9 +40,10 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         processor = load_processor(config.model)
         check_sampled(config)
         stack.enter_context(connected(config.cluster.address))
-        check_demand([rollout_demand(config), segmenter_demand(config)], cluster_nodes())
+        plan = plan_run(config, cluster_nodes(), learns=False)
+        places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
         data = start_data(config, train=False)
-        rollouts = make_rollouts(config, processor, images=data.findings.most_images)
+        rollouts = make_rollouts(config, processor, places.workers, images=data.findings.most_images)
         stack.callback(rollouts.shut_down)
         with during("start"):
             rollouts.launch()

@@ -31,6 +31,7 @@ from visurf_ray.learner.trained import Trained, adapter_files
 from visurf_ray.models import load_processor
 
 ADAPTERS = Trained(lora_rank=16, lora_alpha=32.0)
+ANYWHERE = ({"num_cpus": 0.5},)  # Ray's options of the one engine
 _COLUMNS = ("memcpy", "all", "adapters")
 _TIMEOUT = 300.0  # seconds
 
@@ -144,7 +145,7 @@ def measure_gloo(folder: str, repeats: int) -> dict[str, float]:
     """Return the seconds of a transfer of all weights over gloo, and those of a plain broadcast of as many bytes."""
     config = load_config([f"model.path={folder}", "rollout.max_model_len=256", "rollout.memory=0.25"])
     with connected("local"), ExitStack() as stack:
-        pool = make_rollouts(config, load_processor(config.model))
+        pool = make_rollouts(config, load_processor(config.model), ANYWHERE)
         stack.callback(pool.shut_down)
         pool.start()
         sender = Broadcaster.remote(folder, pool.actors[0], Receiver.remote())  # type: ignore[attr-defined]
@@ -160,7 +161,7 @@ def measure_sync(folder: str, repeats: int) -> dict[str, float]:
     config = load_config([f"model.path={folder}", "rollout.max_model_len=256", "rollout.memory=0.25"])
     with connected("local"), ExitStack() as stack:
         processor = load_processor(config.model)
-        pools = [make_rollouts(config, processor, trained=trained) for trained in (Trained(), ADAPTERS)]
+        pools = [make_rollouts(config, processor, ANYWHERE, trained) for trained in (Trained(), ADAPTERS)]
         for pool in pools:
             stack.callback(pool.shut_down)
             pool.start()

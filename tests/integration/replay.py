@@ -42,7 +42,7 @@ def main() -> None:
             "ranks": [address for address, _ in ray.get([rank.address.remote() for rank in job.learner.actors])],
             "there": [metrics for *_, metrics in recorded],
         }
-        alone = start_learner(load_config([*job.overrides, "learner.ranks=1"]), job.processor)
+        alone = start_learner(load_config([*job.overrides, "learner.ranks=1"]), job.processor, [{"num_cpus": 0.5}])
         found["here"] = [alone.update(*arguments) for *arguments, _ in recorded]
         alone.shut_down()
     print(json.dumps(found))

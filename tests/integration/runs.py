@@ -53,6 +53,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def is_refused(done: CompletedProcess[str], expected: list[str]) -> bool:
-    """Whether a run ended with one line, which has all of `expected` in it."""
-    (line,) = done.stderr.splitlines()
-    return done.returncode == 2 and line.startswith("error: ") and all(part in line for part in expected)
+    """Whether a run ended with one message, which has all of `expected` in it: a line, and maybe a list below it."""
+    line, *below = done.stderr.splitlines()
+    one = line.startswith("error: ") and all(each.startswith("  ") for each in below)
+    return done.returncode == 2 and one and all(part in done.stderr for part in expected)

@@ -1,5 +1,7 @@
 """A dry run: what it tells, that it leaves nothing, and that it refuses what a run refuses."""
 
+import re
+
 import pytest
 
 from tests.integration.runs import is_refused, run_here
@@ -53,12 +55,29 @@ _REFUSED = {
     ),
     "too many workers": (lambda d: ["rollout.workers=4000"], ["rollout.workers=4000", "CPU", "Lower"]),
     "GPUs": (lambda d: ["rollout.gpus=1", "learner.gpus=1"], ["rollout.gpus=1"]),
+    "memory": (lambda d: ["rollout.memory=1e6"], ["does not fit into memory: memory of", "Lower rollout.memory"]),
+    "imagined GPUs without room for a worker": (
+        lambda d: ["+experiment=four_nodes_72b", "model=miniature", "cluster.gpu_memory=80", "cluster.gpus_per_node=4"],
+        ["rollout.workers=4) with 8 GPU of ranks on one node", "node 1 (imagined): 4 GPU (4 free)"],
+    ),
+    "imagined GPUs that are too small": (
+        lambda d: ["+experiment=one_gpu", "cluster.gpu_memory=1"],
+        ["a GPU that a rank and a worker share needs", "and has 1.0 GiB"],
+    ),
     "model": (lambda d: ["model.path=owner/none"], ["model.path=owner/none", "hf download owner/none"]),
 }
 
 
+def test_a_dry_run_without_gpus_draws_a_run_on_imagined_ones(dry_run):
+    done = dry_run("+experiment=two_nodes_16_gpus", "cluster.gpu_memory=80", "task.train=16", "task.held_out=4")
+    assert done.returncode == 0, done.stderr
+    drawn = re.findall(r"(GPU \d) +(rank \d+) +1\.0 +(worker \d+) +40\.0", done.stdout)
+    assert drawn == [(f"GPU {number % 8}", f"rank {number}", f"worker {number}") for number in range(16)]
+    assert re.search(r"node 2 \(imagined\) +GPU 0 +rank 8 ", done.stdout)
+
+
 @pytest.mark.parametrize("case", _REFUSED)
-def test_a_dry_run_refuses_in_one_line_what_a_run_refuses(tmp_path, dry_run, case):
+def test_a_dry_run_refuses_in_one_message_what_a_run_refuses(tmp_path, dry_run, case):
     make, expected = _REFUSED[case]
     done = dry_run(*make(tmp_path))
     assert is_refused(done, expected), done.stderr

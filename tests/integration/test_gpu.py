@@ -163,3 +163,20 @@ def test_sampler_and_learner_share_a_gpu(tmp_path, settings):
     done = run("train", *_SETTINGS, "cluster.layout=colocated", *settings, f"output_dir={tmp_path}/run")
     assert done.returncode == 0, done.stderr[-3000:]
     check_differences(tmp_path / "run")
+
+
+@pytest.mark.gpu
+@needs(2)
+def test_an_engine_of_two_gpus_stands_on_those_of_two_ranks(tmp_path):
+    settings = ["cluster.layout=colocated", "rollout.gpus=2", "learner.ranks=2", "learner.zero_stage=3"]
+    done = run("train", *_SETTINGS, *settings, f"output_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_differences(tmp_path / "run")
+
+
+@pytest.mark.gpu
+@needs(3)
+def test_an_engine_has_two_gpus_of_its_own(tmp_path):
+    done = run("train", *_SETTINGS, "rollout.gpus=2", f"output_dir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-3000:]
+    check_differences(tmp_path / "run")

@@ -409,8 +409,10 @@ COLOCATED_VALUES = {
         ("adapters_without_layers", {"learner__lora__targets": []}),
         ("stale_samples_without_weights", {"pipeline__max_staleness": 1}),
         ("devices_of_two_kinds", {"rollout__gpus": 1}),
-        ("colocation_without_pairs", {"cluster__layout": Layout.colocated}),
-        ("colocation_without_pairs", COLOCATED_VALUES | {"rollout__workers": 2}),
+        ("colocation_without_a_rank_for_each_gpu", {"cluster__layout": Layout.colocated}),
+        ("colocation_without_a_rank_for_each_gpu", COLOCATED_VALUES | {"rollout__workers": 2}),
+        ("colocation_without_a_rank_for_each_gpu", COLOCATED_VALUES | {"rollout__gpus": 2, "learner__ranks": 3}),
+        ("colocation_without_a_rank_for_each_gpu", COLOCATED_VALUES | {"learner__gpus": 0}),
         ("colocation_without_room", COLOCATED_VALUES | {"rollout__memory": 1.0}),
         (
             "sampling_ahead_on_shared_gpus",
@@ -461,6 +463,8 @@ def test_every_rule_is_tried():
 
 def test_colocation_composes():
     assert composed(*COLOCATED.split()).colocated and not composed().colocated
+    several = ["rollout.gpus=2", "rollout.workers=3", "learner.ranks=6"]
+    assert composed(*COLOCATED.split(), *several).colocated
 
 
 def test_the_label_styles_are_those_that_tasks_write():

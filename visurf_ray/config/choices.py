@@ -47,7 +47,7 @@ class Packing(StrEnum):
 
 
 class Layout(StrEnum):
-    """Where rollout workers and learner ranks live: on GPUs or cores of their own, or two by two on shared GPUs."""
+    """Where rollout workers and learner ranks live: on GPUs or cores of their own, or together on shared GPUs."""
 
     disaggregated = "disaggregated"
     colocated = "colocated"

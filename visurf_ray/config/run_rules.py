@@ -69,13 +69,13 @@ def devices_of_two_kinds(config: Config) -> str | None:
     return None
 
 
-def colocation_without_pairs(config: Config) -> str | None:
+def colocation_without_a_rank_for_each_gpu(config: Config) -> str | None:
     rollout, learner = config.rollout, config.learner
-    if config.colocated and (rollout.gpus != 1 or learner.gpus != 1 or rollout.workers != learner.ranks):
+    if config.colocated and (not learner.gpus or learner.ranks != rollout.workers * rollout.gpus):
         return (
-            "cluster.layout=colocated puts one rollout worker beside each learner rank: set rollout.gpus=1, "
-            f"learner.gpus=1 and rollout.workers=learner.ranks (rollout.workers={rollout.workers}, "
-            f"learner.ranks={learner.ranks})"
+            "cluster.layout=colocated puts a learner rank on each GPU of the rollout workers: set learner.gpus=1, and "
+            f"learner.ranks to rollout.workers × rollout.gpus (learner.gpus={learner.gpus}, "
+            f"learner.ranks={learner.ranks}, rollout.workers={rollout.workers}, rollout.gpus={rollout.gpus})"
         )
     return None
 
@@ -142,7 +142,7 @@ RUN_RULES: tuple[Rule, ...] = (
     stale_samples_without_weights,
     importance_without_room,
     devices_of_two_kinds,
-    colocation_without_pairs,
+    colocation_without_a_rank_for_each_gpu,
     colocation_without_room,
     sampling_ahead_on_shared_gpus,
     frozen_weights_that_no_sync_restores,

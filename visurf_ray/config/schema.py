@@ -142,6 +142,8 @@ class ClusterConfig:
     address: str = MISSING
     layout: Layout = MISSING
     start_timeout: float = within(above=0)
+    gpu_memory: float | None = within(above=0)
+    gpus_per_node: int = within(at_least=1)
 
 
 @dataclass

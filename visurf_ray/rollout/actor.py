@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import ray
@@ -31,7 +31,7 @@ class EngineConfig:
         model_path: a folder or a hub id.
         memory: the KV cache in GiB on a CPU, the share of the GPU's memory otherwise.
         gpus: GPUs of the engine (tensor parallel); 0 samples on the CPU.
-        sleeps: whether the engine shares its GPU with a learner rank, and sleeps while the rank computes.
+        sleeps: whether the engine shares its GPUs with learner ranks, and sleeps while these compute.
         head_dtype: see `learner.head_dtype`.
         banned: token ids that are never sampled.
         images: the most images of a prompt.
@@ -141,7 +141,9 @@ class RolloutActor:
             **memory,
             **_adapter_arguments(config),
         )
-        if not config.gpus:
+        if config.gpus:
+            arguments.distributed_executor_backend = executor(config.gpus)
+        else:
             from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
             # As vLLM does with one GPU. On a CPU it would compute in one more process, which starts eight seconds later
@@ -284,6 +286,18 @@ class RolloutActor:
 
     async def ready(self) -> None:
         """Return when the engine has started."""
+
+
+def executor(gpus: int) -> Literal["mp", "ray"] | None:
+    """Return vLLM's executor for an engine with GPUs; None: it computes in the engine's own process.
+
+    An engine on the GPUs of several ranks (see `cluster/reservation.py`) has an actor on each of them. One with several
+    GPUs of its own has a process on each; vLLM alone would choose Ray, as its actor is in a placement group.
+    """
+    if "VLLM_RAY_BUNDLE_INDICES" in os.environ:
+        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # as in vLLM's examples/rl/rlhf_ipc.py: each actor has its own
+        return "ray"
+    return "mp" if gpus > 1 else None
 
 
 def _adapter_arguments(config: EngineConfig) -> dict[str, Any]:
