@@ -9,7 +9,10 @@ from transformers import AutoModelForImageTextToText
 
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
+from tests.unit.test_checkpoints import small_disk  # noqa: F401  # a fixture
+from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.config.choices import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
+from visurf_ray.errors import DiskFullError
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
@@ -238,6 +241,16 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(
     assert found | {"train/tokens_per_second": 0} == pytest.approx(metrics | {"train/tokens_per_second": 0}, rel=1e-6)
     # Adam makes steps of rounding where a gradient is zero, as a key's bias has it; lost moments would differ by 1e-2.
     assert distance(exported(continued, tmp_path / "other"), expected) < 1e-4
+
+
+def test_a_checkpoint_that_cannot_be_written_in_the_background_is_told_of(make_learner, batches, small_disk):  # noqa: F811
+    checkpoints, learner = Checkpoints(small_disk / "checkpoints", keep=1), make_learner(async_checkpoint=True)
+    checkpoints.begin(State(1), lambda folder: None, lambda wait: True)
+    checkpoints.begin(State(2), learner.save, learner.written)
+    learner.update(batches[0], LossConfig())
+    with pytest.raises(DiskFullError, match=r"checkpoint of step 2: No space left on device\. .*disk/checkpoints has"):
+        checkpoints.finish(wait=True)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]
 
 
 @pytest.mark.parametrize("stage", [1, 3])
