@@ -108,6 +108,8 @@ def _memory_table(config: Config, size: ModelSize, nodes: list[Node], *, prompt:
     prompts = max(1, tokens // (prompt + responses * rollout.max_tokens))
     device, host = memory.model_states(size, learner)
     device |= memory.buffers(size, learner)
+    if config.train.async_checkpoint:
+        host["copy of a checkpoint"] = memory.checkpoint_copy(size, learner)
     if method.kl_coef and not learner.lora.rank:  # with adapters, the model without them is the reference
         device["KL reference"] = memory.reference_weights(size, learner.dtype)
     device |= memory.activations(size, learner, tokens=tokens, visual_tokens=prompt * prompts)
