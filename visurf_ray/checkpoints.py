@@ -185,7 +185,9 @@ class Checkpoints:
         except BaseException:
             if self._begun:
                 what = f"the checkpoint of step {self._begun.state.step}"
-                print(f"the run ends when {what} is written", file=sys.stderr, flush=True)
+                print(
+                    f"the run ends when {what} is written; press Ctrl-C again to leave it", file=sys.stderr, flush=True
+                )
                 try:
                     self.finish(wait=True)
                 except Exception as failure:

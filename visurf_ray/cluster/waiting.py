@@ -51,7 +51,7 @@ def _stalled(references: Sequence[ray.ObjectRef], timeout: float) -> StalledErro
     names = list(dict.fromkeys(_actor_of(reference) for reference in left or references))
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return StalledError(
-        f"no answer in {timeout:g} s (cluster.timeout={timeout:g}) from {', '.join(names[:_SHOWN])}{more}: a process, "
+        f"no answer within cluster.timeout={timeout:g} seconds from {', '.join(names[:_SHOWN])}{more}: a process, "
         "its machine or the network between them hangs, or what it waits for does. If the work takes so long, raise "
         "cluster.timeout"
     )
