@@ -61,17 +61,19 @@ def stopped():
 
 def test_an_actor_that_does_not_answer_is_named_with_the_phase_the_limit_and_its_key(stopped):
     actor, process = stopped
+    other = Worker.remote()
+    ray.get(other.ready.remote())
     with pytest.raises(ClusterError) as failure, deaths_explained(), during("evaluate"), during("sample"):
-        fetch([Worker.remote().process.remote(), actor.process.remote()], LIMIT)
+        fetch([other.process.remote(), actor.process.remote()], LIMIT)
     message, node = str(failure.value), ray.nodes()[0]
     assert message.startswith("in the phase 'sample': no answer within cluster.timeout=2 seconds from Worker (process ")
     assert f"(process {process}, node {node['NodeManagerHostname']}, {node['NodeManagerAddress']})" in message
-    assert message.count("process ") == 1 + "a process, its".count("process "), "the other one has answered"
+    assert message.count("(process ") == 1, "the other one has answered"
 
 
 def test_of_many_that_do_not_answer_some_are_named(stopped):
-    actors = [Worker.remote() for _ in range(6)]
-    with pytest.raises(StalledError, match=r"(Worker \(process \d+, .*){4} and 2 more"):
+    actors = [Worker.remote() for _ in range(5)]
+    with pytest.raises(StalledError, match=r"(Worker \(process \d+, .*){4} and 1 more"):
         ray.get([actor.process.remote() for actor in actors])
         fetch([actor.sample.remote(None, None) for actor in actors], LIMIT)
 
@@ -94,7 +96,7 @@ def test_what_is_ready_in_time_comes_back_and_errors_come_at_once(stopped):
     with pytest.raises(StalledError, match=f"process {process}"):
         wait_for([never, there], LIMIT)
     begin = time.monotonic()
-    with pytest.raises(ray.exceptions.RayTaskError, match="'int' object is not iterable"):
+    with pytest.raises(ray.exceptions.RayTaskError, match="Invalid type of object refs"):
         fetch([never, Worker.remote().wait_for.remote(1)], 60)
     assert time.monotonic() - begin < 30
 
@@ -102,11 +104,12 @@ def test_what_is_ready_in_time_comes_back_and_errors_come_at_once(stopped):
 def test_a_pool_asks_nothing_more_of_an_engine_that_does_not_answer():
     pool = RolloutPool(lambda: [Worker.remote()], sampling=Sampling(1, 1.0, 8), max_in_flight=1, timeout=LIMIT)
     pool.start()
+    ray.get([actor.ready.remote() for actor in pool.actors])
     begin = time.monotonic()
     with pytest.raises(StalledError, match=r"from Worker \(process"):
         pool.answer([example()], max_tokens=8)
     assert LIMIT <= time.monotonic() - begin < 2 * LIMIT
-    pool.shut_down()
+    ray.kill(*pool.actors)
 
 
 def test_a_rank_that_hangs_ends_the_run(tmp_path, monkeypatch):
@@ -150,11 +153,16 @@ def test_a_rank_has_the_threads_of_its_cpus_and_collectives_have_the_limit(confi
     ray.kill(actor)
 
 
-@pytest.mark.parametrize(
-    ("cpus", "cores", "threads"),
-    [(0, 0, 1), (0.5, 0, 1), (0.5, 2, 2), (1, 2, 1), (2, 2, 2), (2.5, 0, 2), (3, 8, 3), (4, 1, 1)],
-)
-def test_threads_are_ray_cpus_and_at_most_the_cores_of_a_pinned_rank(cpus, cores, threads):
-    actor = Worker.options(num_cpus=cpus).remote()
-    assert ray.get(actor.threads.remote(cores)) == threads
-    ray.kill(actor)
+def test_threads_are_ray_cpus_and_at_most_the_cores_of_a_pinned_rank():
+    cases = [
+        (0, 0, 1),
+        (0.5, 0, 1),
+        (0.5, 2, 2),
+        (1, 2, 1),
+        (1.5, 8, 1),
+        (2, 1, 1),
+        (2.5, 0, 2),
+    ]  # CPUs, cores, threads
+    actors = [Worker.options(num_cpus=cpus).remote() for cpus, _, _ in cases]
+    found = ray.get([actor.threads.remote(cores) for actor, (_, cores, _) in zip(actors, cases, strict=True)])
+    assert found == [threads for _, _, threads in cases]
