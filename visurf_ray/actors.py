@@ -49,7 +49,12 @@ def start_segmentation(config: Config) -> Segmentation | None:
         UserError: task.segmenter is no SAM2 model.
     """
     return (
-        Segmentation(config.segmenter, config.eval.segmenter_gpus, strict=config.answers.strict)
+        Segmentation(
+            config.segmenter,
+            config.eval.segmenter_gpus,
+            timeout=config.cluster.timeout,
+            strict=config.answers.strict,
+        )
         if config.segmenter
         else None
     )
@@ -95,7 +100,7 @@ def start_policy(
         learner.connect,
         gpu_workers=gpu_workers,
         colocated=config.colocated,
-        timeout=config.cluster.start_timeout,
+        start_timeout=config.cluster.start_timeout,
     )
     rollouts.connect(WeightLink(connect, learner.send_weights, learner.disconnect))
     if engines:
@@ -127,6 +132,7 @@ def make_rollouts(
         wait=partial(_wait_for_engines, config),
         sampling=sampling,
         max_in_flight=rollout.max_in_flight,
+        timeout=config.cluster.timeout,
         oversample=rollout.oversample,
         sleep_level=rollout.sleep_level if config.colocated else None,
     )
@@ -219,6 +225,8 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
         gradient_checkpointing=learner.gradient_checkpointing,
         dtype=learner.dtype,
         head_dtype=learner.head_dtype,
+        timeout=config.cluster.timeout,
+        async_checkpoint=config.train.async_checkpoint,
         epochs=learner.epochs,
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),

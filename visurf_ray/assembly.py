@@ -71,7 +71,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             score=checked.tasks.score,
             data=data,
             rollouts=rollouts,
-            rewards=RewardPool(config.reward, checked.rewards),
+            rewards=RewardPool(config.reward, checked.rewards, cluster_timeout=config.cluster.timeout),
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,

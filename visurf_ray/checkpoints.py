@@ -4,13 +4,14 @@ import json
 import math
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from visurf_ray.aliases import Json
-from visurf_ray.errors import UserError, writing
+from visurf_ray.errors import StalledError, UserError, during, short, writing
 from visurf_ray.groups import Metrics
 
 _STATE = "state.json"
@@ -75,40 +76,129 @@ class Best:
         return other is None or sign * self.value > sign * other.value
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A checkpoint that is being written.
+
+    Attributes:
+        partial: where its files lie until it is whole.
+        final: its folder.
+        written: returns whether the learner has written its files; its argument: whether to wait for them.
+        best: the evaluation to name in best.json with it, if any.
+    """
+
+    state: State
+    partial: Path
+    final: Path
+    written: Callable[[bool], bool]
+    best: Best | None
+
+
 class Checkpoints:
-    """The checkpoints in one folder: the newest `keep` are kept, and the one that best.json names."""
+    """The checkpoints in one folder: the newest `keep` are kept, and the one that best.json names.
+
+    A checkpoint is begun, and finished when the learner has written its files, which it may do in the background. At
+    most one is being written at a time.
+    """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self._begun: _Begun | None = None
 
-    def save(self, state: State, save_learner: Callable[[Path], None]) -> Path:
-        """Write a checkpoint, then remove the oldest beyond `keep` and all of later steps; returns its folder.
+    @property
+    def unfinished(self) -> bool:
+        """Whether a checkpoint is being written."""
+        return self._begun is not None
 
-        The best is not among the oldest. Checkpoints of later steps exist when the run was resumed from an older one:
-        they belong to an abandoned branch of the run.
+    def begin(
+        self,
+        state: State,
+        save_learner: Callable[[Path], None],
+        written: Callable[[bool], bool],
+        best: Best | None = None,
+    ) -> None:
+        """Begin a checkpoint, after the one before is finished; call `finish` then.
 
         Args:
-            save_learner: writes the learner's state into a folder.
+            save_learner: writes the learner's state into a folder, or begins to; returns when the state may change.
+            written: returns whether that is done; its argument: whether to wait for it.
+            best: the evaluation that makes this checkpoint the best, if any; see `keep_best`.
 
         Raises:
-            DiskFullError: there is no space. Nothing of the checkpoint is left, and the older ones stay.
+            WriteError: files cannot be written. Nothing of the checkpoint is left, and the older ones stay.
         """
+        self.finish(wait=True)
         final = self.folder / self.name(state.step)
-        for unfinished in self.folder.glob(f".{_PREFIX}*.partial"):  # of a run that was killed
-            shutil.rmtree(unfinished)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with writing(f"the checkpoint of step {state.step}", self.folder), written_whole(final) as partial:
-            save_learner(partial)
-            (partial / _STATE).write_text(json.dumps(asdict(state)))
-            (partial / _FILES).write_text(json.dumps(_sizes(partial)))
+        with writing(f"the checkpoint of step {state.step}", self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob(f".{_PREFIX}*.partial"):  # of a run that was killed
+                shutil.rmtree(unfinished)
+            partial = _empty(final)
+            with _removed_by_errors(partial):
+                save_learner(partial)
+        self._begun = _Begun(state, partial, final, written, best)
+
+    def finish(self, *, wait: bool) -> None:
+        """Finish the checkpoint that is being written, if the learner has written its files; see `begin`.
+
+        Then the oldest beyond `keep` and all of later steps are removed. The best is not among the oldest. Checkpoints
+        of later steps exist when the run was resumed from an older one: they belong to an abandoned branch of the run.
+
+        Args:
+            wait: whether to wait for the files.
+
+        Raises:
+            WriteError: files cannot be written. Nothing of the checkpoint is left, and the older ones stay.
+        """
+        if self._begun is None:
+            return
+        begun, state = self._begun, self._begun.state
+        try:
+            with writing(f"the checkpoint of step {state.step}", self.folder):
+                if not begun.written(wait):
+                    return
+                (begun.partial / _STATE).write_text(json.dumps(asdict(state)))
+                (begun.partial / _FILES).write_text(json.dumps(_sizes(begun.partial)))
+                _replace(begun.partial, begun.final)
+        except Exception:  # Ctrl-C leaves it to be finished
+            self._begun = None
+            shutil.rmtree(begun.partial, ignore_errors=True)
+            raise
+        self._begun = None
         if (best := self._read_best()) and best.step >= state.step:  # of an abandoned branch, or written again
             (self.folder / _BEST).unlink()
-        self._prune(final)
-        return final
+        if begun.best:
+            self._write_best(begun.best)
+        self._prune(begun.final)
+
+    @contextmanager
+    def finishing(self) -> Iterator[None]:
+        """Finish what is being written at the end of the context, also after Ctrl-C or an error.
+
+        After an error of another kind, a checkpoint that cannot be finished is reported on standard error.
+        """
+        try:
+            yield
+        except StalledError:  # the learner would not answer again
+            raise
+        except BaseException:
+            if self._begun:
+                what = f"the checkpoint of step {self._begun.state.step}"
+                print(
+                    f"the run ends when {what} is written; press Ctrl-C again to leave it", file=sys.stderr, flush=True
+                )
+                try:
+                    self.finish(wait=True)
+                except Exception as failure:
+                    print(f"{what} is not written: {short(failure, 500)}", file=sys.stderr, flush=True)
+            raise
+        with during("checkpoint"):
+            self.finish(wait=True)
 
     def keep_best(self, best: Best) -> None:
         """Name the newest checkpoint in best.json. The one that was named before is removed if it is too old."""
+        self.finish(wait=True)
         self._write_best(best)
         self._prune(self.folder / best.checkpoint)
 
@@ -154,14 +244,30 @@ class Checkpoints:
 @contextmanager
 def written_whole(final: Path) -> Iterator[Path]:
     """Give an empty folder beside `final`, which takes its place at the end; after an error nothing of it is left."""
+    partial = _empty(final)
+    with _removed_by_errors(partial):
+        yield partial
+        _replace(partial, final)
+
+
+def _empty(final: Path) -> Path:
+    """Return a new empty folder beside `final`."""
     partial = final.parent.resolve() / f".{final.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
     partial.mkdir()
+    return partial
+
+
+@contextmanager
+def _removed_by_errors(folder: Path) -> Iterator[None]:
     try:
-        yield partial
+        yield
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _replace(partial: Path, final: Path) -> None:
     shutil.rmtree(final, ignore_errors=True)
     os.replace(partial, final)
 

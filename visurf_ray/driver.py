@@ -79,7 +79,7 @@ class Driver:
         self.segmentation = segmentation
         self.held_out: list[Example] = data.held_out(config.eval.examples)
         self.best: Best | None = None  # by train.keep_best
-        self.saved: int | None = None  # the step of the newest checkpoint that this run has written
+        self.saved: int | None = None  # the step of the newest checkpoint that this run has begun
 
     def run(self, state: State) -> dict[str, Json]:
         """Train from `state` to `train.steps`; returns what the run's summary says of scores and time.
@@ -87,6 +87,10 @@ class Driver:
         Returns:
             The scores `before` and `after`, the `train_seconds` between, and with train.keep_best the `best` one.
         """
+        with self.checkpoints.finishing():
+            return self._run(state)
+
+    def _run(self, state: State) -> dict[str, Json]:
         train, every = self.config.train, self.config.eval.every
         self.data.seek(state.position, state.solved)
         if metric := train.keep_best:
@@ -101,6 +105,7 @@ class Driver:
                 self.learner.take_reference()  # the KL term of a stage compares with the policy at its start
             for batch in self.batches(state.step, stage.plan.last):
                 self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
+                self.finish_checkpoint()
                 state = replace(state, step=batch.step + 1, position=batch.position, solved=batch.solved)
                 last = state.step == train.steps
                 scores = self.evaluate(state.step) if every and state.step % every == 0 and not last else None
@@ -126,14 +131,21 @@ class Driver:
         return found if found.beats(self.best) else None
 
     def save(self, state: State, best: Best | None) -> None:
-        """Write a checkpoint, unless this run has written it before; mark it if its evaluation is the best."""
+        """Begin a checkpoint, unless this run has begun it before; mark it if its evaluation is the best."""
         with self.monitor.phase("checkpoint"):
             if self.saved != state.step:
-                self.checkpoints.save(state, self.learner.save)
+                self.checkpoints.begin(state, self.learner.save, self.learner.written, best)
                 self.saved = state.step
-            if best:
+            elif best:
                 self.checkpoints.keep_best(best)
-                self.best = best
+        self.best = best or self.best
+        self.finish_checkpoint()
+
+    def finish_checkpoint(self) -> None:
+        """Finish the checkpoint that is being written, if the learner has written its files."""
+        if self.checkpoints.unfinished:
+            with self.monitor.phase("checkpoint"):
+                self.checkpoints.finish(wait=False)
 
     def stage(self, step: int) -> Stage:
         """Return the stage of a step; after the last step, the last stage."""

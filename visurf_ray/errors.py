@@ -21,12 +21,20 @@ class DataError(UserError):
     """A data set that cannot be used; the message names the file, the row and what is wrong."""
 
 
-class DiskFullError(UserError):
+class WriteError(UserError):
+    """A file that could not be written; the message names the folder and says why."""
+
+
+class DiskFullError(WriteError):
     """A file that could not be written for lack of space; the message names the folder and its free space."""
 
 
 class ClusterError(UserError):
     """A cluster that a run does not fit, or that failed it; the message says what was requested or what died."""
+
+
+class StalledError(ClusterError):
+    """Actors have not answered within cluster.timeout. The message names them; `deaths_explained` adds the phase."""
 
 
 @contextmanager
@@ -52,18 +60,27 @@ _PHASE = "phase of the run: "
 
 @contextmanager
 def writing(what: str, folder: Path) -> Iterator[None]:
-    """Turn an error inside the context into a DiskFullError if it tells of a lack of space.
+    """Turn an error of a file inside the context, maybe an actor's, into one that names the folder.
+
+    A lack of space becomes a DiskFullError, anything else a WriteError. Other errors are left as they are.
 
     Args:
         what: what is written, for the message.
-        folder: where; it exists.
+        folder: where.
     """
     try:
         yield
     except Exception as error:
         if (reason := _lack_of_space(error)) is None:
-            raise
-        disk = shutil.disk_usage(folder)
+            cause = getattr(error, "cause", error)  # an actor's error carries the actor's traceback, its cause does not
+            if not isinstance(cause, OSError) or isinstance(cause, ConnectionError) or cause.errno is None:
+                raise
+            raise WriteError(
+                f"cannot write {what} to {folder}: {cause}. Make the folder writable on all machines of the run, or "
+                "choose another output_dir. A run with a checkpoint continues with train.resume=auto"
+            ) from error
+        there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+        disk = shutil.disk_usage(there)
         raise DiskFullError(
             f"cannot write {what}: {reason}. {folder} has {disk.free / 1e6:,.1f} of {disk.total / 1e6:,.0f} MB free. "
             "Free space there, or choose another output_dir. A run with a checkpoint continues with train.resume=auto"

@@ -65,6 +65,8 @@ def footprint(config: Config, size: ModelSize, *, prompt: int, gpu: float | None
     prompts = max(1, tokens // (prompt + responses * rollout.max_tokens))
     rank, offloaded = memory.model_states(size, learner)
     rank |= memory.buffers(size, learner)
+    if config.train.async_checkpoint:
+        offloaded["copy of a checkpoint"] = memory.checkpoint_copy(size, learner)
     if method.kl_coef and not learner.lora.rank:  # with adapters, the model without them is the reference
         rank["KL reference"] = memory.reference_weights(size, learner.dtype)
     rank |= memory.activations(size, learner, tokens=tokens, visual_tokens=prompt * prompts)

@@ -118,6 +118,7 @@ def main() -> None:
             lambda: [RandomRollouts.remote() for _ in range(2)],  # type: ignore[attr-defined]
             sampling=Sampling(ROLLOUTS, 1.0, TOKENS),
             max_in_flight=config.rollout.max_in_flight,
+            timeout=config.cluster.timeout,
         )
         ranks = [RandomLearner.remote() for _ in range(2)]  # type: ignore[attr-defined]
         learner = LearnerGroup(ranks, rank_config(config, processor), seed=0, minibatches=1, cores=[[], []])

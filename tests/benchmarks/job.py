@@ -57,7 +57,7 @@ class Job:
             score=tasks.score,
             data=self.data,
             rollouts=self.rollouts,
-            rewards=RewardPool(config.reward, rewards),
+            rewards=RewardPool(config.reward, rewards, cluster_timeout=config.cluster.timeout),
             learner=self.learner,
             checkpoints=Checkpoints(self.folder / "checkpoints", 1),
             monitor=monitor,

@@ -177,6 +177,8 @@ def measure(case: Case, folder: str, device: str, repeats: int) -> dict[str, Any
         logprob_chunk=8192 if device == "cuda" else 256,
         gradient_checkpointing=size.checkpointing,
         head_dtype=HeadDtype.float32,
+        timeout=600.0,
+        async_checkpoint=False,
         dtype=Dtype.bfloat16 if device == "cuda" else Dtype.float32,
     )
     with socket.socket() as probe:

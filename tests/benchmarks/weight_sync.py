@@ -48,7 +48,18 @@ class Sender:
         from visurf_ray.weights.sender import WeightSender
 
         self.model = load_model(path, dtype=torch.float32, gradient_checkpointing=False)
-        self.sender = WeightSender(self.model, [full], rank=0, gpu_workers=0, colocated=False, address="", port=0)
+        self.sender = WeightSender(
+            self.model,
+            [full],
+            rank=0,
+            gpu_workers=0,
+            colocated=False,
+            address="",
+            port=0,
+            one_machine=True,
+            start_timeout=_TIMEOUT,
+            timeout=_TIMEOUT,
+        )
         size = _bytes(self.model)
         self.source, self.target = (torch.ones(size, dtype=torch.uint8) for _ in range(2))
 
@@ -89,6 +100,7 @@ class Broadcaster:
             address=address,
             port=first,
             one_machine=False,
+            start_timeout=_TIMEOUT,
             timeout=_TIMEOUT,
         )
         self.receiver = receiver
@@ -126,7 +138,7 @@ def _join(address: str, port: int, *, rank: int) -> Any:
     from visurf_ray.weights.interface import use_interface
 
     use_interface(address)
-    return Group(address, port, rank=rank, world_size=2, timeout=_TIMEOUT)
+    return Group(address, port, rank=rank, world_size=2, start_timeout=_TIMEOUT, timeout=_TIMEOUT)
 
 
 def _free_ports(count: int) -> list[int]:

@@ -102,7 +102,7 @@ def test_a_reward_that_kills_its_process_names_the_example_and_shows_its_log(con
     )
     example = Example("example-17", "the 7", "[]", Prompt([], [], (None,)), (84, 84))
     group = Group(example, [Response(Source.ROLLOUT, "a", TokenSpan.of([0]))])
-    pool = RewardPool(config.reward, {"": RewardSpec(None, function=f"{tmp_path}/deadly.py:score")})
+    pool = RewardPool(config.reward, {"": RewardSpec(None, function=f"{tmp_path}/deadly.py:score")}, cluster_timeout=60)
     with pytest.raises(RewardError) as failure, deaths_explained(), during("reward"):
         pool.submit([group])
         pool.wait()

@@ -9,7 +9,10 @@ from transformers import AutoModelForImageTextToText
 
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
+from tests.unit.test_checkpoints import small_disk  # noqa: F401  # a fixture
+from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.config.choices import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
+from visurf_ray.errors import DiskFullError
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
@@ -40,6 +43,8 @@ def rank_config(config, processor, **changes) -> RankConfig:
         "gradient_checkpointing": False,
         "dtype": "float32",
         "head_dtype": HeadDtype.float32,
+        "timeout": 600.0,
+        "async_checkpoint": False,
     }
     return RankConfig(**(settings | changes))
 
@@ -171,15 +176,64 @@ def test_one_minibatch_is_on_policy(make_learner, batches):
     assert metrics["train/clip_share/rollout"] == metrics["train/clip_share/label"] == 0.0
 
 
+def save_at_once(actor, folder) -> None:
+    """Write the state of a rank without its engine for the background."""
+    from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+
+    rank = actor.rank
+    background, rank.background = rank.background, None
+    rank.engine.checkpoint_engine = TorchCheckpointEngine(rank.engine._config)
+    rank.save(folder)
+    rank.background = rank.engine.checkpoint_engine = background
+
+
+def files_equal(first, second) -> bool:
+    """Whether two folders have the same files, with equal contents; states are compared as PyTorch loads them."""
+    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
+    for name in names:
+        if not name.endswith(".pt"):
+            assert (first / name).read_bytes() == (second / name).read_bytes(), name
+            continue
+        states = (torch.load(folder / name, weights_only=False) for folder in (first, second))
+        torch.testing.assert_close(*map(tensors_of, states), atol=0, rtol=0)
+    return any(name.endswith("optim_states.pt") for name in names)
+
+
+def tensors_of(state, place: str = "") -> dict[str, torch.Tensor]:
+    """The tensors and numbers of a state, by their places in it."""
+    if isinstance(state, torch.Tensor | int | float):
+        return {place: torch.as_tensor(state)}
+    items = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, list | tuple) else ()
+    found = {}
+    for key, value in items:
+        found |= tensors_of(value, f"{place}/{key}")
+    return found
+
+
 @pytest.mark.parametrize(
-    ("ranks", "stage", "trained"),
-    [(1, 1, Trained()), (2, 3, Trained()), (1, 1, LORA), (2, 2, Trained(freeze_vision=True)), (2, 3, LORA)],
+    ("ranks", "stage", "trained", "background"),
+    [
+        (1, 1, Trained(), False),
+        (1, 1, Trained(), True),
+        (2, 3, Trained(), True),
+        (1, 1, LORA, False),
+        (2, 2, Trained(freeze_vision=True), True),
+        (2, 3, LORA, True),
+    ],
 )
-def test_a_checkpoint_continues_as_if_nothing_had_happened(make_learner, batches, tmp_path, ranks, stage, trained):
-    learner = make_learner(ranks, zero_stage=stage, trained=trained)
+def test_a_checkpoint_continues_as_if_nothing_had_happened(
+    make_learner, batches, tmp_path, ranks, stage, trained, background
+):
+    """Also one that is written while the training goes on: it equals one for which the training waits."""
+    learner = make_learner(ranks, zero_stage=stage, trained=trained, async_checkpoint=background)
     learner.update(batches[0], LossConfig())
+    if background:
+        ray.get([actor.__ray_call__.remote(save_at_once, tmp_path / "at once") for actor in learner.actors])
     learner.save(tmp_path / "state")
     metrics = learner.update(batches[1], LossConfig())
+    assert learner.written(wait=True)
+    assert not background or files_equal(tmp_path / "at once", tmp_path / "state")
     expected = exported(learner, tmp_path / "one")
     continued = make_learner(ranks, zero_stage=stage, trained=trained)
     continued.load(tmp_path / "state")
@@ -187,6 +241,16 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(make_learner, batches
     assert found | {"train/tokens_per_second": 0} == pytest.approx(metrics | {"train/tokens_per_second": 0}, rel=1e-6)
     # Adam makes steps of rounding where a gradient is zero, as a key's bias has it; lost moments would differ by 1e-2.
     assert distance(exported(continued, tmp_path / "other"), expected) < 1e-4
+
+
+def test_a_checkpoint_that_cannot_be_written_in_the_background_is_told_of(make_learner, batches, small_disk):  # noqa: F811
+    checkpoints, learner = Checkpoints(small_disk / "checkpoints", keep=1), make_learner(async_checkpoint=True)
+    checkpoints.begin(State(1), lambda folder: None, lambda wait: True)
+    checkpoints.begin(State(2), learner.save, learner.written)
+    learner.update(batches[0], LossConfig())
+    with pytest.raises(DiskFullError, match=r"checkpoint of step 2: No space left on device\. .*disk/checkpoints has"):
+        checkpoints.finish(wait=True)
+    assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -1,7 +1,11 @@
-"""The estimate of model states against what a DeepSpeed engine holds, on two ranks."""
+"""Memory on two ranks: the estimate of model states against what DeepSpeed holds, and what the export needs."""
+
+import sys
+from pathlib import Path
 
 import pytest
 import ray
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tests.integration.test_learner import batches, rank_config  # noqa: F401  # a fixture
 from visurf_ray.config.load import load_config
@@ -10,6 +14,7 @@ from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.memory import measure, model_states
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
+from visurf_ray.miniature.base_model import BASE_MODEL
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -94,3 +99,78 @@ def test_model_states_are_what_the_engine_holds(new_learner, batches, stage, dty
     device, host = model_states(measure("miniature", Trained()), load_config(settings).learner)
     expected = sum(device.values()) + sum(host.values())
     assert 0.9 * expected < measured < 1.25 * expected
+
+
+MIB = 2**20
+SLACK = 16 * MIB  # for what is not a weight
+SHARD = 100 * MIB
+
+
+@pytest.fixture
+def large_model(tmp_path) -> str:
+    """A random model of 150 million parameters: the miniature, wider and with more layers."""
+    config = AutoConfig.from_pretrained(BASE_MODEL)
+    text = config.get_text_config()
+    text.hidden_size, text.intermediate_size, text.num_hidden_layers = 1024, 3072, 12
+    text.layer_types = ["full_attention"] * 12
+    config.vision_config.out_hidden_size = 1024
+    AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path / "large")
+    return str(tmp_path / "large")
+
+
+def resident(kind: str) -> int:
+    """The bytes of this process: VmRSS now, VmHWM at most."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(f"{kind}:")).split()[1]) * 1024
+
+
+def forget_the_peak(actor, file_bytes: int) -> None:
+    """Return free memory to the system and begin to note the peak; have files of this size at most from now on."""
+    import ctypes
+    import gc
+    from functools import partial
+
+    from visurf_ray.learner import rank
+    from visurf_ray.weights.stored import save_model
+
+    rank.save_model = partial(save_model, file_bytes=file_bytes)
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what there is now
+    actor.resident = resident("VmRSS")
+
+
+def growth(actor) -> int:
+    return resident("VmHWM") - actor.resident
+
+
+def largest_layer(actor) -> int:
+    from vllm.distributed.weight_transfer.base import layerwise_groups
+
+    weights = dict(actor.rank.model.named_parameters())
+    return max(sum(weights[name].ds_numel * 4 for name in names) for names in layerwise_groups(list(weights)))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process's memory as Linux tells it")
+def test_the_export_needs_a_layer_and_a_file_beside_the_states(config, processor, large_model, tmp_path):
+    """Under ZeRO-3. Rank 0 holds a gathered layer and the weights of one file, the other rank a layer."""
+    # Blocks of half a megabyte are given back as soon as they are freed, so that resident memory is what is held.
+    environment = {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_THRESHOLD_": "500000"}
+    options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
+    actors = [LearnerActor.options(**options).remote() for _ in range(2)]
+    try:
+        settings = rank_config(config, processor, zero_stage=3, model_path=large_model)
+        learner = LearnerGroup(actors, settings, seed=0, minibatches=1, cores=[[]] * 2)
+        layer = ray.get(actors[0].__ray_call__.remote(largest_layer))
+        ray.get([actor.__ray_call__.remote(forget_the_peak, SHARD) for actor in actors])
+        learner.export(tmp_path / "export")
+        first, second = ray.get([actor.__ray_call__.remote(growth) for actor in actors])
+    finally:
+        for actor in actors:
+            ray.kill(actor)
+    files = [path.stat().st_size for path in (tmp_path / "export").glob("*.safetensors")]
+    print(f"{sum(files) / MIB:.0f} MiB of weights, a layer of {layer / MIB:.0f}: {first / MIB:.0f}, {second / MIB:.0f}")
+    assert sum(files) > 4 * (layer + SHARD) - SLACK > 0, "the whole model would not pass for a layer and a file"
+    assert first <= layer + SHARD + SLACK
+    assert second <= layer + SLACK

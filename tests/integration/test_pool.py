@@ -64,7 +64,9 @@ def make_pool(sleep_level: int | None, launched: list | None = None) -> RolloutP
         (actor,) = engines or pool.actors
         ray.get(actor.record.remote(call))
 
-    pool = RolloutPool(launch, sampling=Sampling(1, 1.0, 8), max_in_flight=1, oversample=2, sleep_level=sleep_level)
+    pool = RolloutPool(
+        launch, sampling=Sampling(1, 1.0, 8), max_in_flight=1, timeout=600, oversample=2, sleep_level=sleep_level
+    )
     link = WeightLink(lambda engines: record("open", engines), lambda: record("weights"), lambda: record("close"))
     pool.connect(link)
     if launched is None:
@@ -167,7 +169,7 @@ def test_a_failed_run_ends_its_engines_without_the_learner():
 
 
 def test_without_a_learner_engines_sample_with_their_own_weights():
-    pool = RolloutPool(lambda: [Recorder.remote()], sampling=Sampling(1, 1.0, 8), max_in_flight=1)
+    pool = RolloutPool(lambda: [Recorder.remote()], sampling=Sampling(1, 1.0, 8), max_in_flight=1, timeout=600)
     pool.answer([example()], max_tokens=8)
     assert calls(pool) == ["sample"]
 

@@ -39,7 +39,7 @@ def settings(config):
 
 def test_every_response_gets_its_own_reward(settings):
     groups = [make_group(str(n), _TRUTH, *([_RIGHT] * n), "nothing", "[]") for n in range(6)]
-    score(RewardPool(settings, {"": SPEC}), groups)
+    score(RewardPool(settings, {"": SPEC}, cluster_timeout=60), groups)
     reward = load_reward("vision_reasoner")
     for group in groups:
         for response in group.responses:
@@ -51,12 +51,12 @@ def test_every_response_gets_its_own_reward(settings):
 def test_a_reward_that_raises_names_the_example(settings):
     groups = [make_group("good", _TRUTH, _RIGHT), make_group("example-17", "[{", _RIGHT)]
     with pytest.raises(RewardError, match=r"'example-17' raised: .*not JSON"):
-        score(RewardPool(settings, {"": SPEC}), groups)
+        score(RewardPool(settings, {"": SPEC}, cluster_timeout=60), groups)
 
 
 def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(settings):
     """SIGSTOP is what a process that hangs looks like from outside."""
-    pool = RewardPool(replace(settings, timeout=1.0, workers=1), {"": SPEC})
+    pool = RewardPool(replace(settings, timeout=1.0, workers=1), {"": SPEC}, cluster_timeout=60)
     ray.get(pool.actors[0].ready.remote())
     process = ray.get(pool.actors[0].__ray_call__.remote(lambda _: os.getpid()))
     os.kill(process, signal.SIGSTOP)
@@ -69,7 +69,7 @@ def test_a_reward_that_hangs_names_the_example_and_its_process_is_killed(setting
 
 
 def test_rewards_that_nobody_looked_at_in_time_are_not_late(settings):
-    pool = RewardPool(replace(settings, timeout=1.0), {"": SPEC})
+    pool = RewardPool(replace(settings, timeout=1.0), {"": SPEC}, cluster_timeout=60)
     ray.get([actor.ready.remote() for actor in pool.actors])
     groups = [make_group(str(number), _TRUTH, _RIGHT) for number in range(8)]
     pool.submit(groups)
@@ -79,7 +79,7 @@ def test_rewards_that_nobody_looked_at_in_time_are_not_late(settings):
 
 
 def test_groups_without_responses_are_passed_by(settings):
-    score(RewardPool(settings, {"": SPEC}), [make_group("empty", _TRUTH)])
+    score(RewardPool(settings, {"": SPEC}, cluster_timeout=60), [make_group("empty", _TRUTH)])
 
 
 _OWN = """
@@ -104,14 +104,14 @@ def own(tmp_path):
 
 def test_a_users_function_runs_in_the_actors(settings, own):
     groups = [make_group("a", "pid", "x"), make_group("b", "", "four")]
-    assert score(RewardPool(settings, {"": own}), groups) == []
+    assert score(RewardPool(settings, {"": own}, cluster_timeout=60), groups) == []
     assert groups[0].responses[0].reward_parts["score"] != os.getpid()
     assert groups[1].responses[0].reward == 4.0
 
 
 @pytest.mark.parametrize("fault", ["raise", "exit", "hang"])
 def test_with_skip_the_group_is_dropped_and_the_run_goes_on(settings, own, fault):
-    pool = RewardPool(replace(settings, on_error=OnError.skip, timeout=2.0, workers=1), {"": own})
+    pool = RewardPool(replace(settings, on_error=OnError.skip, timeout=2.0, workers=1), {"": own}, cluster_timeout=60)
     score(pool, [make_group("warm", "", "x")])
     groups = [make_group(f"good {n}", "", "four") for n in range(12)]
     groups[2] = make_group("bad", "", "x", fault)  # the first call takes six of them
@@ -122,18 +122,21 @@ def test_with_skip_the_group_is_dropped_and_the_run_goes_on(settings, own, fault
 
 def test_a_process_that_dies_stops_the_run_by_default(settings, own):
     with pytest.raises(RewardError, match="the reward of example 'bad' raised"):
-        score(RewardPool(settings, {"": own}), [make_group("bad", "", "exit")])
+        score(RewardPool(settings, {"": own}, cluster_timeout=60), [make_group("bad", "", "exit")])
 
 
 def test_a_function_that_the_actors_do_not_find_stops_the_run(settings):
     spec = RewardSpec(None, function="/nowhere/own.py:score")
     with pytest.raises(RewardError, match=r"(?s)could not start: .*there is no file /nowhere/own\.py"):
-        score(RewardPool(replace(settings, on_error=OnError.skip), {"": spec}), [make_group("a", "", "x")])
+        score(
+            RewardPool(replace(settings, on_error=OnError.skip), {"": spec}, cluster_timeout=60),
+            [make_group("a", "", "x")],
+        )
 
 
 def test_labels_alone_are_not_scored_and_need_no_actors(settings):
     """They are learnt by cross-entropy: nothing compares their rewards."""
-    pool = RewardPool(settings, {})
+    pool = RewardPool(settings, {}, cluster_timeout=60)
     label = make_group("a", _TRUTH, _RIGHT)
     label.responses[0].source = Source.LABEL
     assert pool.actors == [] == score(pool, [label])

@@ -46,7 +46,7 @@ def start_engine(config, worker: int) -> Any:
 
 def make_pool(actors) -> RolloutPool:
     """A pool of engines that run already."""
-    pool = RolloutPool(lambda: actors, sampling=Sampling(4, 1.0, 60, logprobs_every=1), max_in_flight=8)
+    pool = RolloutPool(lambda: actors, sampling=Sampling(4, 1.0, 60, logprobs_every=1), max_in_flight=8, timeout=600)
     pool.start()
     return pool
 
@@ -96,7 +96,9 @@ def tokens_of(response: Response) -> Tokens:
 
 def greedy(pool, examples) -> list[tuple[list[int], list[float]]]:
     """The tokens and log-probs of greedy answers to two examples."""
-    answers = RolloutPool(lambda: pool.actors, sampling=Sampling(1, 0.0, 20, logprobs_every=1), max_in_flight=8)
+    answers = RolloutPool(
+        lambda: pool.actors, sampling=Sampling(1, 0.0, 20, logprobs_every=1), max_in_flight=8, timeout=600
+    )
     responses = [group.responses[0] for group in sampled(answers, examples[:2])]
     return [(list(tokens.ids), list(tokens.sampler_logprobs)) for tokens in map(tokens_of, responses)]
 
@@ -114,7 +116,7 @@ def train_step(config, processor, groups, learner) -> dict[str, float]:
     )
     for group in groups:
         method.append_label(group, 0)
-    rewards = RewardPool(config.reward, {"": RewardSpec("vision_reasoner")})
+    rewards = RewardPool(config.reward, {"": RewardSpec("vision_reasoner")}, cluster_timeout=60)
     rewards.submit(groups)
     rewards.wait()
     metrics = method.assign_advantages(groups)
@@ -135,7 +137,9 @@ def test_groups_come_back_in_order_with_sampled_tokens(pool, examples, processor
 
 
 def test_one_prompt_of_so_many_brings_log_probs(pool, examples):
-    some = RolloutPool(lambda: pool.actors, sampling=replace(pool.sampling, logprobs_every=2), max_in_flight=8)
+    some = RolloutPool(
+        lambda: pool.actors, sampling=replace(pool.sampling, logprobs_every=2), max_in_flight=8, timeout=600
+    )
     groups = sampled(some, examples)
     given = [{tokens_of(response).sampler_logprobs is not None for response in group.responses} for group in groups]
     assert given == [{number % 2 == 0} for number in range(len(examples))]
@@ -150,11 +154,26 @@ def test_sampler_and_learner_agree_and_still_do_after_an_update(
 ):
     """A head tied to the embedding keeps a packed copy of old weights on a CPU unless the sync renews it."""
     learner = make_learner(learning_rate=5e-3)
-    learner.connect(pool.actors, gpu_workers=0, colocated=False)
+    learner.connect(pool.actors, gpu_workers=0, colocated=False, start_timeout=60)
     for _ in range(3):
         learner.send_weights()
         metrics = train_step(config, processor, sampled(pool, examples), learner)
         assert metrics["train/rollout_logprob_diff_max"] < 1e-4
+
+
+def open_transfer(model, engines, *, address="", port=0, one_machine=True) -> WeightSender:
+    return WeightSender(
+        model,
+        engines,
+        rank=0,
+        gpu_workers=0,
+        colocated=False,
+        address=address,
+        port=port,
+        one_machine=one_machine,
+        start_timeout=60,
+        timeout=60,
+    )
 
 
 def unfinished(pool) -> int:
@@ -164,7 +183,7 @@ def unfinished(pool) -> int:
 
 
 def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(pool, examples, model):
-    sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, address="", port=0)
+    sender = open_transfer(model, pool.actors)
     sender.send()  # the base model: what another test has trained may answer in one token
     generated = pool._generate(examples, Sampling(4, temperature=2.0, max_tokens=400))  # hot samples hardly ever end
     next(generated)
@@ -180,7 +199,7 @@ def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(poo
 
 def test_a_changed_vision_tower_changes_a_cached_image(pool, examples, model):
     """Without a reset of the encoder cache a cached image would keep the old tower's features (vllm#44910)."""
-    sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, address="", port=0)
+    sender = open_transfer(model, pool.actors)
     sender.send()
     before = greedy(pool, examples)
     assert greedy(pool, examples) == before  # cached now
@@ -205,11 +224,8 @@ def test_a_broadcast_brings_the_same_weights_as_shared_memory(pool, examples, mo
         port = probe.getsockname()[1]
     base = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     answers = []
-    for transport in (
-        {"address": "", "port": 0},
-        {"address": ray.util.get_node_ip_address(), "port": port, "one_machine": False},
-    ):
-        sender = WeightSender(model, pool.actors, rank=0, gpu_workers=0, colocated=False, **transport)
+    for transport in ({}, {"address": ray.util.get_node_ip_address(), "port": port, "one_machine": False}):
+        sender = open_transfer(model, pool.actors, **transport)
         for seed in (1, 2):
             generator = torch.Generator().manual_seed(seed)
             with torch.no_grad():
@@ -227,7 +243,9 @@ def test_a_broadcast_brings_the_same_weights_as_shared_memory(pool, examples, mo
 def test_vision_placeholders_are_never_sampled(config, pool, examples, processor):
     """At the highest temperature that vLLM takes."""
     banned = set(banned_token_ids(processor))
-    hot = RolloutPool(lambda: pool.actors, sampling=Sampling(n=8, temperature=2.0, max_tokens=100), max_in_flight=8)
+    hot = RolloutPool(
+        lambda: pool.actors, sampling=Sampling(n=8, temperature=2.0, max_tokens=100), max_in_flight=8, timeout=600
+    )
     groups = sampled(hot, examples)
     tokens = [token for group in groups for response in group.responses for token in tokens_of(response).ids]
     assert len(tokens) > 500 and not banned & set(tokens)
@@ -252,7 +270,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
 ):
     """The same rollouts, replayed: the same losses and rewards, and the same answers of the samplers at the end."""
     learner = make_learner()
-    learner.connect(pool.actors, gpu_workers=0, colocated=False)
+    learner.connect(pool.actors, gpu_workers=0, colocated=False, start_timeout=60)
     recorded, expected = [], []
     for _ in range(3):
         learner.send_weights()
@@ -265,7 +283,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
     second = start_engine(config, 1)
     pair = make_pool([*pool.actors, second])
     ranks = make_learner(ranks=2, zero_stage=2, max_tokens_per_micro_batch=160)  # which cuts the groups
-    ranks.connect(pair.actors, gpu_workers=0, colocated=False)
+    ranks.connect(pair.actors, gpu_workers=0, colocated=False, start_timeout=60)
     for groups, metrics in zip(recorded, expected, strict=True):
         ranks.send_weights()
         found = train_step(config, processor, groups, ranks)

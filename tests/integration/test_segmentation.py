@@ -36,7 +36,7 @@ def test_predictions_get_the_mask_of_the_stored_image(sam2):
     examples = [make_example(str(n), picture(n), image) for n, image in enumerate(stored)]
     answers = [ANSWER, "no answer"]
     predictions = [Prediction.of(example, answer) for example, answer in zip(examples, answers, strict=True)]
-    first, second = Segmentation(sam2, 0).segment(examples, predictions)
+    first, second = Segmentation(sam2, 0, timeout=60).segment(examples, predictions)
     expected = Segmenter(sam2, "task.segmenter").segment(stored[0], prompts_of(ANSWER, 2.0, 2.0))
     assert first.mask == encode(expected) and expected.any()
     assert first.response == ANSWER and first.id == "0"
@@ -48,7 +48,7 @@ def test_a_segmenter_that_is_none_is_told(tmp_path):
     from visurf_ray.errors import UserError
 
     with pytest.raises(UserError, match=r"task\.segmenter=/nowhere: there is no such folder"):
-        Segmentation("/nowhere", 0)
+        Segmentation("/nowhere", 0, timeout=60)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -60,7 +60,9 @@ def test_the_pool_gives_the_image_to_a_reward_that_needs_it(sam2, config):
         Group(make_example(str(n), picture(n), truth=truth), [Response(Source.ROLLOUT, ANSWER, TokenSpan.of([0]))])
         for n in range(3)
     ]
-    pool = RewardPool(config.reward, {"": RewardSpec("segmentation_mask", {"model": sam2}, needs_image=True)})
+    pool = RewardPool(
+        config.reward, {"": RewardSpec("segmentation_mask", {"model": sam2}, needs_image=True)}, cluster_timeout=60
+    )
     pool.submit(groups)
     pool.wait()
     alone = load_reward("segmentation_mask", model=sam2)

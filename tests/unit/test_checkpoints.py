@@ -12,7 +12,7 @@ import pytest
 
 from visurf_ray.checkpoints import Best, CheckpointError, Checkpoints, State, find_resume, read_state
 from visurf_ray.checks import _check_steps_left
-from visurf_ray.errors import ConfigError, DiskFullError
+from visurf_ray.errors import ConfigError, DiskFullError, StalledError, UserError, WriteError
 
 
 def saver(text: str = "weights") -> Callable[[Path], None]:
@@ -20,6 +20,12 @@ def saver(text: str = "weights") -> Callable[[Path], None]:
         (folder / "weights.bin").write_text(text)
 
     return save
+
+
+def save_whole(checkpoints: Checkpoints, state: State, save: Callable[[Path], None]) -> Path:
+    checkpoints.begin(state, save, lambda wait: True)
+    checkpoints.finish(wait=False)
+    return checkpoints.folder / checkpoints.name(state.step)
 
 
 @pytest.fixture
@@ -41,7 +47,7 @@ def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
         seen.append(target)
         saver()(target)
 
-    path = Checkpoints(folder, keep=2).save(state, save)
+    path = save_whole(Checkpoints(folder, keep=2), state, save)
     assert (path.name, path.parent) == ("step_000040", folder)
     assert (path / "weights.bin").read_text() == "weights"
     assert read_state(path) == state
@@ -51,7 +57,7 @@ def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
 
 @pytest.mark.parametrize("change", [lambda state: state.pop("position"), lambda state: state.update(more=1)])
 def test_a_checkpoint_of_another_version_is_refused(folder, change):
-    path = Checkpoints(folder, keep=2).save(State(40, 640), saver())
+    path = save_whole(Checkpoints(folder, keep=2), State(40, 640), saver())
     state = json.loads((path / "state.json").read_text())
     change(state)
     (path / "state.json").write_text(json.dumps(state))
@@ -64,14 +70,14 @@ def test_a_checkpoint_of_another_version_is_refused(folder, change):
     [State(), State(3), State(7, 112, "x", {"a": 0.1, "b": -1e-9}, 1e6), State(9, trained={"lora": ["q"]})],
 )
 def test_states_are_read_as_they_were_written(folder, state):
-    assert read_state(Checkpoints(folder, keep=1).save(state, saver())) == state
+    assert read_state(save_whole(Checkpoints(folder, keep=1), state, saver())) == state
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3, 4, 6])
 def test_the_newest_are_kept(folder, keep):
     checkpoints = Checkpoints(folder, keep=keep)
     for step in (10, 20, 30, 40):
-        checkpoints.save(State(step), saver())
+        save_whole(checkpoints, State(step), saver())
         assert checkpoints.all()[-1].name == f"step_{step:06d}"
     assert names(folder) == [f"step_{step:06d}" for step in (10, 20, 30, 40)[-keep:]]
 
@@ -80,7 +86,7 @@ def test_steps_are_ordered_as_numbers(folder):
     """Beyond six digits the names are longer: 1,000,000 comes after 999,999."""
     checkpoints = Checkpoints(folder, keep=2)
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
-        checkpoints.save(State(step), saver())
+        save_whole(checkpoints, State(step), saver())
     assert [read_state(path).step for path in checkpoints.all()] == [1_000_000, 1_000_001]
     newest = find_resume("auto", folder)
     assert newest is not None and read_state(newest).step == 1_000_001
@@ -89,8 +95,8 @@ def test_steps_are_ordered_as_numbers(folder):
 @pytest.mark.parametrize("keep", [1, 2, 5])
 def test_checkpoints_of_an_abandoned_branch_are_removed(folder, keep):
     """A run that went on from an older checkpoint by its path saves steps below the newest."""
-    Checkpoints(folder, keep=3).save(State(80), saver())
-    path = Checkpoints(folder, keep=keep).save(State(40), saver("new"))
+    save_whole(Checkpoints(folder, keep=3), State(80), saver())
+    path = save_whole(Checkpoints(folder, keep=keep), State(40), saver("new"))
     assert (path / "weights.bin").read_text() == "new"
     newest = find_resume("auto", folder)
     assert newest is not None and read_state(newest).step == 40
@@ -104,9 +110,9 @@ def failing(folder: Path) -> None:
 @pytest.mark.parametrize("step", [20, 30], ids=["again", "next"])
 def test_a_saver_that_raises_leaves_no_step_and_the_old_ones_whole(folder, step):
     checkpoints = Checkpoints(folder, keep=1)
-    checkpoints.save(State(20), saver())
+    save_whole(checkpoints, State(20), saver())
     with pytest.raises(ValueError, match="a defect"):
-        checkpoints.save(State(step), failing)
+        save_whole(checkpoints, State(step), failing)
     assert names(folder) == ["step_000020"]
     assert (folder / "step_000020" / "weights.bin").read_text() == "weights"
     assert find_resume("auto", folder) == folder / "step_000020"
@@ -119,22 +125,22 @@ def test_saving_goes_on_after_a_failure_and_takes_nothing_of_it(folder):
 
     checkpoints = Checkpoints(folder, keep=1)
     with pytest.raises(OSError):
-        checkpoints.save(State(20), half)
-    path = checkpoints.save(State(20), saver())
+        save_whole(checkpoints, State(20), half)
+    path = save_whole(checkpoints, State(20), saver())
     assert sorted(file.name for file in path.iterdir()) == ["files.json", "state.json", "weights.bin"]
 
 
 def test_saving_a_step_again_replaces_it(folder):
     checkpoints = Checkpoints(folder, keep=2)
-    checkpoints.save(State(20), saver("old"))
-    path = checkpoints.save(State(20, run_id="again"), saver("new"))
+    save_whole(checkpoints, State(20), saver("old"))
+    path = save_whole(checkpoints, State(20, run_id="again"), saver("new"))
     assert (path / "weights.bin").read_text() == "new" and read_state(path).run_id == "again"
     assert names(folder) == ["step_000020"]
 
 
 def test_a_partial_folder_is_never_chosen(folder):
     """Torn while writing, or copied without its end."""
-    Checkpoints(folder, keep=1).save(State(10), saver())
+    save_whole(Checkpoints(folder, keep=1), State(10), saver())
     for name in (".step_000020.partial", "step_000030"):
         (folder / name).mkdir()
         (folder / name / "weights.bin").write_text("half")
@@ -148,7 +154,7 @@ def test_a_partial_folder_is_never_chosen(folder):
 
 
 def test_nothing_is_resumed_unless_asked_for(folder):
-    Checkpoints(folder, keep=1).save(State(10), saver())
+    save_whole(Checkpoints(folder, keep=1), State(10), saver())
     assert find_resume(None, folder) is None
 
 
@@ -158,18 +164,18 @@ def test_auto_takes_the_newest_or_starts_anew(folder):
     assert find_resume("auto", folder) is None
     checkpoints = Checkpoints(folder, keep=3)
     for step in (20, 100):
-        checkpoints.save(State(step), saver())
+        save_whole(checkpoints, State(step), saver())
     assert find_resume("auto", folder) == folder / "step_000100"
 
 
 def test_a_path_may_lead_to_another_run(folder, tmp_path):
-    path = Checkpoints(tmp_path / "other", keep=1).save(State(10), saver())
+    path = save_whole(Checkpoints(tmp_path / "other", keep=1), State(10), saver())
     assert find_resume(str(path), folder) == path
 
 
 @pytest.mark.parametrize("where", ["nowhere", "run", "run/checkpoints", "run/checkpoints/step_000099"])
 def test_a_path_that_is_no_checkpoint_is_named_beside_those_that_are(folder, tmp_path, where):
-    Checkpoints(folder, keep=1).save(State(10), saver())
+    save_whole(Checkpoints(folder, keep=1), State(10), saver())
     with pytest.raises(CheckpointError) as error:
         find_resume(str(tmp_path / where), folder)
     assert f"train.resume={tmp_path / where}: this is no checkpoint" in str(error.value)
@@ -187,14 +193,14 @@ def test_a_path_that_is_no_checkpoint_is_named_beside_those_that_are(folder, tmp
 )
 def test_a_full_disk_is_named_and_no_part_of_a_checkpoint_is_left(folder, error):
     checkpoints = Checkpoints(folder, keep=1)
-    checkpoints.save(State(1), saver())
+    save_whole(checkpoints, State(1), saver())
 
     def fill(target: Path) -> None:
         saver()(target)
         raise error
 
     with pytest.raises(DiskFullError) as told:
-        checkpoints.save(State(2), fill)
+        save_whole(checkpoints, State(2), fill)
     for part in ("checkpoint of step 2", str(folder), "MB free", "train.resume=auto"):
         assert part in str(told.value)
     assert [path.name for path in folder.iterdir()] == ["step_000001"]
@@ -206,7 +212,7 @@ def test_another_error_is_raised_as_it_is_and_leaves_no_part_either(folder):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        Checkpoints(folder, keep=1).save(State(2), fail)
+        save_whole(Checkpoints(folder, keep=1), State(2), fail)
     assert list(folder.iterdir()) == []
 
 
@@ -230,7 +236,7 @@ except DiskFullError as error:
 
 def test_a_full_disk_leaves_no_part_of_best_json(folder, monkeypatch):
     checkpoints = Checkpoints(folder, keep=1)
-    path = checkpoints.save(State(1), saver())
+    path = save_whole(checkpoints, State(1), saver())
 
     def fill(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -243,7 +249,7 @@ def test_a_full_disk_leaves_no_part_of_best_json(folder, monkeypatch):
 
 def test_parts_of_a_run_that_was_killed_are_removed(folder):
     (folder / ".step_000001.partial").mkdir(parents=True)
-    Checkpoints(folder, keep=1).save(State(2), saver())
+    save_whole(Checkpoints(folder, keep=1), State(2), saver())
     assert [path.name for path in folder.iterdir()] == ["step_000002"]
 
 
@@ -286,10 +292,10 @@ def test_weights_that_torch_writes_to_a_full_disk_are_told_of(small_disk):
         torch.save(torch.zeros(numbers), folder / "weights.pt")
 
     checkpoints, numbers = Checkpoints(small_disk / "checkpoints", keep=1), 1000
-    checkpoints.save(State(1), save)
+    save_whole(checkpoints, State(1), save)
     numbers = 2**20
     with pytest.raises(DiskFullError, match=r"checkpoint of step 2: No space left on device\. .* 1 MB free"):
-        checkpoints.save(State(2), save)
+        save_whole(checkpoints, State(2), save)
     assert [path.name for path in checkpoints.folder.iterdir()] == ["step_000001"]
 
 
@@ -317,7 +323,7 @@ def damaged(checkpoint: Path, how: str) -> None:
 )
 def test_a_damaged_checkpoint_is_refused_by_its_path_and_passed_over_by_auto(folder, capsys, how, message):
     checkpoints = Checkpoints(folder, keep=3)
-    older, newer = (checkpoints.save(State(step), saver()) for step in (1, 2))
+    older, newer = (save_whole(checkpoints, State(step), saver()) for step in (1, 2))
     damaged(newer, how)
     with pytest.raises(CheckpointError, match=f"step_000002: this checkpoint {message}"):
         find_resume(str(newer), folder)
@@ -327,3 +333,136 @@ def test_a_damaged_checkpoint_is_refused_by_its_path_and_passed_over_by_auto(fol
     with pytest.raises(CheckpointError, match=f"no whole checkpoint: step_000002 {message}; step_000001"):
         find_resume("auto", folder)
     assert newer.is_dir() and older.is_dir()
+
+
+class Slow:
+    """A learner that writes its files when `done` is set, or when it is waited for."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.done = False
+        self.waits = []
+
+    def save(self, folder: Path) -> None:
+        self.folder = folder
+
+    def written(self, wait: bool) -> bool:
+        self.waits.append(wait)
+        if not (wait or self.done):
+            return False
+        if self.error:
+            raise self.error
+        saver()(self.folder)
+        return True
+
+
+def test_a_checkpoint_appears_with_its_list_of_files_when_all_are_written(folder):
+    checkpoints, learner = Checkpoints(folder, keep=1), Slow()
+    save_whole(checkpoints, State(1), saver())
+    checkpoints.begin(State(2), learner.save, learner.written, Best("n_acc", 0.5, 2, "step_000002"))
+    for _ in range(2):
+        checkpoints.finish(wait=False)
+        assert checkpoints.unfinished and names(folder) == ["step_000001"], "nothing is pruned or named before"
+        assert not (learner.folder / "files.json").exists() and not (learner.folder / "state.json").exists()
+    learner.done = True
+    checkpoints.finish(wait=False)
+    assert not checkpoints.unfinished and names(folder) == ["best.json", "step_000002"]
+    assert json.loads((folder / "step_000002" / "files.json").read_text()).keys() == {"state.json", "weights.bin"}
+    assert read_state(folder / "step_000002") == State(2)
+    assert checkpoints.best("n_acc", 2) == Best("n_acc", 0.5, 2, "step_000002")
+    assert learner.waits == [False, False, False]
+
+
+def test_one_checkpoint_is_written_at_a_time(folder):
+    checkpoints, first, second = Checkpoints(folder, keep=2), Slow(), Slow()
+    checkpoints.begin(State(1), first.save, first.written)
+
+    def save(target: Path) -> None:
+        assert names(folder) == ["step_000001"] and first.waits == [True]
+        second.save(target)
+
+    checkpoints.begin(State(2), save, second.written)
+    with checkpoints.finishing():
+        assert names(folder) == ["step_000001"]
+    assert names(folder) == ["step_000001", "step_000002"] and second.waits == [True]
+
+
+def test_the_best_is_named_when_its_checkpoint_is_whole(folder):
+    checkpoints, learner = Checkpoints(folder, keep=1), Slow()
+    checkpoints.begin(State(1), learner.save, learner.written)
+    checkpoints.keep_best(Best("n_acc", 0.5, 1, "step_000001"))
+    assert names(folder) == ["best.json", "step_000001"] and learner.waits == [True]
+
+
+@pytest.mark.parametrize("wait", [False, True])
+@pytest.mark.parametrize(
+    ("error", "kind", "told"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), DiskFullError, "checkpoint of step 2: No space left"),
+        (
+            OSError(errno.EROFS, "Read-only file system"),
+            WriteError,
+            "cannot write the checkpoint of step 2 to .*Read-only",
+        ),
+        (PermissionError(errno.EACCES, "Permission denied"), WriteError, "writable on all machines.*output_dir"),
+        (ValueError("a defect"), ValueError, "a defect"),
+    ],
+)
+def test_files_that_cannot_be_written_are_told_of_and_the_last_checkpoint_stays(folder, error, kind, told, wait):
+    checkpoints, learner = Checkpoints(folder, keep=1), Slow(error)
+    save_whole(checkpoints, State(1), saver())
+    checkpoints.begin(State(2), learner.save, learner.written)
+    learner.done = True
+    with pytest.raises(kind, match=told) as failure:
+        checkpoints.finish(wait=wait)
+    assert not isinstance(failure.value, UserError) or str(folder) in str(failure.value)
+    assert [path.name for path in folder.iterdir()] == ["step_000001"]
+    assert find_resume("auto", folder) == folder / "step_000001"
+    checkpoints.finish(wait=True)  # there is nothing to finish
+
+
+def test_a_folder_that_nobody_can_make_is_named(tmp_path):
+    (tmp_path / "run").write_text("a file")
+    with pytest.raises(WriteError, match=rf"checkpoint of step 1 to {tmp_path}/run/checkpoints: .*Not a directory"):
+        save_whole(Checkpoints(tmp_path / "run" / "checkpoints", keep=1), State(1), saver())
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+def test_a_run_that_is_interrupted_or_fails_finishes_what_it_writes(folder, error, capsys):
+    checkpoints, learner = Checkpoints(folder, keep=1), Slow()
+    with pytest.raises(error), checkpoints.finishing():
+        checkpoints.begin(State(2), learner.save, learner.written)
+        raise error
+    assert names(folder) == ["step_000002"]
+    assert "the run ends when the checkpoint of step 2 is written" in capsys.readouterr().err
+
+
+def test_ctrl_c_while_it_is_asked_whether_a_checkpoint_is_written_loses_nothing(folder):
+    checkpoints, learner = Checkpoints(folder, keep=1), Slow()
+
+    def written(wait: bool) -> bool:
+        if not wait:
+            raise KeyboardInterrupt
+        return learner.written(wait)
+
+    with pytest.raises(KeyboardInterrupt), checkpoints.finishing():
+        checkpoints.begin(State(2), learner.save, written)
+        checkpoints.finish(wait=False)
+    assert names(folder) == ["step_000002"]
+
+
+def test_the_error_of_a_run_stays_its_error_if_its_checkpoint_cannot_be_finished(folder, capsys):
+    checkpoints, learner = Checkpoints(folder, keep=1), Slow(OSError(errno.EROFS, "Read-only file system"))
+    with pytest.raises(ValueError, match="first"), checkpoints.finishing():
+        checkpoints.begin(State(2), learner.save, learner.written)
+        raise ValueError("first")
+    assert names(folder) == []
+    assert "the checkpoint of step 2 is not written: cannot write" in capsys.readouterr().err
+
+
+def test_a_learner_that_does_not_answer_is_not_waited_for_again(folder):
+    checkpoints, learner = Checkpoints(folder, keep=1), Slow()
+    with pytest.raises(StalledError), checkpoints.finishing():
+        checkpoints.begin(State(2), learner.save, learner.written)
+        raise StalledError("no answer")
+    assert learner.waits == []

@@ -87,9 +87,12 @@ class Learner:
 
     least_groups = 1
 
-    def __init__(self) -> None:
+    def __init__(self, slow: int = 0) -> None:
+        """A checkpoint is written when that has been asked for `slow` times, or is waited for."""
         self.log = []
         self.label_scales = []
+        self.slow = self.left = slow
+        self.waits = []
 
     def update(self, groups, loss, learning_rate):
         self.log.append(([int(group.example.id) for group in groups], learning_rate))
@@ -100,7 +103,12 @@ class Learner:
         self.log.append("reference")
 
     def save(self, folder):
-        pass
+        self.left = self.slow
+
+    def written(self, wait):
+        self.waits.append(wait)
+        self.left -= 1
+        return wait or self.left < 0
 
 
 class Monitor:
@@ -148,11 +156,13 @@ def drive(
     oversample: int = 0,
     period: int = 1,
     scores=None,
+    slow: int = 0,
 ) -> Driver:
     """Run from `state`, with a checkpoint of each step unless overrides say otherwise.
 
     Args:
         scores: what the evaluations score, one after the other; without it 1.0 each time.
+        slow: as for `Learner`.
     """
     config = composed("train.batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=99", *overrides)
     scores = iter(scores) if scores else None
@@ -163,7 +173,7 @@ def drive(
         data=Data(period),
         rollouts=Rollouts(oversample),
         rewards=Rewards(),
-        learner=Learner(),
+        learner=Learner(slow),
         checkpoints=Checkpoints(folder, config.train.keep_checkpoints),
         monitor=Monitor(),
     )
@@ -368,3 +378,20 @@ def test_answers_are_sampled_and_shown_at_each_evaluation(tmp_path):
     driver = drive(tmp_path, *settings)
     assert driver.monitor.shown == [0, 1, 2]
     assert driver.rollouts.asked == [{"max_tokens": 9, "n": 4, "temperature": 0.5}] * 3
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
+    """It is asked for after each step, and waited for when the next one is due and at the end."""
+    settings = ["method=rlvr", "train.steps=5", "train.checkpoint_every=3", "eval.every=0"]
+    driver = drive(tmp_path, *settings, slow=9)
+    assert driver.learner.waits == [False, False, False, True, False, True]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_000003", "step_000005"]
+    driver = drive(tmp_path / "fast", *settings, slow=1)
+    assert driver.learner.waits == [False, False, False, True]
+
+
+def test_the_best_evaluations_checkpoint_is_named_when_it_is_written(tmp_path):
+    settings = [*BEST, "train.keep_best=score", "train.steps=3", "eval.every=1"]
+    driver = drive(tmp_path, *settings, scores=[0.0, 0.1, 0.9, 0.2], slow=9)
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2 == driver.best.step
+    assert (tmp_path / "step_000002" / "state.json").is_file()

@@ -81,11 +81,13 @@ def small_chunks(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
 
 
-def connect(engines: Engines, weights: dict[str, torch.Tensor], timeout: float = LONG) -> gloo.GlooTrainerEngine:
+def connect(
+    engines: Engines, weights: dict[str, torch.Tensor], *, start_timeout: float = LONG, timeout: float = LONG
+) -> gloo.GlooTrainerEngine:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    info = gloo.GlooTrainerInitInfo("127.0.0.1", port, len(engines.engines), timeout, rank=0)
+    info = gloo.GlooTrainerInitInfo("127.0.0.1", port, len(engines.engines), start_timeout, timeout, rank=0)
     return gloo.GlooTrainerEngine.trainer_init(info, client=engines, source=Weights(weights))
 
 
@@ -155,7 +157,7 @@ def test_a_rank_that_sends_nothing_gathers_all_weights():
                 yield pair
 
     source = Counted(some_weights())
-    info = gloo.GlooTrainerInitInfo("127.0.0.1", 1, 1, LONG, rank=1)
+    info = gloo.GlooTrainerInitInfo("127.0.0.1", 1, 1, LONG, LONG, rank=1)
     gloo.GlooTrainerEngine.trainer_init(info, client=Engines(1), source=source).send_weights()
     assert source.gathered == len(source.weights)
 
@@ -187,12 +189,12 @@ def test_an_engine_that_never_comes_is_named_in_time():
             pass
 
     with pytest.raises(RuntimeError, match=r"has not reached.* up to 2 s \(cluster\.start_timeout\)"), ends_soon():
-        connect(Absent(1), some_weights(), LIMIT)
+        connect(Absent(1), some_weights(), start_timeout=LIMIT)
 
 
 def test_an_engine_that_hangs_ends_the_transfer_in_time():
     engines = Engines(1)
-    sender = connect(engines, {"weight": torch.randn(1000, 10000)}, LIMIT)
+    sender = connect(engines, {"weight": torch.randn(1000, 10000)}, timeout=LIMIT)
     with hanging(engines), pytest.raises(RuntimeError, match=r"[Tt]imed out"), ends_soon():
         sender.send_weights()
 

@@ -2,6 +2,8 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,7 +12,7 @@ from visurf_ray.errors import ConfigError
 from visurf_ray.groups import Group, Prompt
 from visurf_ray.learner.balance import GroupPart, balance, cut, fill, spread
 from visurf_ray.learner.cost import TOKENS, Cost
-from visurf_ray.learner.group import split_evenly
+from visurf_ray.learner.group import LearnerGroup, split_evenly
 from visurf_ray.learner.metrics import (
     SourceTallies,
     StepReport,
@@ -19,6 +21,54 @@ from visurf_ray.learner.metrics import (
     summarise,
 )
 from visurf_ray.learner.sums import Tally
+
+
+class Rank:
+    """A handle of a rank, whose calls are recorded and return `result`."""
+
+    def __init__(self, calls: list, result: object = None) -> None:
+        self.calls = calls
+        self.result = result
+
+    def __getattr__(self, name: str):
+        def remote(*arguments):
+            self.calls.append((name, *arguments))
+            return ("", 0) if name == "address" else self.result
+
+        return SimpleNamespace(remote=remote)
+
+
+@pytest.fixture
+def make_group(monkeypatch):
+    """Makes a learner of recorded ranks that share GPUs with engines."""
+    monkeypatch.setattr("visurf_ray.learner.group.fetch", lambda references, timeout: references)
+
+    def make(calls: list, *results: object) -> LearnerGroup:
+        group = LearnerGroup(
+            [Rank(calls, result) for result in results],
+            SimpleNamespace(cost=TOKENS, timeout=60.0),
+            seed=0,
+            minibatches=1,
+            cores=[[] for _ in results],
+            claim_gpus=lambda: calls.append(("engines sleep",)),
+        )
+        calls.clear()
+        return group
+
+    return make
+
+
+def test_engines_that_share_gpus_sleep_before_the_export(make_group):
+    calls = []
+    make_group(calls, None, None).export(Path("there"))
+    assert calls == [("engines sleep",), ("export", Path("there")), ("export", Path("there"))]
+
+
+def test_a_checkpoint_is_written_when_all_ranks_have_written_it(make_group):
+    for results in ((True, True), (True, False), (False, True)):
+        calls = []
+        assert make_group(calls, *results).written(wait=False) == all(results)
+        assert calls == [("written", False)] * 2
 
 
 def test_balance_by_hand():

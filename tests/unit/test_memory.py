@@ -8,6 +8,7 @@ from tests.unit.conftest import composed
 from visurf_ray.learner.memory import (
     activations,
     buffers,
+    checkpoint_copy,
     kv_bytes_per_token,
     measure,
     model_states,
@@ -106,6 +107,13 @@ def test_offload_leaves_weights_on_the_device_and_loses_nothing(size):
         )
         assert device == {"weights": near["weights"]} and none == {}
         assert host["optimizer states"] == near["optimizer states"] == 8 * size.parameters / 4
+
+
+def test_a_checkpoints_copy_is_what_rank_0_writes(size):
+    """Compared with files by tests/integration/test_learner.py."""
+    for stage, weights in ((1, 2), (2, 2), (3, 0)):
+        settings = learner(f"learner.zero_stage={stage}", "learner.ranks=4")
+        assert checkpoint_copy(size, settings) == (weights + 12 / 4) * size.parameters
 
 
 def test_frozen_parameters_have_weights_and_nothing_else(size):

@@ -10,7 +10,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from visurf_ray.errors import ClusterError, UserError, phase_of, short
+from visurf_ray.errors import ClusterError, StalledError, UserError, phase_of, short
 
 _LINES = 20  # of a log
 _READ = 2**16  # bytes at the end of a log that are read
@@ -23,11 +23,16 @@ _UNEXPECTED = (ActorDiedErrorContext.WORKER_DIED, ActorDiedErrorContext.NODE_DIE
 def deaths_explained() -> Iterator[None]:
     """Add to an error that leaves the context what is known of the actor whose death has caused it.
 
+    An actor that has not answered in time gets the phase of the run added.
+
     Raises:
         ClusterError: in place of an error that was not a UserError.
     """
     try:
         yield
+    except StalledError as error:
+        phase, stalled = phase_of(error), getattr(error, "cause", error)
+        raise ClusterError(f"in the phase '{phase}': {stalled}" if phase else str(stalled)) from error
     except Exception as error:
         if not ray.is_initialized() or (death := _death_behind(error)) is None:
             raise

@@ -57,6 +57,7 @@ class TrainConfig:
     batch_size: int = within(at_least=1)
     resume: str | None = named(words=("auto",), free=True)
     checkpoint_every: int = within(at_least=0, free=True)
+    async_checkpoint: bool = free()
     keep_checkpoints: int = within(at_least=1, free=True)
     keep_best: str | None = free()
     export: bool = free()
@@ -142,6 +143,7 @@ class ClusterConfig:
     address: str = MISSING
     layout: Layout = MISSING
     start_timeout: float = within(above=0)
+    timeout: float = within(above=0, at_most=10 * 24 * 3600)
     gpu_memory: float | None = within(above=0)
     gpus_per_node: int = within(at_least=1)
 

@@ -6,6 +6,7 @@ import ray
 from PIL import Image
 
 from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.schema import Config
 from visurf_ray.feed.actor import start_actor
 from visurf_ray.feed.curriculum import Curriculum, Place
@@ -31,6 +32,7 @@ class DataFeed:
             DataError: A row cannot be used. The message names the first one.
         """
         self.actor: ActorHandle = start_actor()
+        self.timeout = config.cluster.timeout
         self.position = 0
         self.curriculum = Curriculum(config.feed.curriculum)
         self.left_out = 0
@@ -58,7 +60,7 @@ class DataFeed:
     def take(self, count: int) -> list[Example]:
         """Return the next training examples, and have the actor prepare as many after them meanwhile."""
         solved, self._solved = self._solved, []
-        batch, after = ray.get(self.actor.take.remote(self.position, count, solved))
+        batch, after = fetch(self.actor.take.remote(self.position, count, solved), self.timeout)
         self.left_out += after - self.position - count
         self.position = after
         self.ahead = self.actor.prepare.remote(after, count)
@@ -66,7 +68,7 @@ class DataFeed:
 
     def specimen(self) -> Example:
         """Return a training example, one with images if a row has any; the position stays."""
-        return ray.get(self.actor.specimen.remote())
+        return fetch(self.actor.specimen.remote(), self.timeout)
 
     def held_out(self, limit: int | None) -> list[Example]:
         """Return `limit` held-out examples of each part and each set, the same for every seed, or all for None."""
@@ -74,4 +76,4 @@ class DataFeed:
 
     def images(self, example: Example) -> list[Image.Image]:
         """Return the example's images as the model sees them."""
-        return ray.get(list(example.prompt.images))
+        return fetch(list(example.prompt.images), self.timeout)

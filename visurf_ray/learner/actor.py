@@ -5,13 +5,15 @@ DeepSpeed and vLLM are imported inside of its methods: the driver imports this m
 
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import ray
 from jaxtyping import Float
 
-from visurf_ray.aliases import ActorHandle
+from visurf_ray.aliases import ActorHandle, Fetch
+from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import Packing
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import Shard
@@ -37,9 +39,12 @@ class LearnerActor:
         from visurf_ray.weights.interface import use_interface
 
         use_interface(ray.util.get_node_ip_address())
-        if cores:  # Ray sets OMP_NUM_THREADS=1 for an actor with less than a core
+        self.fetch: Fetch = partial(fetch, timeout=config.timeout)
+        if cores:
             os.sched_setaffinity(0, cores)
-            torch.set_num_threads(len(cores))
+        threads = _threads(len(cores))
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)  # its library has read the variable when it was loaded
         self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
         self.rank.release()
 
@@ -51,7 +56,7 @@ class LearnerActor:
         address: str,
         port: int,
         one_machine: bool,
-        timeout: float,
+        start_timeout: float,
     ) -> None:
         """Open the weight transfer to the rollout workers; arguments as for `WeightSender`.
 
@@ -71,7 +76,8 @@ class LearnerActor:
             address=address,
             port=port,
             one_machine=one_machine,
-            timeout=timeout,
+            start_timeout=start_timeout,
+            timeout=self.rank.config.timeout,
         )
 
     def disconnect(self) -> None:
@@ -88,7 +94,7 @@ class LearnerActor:
             files = self.rank.adapter_files()
             if files:
                 stored = ray.put(files)
-                ray.get([engine.load_adapters.remote(stored) for engine in self.engines])
+                self.fetch([engine.load_adapters.remote(stored) for engine in self.engines])
         else:
             self.sender.send()
         self.rank.release()
@@ -96,17 +102,17 @@ class LearnerActor:
     def update(
         self, minibatches: list[Shard], loss: LossConfig, learning_rate: float | None = None
     ) -> list[StepReport]:
-        reports = self.rank.update(minibatches, loss, ray.get, learning_rate)
+        reports = self.rank.update(minibatches, loss, self.fetch, learning_rate)
         self.rank.release()
         return reports
 
     def mean_logprobs(self, shard: Shard) -> list[list[float]]:
-        logprobs = self.rank.mean_logprobs(shard, ray.get)
+        logprobs = self.rank.mean_logprobs(shard, self.fetch)
         self.rank.release()
         return logprobs
 
     def logprobs(self, group: Group, packing: Packing) -> Float[np.ndarray, "2 T"]:
-        logprobs = self.rank.logprobs(group, packing, ray.get)
+        logprobs = self.rank.logprobs(group, packing, self.fetch)
         self.rank.release()
         return logprobs
 
@@ -120,6 +126,9 @@ class LearnerActor:
     def save(self, folder: Path) -> None:
         self.rank.save(folder)
 
+    def written(self, wait: bool) -> bool:
+        return self.rank.written(wait=wait)
+
     def load(self, folder: Path) -> None:
         self.rank.load(folder)
         self.rank.release()
@@ -127,6 +136,18 @@ class LearnerActor:
     def export(self, folder: Path) -> None:
         self.rank.export(folder)
         self.rank.release()
+
+
+def _threads(cores: int) -> int:
+    """Return how many threads to compute with: one for each of the actor's Ray CPUs.
+
+    An actor of less than one CPU has one thread; if it is pinned to cores, one on each.
+
+    Args:
+        cores: to how many this process is pinned, which are the most threads; 0: not pinned.
+    """
+    cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+    return min(cpus or cores, cores) if cores else max(1, cpus)
 
 
 def _free_port() -> int:

@@ -19,6 +19,8 @@ class RankConfig:
         banned: token ids that are never sampled.
         cost: of groups, by which rows and ranks are balanced.
         learning_rate: until an update sets another.
+        async_checkpoint: see `train.async_checkpoint`.
+        timeout: seconds that a rank may take for a call, and waits for the others: `cluster.timeout`.
         epochs: passes over the minibatches of an update.
         shares_gpu: whether a rollout engine uses the same GPU; memory is then freed after each call.
         reference: whether to keep the reference policy of the KL term.
@@ -39,6 +41,8 @@ class RankConfig:
     gradient_checkpointing: bool
     dtype: Dtype
     head_dtype: HeadDtype
+    timeout: float
+    async_checkpoint: bool
     cost: Cost = TOKENS
     epochs: int = 1
     shares_gpu: bool = False

@@ -6,12 +6,14 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import numpy as np
 import ray
 from jaxtyping import Float
 
-from visurf_ray.aliases import ActorHandle
+from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import Packing
 from visurf_ray.groups import Group, Metrics, Response
 from visurf_ray.learner.balance import Shard, balance, cut, spread
@@ -46,9 +48,10 @@ class LearnerGroup:
         self.cost = config.cost
         self.minibatches = minibatches
         self._claim_gpus = claim_gpus or (lambda: None)
+        self.timeout = config.timeout
         self._turn = Lock()  # ranks run in lockstep: all must receive the calls of several threads in one order
-        address, port = ray.get(self.actors[0].address.remote())
-        ray.get(
+        address, port = self._fetch(self.actors[0].address.remote())
+        self._fetch(
             [
                 actor.start.remote(config, rank, len(self.actors), address, port, seed, list(cores[rank]))
                 for rank, actor in enumerate(self.actors)
@@ -61,12 +64,13 @@ class LearnerGroup:
         return self.minibatches
 
     def connect(
-        self, engines: Sequence[ActorHandle], *, gpu_workers: int, colocated: bool, timeout: float = 300.0
+        self, engines: Sequence[ActorHandle], *, gpu_workers: int, colocated: bool, start_timeout: float
     ) -> None:
         """Open the weight transfer to the rollout workers; arguments as for `WeightSender`."""
-        address, port = ray.get(self.actors[0].address.remote())
-        one_machine = all(machine == address for machine in ray.get([engine.machine.remote() for engine in engines]))
-        self._call("connect", list(engines), gpu_workers, colocated, address, port, one_machine, timeout)
+        address, port = self._fetch(self.actors[0].address.remote())
+        machines = self._fetch([engine.machine.remote() for engine in engines])
+        one_machine = all(machine == address for machine in machines)
+        self._call("connect", list(engines), gpu_workers, colocated, address, port, one_machine, start_timeout)
 
     def disconnect(self) -> None:
         """Close the weight transfer, before the rollout workers end."""
@@ -97,7 +101,7 @@ class LearnerGroup:
         with self._turn:
             self._claim_gpus()
             calls = [a.update.remote(s, loss, learning_rate) for a, s in zip(self.actors, shards, strict=True)]
-            reports = ray.get(calls)
+            reports = self._fetch(calls)
         return summarise(reports) | sizes(groups, time.monotonic() - begin)
 
     def mean_logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
@@ -106,7 +110,7 @@ class LearnerGroup:
         with self._turn:
             self._claim_gpus()
             calls = [actor.mean_logprobs.remote(shard) for actor, shard in zip(self.actors, shards, strict=True)]
-            found = ray.get(calls)
+            found = self._fetch(calls)
         means: dict[Response, float] = {}
         for shard, of_rank in zip(shards, found, strict=True):
             for part, of_part in zip(shard, of_rank, strict=True):
@@ -127,7 +131,7 @@ class LearnerGroup:
         """
         with self._turn:
             self._claim_gpus()
-            return ray.get([actor.logprobs.remote(group, packing) for actor in self.actors])[0]
+            return self._fetch([actor.logprobs.remote(group, packing) for actor in self.actors])[0]
 
     def set_packing(self, packing: Packing) -> None:
         """Pack in this way from now on."""
@@ -139,8 +143,23 @@ class LearnerGroup:
         self._call("take_reference")
 
     def save(self, folder: Path) -> None:
-        """Write the training state: trained parameters, optimizer, and the reference if `take_reference` has set it."""
+        """Write the training state: trained parameters, optimizer, and the reference if `take_reference` has set it.
+
+        With train.async_checkpoint it is copied, and begins to be written: `written` tells when it is. Training may go
+        on, and the next `save` may come when it is written.
+        """
         self._call("save", folder)
+
+    def written(self, wait: bool) -> bool:
+        """Return whether all ranks have written what `save` was called for.
+
+        Args:
+            wait: whether to wait for it.
+
+        Raises:
+            OSError: a rank could not write a file.
+        """
+        return all(self._call("written", wait))
 
     def load(self, folder: Path) -> None:
         """Read a training state that `save` wrote with the same number of ranks and ZeRO stage."""
@@ -148,16 +167,21 @@ class LearnerGroup:
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face model, without a processor."""
-        self._call("export", folder)
+        with self._turn:
+            self._claim_gpus()  # to gather layers
+            self._fetch([actor.export.remote(folder) for actor in self.actors])
 
     def shut_down(self) -> None:
         """End the ranks' processes."""
         for actor in self.actors:
             ray.kill(actor)
 
-    def _call(self, name: str, *arguments: object) -> None:
+    def _fetch(self, references: Reference | Sequence[Reference]) -> Any:
+        return fetch(references, self.timeout)
+
+    def _call(self, name: str, *arguments: object) -> list[Any]:
         with self._turn:
-            ray.get([getattr(actor, name).remote(*arguments) for actor in self.actors])
+            return self._fetch([getattr(actor, name).remote(*arguments) for actor in self.actors])
 
 
 def split_evenly(groups: Sequence[Group], parts: int) -> list[list[Group]]:

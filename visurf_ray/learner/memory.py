@@ -195,6 +195,12 @@ def model_states(size: ModelSize, learner: LearnerConfig) -> tuple[Sizes, Sizes]
     return device, {"gradients": copies * share} | states
 
 
+def checkpoint_copy(size: ModelSize, learner: LearnerConfig) -> float:
+    """Return the bytes of rank 0's part of a checkpoint, which train.async_checkpoint copies to the CPU's memory."""
+    weights = 0 if learner.zero_stage == 3 else _BYTES[learner.dtype] * size.trained  # other ranks write states alone
+    return weights + 12 * size.trained / learner.ranks
+
+
 def buffers(size: ModelSize, learner: LearnerConfig) -> Sizes:
     """Return the sizes of DeepSpeed's communication buffers."""
     width = _BYTES[learner.dtype]

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import deepspeed
@@ -14,13 +15,15 @@ from deepspeed.accelerator import get_accelerator
 from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.distributed import distributed_c10d
 from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.aliases import Fetch, HFModel, Json
 from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.groups import Group
+from visurf_ray.learner.background import BackgroundEngine
 from visurf_ray.learner.balance import GroupPart, Shard, fill
-from visurf_ray.learner.config import RankConfig
+from visurf_ray.learner.config import REFERENCE_FILE, RankConfig
 from visurf_ray.learner.metrics import StepReport, UpdateSums, update_sums
 from visurf_ray.learner.packing import PackedGroups, pack_prefix, pack_rows
 from visurf_ray.learner.policy import Policy, load_model
@@ -53,7 +56,8 @@ class Rank:
         self.dtype = getattr(torch, config.dtype)
         if get_accelerator().device_name() == "cpu":
             _skip_compiled_collectives()
-        deepspeed.init_distributed(get_accelerator().communication_backend_name(), verbose=False)
+        limit = timedelta(seconds=config.timeout)
+        deepspeed.init_distributed(get_accelerator().communication_backend_name(), timeout=limit, verbose=False)
         # Load the reference unsharded: before HfDeepSpeedConfig makes ZeRO-3 partition what is loaded. With adapters no
         # copy is needed: the policy differs from it by them alone.
         frozen = self._load_frozen() if config.reference and not config.trained.lora_rank else None
@@ -76,6 +80,10 @@ class Rank:
             fused=True,  # exists for the CPU too, where offloaded states are updated
         )
         self.engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=settings)
+        _limit_collectives(limit)
+        self.background = BackgroundEngine(self.engine._config) if config.async_checkpoint else None
+        if self.background:
+            self.engine.checkpoint_engine = self.background  # DeepSpeed creates none but its own
         self.model = model
         self.device = self.engine.device
         self.reference = self._make_reference(frozen) if config.reference else None
@@ -258,10 +266,28 @@ class Rank:
             get_accelerator().empty_cache()
 
     def save(self, folder: Path) -> None:
-        """Write the training state: a DeepSpeed checkpoint of trained parameters and optimizer, and the reference."""
+        """Write the training state: a DeepSpeed checkpoint of trained parameters and optimizer, and the reference.
+
+        With `RankConfig.async_checkpoint` it is copied, and begins to be written; see `written`.
+        """
         self.engine.save_checkpoint(str(folder), tag=CHECKPOINT_TAG, exclude_frozen_parameters=True)
-        if self.reference and self.rank == 0:
-            self.reference.save(folder)
+        if self.reference and self.rank == 0 and (content := self.reference.stored()):
+            path = folder / REFERENCE_FILE
+            if self.background:
+                self.background.write(path, deque([content]))
+            else:
+                path.write_bytes(content)
+
+    def written(self, *, wait: bool) -> bool:
+        """Return whether this rank has written all that `save` was called for.
+
+        Args:
+            wait: whether to wait for it.
+
+        Raises:
+            OSError: a file could not be written.
+        """
+        return self.background.written(wait=wait) if self.background else True
 
     def load(self, folder: Path) -> None:
         """Read a training state that `save` wrote with the same number of ranks and ZeRO stage.
@@ -307,6 +333,12 @@ class Rank:
             for name, content in files.items():
                 content.tofile(folder / ADAPTER_FOLDER / name)
         torch.distributed.barrier()
+
+
+def _limit_collectives(limit: timedelta) -> None:
+    """Give all process groups this time limit: those that DeepSpeed makes (`_clone_world_group`) have PyTorch's own."""
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(limit, group)
 
 
 def _skip_compiled_collectives() -> None:

@@ -9,7 +9,7 @@ import deepspeed
 import torch
 from jaxtyping import Float
 from peft.helpers import rescale_adapter_scale
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from visurf_ray.aliases import HFModel
@@ -49,14 +49,14 @@ class Reference(ABC):
         self._hold(self._current())
         self.taken = True
 
-    def save(self, folder: Path) -> None:
-        """Write the reference, unless it is the initial policy; call it on one rank."""
-        if self.taken:
-            tensors = {name: weight.detach().cpu().contiguous() for name, weight in self.weights().items()}
-            save_file(tensors, folder / REFERENCE_FILE)
+    def stored(self) -> bytes | None:
+        """Return the contents of REFERENCE_FILE; None for the initial policy, which needs no file."""
+        if not self.taken:
+            return None
+        return save({name: weight.detach().cpu().contiguous() for name, weight in self.weights().items()})
 
     def load(self, folder: Path) -> None:
-        """Read the reference that `save` has written; without one it stays the initial policy."""
+        """Read the reference that `stored` has returned; without its file it stays the initial policy."""
         if (folder / REFERENCE_FILE).is_file():
             self._hold(load_file(folder / REFERENCE_FILE).items())
             self.taken = True

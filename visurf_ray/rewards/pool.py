@@ -10,6 +10,7 @@ import ray
 
 from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.answers.coordinates import readable
+from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import OnError
 from visurf_ray.config.schema import RewardConfig
 from visurf_ray.errors import UserError
@@ -43,13 +44,14 @@ class RewardPool:
     A call costs the driver more time than a result, so each call carries many groups and streams the results back.
     """
 
-    def __init__(self, config: RewardConfig, specs: Mapping[str, RewardSpec]) -> None:
+    def __init__(self, config: RewardConfig, specs: Mapping[str, RewardSpec], *, cluster_timeout: float) -> None:
         """Start the actors and wait until they have loaded the rewards. SAM2 is loaded later, with the first response.
 
         Args:
             config: The number of actors, their GPUs, the time limit, and what happens when a reward fails.
             specs: The reward of each part (see `Example.part`). Without any no actors start, for a run whose groups
                 have no rollouts.
+            cluster_timeout: Seconds that an actor may take to load the rewards: cluster.timeout.
 
         Raises:
             RewardError: An actor cannot load a reward.
@@ -57,9 +59,10 @@ class RewardPool:
         self.specs = dict(specs)
         self.gpus = config.gpus
         self.timeout = config.timeout
+        self.cluster_timeout = cluster_timeout
         self.skip = config.on_error == OnError.skip
         self.actors = [self._start() for _ in range(config.workers if self.specs else 0)]
-        _wait_ready(self.actors)
+        self._wait_ready(self.actors)
         self.idle = deque(self.actors)
         self.waiting: deque[Group] = deque()
         self.running: dict[ray.ObjectRefGenerator, _Call] = {}
@@ -143,7 +146,7 @@ class RewardPool:
         """Write the rewards of a call's first group into its responses, or handle its failure."""
         call = self.running[stream]
         try:
-            parts_of = ray.get(next(stream))
+            parts_of = fetch(next(stream), self.cluster_timeout)
         except ray.exceptions.RayTaskError as error:
             self._give_up(stream, f"raised: {error.cause!r}", error)
             self.idle.append(call.actor)
@@ -179,14 +182,13 @@ class RewardPool:
     def _replace(self, actor: ActorHandle) -> None:
         """Start an actor in place of one that died."""
         new = self._start()
-        _wait_ready([new])
+        self._wait_ready([new])
         self.actors[self.actors.index(actor)] = new
         self.idle.append(new)
 
-
-def _wait_ready(actors: list[ActorHandle]) -> None:
-    """Wait until the actors have started: starting must not count towards a group's time limit."""
-    try:
-        ray.get([actor.ready.remote() for actor in actors])
-    except ray.exceptions.RayError as error:
-        raise RewardError(f"a reward actor could not start: {error}") from error
+    def _wait_ready(self, actors: list[ActorHandle]) -> None:
+        """Wait until the actors have started: starting must not count towards a group's time limit."""
+        try:
+            fetch([actor.ready.remote() for actor in actors], self.cluster_timeout)
+        except ray.exceptions.RayError as error:
+            raise RewardError(f"a reward actor could not start: {error}") from error

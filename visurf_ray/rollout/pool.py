@@ -10,7 +10,8 @@ from threading import Lock
 import ray
 
 from visurf_ray.aliases import ActorHandle
-from visurf_ray.errors import during
+from visurf_ray.cluster.waiting import fetch, wait_for
+from visurf_ray.errors import StalledError, during
 from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
 
@@ -51,6 +52,7 @@ class RolloutPool:
         wait: Callable[[Sequence[ActorHandle]], None] = lambda actors: None,
         sampling: Sampling,
         max_in_flight: int,
+        timeout: float,
         oversample: int = 0,
         sleep_level: int | None = None,
     ) -> None:
@@ -61,6 +63,7 @@ class RolloutPool:
             wait: returns when they have started, or raises.
             sampling: settings of training; `answer` takes those of an evaluation.
             max_in_flight: the most prompts that an engine holds.
+            timeout: seconds that an engine may take for a call, or for the next prompt's rollouts: `cluster.timeout`.
             oversample: prompts to draw beyond a batch. The slowest are aborted, unless the method uses all.
             sleep_level: how deep engines sleep while the learner uses their GPUs; None if they share no GPUs.
         """
@@ -69,6 +72,7 @@ class RolloutPool:
         self._wait = wait
         self.sampling = sampling
         self.max_in_flight = max_in_flight
+        self.timeout = timeout
         self.oversample = oversample
         self.sleep_level = sleep_level
         self._asleep = False
@@ -177,7 +181,7 @@ class RolloutPool:
         They wake in `sync` or when they sample next. Both send them the weights again.
         """
         if self.actors and self.sleep_level is not None and not self._asleep:
-            ray.get([actor.sleep.remote(self.sleep_level) for actor in self.actors])
+            fetch([actor.sleep.remote(self.sleep_level) for actor in self.actors], self.timeout)
             self._asleep = True
 
     def shut_down(self) -> None:
@@ -210,10 +214,10 @@ class RolloutPool:
     def _take_weights(self) -> None:
         assert self._link is not None, "call connect before sync"
         if self._asleep:  # the KV cache is allocated after the transfer, during which the learner needs the memory
-            ray.get([actor.wake_up.remote("weights") for actor in self.actors])
+            fetch([actor.wake_up.remote("weights") for actor in self.actors], self.timeout)
         self._link.send()
         if self._asleep:
-            ray.get([actor.wake_up.remote("kv_cache") for actor in self.actors])
+            fetch([actor.wake_up.remote("kv_cache") for actor in self.actors], self.timeout)
             self._asleep = False
 
     def _generate(self, examples: Sequence[Example], sampling: Sampling) -> Generator[list[Sampled], None, None]:
@@ -235,13 +239,16 @@ class RolloutPool:
             for worker in range(len(self.actors)):
                 feed(worker)
             while calls:
-                done, _ = ray.wait(list(calls), num_returns=1)
-                worker = calls.pop(done[0])
-                finished = ray.get(done[0])
+                (done,) = wait_for(list(calls), self.timeout, count=1)
+                worker = calls.pop(done)
+                finished = fetch(done, self.timeout)
                 loads[worker] -= len(finished)
                 left -= len(finished)
                 feed(worker)
                 yield finished
+        except StalledError:
+            left = 0  # an engine that does not answer drops no prompts either
+            raise
         finally:
             if left:
                 self._abort(calls)
@@ -250,7 +257,7 @@ class RolloutPool:
     def _abort(self, calls: Iterable[ray.ObjectRef]) -> None:
         """Abort all requests; return when the calls have returned and the engines are idle."""
         references = [*calls, *(actor.abort.remote() for actor in self.actors)]
-        ray.wait(references, num_returns=len(references))
+        wait_for(references, self.timeout)
 
 
 def _wait_until_dead(actor: ActorHandle) -> None:

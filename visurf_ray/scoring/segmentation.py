@@ -10,6 +10,7 @@ from visurf_ray.aliases import ActorHandle
 from visurf_ray.answers.coordinates import readable
 from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.rle import Rle, encode
+from visurf_ray.cluster.waiting import fetch
 from visurf_ray.groups import Example, Prediction
 from visurf_ray.scoring.segmenter import Segmenter, prompts_of
 
@@ -44,20 +45,22 @@ def _start_actor(gpus: float) -> ActorHandle:
 class Segmentation:
     """Adds masks to predictions."""
 
-    def __init__(self, path: str, gpus: float, *, strict: bool = True) -> None:
+    def __init__(self, path: str, gpus: float, *, timeout: float, strict: bool = True) -> None:
         """Start the actor and load the model.
 
         Args:
             path: SAM2's folder or hub id.
             gpus: The number of GPUs, possibly fractional, that the actor reserves.
+            timeout: Seconds that the actor may take to load the model, and for each mask: cluster.timeout.
             strict: The value of answers.strict.
 
         Raises:
             UserError: There is no SAM2 model at `path`.
         """
+        self.timeout = timeout
         self.strict = strict
         self.actor: ActorHandle = _start_actor(gpus)
-        ray.get(self.actor.open.remote(path))
+        fetch(self.actor.open.remote(path), timeout)
 
     def segment(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
         """Return each prediction, with the mask of its answer in the stored image of its example if that has one.
@@ -73,7 +76,7 @@ class Segmentation:
             for index, (image, prediction) in enumerate(zip(images, predictions, strict=True))
             if image is not None
         }
-        found = dict(zip(masks, ray.get(list(masks.values())), strict=True))
+        found = {index: fetch(mask, self.timeout) for index, mask in masks.items()}
         return [replace(each, mask=found[index]) if index in found else each for index, each in enumerate(predictions)]
 
     def _read_as_strict(self, prediction: Prediction) -> str:

@@ -37,31 +37,35 @@ _REASON_TIMEOUT = 10.0  # seconds that an engine whose connection broke has to s
 class Group:
     """A process group of the learner's rank 0 and all engines; it closes when the last reference to it goes."""
 
-    def __init__(self, address: str, port: int, *, rank: int, world_size: int, timeout: float) -> None:
+    def __init__(
+        self, address: str, port: int, *, rank: int, world_size: int, start_timeout: float, timeout: float
+    ) -> None:
         """Join the group; returns when all processes have joined.
 
         Args:
             address: that of rank 0, which listens there for the others.
-            timeout: seconds to wait for the others here, and for each broadcast later.
+            start_timeout: seconds to wait for the others here.
+            timeout: seconds that a broadcast may take later.
 
         Raises:
             RuntimeError: not all have joined in time.
         """
+        self.timeout = timedelta(seconds=timeout)
         try:
             self.group = stateless_init_torch_distributed_process_group(
-                address, port, rank, world_size, "gloo", timeout=timedelta(seconds=timeout)
+                address, port, rank, world_size, "gloo", timeout=timedelta(seconds=start_timeout)
             )
         except RuntimeError as error:  # torch.distributed's errors are of this kind
             raise RuntimeError(
                 f"rank {rank} of {world_size} processes of the weight transfer has not reached the others, of which "
-                f"rank 0 listens at {address}:{port}, and has waited up to {timeout:g} s (cluster.start_timeout). Can "
-                "the machines reach each other on all ports? GLOO_SOCKET_IFNAME, if it is set, must name the network "
-                f"interface by which they do. {error}"
+                f"rank 0 listens at {address}:{port}, and has waited up to {start_timeout:g} s "
+                "(cluster.start_timeout). Can the machines reach each other on all ports? GLOO_SOCKET_IFNAME, if it is "
+                f"set, must name the network interface by which they do. {error}"
             ) from error
 
     def broadcast(self, chunk: Tensor) -> Work:
         """Begin to send a chunk from rank 0, or to receive it; call `wait` of the result."""
-        return self.group.broadcast(chunk.view(torch.uint8), 0)
+        return self.group.broadcast(chunk.view(torch.uint8), 0, self.timeout)
 
 
 def chunks(weights: Iterable[ParamMeta]) -> list[list[ParamMeta]]:
@@ -102,7 +106,7 @@ class GlooInitInfo(WeightTransferInitInfo):
         port: a port there.
         rank_offset: the engine's rank. The name is that of vLLM's `nccl` backend, see `own_ranks` in rollout/actor.py.
         world_size: processes of the group.
-        timeout: as for `Group`.
+        start_timeout, timeout: as for `Group`.
         weights: the name, dtype and shape of each weight of an update, in the order in which they come.
     """
 
@@ -110,12 +114,20 @@ class GlooInitInfo(WeightTransferInitInfo):
     port: int
     rank_offset: int
     world_size: int
+    start_timeout: float
     timeout: float
     weights: list[tuple[str, str, list[int]]]
 
     def open(self) -> Callable[[], Iterator[list[tuple[str, Tensor]]]]:
         """Join the group; returns what yields the weights of an update, chunk by chunk."""
-        group = Group(self.address, self.port, rank=self.rank_offset, world_size=self.world_size, timeout=self.timeout)
+        group = Group(
+            self.address,
+            self.port,
+            rank=self.rank_offset,
+            world_size=self.world_size,
+            start_timeout=self.start_timeout,
+            timeout=self.timeout,
+        )
         parts = chunks(ParamMeta(name, getattr(torch, dtype), tuple(shape)) for name, dtype, shape in self.weights)
         return lambda: _received(group, parts)
 
@@ -146,7 +158,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
         address: rank 0's.
         port: a free port there.
         engines: their number; each is one process.
-        timeout: as for `Group`.
+        start_timeout, timeout: as for `Group`.
     """
 
     backend: ClassVar[str] = "gloo"
@@ -154,6 +166,7 @@ class GlooTrainerInitInfo(TrainerInitInfo):
     address: str
     port: int
     engines: int
+    start_timeout: float
     timeout: float
 
 
@@ -187,12 +200,20 @@ class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
             port=info.port,
             rank_offset=1,
             world_size=1 + info.engines,
+            start_timeout=info.start_timeout,
             timeout=info.timeout,
             weights=[(meta.name, str(meta.dtype).removeprefix("torch."), list(meta.shape)) for meta in weights],
         )
         # All processes of the group join it at the same time.
         engines = _in_background(self.client.init_weight_transfer_engine, asdict(joined))
-        self.group = Group(info.address, info.port, rank=0, world_size=joined.world_size, timeout=info.timeout)
+        self.group = Group(
+            info.address,
+            info.port,
+            rank=0,
+            world_size=joined.world_size,
+            start_timeout=info.start_timeout,
+            timeout=info.timeout,
+        )
         engines.result()
 
     def send_weights(self) -> None:

@@ -30,8 +30,9 @@ class WeightSender:
         colocated: bool,
         address: str,
         port: int,
-        one_machine: bool = True,
-        timeout: float = 300.0,
+        one_machine: bool,
+        start_timeout: float,
+        timeout: float,
     ) -> None:
         """Open the transfer.
 
@@ -46,7 +47,8 @@ class WeightSender:
             port: a free port there.
             one_machine: whether all engines are on rank 0's machine. Without GPUs weights are then sent through shared
                 memory, otherwise by a gloo broadcast from rank 0.
-            timeout: seconds that gloo waits for the engines to connect, and for each part of a transfer.
+            start_timeout: seconds that gloo waits for the engines to connect: `cluster.start_timeout`.
+            timeout: seconds that gloo waits for each part of a transfer: `cluster.timeout`.
         """
         register()
         source = ZeroSource(module)
@@ -65,7 +67,12 @@ class WeightSender:
             init_info = SharedMemoryTrainerInitInfo(rank=rank)
         else:
             init_info = GlooTrainerInitInfo(
-                rank=rank, address=address, port=port, engines=len(engines), timeout=timeout
+                rank=rank,
+                address=address,
+                port=port,
+                engines=len(engines),
+                start_timeout=start_timeout,
+                timeout=timeout,
             )
         self.engine = WeightTransferTrainerFactory.trainer_init(
             init_info, client=RayVLLMWeightSyncClient(engines), source=source
