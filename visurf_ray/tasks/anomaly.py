@@ -19,8 +19,6 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from shapely import union_all
-from shapely.geometry import box as polygon
 from sklearn.metrics import roc_auc_score
 
 from visurf_ray.aliases import Json
@@ -30,7 +28,7 @@ from visurf_ray.data.bad_rows import each
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import score_boxes
+from visurf_ray.scoring.metrics import covered, score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
 from visurf_ray.tasks.mask_task import MaskTask
 
@@ -95,10 +93,10 @@ class AnomalyTask(MaskTask):
         """
         scores = score_boxes(predictions)
         defects = np.array([bool(parse_targets(prediction.ground_truth)) for prediction in predictions])
-        covered = np.array([covered_share(prediction) for prediction in predictions])
+        shares = np.array([covered_share(prediction) for prediction in predictions])
         if len(np.unique(defects)) == 2:
-            scores["roc_auc"] = float(roc_auc_score(defects, covered))
-            scores["roc_auc_binarised"] = float(roc_auc_score(defects, (covered > 0).astype(float)))
+            scores["roc_auc"] = float(roc_auc_score(defects, shares))
+            scores["roc_auc_binarised"] = float(roc_auc_score(defects, (shares > 0).astype(float)))
         return scores
 
 
@@ -110,8 +108,8 @@ def covered_share(prediction: Prediction) -> float:
     if prediction.mask:
         return area(prediction.mask) / math.prod(prediction.mask["size"])
     width, height = prediction.size
-    boxes = union_all([polygon(*box) for box in answered_boxes(prediction.response) or []])
-    return float(boxes.intersection(polygon(0, 0, width, height)).area / (width * height))
+    inside, _ = covered(answered_boxes(prediction.response) or [], [(0, 0, width, height)])
+    return inside / (width * height)
 
 
 def _read_class(path: Path) -> dict[str, Json] | None:
