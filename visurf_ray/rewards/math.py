@@ -28,6 +28,7 @@ class MathReward:
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("thinking_format",)
     solved: ClassVar[dict[str, float]] = {"accuracy": 1.0}
+    most: ClassVar[dict[str, float]] = {"accuracy": 1.0, "thinking_format": 1.0}
     boxed_credit: float = 0.1
 
     def __call__(self, response: str, ground_truth: str) -> Reward:

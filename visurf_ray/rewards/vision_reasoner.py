@@ -48,6 +48,12 @@ class VisionReasonerReward:
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("thinking_format",)
     solved: ClassVar[dict[str, float]] = {"accuracy": 3.0}
+    most: ClassVar[dict[str, float]] = {
+        "thinking_format": 1.0,
+        "answer_format": 2.0,
+        "accuracy": 3.0,
+        "non_repeat": 1.0,
+    }
     credit_empty: bool = True
     box_distance: float = 10.0
     point_distance: float = 30.0

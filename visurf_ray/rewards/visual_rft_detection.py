@@ -39,6 +39,7 @@ class VisualRftDetectionReward:
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("format",)
     solved: ClassVar[dict[str, float]] = {"iou": 0.5}  # as detections are counted in map50
+    most: ClassVar[dict[str, float]] = {"iou": 1.0, "confidence": 1.0, "format": 1.0}
     credit_empty: bool = True
     iou_threshold: float = 0.5
 

@@ -26,8 +26,8 @@ def union_iou(given: Sequence[Box], true: Sequence[Box]) -> float:
 def covered(given: Sequence[Box], true: Sequence[Box]) -> tuple[float, float]:
     """Return the areas of intersection and union of what two sets of boxes cover.
 
-    Measured on the grid of all their edges: it has at most (2N)² cells, while the outline of N boxes can have N²
-    corners, which takes shapely seconds.
+    They are measured on the grid of all edges, which has at most (2N)² cells. The outline of N boxes can have N²
+    corners, which takes a library of geometry seconds.
     """
     edges = np.array([*given, *true], np.float64).reshape(-1, 4)
     xs, ys = np.unique(edges[:, [0, 2]]), np.unique(edges[:, [1, 3]])

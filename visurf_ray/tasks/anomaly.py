@@ -25,6 +25,7 @@ from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import answered_boxes, parse_targets
 from visurf_ray.answers.rle import area
 from visurf_ray.data.bad_rows import each
+from visurf_ray.data.pictures import inside
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
@@ -76,7 +77,7 @@ class AnomalyTask(MaskTask):
             for file, content in classes.items()
             for number, entry in enumerate(content[split])
         ]
-        rows = each(lambda entry: _row(*entry), entries)
+        rows = each(lambda entry: _row(*entry, self.config.outside_paths), entries)
         if not rows:
             raise DataError(f"{source} has no rows")
         return rows
@@ -120,12 +121,12 @@ def _read_class(path: Path) -> dict[str, Json] | None:
     return content if "prefix" in (content["meta"] or {}) else None
 
 
-def _row(entry: dict[str, Json], prefix: str, root: Path, where: str) -> Row:
+def _row(entry: dict[str, Json], prefix: str, root: Path, where: str, outside: bool) -> Row:
     try:
         image, mask, category = (entry[key] for key in ("image_path", "mask_path", "category"))
         query = f"Find every defect of the {category.replace('_', ' ')} in this picture."
-        mask = root / prefix / mask if mask else None
-        path = root / prefix / image
+        mask = inside(root / prefix / mask, root, where, outside=outside) if mask else None
+        path = inside(root / prefix / image, root, where, outside=outside)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: it must have category, image_path and mask_path as text") from error
     return Row(f"{prefix}{image}", query, "[]", (path,), where, mask=mask)
