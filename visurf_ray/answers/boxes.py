@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from visurf_ray.aliases import Json
 from visurf_ray.answers.responses import STYLES, answer_or_rest, answer_text, respond
@@ -240,7 +240,7 @@ def are_shares(coordinates: Sequence[float]) -> bool:
     return all(-0.5 <= value <= 1.5 for value in coordinates) and any(value != int(value) for value in coordinates)
 
 
-def ious(given: Sequence[Sequence[float]], true: Sequence[Sequence[float]], edge: float = 0) -> NDArray[np.float64]:
+def ious(given: ArrayLike, true: ArrayLike, edge: float = 0) -> NDArray[np.float64]:
     """Return the IoUs (N, M) of N boxes with M others; 0 where a box has swapped corners or none has an area.
 
     Args:
