@@ -78,7 +78,10 @@ def test_only_the_data_of_a_task_are_left_to_set():
 
 
 # What the schema itself gives a value, so that users' files of models and tasks need not name it.
-WITH_DEFAULTS = {"model.coordinates", "model.resize", "model.square_side", "model.question", "task.system"}
+WITH_DEFAULTS = {
+    *("model.coordinates", "model.resize", "model.square_side", "model.question"),
+    *("task.system", "task.outside_paths"),
+}
 
 
 def test_yaml_and_schema_have_the_same_keys():

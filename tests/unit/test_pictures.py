@@ -330,7 +330,7 @@ def test_anything_else_is_refused_by_row_in_few_words(tmp_path, cell, complaint)
 def test_paths_below_an_address_and_the_home(tmp_path, monkeypatch):
     assert find_pictures("a/b.png", "https://here/data", "") == ["https://here/data/a/b.png"]
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert find_pictures("~/b.png", Path("/data"), "") == [tmp_path / "b.png"]
+    assert find_pictures("~/b.png", Path("/data"), "", outside=True) == [tmp_path / "b.png"]
     assert find_pictures(["a.png", ["b.png"]], Path("/data"), "") == [Path("/data/a.png"), Path("/data/b.png")]
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from tests.unit.groups import example
 from visurf_ray.answers.rle import encode
+from visurf_ray.answers.visual_rft import box_iou
 from visurf_ray.groups import Prediction
-from visurf_ray.scoring.metrics import answered_boxes, iou, score_boxes, union_iou, well_formed
+from visurf_ray.scoring.metrics import answered_boxes, score_boxes, union_iou, well_formed
 
 LEFT, RIGHT, HALF = (0, 0, 10, 10), (20, 0, 30, 10), (0, 0, 10, 5)
 BELOW = (0, 20, 10, 30)
@@ -28,10 +29,10 @@ def score_pairs(pairs) -> dict[str, float]:
 
 
 def test_iou_by_hand():
-    assert iou(LEFT, LEFT) == 1.0
-    assert iou(LEFT, HALF) == 0.5
-    assert iou(LEFT, RIGHT) == iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0.0
-    assert iou((0, 0, 10, 10), (5, 5, 15, 15)) == pytest.approx(25 / 175)
+    assert box_iou(LEFT, LEFT) == 1.0
+    assert box_iou(LEFT, HALF) == 0.5
+    assert box_iou(LEFT, RIGHT) == box_iou((0, 0, 10, 10), (10, 0, 20, 10)) == 0.0
+    assert box_iou((0, 0, 10, 10), (5, 5, 15, 15)) == pytest.approx(25 / 175)
     assert union_iou([], []) == union_iou([LEFT], []) == 0.0
 
 

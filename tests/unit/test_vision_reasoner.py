@@ -5,9 +5,9 @@ import time
 
 import pytest
 
+from visurf_ray.answers.boxes import ious
 from visurf_ray.errors import UserError
 from visurf_ray.rewards import load_reward
-from visurf_ray.rewards.vision_reasoner import pixel_iou
 
 A = {"bbox_2d": [100, 100, 300, 300], "point_2d": [200, 200]}
 B = {"bbox_2d": [400, 400, 600, 700], "point_2d": [500, 550]}
@@ -253,10 +253,8 @@ def test_distances_are_settings():
 
 
 def test_inclusive_pixels():
-    assert pixel_iou((0, 0, 9, 9), (0, 0, 9, 4)) == 0.5
-    assert pixel_iou((0, 0, 9, 9), (9, 9, 20, 20)) == pytest.approx(1 / (100 + 144 - 1))
-    assert pixel_iou((0, 0, 9, 9), (10, 0, 19, 9)) == 0.0
-    assert pixel_iou((0, 0, 9, 9), (30, 30, 12, 12)) == 0.0
+    others = [(0, 0, 9, 4), (9, 9, 20, 20), (10, 0, 19, 9), (30, 30, 12, 12)]
+    assert ious([(0, 0, 9, 9)], others, edge=1)[0] == pytest.approx([0.5, 1 / (100 + 144 - 1), 0.0, 0.0])
 
 
 # Nothing is meant

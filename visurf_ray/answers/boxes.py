@@ -4,6 +4,8 @@ The paper's form is reasoning in `<think>`, then `<answer>` with a JSON list of 
 "point_2d": [x, y]}`. An empty list means that the image holds no target object. A ground truth is such a list, or
 `{"objects": [the list], "mask": RLE, "ignore": RLE}` if the data have masks (see `answers.rle`). If they have the
 point to click and no box, it is `{"objects": [{"point_2d": [x, y]}], "within": pixels}` (see `Click`).
+
+Neither may have more than MOST_ITEMS items, so that matching them takes milliseconds.
 """
 
 import json
@@ -11,12 +13,17 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
 from visurf_ray.aliases import Json
 from visurf_ray.answers.responses import STYLES, answer_or_rest, answer_text, respond
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 IntBox = tuple[int, int, int, int]
 Point = tuple[float, float]  # x, y
+
+MOST_ITEMS = 1000  # of an answer or a ground truth
 
 
 @dataclass(frozen=True)
@@ -100,7 +107,10 @@ def render(targets: Sequence[Target], style: str = "spaced", thinking: str | Non
 
 
 def parse_items(response: str) -> list[object] | None:
-    """Return the items of the JSON list in the answer, unchecked, or None if the answer is not a JSON list."""
+    """Return the items of the JSON list in the answer, unchecked.
+
+    It is None if the answer is not a JSON list, or has more than MOST_ITEMS items.
+    """
     text = answer_text(response)
     if text is None:
         return None
@@ -108,7 +118,7 @@ def parse_items(response: str) -> list[object] | None:
         items = json.loads(text)
     except (ValueError, RecursionError):  # RecursionError: "[[[[…"
         return None
-    return items if isinstance(items, list) else None
+    return items if isinstance(items, list) and len(items) <= MOST_ITEMS else None
 
 
 def numbers(value: object, count: int) -> tuple[float, ...] | None:
@@ -184,6 +194,8 @@ def parse_targets(ground_truth: str) -> list[Target]:
     items = parse_truth(ground_truth)["objects"]
     if not isinstance(items, list):
         raise ValueError(f"must be a JSON list of objects with bbox_2d and point_2d, not {ground_truth[:80]!r}")
+    if len(items) > MOST_ITEMS:
+        raise ValueError(f"has {len(items)} objects, but may have at most {MOST_ITEMS}")
     targets = []
     for number, item in enumerate(items):
         box, point = box_in(item), point_in(item)
@@ -226,6 +238,23 @@ def are_shares(coordinates: Sequence[float]) -> bool:
     Boxes of detectors may reach a little beyond the image.
     """
     return all(-0.5 <= value <= 1.5 for value in coordinates) and any(value != int(value) for value in coordinates)
+
+
+def ious(given: ArrayLike, true: ArrayLike, edge: float = 0) -> NDArray[np.float64]:
+    """Return the IoUs (N, M) of N boxes with M others; 0 where a box has swapped corners or none has an area.
+
+    Args:
+        given: N boxes (x1, y1, x2, y2).
+        true: M boxes.
+        edge: What is added to each width and height: 1 where the pixels at x2 and y2 belong to a box.
+    """
+    a_N14 = np.asarray(given, np.float64).reshape(-1, 1, 4)
+    b_1M4 = np.asarray(true, np.float64).reshape(1, -1, 4)
+    sides_NM2 = np.minimum(a_N14[..., 2:], b_1M4[..., 2:]) - np.maximum(a_N14[..., :2], b_1M4[..., :2]) + edge
+    both_NM = sides_NM2.clip(0).prod(-1)
+    area_N1, area_1M = ((box[..., 2:] - box[..., :2] + edge).prod(-1) for box in (a_N14, b_1M4))
+    union_NM = area_N1 + area_1M - both_NM
+    return np.divide(both_NM, union_NM, out=np.zeros_like(both_NM), where=union_NM > 0)
 
 
 def ordered(box: Box, width: float, height: float) -> Box:

@@ -12,7 +12,7 @@ from sympy import Integer
 
 from visurf_ray.answers import units
 from visurf_ray.answers.responses import answer_text, has_thinking, one_thought, rest
-from visurf_ray.answers.values import same_value
+from visurf_ray.answers.values import same_value, within_limit
 
 _BOXED = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # the braces of \{ and \} are text
@@ -145,7 +145,11 @@ class Truth:
         return _plain(given) if rounded is None else str(rounded)
 
     def _chosen(self, given: str) -> set[str]:
-        """Return the choices that an answer names."""
+        """Return the choices that an answer names; none if it takes too long to tell."""
+        return within_limit(lambda: self._told(given), set())
+
+    def _told(self, given: str) -> set[str]:
+        """Return the choices that an answer names. It may take hours."""
         text = _plain(given)
         after = _LETTER_AFTER.fullmatch(text)
         if after and (named := self._named(after[2])) is not None and equal(after[1], named):
@@ -160,9 +164,9 @@ class Truth:
         if named is not None and not told:
             return {named}
         if same or named is None:
-            return same or {choice for choice in self.choices if equal(given, choice)}
-        others = {choice for choice in self.choices if choice != named and equal(told, choice)}
-        return {named} | (others if not equal(told, named) else set())
+            return same or {choice for choice in self.choices if _equal(given, choice)}
+        others = {choice for choice in self.choices if choice != named and _equal(told, choice)}
+        return {named} | (others if not _equal(told, named) else set())
 
     def _named(self, letter: str | None) -> str | None:
         place = ord(letter.upper()) - ord("A") if letter and letter.isascii() and letter.isalpha() else -1
@@ -228,8 +232,12 @@ def _braced(text: str, start: int) -> str | None:
 def equal(given: str, truth: str) -> bool:
     """Return whether an answer, which is a formula, a number, a word or an option, equals the true one.
 
-    It takes a fraction of a second at most, on any thread (see `answers.values`).
+    It is False if that takes more than a second of processor time to tell, on any thread (see `answers.values`).
     """
+    return within_limit(lambda: _equal(given, truth), False)
+
+
+def _equal(given: str, truth: str) -> bool:
     given, truth = _plain(given), _plain(truth)
     if not given or max(len(given), len(truth)) > _LONGEST:
         return given.lower() == truth.lower()

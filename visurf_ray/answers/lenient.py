@@ -7,7 +7,7 @@ from visurf_ray.answers.responses import rest
 
 _ANSWER = re.compile(r"(.*<answer>)(.*?)(</answer>.*|\Z)", re.DOTALL)  # the last answer
 _FENCE = re.compile(r"```\w*")
-_STRING = r'"(?:[^"\\]|\\.)*"'
+_STRING = r'"(?:[^"\\]|\\[\s\S]?)*+"?'  # to the end of the text if it is not closed, so that no part is read twice
 _TRAILING = re.compile(rf"({_STRING})|(?<=[\w\]}}\"'.])(\s*),(?=\s*[\]}}])")
 
 

@@ -8,12 +8,13 @@ from pycocotools import mask as coco
 from scipy import ndimage
 
 from visurf_ray.aliases import Json
-from visurf_ray.answers.boxes import IntBox, Target, parse_truth
+from visurf_ray.answers.boxes import MOST_ITEMS, IntBox, Target, parse_truth
 
 Rle = dict[str, Json]  # {"size": [H, W], "counts": "…"}, as pycocotools.mask reads and writes it
 
 # A connected part smaller than this share of the largest one is left over from drawing or occlusion, not an object.
 _SPECK = 0.01
+_MOST_PIXELS = 178_956_970  # of a mask: Pillow opens no larger image
 
 
 def encode(mask: NDArray[np.generic]) -> Rle:
@@ -39,6 +40,8 @@ def check_rle(value: Json) -> Rle:
     """
     try:
         height, width = (int(side) for side in value["size"])
+        if min(height, width) < 0 or height * width > _MOST_PIXELS:  # pycocotools would write beyond its memory
+            raise ValueError(f"a mask may have at most {_MOST_PIXELS:,} pixels")
         counts = value["counts"]
         if isinstance(counts, list):
             if min(counts, default=-1) < 0 or sum(counts) != height * width:
@@ -47,7 +50,7 @@ def check_rle(value: Json) -> Rle:
         rle = {"size": [height, width], "counts": counts.decode() if isinstance(counts, bytes) else counts}
         if int(decode(rle).sum()) != area(rle):  # pixels after the last run are undefined
             raise ValueError("the runs must cover the image")
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"is not a COCO RLE {{'size': [H, W], 'counts': …}} ({error}): {str(value)[:80]}") from error
     return rle
 
@@ -111,13 +114,18 @@ def objects_in(mask: NDArray[np.bool_], box: Sequence[float] | None = None) -> l
         One target for each object; none for an empty mask. The x2 and y2 of a box that is made here are the first
         column and row outside. The point is the pixel of the object that is farthest from any pixel outside it; the
         image counts as surrounded by such pixels.
+
+    Raises:
+        ValueError: The mask has more than MOST_ITEMS parts, specks included.
     """
     if not mask.any():
         return []
     if box is not None:
         x1, y1, x2, y2 = box
         return [Target((x1, y1, x2, y2), _innermost(mask))]
-    parts, _ = ndimage.label(mask, np.ones((3, 3)))
+    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    if count > MOST_ITEMS:
+        raise ValueError(f"has a mask of {count} parts, but may have at most {MOST_ITEMS}")
     sizes = np.bincount(parts.ravel())[1:]
     found = []
     for number, (rows, columns) in enumerate(ndimage.find_objects(parts), 1):

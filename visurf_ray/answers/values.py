@@ -14,6 +14,8 @@ import threading
 import time
 from collections.abc import Callable
 from decimal import Decimal
+from functools import lru_cache
+from typing import TypeVar
 
 from latex2sympy2_extended.latex2sympy2 import latex2sympy
 from latex2sympy2_extended.math_normalization import NormalizationConfig, normalize_latex
@@ -45,18 +47,22 @@ from sympy import (
 from sympy.concrete.expr_with_limits import AddWithLimits, ExprWithLimits
 from sympy.sets.sets import FiniteSet
 
-_SECONDS = 1.0  # of processor time for one comparison; most take milliseconds
+T = TypeVar("T")
+
+_SECONDS = 1.0  # of processor time to judge one answer; most take milliseconds
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _TWO_NUMBERS = re.compile(r"(?<![_^\d])\d+\s+\d|^\s*\{\d+\}\s*\{")  # latex2sympy adds "12 13" up
 _EXACT = 25_000  # digits up to which large numbers are computed exactly
 _LARGEST = 1e12  # digits beyond which numbers are not computed
 _POINTS = 6  # at which two functions are compared
 
-logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit; `_within` is the limit
+logging.getLogger("math_verify").setLevel(logging.ERROR)  # it warns that it has no time limit: see `within_limit`
 
 
 def same_value(given: str, truth: str, ratio: Expr = S.One) -> bool:
-    """Return whether two formulas have the same value. It is False if one is not wholly a formula, or takes too long.
+    """Return whether two formulas have the same value. It is False if one is not wholly a formula.
+
+    It may take hours: call it inside of `within_limit`.
 
     Args:
         given: A formula in LaTeX or plain text.
@@ -64,7 +70,7 @@ def same_value(given: str, truth: str, ratio: Expr = S.One) -> bool:
         ratio: What the value of `given` is multiplied by, for units.
     """
     try:
-        return _within(_SECONDS, lambda: _same(_read(given), _read(truth), ratio))
+        return _same(_read(given), _read(truth), ratio)
     except Exception:  # SymPy raises what it likes where it cannot compute
         return False
 
@@ -80,6 +86,7 @@ def _same(given: Basic | None, truth: Basic | None, ratio: Expr) -> bool:
     return _equal(given, truth)
 
 
+@lru_cache(maxsize=256)  # all responses to an example are compared with one truth
 def _read(text: str) -> Basic | None:
     """Return the expression that all of the text writes, or None if there is none."""
     if _TWO_NUMBERS.search(text):
@@ -240,11 +247,14 @@ class _TooLong(BaseException):
     """The limit is reached. Not an Exception, so that no library catches it."""
 
 
-def _within(seconds: float, compare: Callable[[], bool]) -> bool:
-    """Return the result of `compare`, or False if it takes more than this processor time, on any thread."""
+def within_limit(compare: Callable[[], T], otherwise: T) -> T:
+    """Return the result of `compare`, or `otherwise` if it takes more than a second of processor time, on any thread.
+
+    Such calls must not be nested.
+    """
     thread = threading.get_ident()
     clock = time.pthread_getcpuclockid(thread)
-    end = time.clock_gettime(clock) + seconds
+    end = time.clock_gettime(clock) + _SECONDS
     over, lock = threading.Event(), threading.Lock()
 
     def watch() -> None:
@@ -266,4 +276,4 @@ def _within(seconds: float, compare: Callable[[], bool]) -> bool:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
             watcher.join()
     except _TooLong:
-        return False
+        return otherwise

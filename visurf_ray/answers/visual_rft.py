@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 
-from visurf_ray.answers.boxes import Box, IntBox, box_in, numbers
+from visurf_ray.answers.boxes import MOST_ITEMS, Box, IntBox, box_in, ious, numbers
 from visurf_ray.answers.responses import answer_or_rest, answer_text, rest
 
 Detection = tuple[Box, float]  # a box and its confidence
@@ -58,7 +58,7 @@ def parse_boxes(ground_truth: str) -> list[Box]:
     """
     items = _parse_list(answer_or_rest(ground_truth))
     if items is None:
-        raise ValueError(f"must be a list of boxes or 'No Objects', not {ground_truth[:80]!r}")
+        raise ValueError(f"must be 'No Objects' or a list of at most {MOST_ITEMS} boxes, not {ground_truth[:80]!r}")
     boxes = []
     for number, item in enumerate(items):
         box = box_in(item, "Position")
@@ -114,11 +114,7 @@ def parse_true_name(ground_truth: str) -> str:
 
 def box_iou(a: Sequence[float], b: Sequence[float]) -> float:
     """Return the IoU of two boxes (x1, y1, x2, y2) with real-valued corners, 0 if a box has swapped corners."""
-    width, height = min(a[2], b[2]) - max(a[0], b[0]), min(a[3], b[3]) - max(a[1], b[1])
-    if width <= 0 or height <= 0:
-        return 0.0
-    areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in (a, b)]
-    return width * height / (sum(areas) - width * height)
+    return float(ious([a], [b])[0, 0])
 
 
 def check_inside(box: Sequence[float], name: str = "box") -> None:
@@ -146,7 +142,10 @@ def in_pixels(box: Sequence[float], size: tuple[int, int]) -> Box:
 
 
 def _parse_list(text: str) -> list[object] | None:
-    """Return the items of a list in JSON or with single quotes, in one or two pairs of brackets, or None."""
+    """Return the items of a list in JSON or with single quotes, in one or two pairs of brackets.
+
+    It is None for anything else, and for more than MOST_ITEMS items.
+    """
     if text.lower() == "no objects":
         return []
     if text.startswith("[") and not text.endswith("]"):
@@ -157,5 +156,5 @@ def _parse_list(text: str) -> list[object] | None:
             items = json.loads(written)
         except (ValueError, RecursionError):  # RecursionError: "[[[[…"
             continue
-        return items if isinstance(items, list) else None
+        return items if isinstance(items, list) and len(items) <= MOST_ITEMS else None
     return None

@@ -38,7 +38,7 @@ def settings_of_one_task_in_a_mixture(config: Config) -> str | None:
         return None
     for item in fields(TaskConfig):
         value = getattr(config.task, item.name)
-        if value is not None and item.name != "name":
+        if value not in (None, False) and item.name != "name":
             return f"task.{item.name}={value}: in a mixture each part has its own: set task.parts.NAME.{item.name}"
     reward = config.reward
     if (reward.name, reward.function, reward.weight, reward.function_weight) != (None, None, 1, 1):

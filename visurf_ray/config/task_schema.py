@@ -29,6 +29,7 @@ class TaskConfig:
     image_root: str | None = field(default=MISSING, metadata={"place": Place(address=True)})
     prompt: str | None = field(default=MISSING, metadata={"place": Place(ending=".jinja")})  # or a prompt's name
     system: str | None = field(default=None, metadata={"place": Place()})  # see ModelConfig: files need not name it
+    outside_paths: bool = False  # likewise
     segmenter: str | None = named(hub=True, free=True)
     box_distance: float | None = within(above=0)
     point_distance: float | None = within(above=0)

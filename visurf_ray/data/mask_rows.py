@@ -44,13 +44,14 @@ COLUMNS: Columns = {
 }
 
 
-def mask_rows(table: Table, image_root: str | None, *, one_object: bool) -> list[Row]:
+def mask_rows(table: Table, image_root: str | None, *, one_object: bool, outside: bool = False) -> list[Row]:
     """Return the rows of a table of masks.
 
     Args:
         table: The table.
         image_root: The folder, or its address, that relative image paths start from. None: that of the data file.
         one_object: Whether a mask is one object; otherwise each connected part is one.
+        outside: See `find_pictures`.
 
     Raises:
         DataError: A column is missing, or a row's mask or box is malformed.
@@ -63,7 +64,7 @@ def mask_rows(table: Table, image_root: str | None, *, one_object: bool) -> list
         keys = [str(row.extra[key]) for key in ("image_id", "ann_id") if row.extra[key] is not None]
         if keys and row.id == str(table.number(row.place)):
             row = replace(row, id="-".join(keys), where=f"{row.where} (id {'-'.join(keys)})")
-        mask = _mask(cells[row.place], root, row.where)
+        mask = _mask(cells[row.place], root, row.where, outside)
         box = row.extra["bbox"]
         if box is not None and numbers(box, 4) is None:
             raise DataError(f"{row.where}: the bbox must be [x1, y1, x2, y2], not {short(box)}")
@@ -72,11 +73,11 @@ def mask_rows(table: Table, image_root: str | None, *, one_object: bool) -> list
         return replace(row, solution=dump_truth(objects_in(mask, box), mask=encode(mask)), extra={})
 
     with ThreadPoolExecutor() as threads:  # decoding and measuring release the GIL
-        found = threads.map(lambda row: each(read, [row]), rows_of(table, image_root, COLUMNS))
+        found = threads.map(lambda row: each(read, [row]), rows_of(table, image_root, COLUMNS, outside=outside))
         return [row for rows in found for row in rows]
 
 
-def _mask(cell: Json | pa.Scalar, root: Path | str, where: str) -> NDArray[np.bool_]:
+def _mask(cell: Json | pa.Scalar, root: Path | str, where: str, outside: bool) -> NDArray[np.bool_]:
     """Return the mask (H, W) in a cell. Raises DataError if it is malformed."""
     try:
         if isinstance(cell, pa.ListScalar | pa.LargeListScalar) and cell.values is not None:
@@ -92,7 +93,7 @@ def _mask(cell: Json | pa.Scalar, root: Path | str, where: str) -> NDArray[np.bo
             return decode(check_rle(value))
         if isinstance(value, list) and all(isinstance(line, list) for line in value):
             return np.asarray(value, np.float64).reshape(len(value), -1) != 0
-        (picture,) = find_pictures(value, root, "the mask")
+        (picture,) = find_pictures(value, root, "the mask", outside=outside)
         return load_mask(picture, "the mask")
     except (ValueError, TypeError, KeyError, AttributeError, DataError) as error:
         raise DataError(

@@ -3,6 +3,7 @@
 - A picture is turned as its EXIF orientation says, as viewers show it and people annotate it.
 - Transparent pixels show white.
 - Of an animated picture the first frame is taken.
+- Formats that can run programs (EPS) or are no pixels (SVG) are refused, and so are images above 179 million pixels.
 - Greys of 16 bits are scaled to 8. Pixels that are floats or 32-bit integers have no known range and are refused.
 """
 
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from visurf_ray.aliases import Json
-from visurf_ray.data.remote import is_address, local_path
+from visurf_ray.data.remote import is_address, local_path, machine_of
 from visurf_ray.data.stored import Stored, decode_text, is_encoded
 from visurf_ray.errors import DataError, short
 
@@ -29,6 +30,8 @@ _VIDEOS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".
 
 # What Pillow raises for files that are damaged or not images. UnidentifiedImageError is an OSError.
 _BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+# Pillow has code for many more; EPS runs Ghostscript, which runs programs that are in the file.
+_FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -88,7 +91,7 @@ def pictures_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in ENDINGS)
 
 
-def find_pictures(cell: Json, root: Path | str, where: str) -> list[Picture]:
+def find_pictures(cell: Json, root: Path | str, where: str, *, outside: bool = False) -> list[Picture]:
     """Return the pictures in a cell of a table, not opened yet.
 
     Args:
@@ -96,20 +99,39 @@ def find_pictures(cell: Json, root: Path | str, where: str) -> list[Picture]:
             under `bytes`, `path`, `image`, `url` or `image_url`, or a list of these, which may be nested.
         root: The folder, or its address, that relative paths start from.
         where: File and row, for error messages.
+        outside: Whether paths may lead out of `root`, and addresses to other machines than that of `root`.
 
     Raises:
         DataError: The cell holds anything else; the message names the keys.
     """
-    return list(_found(cell, root, where))
+    return list(_found(cell, root, where, outside))
+
+
+def inside(path: Path, root: Path, where: str, *, outside: bool = False) -> Path:
+    """Return the path of a file that a data set names.
+
+    Raises:
+        DataError: It leads out of the folder `root`, through `..`, as an absolute path or over a link, and `outside` is
+            false.
+    """
+    try:
+        if outside or path.resolve().is_relative_to(root.resolve()):
+            return path
+    except (OSError, ValueError, RuntimeError) as error:  # a NUL in it; links in a circle
+        raise DataError(f"{where}: {short(repr(str(path)), 500)} is no path ({short(error)})") from error
+    raise DataError(f"{where}: the path {short(path, 500)} leads out of the folder {root}; {_TRUST}")
+
+
+_TRUST = "name a folder that holds it in task.image_root, or set task.outside_paths=true if you trust the data"
 
 
 _BESIDE = re.compile("type|detail|text|file_name|(min|max)_pixels|resized_(height|width)|height|width|format")
 
 
-def _found(cell: Json, root: Path | str, where: str) -> Iterator[Picture]:
+def _found(cell: Json, root: Path | str, where: str, outside: bool) -> Iterator[Picture]:
     if isinstance(cell, list | tuple):
         for item in cell:
-            yield from _found(item, root, where)
+            yield from _found(item, root, where, outside)
     elif isinstance(cell, dict):
         given = {key: value for key, value in cell.items() if value is not None}
         if "video" in given or given.get("type") in ("video", "video_url"):
@@ -124,11 +146,11 @@ def _found(cell: Json, root: Path | str, where: str) -> Iterator[Picture]:
         if key is None:
             raise DataError(f"{where}: the image is empty")
         encoded = key == "bytes" and isinstance(given[key], str)
-        yield from _found(_from_base64(given[key], where) if encoded else given[key], root, where)
+        yield from _found(_from_base64(given[key], where) if encoded else given[key], root, where, outside)
     elif isinstance(cell, bytes | Stored | Image.Image) and cell:
         yield cell
     elif isinstance(cell, str | Path) and str(cell).strip():
-        yield _named(str(cell).strip(), root, where)
+        yield _named(str(cell).strip(), root, where, outside)
     elif cell is None or cell in ("", b"") or isinstance(cell, str):
         raise DataError(f"{where}: the image is empty")
     else:
@@ -140,17 +162,26 @@ def _found(cell: Json, root: Path | str, where: str) -> Iterator[Picture]:
 NO_VIDEO = "it has a video, and videos are not supported: extract frames and give them as images"
 
 
-def _named(text: str, root: Path | str, where: str) -> Picture:
+def _named(text: str, root: Path | str, where: str, outside: bool) -> Picture:
     """Return the picture that a text names or holds."""
     if is_encoded(text):
         return _from_base64(text, where)
     if Path(text.partition("?")[0]).suffix.lower() in _VIDEOS:
         raise DataError(f"{where}: {NO_VIDEO} ({short(text)})")
+    if text.lower().startswith("file://"):
+        text = str(local_path(text))
     if is_address(text):
+        if not outside and machine_of(text) != machine_of(str(root)):
+            raise DataError(
+                f"{where}: {short(text, 500)} would be fetched, but the data are not there; fetch it before the run, "
+                "or set task.outside_paths=true if you trust the data"
+            )
         return text
     if is_address(str(root)):
+        if not outside and ".." in text.split("/"):
+            raise DataError(f"{where}: the path {short(text, 500)} leads out of {root}; {_TRUST}")
         return f"{str(root).rstrip('/')}/{text}"
-    return Path(root) / Path(text).expanduser()
+    return inside(Path(root) / Path(text).expanduser(), Path(root), where, outside=outside)
 
 
 def _from_base64(text: str, where: str) -> bytes:
@@ -175,10 +206,10 @@ def _opened(picture: Picture, where: str) -> Image.Image:
         return picture
     try:
         if isinstance(picture, Stored):
-            return Image.open(BytesIO(picture.read()))
+            return Image.open(BytesIO(picture.read()), formats=_FORMATS)
         if isinstance(picture, bytes):
-            return Image.open(BytesIO(picture))
-        return Image.open(local_path(picture) if is_address(str(picture)) else picture)
+            return Image.open(BytesIO(picture), formats=_FORMATS)
+        return Image.open(local_path(picture) if is_address(str(picture)) else picture, formats=_FORMATS)
     except DataError as error:  # the address cannot be fetched
         raise DataError(f"{where}: {error}") from error
     except FileNotFoundError as error:

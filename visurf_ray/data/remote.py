@@ -26,6 +26,12 @@ def path_of(address: str) -> str:
     return urlparse(address).path or address
 
 
+def machine_of(address: str) -> tuple[str, str]:
+    """Return the protocol and the machine, bucket or hub of an address."""
+    parts = urlparse(address)
+    return parts.scheme.lower(), parts.netloc.lower()
+
+
 def local_path(address: str | Path) -> Path:
     """Return a file on this machine with the content at an address.
 

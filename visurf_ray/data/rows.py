@@ -98,14 +98,22 @@ def read_rows(
     *,
     rows_in: str | None = None,
     solutions: Sequence[type] = _ANY,
+    outside: bool = False,
 ) -> list[Row]:
     """Read the rows of a source. For the arguments see `load_tables` and `rows_of`. Raises DataError like them."""
     tables = load_tables(source, rows_in)
-    return [row for table in tables for row in rows_of(table, image_root, columns, solutions=solutions)]
+    return [
+        row for table in tables for row in rows_of(table, image_root, columns, solutions=solutions, outside=outside)
+    ]
 
 
 def rows_of(
-    table: Table, image_root: str | None = None, columns: Columns = COLUMNS, *, solutions: Sequence[type] = _ANY
+    table: Table,
+    image_root: str | None = None,
+    columns: Columns = COLUMNS,
+    *,
+    solutions: Sequence[type] = _ANY,
+    outside: bool = False,
 ) -> list[Row]:
     """Return the rows of a table.
 
@@ -127,6 +135,7 @@ def rows_of(
         image_root: The folder, or its address, that relative image paths start from. None: that of the data file.
         columns: The columns to read for each part of a row. Parts other than those of COLUMNS go to `Row.extra`.
         solutions: The JSON types that a solution may have.
+        outside: Whether paths may lead out of that folder, and addresses to other machines (see `find_pictures`).
 
     Raises:
         DataError: A column is missing, a cell is empty, or one has another type.
@@ -150,6 +159,7 @@ def rows_of(
         folder_or_address(image_root) if image_root else table.root,
         tuple(solutions),
         [name for name in columns if name not in COLUMNS],
+        outside,
     )
     return each(
         lambda entry: replace(reader.row(table.number(entry[0]), entry[1]), place=entry[0]),
@@ -192,6 +202,7 @@ class _Reader:
         root: The folder, or its address, that relative image paths start from.
         solutions: The JSON types that a solution may have.
         extra: The parts that go to `Row.extra`.
+        outside: See `rows_of`.
     """
 
     source: str
@@ -201,6 +212,7 @@ class _Reader:
     root: Path | str
     solutions: tuple[type, ...]
     extra: Sequence[str]
+    outside: bool
 
     def row(self, number: int, record: dict[str, Json]) -> Row:
         values = {name: record.get(column) if column else None for name, column in self.held.items()}
@@ -209,7 +221,8 @@ class _Reader:
         if values["video"]:
             raise DataError(f"{where}: {NO_VIDEO}")
         conversation = self._conversation(values, where)
-        images = tuple(find_pictures(self._pictures(record, conversation.pictures, where), self.root, where))
+        cells = self._pictures(record, conversation.pictures, where)
+        images = tuple(find_pictures(cells, self.root, where, outside=self.outside))
         conversation = _with_objects(conversation, values["objects"], self.solutions, where)
         turns, problem = _placed(conversation, len(images), where)
         thinking, solution = self._solution(values, conversation.answer, where)

@@ -12,7 +12,6 @@ from visurf_ray.answers.responses import answer_or_rest, answer_text, has_thinki
 from visurf_ray.answers.visual_rft import answered_detections, box_iou, parse_box
 from visurf_ray.miniature.lessons import FORMS, KINDS, Lesson, make_lesson, suitable
 from visurf_ray.miniature.scenes import Scene, Split, draw_scene
-from visurf_ray.scoring.metrics import iou
 
 _BOXES: dict[str, Callable[[str], Sequence[Box]]] = {
     "detect": lambda response: [box for box, _ in answered_detections(response) or []],
@@ -107,11 +106,13 @@ def _listing_scores(lesson: Lesson, response: str) -> list[float]:
     listed: dict[int, Box] = {}
     for value, x1, y1, x2, y2 in _LISTED.findall(answer_text(response) or ""):
         listed[int(value)] = int(x1), int(y1), int(x2), int(y2)
-    return [float(digit.value in listed and iou(listed[digit.value], digit.box) > 0.5) for digit in lesson.scene.digits]
+    return [
+        float(digit.value in listed and box_iou(listed[digit.value], digit.box) > 0.5) for digit in lesson.scene.digits
+    ]
 
 
 def _grounding_score(lesson: Lesson, response: str) -> float:
     given = [box_in(item) for item in parse_items(response) or [] if isinstance(item, dict)]
     true = [target.bbox_2d for target in parse_targets(answer_text(lesson.answer) or "")]
-    hits = sum(any(box is not None and iou(box, target) > 0.5 for box in given) for target in true)
+    hits = sum(any(box is not None and box_iou(box, target) > 0.5 for box in given) for target in true)
     return hits / max(len(given), len(true))

@@ -5,7 +5,7 @@ Two parts of at most 1 each. accuracy is 1 if the answer equals the ground truth
 originals, whose bugs are fixed here:
 
 - The answer is the last one after the thinking (r1v: the first anywhere). It may contain line breaks.
-- The score does not depend on the thread, and takes a fraction of a second at most (see `answers.values`).
+- The score does not depend on the thread, and takes a second of processor time at most (see `answers.values`).
 - A second thought or a second answer costs the format.
 - White space around the response does not cost the format.
 - Answers are compared by value and unit, not by mathruler (see `answers.formulas`).
@@ -28,6 +28,7 @@ class MathReward:
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("thinking_format",)
     solved: ClassVar[dict[str, float]] = {"accuracy": 1.0}
+    most: ClassVar[dict[str, float]] = {"accuracy": 1.0, "thinking_format": 1.0}
     boxed_credit: float = 0.1
 
     def __call__(self, response: str, ground_truth: str) -> Reward:

@@ -27,6 +27,7 @@ class PointInBoxReward:
 
     thinking_parts = ("thinking_format",)
     solved: ClassVar[dict[str, float]] = {"accuracy": 1.0}
+    most: ClassVar[dict[str, float]] = {"accuracy": 1.0, "answer_format": 1.0, "thinking_format": 1.0}
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response.

@@ -18,7 +18,8 @@ class Reward:
 
 # Takes a response and a ground truth, both text. A function whose attribute `needs_image` is true also takes `image=`,
 # the PIL image as the model sees it. Its attribute `thinking_parts` names the parts that reward thinking, if any do;
-# `solved` gives the least value of parts with which a response is right.
+# `solved` gives the least value of parts with which a response is right. Named rewards tell in `most` the largest value
+# of each part; the least is 0, whatever the response is.
 RewardFunction = Callable[..., Reward]
 
 

@@ -31,6 +31,7 @@ class SegmentationMaskReward:
     needs_image = True
     thinking_parts = ("thinking_format",)
     solved: ClassVar[dict[str, float]] = {"mask_iou": 0.5}
+    most: ClassVar[dict[str, float]] = {"mask_iou": 1.0, "answer_format": 1.0, "thinking_format": 1.0}
 
     def __init__(self, model: str = "facebook/sam2-hiera-large", credit_empty: bool = True) -> None:
         """Check the model, which is loaded when the first response is scored.

@@ -26,7 +26,7 @@ from typing import ClassVar
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from visurf_ray.answers.boxes import Box, Target, box_in, parse_click, parse_items, parse_targets, point_in
+from visurf_ray.answers.boxes import Target, box_in, ious, parse_click, parse_items, parse_targets, point_in
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.rewards.reward import Reward
 
@@ -48,6 +48,12 @@ class VisionReasonerReward:
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("thinking_format",)
     solved: ClassVar[dict[str, float]] = {"accuracy": 3.0}
+    most: ClassVar[dict[str, float]] = {
+        "thinking_format": 1.0,
+        "answer_format": 2.0,
+        "accuracy": 3.0,
+        "non_repeat": 1.0,
+    }
     credit_empty: bool = True
     box_distance: float = 10.0
     point_distance: float = 30.0
@@ -81,33 +87,20 @@ class VisionReasonerReward:
 
         A pair scores 1 for an IoU above 0.5, 1 for a close box and 1 for a close point.
         """
-        given = [(box_in(item), point_in(item)) for item in items or [] if isinstance(item, dict)]
+        given = [(box, point_in(item) or (math.inf, math.inf)) for item in items or [] if (box := box_in(item))]
         if not given or not truth:
             return 0.0
-        scores = np.zeros((len(given), len(truth)))
-        for row, (box, point) in enumerate(given):
-            if box is None:
-                continue
-            inside = point is not None and box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
-            for column, target in enumerate(truth):
-                near = inside and math.dist(point or (), target.point_2d) < self.point_distance
-                scores[row, column] = (
-                    (pixel_iou(box, target.bbox_2d) > 0.5)
-                    + (float(np.abs(np.subtract(box, target.bbox_2d)).mean()) < self.box_distance)
-                    + near
-                )
+        boxes_N14, points_N12 = (np.array(each, np.float64)[:, None] for each in zip(*given, strict=True))
+        true_M4 = np.array([target.bbox_2d for target in truth], np.float64)
+        true_points_M2 = np.array([target.point_2d for target in truth], np.float64)
+        inside_N1 = ((boxes_N14[..., :2] <= points_N12) & (points_N12 <= boxes_N14[..., 2:])).all(-1)
+        scores = (
+            (ious(boxes_N14, true_M4, edge=1) > 0.5).astype(np.float64)
+            + (np.abs(boxes_N14 - true_M4).mean(-1) < self.box_distance)
+            + (inside_N1 & (np.hypot(*np.moveaxis(points_N12 - true_points_M2, -1, 0)) < self.point_distance))
+        )
         rows, columns = linear_sum_assignment(-scores)
         return float(scores[rows, columns].sum()) / max(len(items or []), len(truth))
-
-
-def pixel_iou(a: Box, b: Box) -> float:
-    """Return the IoU of two boxes (x1, y1, x2, y2) to which the corner pixels belong, as in the original."""
-    width = min(a[2], b[2]) - max(a[0], b[0]) + 1
-    height = min(a[3], b[3]) - max(a[1], b[1]) + 1
-    intersection = max(0.0, width) * max(0.0, height)
-    areas = [(box[2] - box[0] + 1) * (box[3] - box[1] + 1) for box in (a, b)]
-    union = sum(areas) - intersection
-    return intersection / union if union > 0 else 0.0
 
 
 def answer_format(items: list[object] | None) -> float:

@@ -23,6 +23,7 @@ class VisualRftClassificationReward:
 
     thinking_parts = ("format",)
     solved: ClassVar[dict[str, float]] = {"accuracy": 1.0}
+    most: ClassVar[dict[str, float]] = {"accuracy": 1.0, "format": 1.0}
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError if the ground truth is empty."""

@@ -22,9 +22,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from visurf_ray.answers.boxes import Box
+from visurf_ray.answers.boxes import Box, ious
 from visurf_ray.answers.responses import has_thinking
-from visurf_ray.answers.visual_rft import Detection, answered_detections, box_iou, parse_boxes
+from visurf_ray.answers.visual_rft import Detection, answered_detections, parse_boxes
 from visurf_ray.rewards.reward import Reward
 
 
@@ -39,6 +39,7 @@ class VisualRftDetectionReward:
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("format",)
     solved: ClassVar[dict[str, float]] = {"iou": 0.5}  # as detections are counted in map50
+    most: ClassVar[dict[str, float]] = {"iou": 1.0, "confidence": 1.0, "format": 1.0}
     credit_empty: bool = True
     iou_threshold: float = 0.5
 
@@ -63,13 +64,13 @@ def match(given: Sequence[Detection], truth: Sequence[Box], threshold: float = 0
     Returns:
         (IoU, confidence) of each detection in that order; the IoU of a miss is 0.
     """
-    free = list(truth)
+    ranked = sorted(given, key=lambda detection: -detection[1])
+    ious_NM = ious([box for box, _ in ranked], truth)
     hits = []
-    for box, confidence in sorted(given, key=lambda detection: -detection[1]):
-        ious = [box_iou(box, other) for other in free]
-        best = max(ious, default=0.0)
+    for ious_M, (_, confidence) in zip(ious_NM, ranked, strict=True):
+        best = float(ious_M.max(initial=0.0))
         if best > threshold:
-            free.pop(ious.index(best))
+            ious_NM[:, ious_M.argmax()] = 0  # taken
         hits.append((best if best > threshold else 0.0, confidence))
     return hits
 

@@ -25,6 +25,7 @@ class VisualRftGroundingReward:
 
     thinking_parts = ("format",)
     solved: ClassVar[dict[str, float]] = {"giou": 1.5}  # a generalized IoU of 0.5
+    most: ClassVar[dict[str, float]] = {"giou": 2.0, "format": 1.0}
 
     def __call__(self, response: str, ground_truth: str) -> Reward:
         """Score one response. Raises ValueError if the ground truth is not one box."""

@@ -19,18 +19,17 @@ from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
-from shapely import union_all
-from shapely.geometry import box as polygon
 from sklearn.metrics import roc_auc_score
 
 from visurf_ray.aliases import Json
 from visurf_ray.answers.boxes import answered_boxes, parse_targets
 from visurf_ray.answers.rle import area
 from visurf_ray.data.bad_rows import each
+from visurf_ray.data.pictures import inside
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import score_boxes
+from visurf_ray.scoring.metrics import covered, score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
 from visurf_ray.tasks.mask_task import MaskTask
 
@@ -78,7 +77,7 @@ class AnomalyTask(MaskTask):
             for file, content in classes.items()
             for number, entry in enumerate(content[split])
         ]
-        rows = each(lambda entry: _row(*entry), entries)
+        rows = each(lambda entry: _row(*entry, self.config.outside_paths), entries)
         if not rows:
             raise DataError(f"{source} has no rows")
         return rows
@@ -95,10 +94,10 @@ class AnomalyTask(MaskTask):
         """
         scores = score_boxes(predictions)
         defects = np.array([bool(parse_targets(prediction.ground_truth)) for prediction in predictions])
-        covered = np.array([covered_share(prediction) for prediction in predictions])
+        shares = np.array([covered_share(prediction) for prediction in predictions])
         if len(np.unique(defects)) == 2:
-            scores["roc_auc"] = float(roc_auc_score(defects, covered))
-            scores["roc_auc_binarised"] = float(roc_auc_score(defects, (covered > 0).astype(float)))
+            scores["roc_auc"] = float(roc_auc_score(defects, shares))
+            scores["roc_auc_binarised"] = float(roc_auc_score(defects, (shares > 0).astype(float)))
         return scores
 
 
@@ -110,8 +109,8 @@ def covered_share(prediction: Prediction) -> float:
     if prediction.mask:
         return area(prediction.mask) / math.prod(prediction.mask["size"])
     width, height = prediction.size
-    boxes = union_all([polygon(*box) for box in answered_boxes(prediction.response) or []])
-    return float(boxes.intersection(polygon(0, 0, width, height)).area / (width * height))
+    inside, _ = covered(answered_boxes(prediction.response) or [], [(0, 0, width, height)])
+    return inside / (width * height)
 
 
 def _read_class(path: Path) -> dict[str, Json] | None:
@@ -122,12 +121,12 @@ def _read_class(path: Path) -> dict[str, Json] | None:
     return content if "prefix" in (content["meta"] or {}) else None
 
 
-def _row(entry: dict[str, Json], prefix: str, root: Path, where: str) -> Row:
+def _row(entry: dict[str, Json], prefix: str, root: Path, where: str, outside: bool) -> Row:
     try:
         image, mask, category = (entry[key] for key in ("image_path", "mask_path", "category"))
         query = f"Find every defect of the {category.replace('_', ' ')} in this picture."
-        mask = root / prefix / mask if mask else None
-        path = root / prefix / image
+        mask = inside(root / prefix / mask, root, where, outside=outside) if mask else None
+        path = inside(root / prefix / image, root, where, outside=outside)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{where}: it must have category, image_path and mask_path as text") from error
     return Row(f"{prefix}{image}", query, "[]", (path,), where, mask=mask)

@@ -66,9 +66,10 @@ class BoxTask(Task):
         return [row for table in load_tables(source) for row in self._of_table(table)]
 
     def _of_table(self, table: Table) -> list[Row]:
+        outside = self.config.outside_paths
         if "mask" in table.columns and "solution" not in table.columns:
-            return mask_rows(table, self.config.image_root, one_object=self.one_object)
-        return rows_of(table, self.config.image_root, solutions=self.solutions)
+            return mask_rows(table, self.config.image_root, one_object=self.one_object, outside=outside)
+        return rows_of(table, self.config.image_root, solutions=self.solutions, outside=outside)
 
     def check(self, row: Row) -> None:
         width, height = row.open_image().size

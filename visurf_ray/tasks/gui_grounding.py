@@ -42,7 +42,7 @@ from visurf_ray.answers.boxes import (
 from visurf_ray.answers.coordinates import UNITS
 from visurf_ray.answers.responses import has_thinking
 from visurf_ray.data.bad_rows import each
-from visurf_ray.data.pictures import picture_size
+from visurf_ray.data.pictures import inside, picture_size
 from visurf_ray.data.rows import Row, json_object
 from visurf_ray.data.texts import read_json, read_text
 from visurf_ray.errors import BoxError, DataError, short
@@ -91,7 +91,7 @@ class GuiGroundingTask(BoxTask):
             return super().read(source)
         root = Path(self.config.image_root).expanduser() if self.config.image_root else path.parent
         elements = cache(_elements)
-        rows = each(lambda item: _row(*item, root, source, elements), index.items())
+        rows = each(lambda item: _row(*item, root, source, elements, self.config.outside_paths), index.items())
         kept = [row for row in rows if row is not None]
         left_out = f"{len(rows) - len(kept)} of {len(rows)} examples point at no element or at several places"
         if not kept:
@@ -191,11 +191,17 @@ def _read_index(path: Path) -> dict[str, dict[str, str]] | None:
 
 
 def _row(
-    key: str, files: dict[str, str], root: Path, source: str, elements: Callable[[Path, Path], list[Box]]
+    key: str,
+    files: dict[str, str],
+    root: Path,
+    source: str,
+    elements: Callable[[Path, Path], list[Box]],
+    outside: bool,
 ) -> Row | None:
     """Return the row of an example, or None if its script does not point at exactly one place within an element."""
     where = f"{source}, row {key}"
-    task = read_text(root / files["task"])
+    paths = {name: inside(root / files[name], root, where, outside=outside) for name in ("task", "image", "box")}
+    task = read_text(paths["task"])
     parts = _INSTRUCTION.match(task.strip())
     if parts is None:
         raise DataError(
@@ -205,8 +211,8 @@ def _row(
     if len(points) != 1:
         return None
     x, y = (float(number) for number in points[0])
-    image = _on_disk(root / files["image"])
-    boxes = elements(image, _on_disk(root / files["box"], "_boxes"))
+    image = _on_disk(paths["image"])
+    boxes = elements(image, _on_disk(paths["box"], "_boxes"))
     around = [box for box in boxes if box[0] <= x <= box[2] and box[1] <= y <= box[3]]
     if not around:
         return None

@@ -12,13 +12,13 @@ from typing import ClassVar
 
 import numpy as np
 
-from visurf_ray.answers.boxes import Box, answered_boxes, parse_items, parse_targets
+from visurf_ray.answers.boxes import Box, answered_boxes, ious, parse_items, parse_targets
 from visurf_ray.data.bad_rows import each
 from visurf_ray.data.pictures import pictures_in
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Metrics, Prediction
-from visurf_ray.scoring.metrics import iou, score_boxes
+from visurf_ray.scoring.metrics import score_boxes
 from visurf_ray.tasks.box_task import AS_LIST
 from visurf_ray.tasks.mask_task import MaskTask
 
@@ -74,7 +74,7 @@ def _any_hits(prediction: Prediction) -> bool:
     given = answered_boxes(prediction.response)
     if not given or not true:
         return not true and parse_items(prediction.response) == []
-    return any(iou(box, _around(true)) > 0.5 for box in [*given, _around(given)])
+    return bool((ious([*given, _around(given)], [_around(true)]) > 0.5).any())
 
 
 def _around(boxes: Sequence[Box]) -> Box:

@@ -50,12 +50,13 @@ class MathTask(Task):
     }
 
     def read(self, source: str) -> list[Row]:
+        outside = self.config.outside_paths
         records = _by_pid(Path(source).expanduser())
         if records is None:
-            rows = read_rows(source, self.config.image_root, COLUMNS, solutions=self.solutions)
+            rows = read_rows(source, self.config.image_root, COLUMNS, solutions=self.solutions, outside=outside)
         else:
             table = JsonTable(source, Path(source).expanduser().parent, records)
-            rows = rows_of(table, self.config.image_root, COLUMNS, solutions=self.solutions)
+            rows = rows_of(table, self.config.image_root, COLUMNS, solutions=self.solutions, outside=outside)
         return each(_with_truth, rows)
 
     def check(self, row: Row) -> None:

@@ -118,7 +118,7 @@ class Task(ABC):
 
     def read(self, source: str) -> list[Row]:
         """Return the rows of a data set in the task's layout. Raises DataError if they cannot be read."""
-        return read_rows(source, self.config.image_root, solutions=self.solutions)
+        return read_rows(source, self.config.image_root, solutions=self.solutions, outside=self.config.outside_paths)
 
     def question(self, row: Row) -> str:
         """Return the row's problem in the prompt that task.prompt names."""

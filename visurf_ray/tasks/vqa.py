@@ -47,11 +47,19 @@ class VqaTask(Task):
     }
 
     def read(self, source: str) -> list[Row]:
+        outside = self.config.outside_paths
         path = Path(source).expanduser()
         pictures = path.parent / "png"
         root = self.config.image_root or (str(pictures) if path.suffix == ".json" and pictures.is_dir() else None)
         held = isinstance((json_object(path) or {}).get("data"), list)  # DocVQA's file has its rows under `data`
-        rows = read_rows(source, root, COLUMNS, rows_in="data" if held else None, solutions=self.solutions)
+        rows = read_rows(
+            source,
+            root,
+            COLUMNS,
+            rows_in="data" if held else None,
+            solutions=self.solutions,
+            outside=outside,
+        )
         return each(_with_one_answer, rows)
 
     def check(self, row: Row) -> None:
