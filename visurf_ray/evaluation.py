@@ -89,6 +89,11 @@ def as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
     A training checkpoint is converted into a temporary folder in `output`, which all nodes share, until `stack` ends.
     """
     path = Path(checkpoint).expanduser()
+    if (path / "metrics.jsonl").is_file() and not (path / "config.json").is_file():
+        raise ConfigError(
+            f"checkpoint={checkpoint} is the folder of a run: name a model in it, its export/ or one of its "
+            "checkpoints/step_…"
+        )
     if not (path / "state.json").is_file():
         return resolve_model(checkpoint, "checkpoint")
     from visurf_ray.learner.export import export_checkpoint

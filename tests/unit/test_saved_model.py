@@ -2,12 +2,15 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from visurf_ray.errors import ConfigError
+from visurf_ray.evaluation import as_model
 from visurf_ray.miniature.base_model import BASE_MODEL
 from visurf_ray.weights.source import gathered
 from visurf_ray.weights.stored import save_model
@@ -54,3 +57,9 @@ def test_a_small_model_is_one_file(model, tmp_path):
         "generation_config.json",
         "model.safetensors",
     ]
+
+
+def test_the_folder_of_a_run_is_no_model_but_holds_some(tmp_path):
+    (tmp_path / "metrics.jsonl").touch()
+    with ExitStack() as stack, pytest.raises(ConfigError, match=r"is the folder of a run: .* export/ or one of"):
+        as_model(str(tmp_path), tmp_path, stack)

@@ -182,7 +182,7 @@ def test_a_solution_may_be_a_point_alone(write_jsonl, open_task, open_loader, so
     assert load_reward("point_in_box")(label, example.ground_truth).total == 3.0
     assert load_reward("vision_reasoner")(label, example.ground_truth).total == 7.0
     assert set(task.metrics([prediction(example.ground_truth, label)]).values()) == {1.0}
-    assert task.true_boxes(example) == [] and "box" not in task.question(task.train_rows()[0])
+    assert task.true_boxes(example) is None and "box" not in task.question(task.train_rows()[0])
 
 
 CLICK = json.dumps({"objects": [{"point_2d": [50, 15]}], "within": 30.0})

@@ -29,6 +29,7 @@ _UNITS += " seventeen eighteen nineteen"
 _TENS = "twenty thirty forty fifty sixty seventy eighty ninety"
 _NUMERALS = {word: str(number) for number, word in enumerate(_UNITS.split())}
 _NUMERALS |= {word: f"{number}0" for number, word in enumerate(_TENS.split(), start=2)}
+_NUMERALS |= {"noon": "12:00 pm", "midnight": "12:00 am"}
 _LONGEST = 500  # characters; parsing a longer formula takes seconds
 
 # Notation, and what is written for it. In this order.
@@ -37,6 +38,7 @@ _NOTATION = [
     for pattern, replacement in (
         (r"\\(?:,|;|:| |quad\b|qquad\b|thinspace\b)|~|\u00a0|\u202f|\u2009", " "),
         (r"\\!|\{\}|\\left(?![a-z])|\\right(?![a-z])|\\(?:display|text)style\b", ""),
+        (r"^\s*(?:=|≈|\\approx(?![a-z]))", ""),
         (r"\\%", "%"),
         (r"\^\s*\{?\s*\\(?:circ|degree)(?![a-z])\s*\}?|\\(?:degree|textdegree)(?![a-z])|º|˚", "°"),
         (r"°\s*([CF])\b", r"°\1"),

@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 
 from sympy import Expr, Integer, Rational, S, pi
 
@@ -98,7 +99,9 @@ _MEASURE = re.compile(
 )
 _PRODUCT = re.compile(r"(?<=[A-Za-z])\s*\\cdot\s*(?=[A-Za-z])")  # of units
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc|log|ln|exp)(?![a-z])")
-_PRICE = re.compile(r"(?P<sign>-?)\s*(?P<unit>[$€£¥₹])\s*(?P<number>-?[\d.].*)")
+_PRICE = re.compile(r"(?P<sign>-?)\s*(?P<unit>[$€£¥₹]|(?:USD|EUR|GBP|JPY|INR)\b)\s*(?P<number>-?[\d.].*)")
+_PARTS = re.compile(r"\d+(?:\.\d+)? ?[A-Za-z]+(?:,? ?\d+(?:\.\d+)? ?[A-Za-z]+)+")  # "1 h 30 min", "5 ft 3 in"
+_PART = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)")
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,15 @@ class Unit:
 def split(text: str) -> tuple[str, Unit | None]:
     """Return the formula of an answer without its unit, and the unit, or None if it has none.
 
-    The words after a number are a unit of their own kind if they are not known ("3 apples").
+    The words after a number are a unit of their own kind if they are not known ("3 apples"). Several measures, as in
+    "1 h 30 min", are added up.
     """
     price = _PRICE.fullmatch(text)
     if price:
         formula, unit = split(price["sign"] + price["number"])
         return formula, unit or _known(price["unit"])
+    if summed := _sum(text):
+        return summed
     found = _MEASURE.fullmatch(_PRODUCT.sub("·", text))
     if found is None or _FUNCTION.search(found["number"]):  # the ° in "sin 30°" belongs to the 30
         return text, None
@@ -144,6 +150,24 @@ def split(text: str) -> tuple[str, Unit | None]:
     if not found["space"] and len(words) == 1 and words.isalpha():
         unit = Unit(unit.dimension, unit.factor, sure=False)
     return found["number"].strip(), unit
+
+
+def _sum(text: str) -> tuple[str, Unit] | None:
+    """Return the sum of measures of one dimension, the largest unit first, in this unit; None for another text."""
+    if not _PARTS.fullmatch(text):
+        return None
+    found = [(Rational(number), _known(unit)) for number, unit in _PART.findall(text)]
+    known = [(number, unit) for number, unit in found if unit]
+    first = known[0][1] if known else None
+    falling = all(one[1].factor > other[1].factor for one, other in pairwise(known))
+    if (
+        first is None
+        or len(known) < len(found)
+        or not falling
+        or {unit.dimension for _, unit in known} != {first.dimension}
+    ):
+        return None
+    return str(sum((number * unit.factor for number, unit in known), S.Zero) / first.factor), first
 
 
 @cache

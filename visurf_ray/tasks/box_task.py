@@ -121,7 +121,7 @@ class BoxTask(Task):
     def boxes(self, text: str, size: tuple[int, int]) -> list[Box]:
         return answered_boxes(text) or []
 
-    def true_boxes(self, example: Example) -> list[Box]:
+    def true_boxes(self, example: Example) -> list[Box] | None:
         return [target.bbox_2d for target in parse_targets(example.ground_truth)]
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:

@@ -146,8 +146,8 @@ class GuiGroundingTask(BoxTask):
         click = parse_click(example.ground_truth)
         return click.render(style, example.thinking) if click else super().render(example, style)
 
-    def true_boxes(self, example: Example) -> list[Box]:
-        return [] if parse_click(example.ground_truth) else super().true_boxes(example)
+    def true_boxes(self, example: Example) -> list[Box] | None:
+        return None if parse_click(example.ground_truth) else super().true_boxes(example)
 
     def metrics(self, predictions: Sequence[Prediction]) -> Metrics:
         """Return the metrics of pointing, or none without predictions.
