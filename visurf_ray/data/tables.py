@@ -82,8 +82,9 @@ class ArrowTable(Table):
         """
         import datasets
 
+        table = self.data._fingerprint  # of what was read, and when the files were changed
         try:
-            values = [value for chunk in column.chunks for value in stored_values(chunk)]
+            values = [value for chunk in column.chunks for value in stored_values(chunk, table)]
         except UnicodeDecodeError as error:
             row = next(row for row, cell in enumerate(column) if not _is_unicode(cell))
             raise DataError(f"{self.source}, row {row}: the {name} is not UTF-8 ({error}); {RECODE}") from error
