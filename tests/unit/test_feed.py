@@ -5,9 +5,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.unit.conftest import picture
+from tests.unit.conftest import composed, picture
 from tests.unit.test_curriculum import MIXED
-from visurf_ray.errors import DataError
+from visurf_ray.errors import ConfigError, DataError
 from visurf_ray.groups import Example
 
 SOME = ["task.train=7", "task.held_out=2"]
@@ -209,3 +209,14 @@ def test_a_held_out_row_that_is_bad_is_left_out_of_evaluations(open_feed, some_b
     feed = open_feed(*settings, "feed.check=off", "feed.on_bad=drop")
     assert names(feed.held_out(None)) == ["0", "1", "3", "4", "6", "7"]
     assert {row.split for row in feed.dropped} == {"held_out"} and len(feed.held_out(None)) == 6
+
+
+@pytest.mark.parametrize(("value", "rows"), [("all", None), ("off", 0), ("1000", 1000), ("7", 7)])
+def test_which_rows_are_checked(value, rows):
+    assert composed(f"feed.check={value}").feed.checked_rows == rows
+
+
+@pytest.mark.parametrize("value", ["some", "-3", "0", "1.5", "False"])
+def test_other_values_are_refused(value):
+    with pytest.raises(ConfigError, match=r"^feed\.check=.* must be all, off, or the number of rows to check"):
+        composed(f"feed.check={value}")
