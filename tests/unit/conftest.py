@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from io import BytesIO
@@ -43,6 +43,14 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> Iterator[None]:
+    """Checks of rows are remembered among tests alone, and not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISURF_RAY_CACHE", str(tmp_path_factory.mktemp("remembered")))
+        yield
 
 
 @pytest.fixture(scope="session")
