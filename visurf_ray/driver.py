@@ -9,7 +9,6 @@ from time import monotonic
 
 from visurf_ray.aliases import Json
 from visurf_ray.checkpoints import Best, Checkpoints, State
-from visurf_ray.config.choices import OnBad
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import ConfigError, during
 from visurf_ray.feed.feed import DataFeed
@@ -196,7 +195,7 @@ class Driver:
             )
         if self.config.feed.curriculum is not None:
             metrics["train/left_out"] = float(self.data.left_out - left_out)
-        if self.config.feed.on_bad is OnBad.drop:
+        if self.config.feed.drops:
             metrics["train/dropped"] = float(len(self.data.dropped) - dropped)
         metrics |= filling.metrics
         return Batch(number, groups, metrics, self.data.position, self.data.solved_state(), filling.missing)

@@ -128,8 +128,7 @@ def check_of_no_number(config: Config) -> str | None:
     check = config.feed.check
     if check in ("all", "off") or (check.isdecimal() and int(check) > 0):
         return None
-    hint = ': in YAML write "off", with quotation marks' if check == "False" else ""
-    return f"feed.check={check} must be all, off, or the number of rows to check, at least 1{hint}"
+    return f"feed.check={check} must be all, off, or the number of rows to check, at least 1"
 
 
 def upload_without_an_export(config: Config) -> str | None:

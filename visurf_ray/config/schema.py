@@ -91,8 +91,13 @@ class FeedConfig:
 
     @property
     def checked_rows(self) -> int | None:
-        """How many rows of each split are checked before the run; None: all."""
+        """How many rows of each split are checked before the run, the first ones; None: all."""
         return {"all": None, "off": 0}[self.check] if not self.check.isdecimal() else int(self.check)
+
+    @property
+    def drops(self) -> bool:
+        """Whether rows of some kind are dropped."""
+        return "drop" in (self.on_bad_box, self.on_long, self.on_bad)
 
 
 @dataclass
