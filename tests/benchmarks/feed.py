@@ -29,6 +29,7 @@ from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
 from visurf_ray.config.schema import Config
 from visurf_ray.feed.feed import DataFeed
+from visurf_ray.feed.held_out import HeldOut
 from visurf_ray.groups import Example, Response, Source, TokenSpan
 from visurf_ray.rollout.actor import Sampled, Sampling
 from visurf_ray.rollout.pool import RolloutPool
@@ -37,7 +38,7 @@ SIDE = 840
 
 
 def draw(folder: Path, count: int) -> Iterator[Path]:
-    """Draw JPEGs, every 16th as a photograph might be: smooth shapes with noise. Others are links to them."""
+    """Draw JPEGs: 16 of smooth shapes with noise, of about 200 kB, as photographs are; the others are links to them."""
     for number in range(count):
         path = folder / f"{number}.jpg"
         if number < 16:
@@ -52,7 +53,7 @@ def draw(folder: Path, count: int) -> Iterator[Path]:
 
 def settings(folder: Path, train: int, held_out: int) -> list[str]:
     """Write tables of pictures; return the settings of a run on them."""
-
+    folder.mkdir()
     paths = list(draw(folder, max(train, held_out)))
     truth = json.dumps([{"bbox_2d": [10, 10, 50, 40], "point_2d": [30, 25]}])
     for name, count in (("train", train), ("held_out", held_out)):
@@ -64,7 +65,7 @@ def settings(folder: Path, train: int, held_out: int) -> list[str]:
         f"task.held_out={folder}/held_out.jsonl",
         "model.max_pixels=705600",
         "rollout.max_model_len=2048",
-        "feed.check=off",
+        f"feed.cache={folder}/cache",
     ]
 
 
@@ -91,7 +92,8 @@ class Answering:
     def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
         found = []
         for number, example in examples:
-            assert ray.get(example.prompt.images[0]).size == (SIDE, SIDE)
+            (image,) = ray.get(list(example.prompt.images))
+            assert image.size == (SIDE, SIDE)
             found.append(Sampled(number, [Response(Source.ROLLOUT, "<answer>[]</answer>", TokenSpan.of([1]))]))
         return found
 
@@ -117,7 +119,7 @@ def stored() -> float:
 class Watched:
     """Held-out examples that note the memory as they are taken."""
 
-    def __init__(self, examples, every: int) -> None:
+    def __init__(self, examples: HeldOut, every: int) -> None:
         self.examples, self.every = examples, every
         self.memory: dict[int, float] = {}
 
@@ -152,10 +154,11 @@ def main() -> None:
     start(options)
     batches, size, held_out, first = (1, 8, 40, 10) if options.quick else (6, 64, 2000, 200)
     with tempfile.TemporaryDirectory() as name, connected("local"):
-        overrides = [*settings(Path(name), 512, held_out), f"train.batch_size={size}"]
+        overrides = [*settings(Path(name, "train"), 64, 1), f"train.batch_size={size}"]
         found = {workers: speed(load_config([*overrides, f"feed.workers={workers}"]), batches) for workers in (1, 2)}
         table(["workers", "pictures a second"], [[workers, value] for workers, value in found.items()])
-        grown, way = growth(load_config(overrides), first)
+        config = load_config([*settings(Path(name, "held_out"), 1, held_out), "feed.check=off"])
+        grown, way = growth(config, first)
         table(["held-out pictures", "MiB of all processes and the object store"], way)
     finish({"images_per_second_1": found[1], "images_per_second_2": found[2], "rss_growth_mib": grown})
 
