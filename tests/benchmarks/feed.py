@@ -140,6 +140,7 @@ def growth(config: Config, first: int) -> tuple[float, list[list[float]]]:
         lambda: [Answering.remote()],  # type: ignore[attr-defined]
         sampling=Sampling(1, 1.0, 8),
         max_in_flight=config.rollout.max_in_flight,
+        timeout=config.cluster.timeout,
     )
     watched = Watched(data.held_out(None), first)
     answers = pool.answer(watched, max_tokens=8)
