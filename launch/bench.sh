@@ -23,7 +23,7 @@ trap 'rm -f "$log"' EXIT
 
 status=0
 for name in packing vision logprob learner memory step pipeline visurf_vs_rlvr weight_sync "weight_sync --transport gloo" \
-    driver_scale vs_trl; do
+    feed driver_scale vs_trl; do
     echo "bench: $name" >&2
     printf '\n## %s\n\n' "$name" >>"$page"
     # shellcheck disable=SC2086 # a name may have an argument

@@ -28,7 +28,7 @@ from visurf_ray.scoring.segmentation import Segmentation
 
 @during("data")
 def start_data(config: Config, *, train: bool = True) -> DataFeed:
-    """Start the data actor, which reads and checks every row; without `train` those of the held-out split only.
+    """Start the data actors, which read and check the rows; without `train` those of the held-out split only.
 
     Raises:
         DataError: a row cannot be used.
@@ -48,15 +48,15 @@ def start_segmentation(config: Config) -> Segmentation | None:
     Raises:
         UserError: task.segmenter is no SAM2 model.
     """
-    return (
-        Segmentation(
-            config.segmenter,
-            config.eval.segmenter_gpus,
-            timeout=config.cluster.timeout,
-            strict=config.answers.strict,
-        )
-        if config.segmenter
-        else None
+    if not config.segmenter:
+        return None
+    tasks = {**config.parts, **config.eval.sets}
+    return Segmentation(
+        config.segmenter,
+        config.eval.segmenter_gpus,
+        timeout=config.cluster.timeout,
+        parts=[name for name, task in tasks.items() if task.segmenter],
+        strict=config.answers.strict,
     )
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -18,7 +19,7 @@ from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.errors import during, writing
 from visurf_ray.feed.feed import DataFeed
-from visurf_ray.feed.loader import Dropped
+from visurf_ray.feed.strictness import Dropped
 from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.hub import upload
 from visurf_ray.learner.group import LearnerGroup
@@ -62,9 +63,10 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         output.mkdir(parents=True, exist_ok=True)
         with writing("config.yaml", output):
             OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
-        write_dropped(data.findings.dropped, output)
+        write_dropped(data.findings.dropped, output, resumed=checked.resume is not None)
         monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.tasks, data))
         stack.push(lambda kind, *_: monitor.close() if kind else None)
+        data.on_drop = partial(_drop, monitor, output)
         driver = Driver(
             config,
             stages=stages,
@@ -111,12 +113,28 @@ def prove(config: Config, data: DataFeed, processor: Processor, rollouts: Rollou
     return prove_packing(learner, group, config.learner.packing, max(TOLERANCE[dtype] for dtype in dtypes))
 
 
-def write_dropped(dropped: Sequence[Dropped], output: Path) -> None:
-    """Write the rows that are left out, and why, to dropped.jsonl in the output folder, if there are any."""
-    if dropped:
-        lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in dropped]
-        with writing("dropped.jsonl", output):
-            (output / "dropped.jsonl").write_text("".join(lines), encoding="utf-8")
+def write_dropped(dropped: Sequence[Dropped], output: Path, *, resumed: bool = False) -> None:
+    """Write the rows that are left out, and why, to dropped.jsonl in the output folder, if there are any.
+
+    Args:
+        dropped: The rows.
+        output: The folder.
+        resumed: Whether to keep the rows that are in the file already.
+    """
+    file = output / "dropped.jsonl"
+    before = file.read_text(encoding="utf-8").splitlines(keepends=True) if resumed and file.is_file() else []
+    lines = [json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in dropped]
+    if lines or before:
+        with writing(file.name, output):
+            file.write_text("".join(dict.fromkeys([*before, *lines])), encoding="utf-8")
+
+
+def _drop(monitor: Monitor, output: Path, row: Dropped) -> None:
+    """Tell of a row that has turned out to be bad during the run."""
+    write_dropped([row], output, resumed=True)
+    monitor.warn_once(
+        "dropped row", f"a row is dropped during the run: {row.reason}. Further ones are named in dropped.jsonl alone"
+    )
 
 
 def sample_chooser(config: Config, tasks: Tasks, data: DataFeed) -> SampleChooser:

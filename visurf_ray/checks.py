@@ -16,6 +16,7 @@ from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.resuming import check_changes
 from visurf_ray.config.schema import Config, PartConfig, to_dict
 from visurf_ray.errors import ConfigError, naming
+from visurf_ray.feed.strictness import over_budget
 from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
@@ -251,17 +252,8 @@ def check_budget(config: Config, prompt: int, labelled: int) -> None:
     Raises:
         ConfigError: it cannot.
     """
-    rollout, method, budget = config.rollout, config.method, config.learner.max_tokens_per_micro_batch
-    sampled = prompt + min(rollout.max_tokens, rollout.max_model_len - prompt) if method.rollouts else 0
-    found = [
-        (sampled, f"the longest prompt of {prompt} tokens with a rollout of rollout.max_tokens={rollout.max_tokens}"),
-        (labelled if method.label or method.sft_steps else 0, "the longest prompt with its label"),
-    ]
-    for tokens, what in found:
-        if tokens - 1 > budget:  # the last token is predicted, but is no input
-            raise ConfigError(
-                f"learner.max_tokens_per_micro_batch={budget} does not hold {what}: set it to at least {tokens - 1}"
-            )
+    if excess := over_budget(config, prompt, labelled):
+        raise ConfigError(excess)
 
 
 def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True) -> Plan:

@@ -77,7 +77,6 @@ class Driver:
         self.checkpoints = checkpoints
         self.monitor = monitor
         self.segmentation = segmentation
-        self.held_out: list[Example] = data.held_out(config.eval.examples)
         self.best: Best | None = None  # by train.keep_best
         self.saved: int | None = None  # the step of the newest checkpoint that this run has begun
 
@@ -176,7 +175,7 @@ class Driver:
         filling = method.filling(size, prompts=self.rollouts.prompts(size) if method.samples else size)
         groups: list[Group] = []
         metrics: Metrics = {"reward/skipped": 0.0}
-        left_out = self.data.left_out
+        left_out, dropped = self.data.left_out, len(self.data.dropped)
         for prompts in filling:  # once, and again for each refill of dynamic sampling
             with phase("data"):
                 examples = self.data.take(prompts)
@@ -196,6 +195,8 @@ class Driver:
             )
         if self.config.feed.curriculum is not None:
             metrics["train/left_out"] = float(self.data.left_out - left_out)
+        if self.config.feed.drops:
+            metrics["train/dropped"] = float(len(self.data.dropped) - dropped)
         metrics |= filling.metrics
         return Batch(number, groups, metrics, self.data.position, self.data.solved_state(), filling.missing)
 
@@ -246,19 +247,20 @@ class Driver:
             ConfigError: there is no metric of the name that train.keep_best has.
         """
         stay, settings = self.stage(step).method.samples, self.config.eval
+        held_out = self.data.held_out(settings.examples)
         with self.monitor.phase("evaluate"):
             predictions = self.rollouts.answer(
-                self.held_out,
+                held_out,
                 max_tokens=settings.max_tokens,
                 n=settings.n,
                 temperature=settings.temperature,
                 stay=stay,
             )
             if self.segmentation:
-                predictions = self.segmentation.segment(self.held_out, predictions)
+                predictions = self.segmentation.segment(held_out.taken, predictions, self.data.stored_image)
             scores = self.score(predictions)
         self.monitor.log_eval(step, scores)
-        self.monitor.show_answers(step, self.held_out, predictions)
+        self.monitor.show_answers(step, held_out.taken, predictions)
         check_metric(self.config.train.keep_best, scores)
         return scores
 

@@ -1,4 +1,7 @@
-"""Makes the checks of a run, draws where its actors go, and estimates their memory. Starts nothing, writes nothing."""
+"""Makes the checks of a run, draws where its actors go, and estimates their memory. Starts no actor.
+
+It writes nothing but what the check of the rows remembers (feed.cache).
+"""
 
 import sys
 from contextlib import nullcontext
@@ -15,6 +18,8 @@ from visurf_ray.config.schema import Config
 from visurf_ray.config.stages import plan_stages
 from visurf_ray.errors import ClusterError
 from visurf_ray.feed.mixture import Mixture
+from visurf_ray.feed.progress import CheckProgress
+from visurf_ray.feed.strictness import max_prompt_tokens
 from visurf_ray.footprint import Footprint, Need, check_memory, footprint, in_memory, in_units, needs
 from visurf_ray.learner import memory
 from visurf_ray.learner.memory import ModelSize, Sizes
@@ -36,11 +41,13 @@ def dry_run(config: Config) -> None:
     with nullcontext() if local else connected(config.cluster.address):
         nodes = _imagined(config) if imagined else [this_machine()] if local else cluster_nodes()
         plan = plan_run(config, nodes)
-    data = Mixture(config, train=True, put=lambda value: value)
+    with CheckProgress() as progress:
+        data = Mixture(config, train=True, put=lambda value: value, progress=progress.show)
     findings = data.findings
     size = memory.measure(config.model.path, trained_weights(config))
     check_budget(config, findings.longest["train"], findings.longest_labelled)
-    found = footprint(config, size, prompt=max(findings.longest.values()), gpu=_gpu_memory(config))
+    longest = max(findings.longest.values()) or max_prompt_tokens(config)  # of which no row was checked
+    found = footprint(config, size, prompt=longest, gpu=_gpu_memory(config))
     compared = needs(config, plan, found)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     if findings.warning:
@@ -66,6 +73,7 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
     left = [(steps, size) for steps, size in left if steps > 0]
     rollout = config.rollout
     longest = max(data.findings.longest.values())
+    unchecked = " among the rows that feed.check names" if config.feed.checked_rows is not None else ""
     room = min(rollout.max_tokens, rollout.max_model_len - longest)
     there = {kind: sum(node.total.get(kind, 0) for node in nodes) for kind in ("GPU", "CPU")}
     table = _table("what", "value")
@@ -82,8 +90,10 @@ def _run_table(config: Config, data: Mixture, size: ModelSize, nodes: list[Node]
         table.add_row("data", f"{what}{rows} training rows, {held_out}")
         count = share * sum(steps * size for steps, size in left) / rows
         epochs.append(f"{count:.2f} epochs{f' of {name}' if name else ''}")
-    table.add_row("longest prompt", f"{longest} tokens, which leave {room} of {rollout.max_tokens} for a response")
-    table.add_row("longest label", f"{data.findings.longest_label} tokens")
+    table.add_row(
+        "longest prompt", f"{longest} tokens{unchecked}, which leave {room} of {rollout.max_tokens} for a response"
+    )
+    table.add_row("longest label", f"{data.findings.longest_label} tokens{unchecked}")
     table.add_row(
         "steps",
         ", then ".join(f"{steps} of {size} prompts" for steps, size in left)

@@ -55,9 +55,9 @@ def evaluate(config: EvaluateConfig) -> Metrics:
                 examples, max_tokens=config.eval.max_tokens, n=config.eval.n, temperature=config.eval.temperature
             )
             if segmentation:
-                predictions = segmentation.segment(examples, predictions)
+                predictions = segmentation.segment(examples.taken, predictions, data.stored_image)
     output.mkdir(parents=True, exist_ok=True)
-    write_dropped(data.findings.dropped, output)
+    write_dropped([*data.findings.dropped, *data.dropped], output)
     with writing("predictions.jsonl", output):
         write_predictions(predictions, output / "predictions.jsonl")
     return _write_scores(tasks.score(predictions), output)

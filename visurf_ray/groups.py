@@ -39,6 +39,7 @@ class Prompt:
         expanded_ids: with all that the model's processor makes of each placeholder, as the learner takes them.
         images: references to `PIL.Image`s in Ray's object store, or the images themselves outside a cluster.
         features: likewise a reference to the processor's other outputs: tensors by the names of the model's arguments.
+            None for a held-out example, which no learner sees.
         stand_in: for a prompt without images: one with a small blank image. Where ranks must all use the vision tower,
             it is computed beside the prompt, with weight 0.
     """
@@ -65,9 +66,8 @@ class Example:
         thinking: the reasoning that the data give for the answer; None where they give none.
         answered: the unit of coordinates in responses.
         compared: the unit of coordinates in the ground truth.
-        stored: like `prompt.images`, the image at its stored size; None unless task.segmenter needs it.
         part: the part of a mixture, or the held-out set, that it belongs to; empty in a run of one task.
-        row: the number of its row among the training rows of its part; 0 for a held-out example.
+        row: the number of its row among the training or the held-out rows of its part.
         epoch: how many times its part has drawn every row before; 0 for a held-out example.
     """
 
@@ -77,7 +77,6 @@ class Example:
     prompt: Prompt
     size: tuple[int, int]
     thinking: str | None = None
-    stored: Reference = None
     part: str = ""
     row: int = 0
     epoch: int = 0

@@ -92,8 +92,8 @@ def measure(job: Job, prompts: int, steps: int) -> dict[str, float]:
     driver = job.driver(f"train.batch_size={prompts}")
     cpu, wall, memory = [], [], []
     for number in range(steps):
-        if job.data.ahead is not None:
-            ray.wait([job.data.ahead])
+        if ahead := job.data.ahead:
+            ray.wait(ahead, num_returns=len(ahead))
         begin, computed = time.perf_counter(), time.process_time()
         driver.step(driver.collect(number))
         cpu.append(time.process_time() - computed)

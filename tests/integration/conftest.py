@@ -9,6 +9,14 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> Iterator[None]:
+    """Checks of rows are remembered among tests alone, and not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISURF_RAY_CACHE", str(tmp_path_factory.mktemp("remembered")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def config():
     from visurf_ray.config.load import load_config

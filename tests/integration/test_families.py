@@ -120,7 +120,9 @@ def make_groups(path: str, *pictures: list[tuple[int, int]]) -> list[Group]:
         content = [*[{"type": "image"}] * len(sizes), {"type": "text", "text": f"question {number}"}]
         pixels = [torch.randint(0, 256, (height, width, 3), generator=generator) for width, height in seen]
         messages = [{"role": "user", "content": content}]
-        prompt = maker.make(messages, [Image.fromarray(image.byte().numpy()) for image in pixels])
+        images = [Image.fromarray(image.byte().numpy()) for image in pixels]
+        prompt = maker.make(messages, images)
+        assert maker.make(messages, images, features=False).expanded_ids == prompt.expanded_ids
         assert maker.length(messages, seen) == len(prompt.expanded_ids), "as the check before the run counts"
         ids = [torch.randint(0, 280, (length,), generator=generator).tolist() for length in (7, 1, 4)]
         responses = [Response(Source.ROLLOUT, "", TokenSpan.of(tokens)) for tokens in ids]

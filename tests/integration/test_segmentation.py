@@ -25,18 +25,19 @@ def picture(seed: int, width: int = 100, height: int = 60):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
-def make_example(name: str, seen, stored=None, truth: str = "[]") -> Example:
-    prompt = Prompt([], [], (ray.put(seen),))
-    return Example(name, "the cup", truth, prompt, seen.size, stored=None if stored is None else ray.put(stored))
+def make_example(name: str, seen, truth: str = "[]") -> Example:
+    return Example(name, "the cup", truth, Prompt([], [], (ray.put(seen),)), seen.size)
 
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_predictions_get_the_mask_of_the_stored_image(sam2):
     stored = [picture(0, 200, 120), picture(1, 100, 60)]
-    examples = [make_example(str(n), picture(n), image) for n, image in enumerate(stored)]
+    examples = [make_example(str(n), picture(n)) for n in range(2)]
+    images = {example.id: ray.put(image) for example, image in zip(examples, stored, strict=True)}
     answers = [ANSWER, "no answer"]
     predictions = [Prediction.of(example, answer) for example, answer in zip(examples, answers, strict=True)]
-    first, second = Segmentation(sam2, 0, timeout=60).segment(examples, predictions)
+    segmentation = Segmentation(sam2, 0, timeout=60)
+    first, second = segmentation.segment(examples, predictions, lambda example: images[example.id])
     expected = Segmenter(sam2, "task.segmenter").segment(stored[0], prompts_of(ANSWER, 2.0, 2.0))
     assert first.mask == encode(expected) and expected.any()
     assert first.response == ANSWER and first.id == "0"

@@ -1,11 +1,13 @@
 """Fixtures of the unit tests: a real processor, small data sets in real files, and their loaders."""
 
 import json
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -41,6 +43,14 @@ def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
     buffer = BytesIO()
     image.save(buffer, kind)
     return buffer.getvalue()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory) -> Iterator[None]:
+    """Checks of rows are remembered among tests alone, and not in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VISURF_RAY_CACHE", str(tmp_path_factory.mktemp("remembered")))
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -180,6 +190,58 @@ def open_loader(processor) -> Callable[..., Any]:
         return loader
 
     return make
+
+
+class LocalResult:
+    """What a call of a LocalActor has returned, or the error that it has raised, in place of a reference."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.value, self.error = None, None
+        try:
+            self.value = call()
+        except Exception as error:
+            self.error = error
+
+    def get(self) -> Any:
+        if self.error:
+            raise self.error
+        return self.value
+
+
+class LocalActor:
+    """A data actor in this process, called as Ray's handles are."""
+
+    def __init__(self) -> None:
+        from visurf_ray.feed.actor import DataActor
+
+        self.actor = DataActor()
+
+    def __getattr__(self, name: str) -> Any:
+        put = {"put": lambda value: value} if name in ("open", "assist") else {}
+
+        def call(*arguments: Any) -> Any:
+            given = [each.get() if isinstance(each, LocalResult) else each for each in arguments]
+            return pickle.loads(pickle.dumps(getattr(self.actor, name)(*pickle.loads(pickle.dumps(given)), **put)))
+
+        return SimpleNamespace(remote=lambda *arguments: LocalResult(lambda: call(*arguments)))
+
+
+@pytest.fixture
+def open_feed(monkeypatch, tmp_path) -> Callable[..., Any]:
+    """Opens the feed of a configuration, with data actors in this process."""
+    from visurf_ray.feed import feed
+
+    def get(found):
+        return [each.get() for each in found] if isinstance(found, list) else found.get()
+
+    monkeypatch.setattr(feed, "start_actor", LocalActor)
+    monkeypatch.setattr(feed, "fetch", lambda found, timeout: get(found))
+    monkeypatch.setattr(feed, "ray", SimpleNamespace(get=get, wait=lambda found, timeout: (found, [])))
+
+    def open_(*overrides: str, train: bool = True):
+        return feed.DataFeed(load_config([f"feed.cache={tmp_path}/remembered", *overrides]), train=train)
+
+    return open_
 
 
 def prediction(ground_truth: str, response: str, size: tuple[int, int] = (100, 100)):

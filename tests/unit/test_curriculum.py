@@ -4,15 +4,13 @@ import json
 
 import pytest
 
-from tests.unit.conftest import composed
 from tests.unit.groups import example, group
 from tests.unit.test_driver import Tokenizer
 from visurf_ray.checks import load_rewards
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError
-from visurf_ray.feed.actor import DataActor
 from visurf_ray.feed.curriculum import Curriculum
-from visurf_ray.groups import Example, Group
+from visurf_ray.groups import Group
 from visurf_ray.stages import build_stages
 from visurf_ray.tasks.tasks import Tasks
 
@@ -30,40 +28,30 @@ def test_a_row_is_left_out_for_so_many_epochs_and_then_drawn_again():
     assert not off.state()
 
 
-def opened(*overrides: str) -> DataActor:
-    actor = DataActor()
-    actor.open(composed("task.held_out=2", *overrides), train=True, put=lambda value: value)
-    return actor
-
-
-def places(examples: list[Example]) -> list[tuple[str, int, int]]:
-    return [(one.part, one.row, one.epoch) for one in examples]
-
-
-def test_rows_that_are_left_out_are_passed_over():
-    actor = opened("task.train=6", "feed.curriculum=1")
-    first, after = actor.take(0, 6)
+def test_rows_that_are_left_out_are_passed_over(open_feed):
+    feed = open_feed("task.held_out=2", "task.train=6", "feed.curriculum=1")
+    first = feed.take(6)
     assert sorted(one.row for one in first) == list(range(6)) and {one.epoch for one in first} == {0}
-    second, after = actor.take(after, 2, [place for place in places(first) if place[1] < 4])
+    feed.note_solved([one for one in first if one.row < 4])
+    second = feed.take(2)
     assert sorted(one.row for one in second) == [4, 5] and {one.epoch for one in second} == {1}
-    third, after = actor.take(after, 6)
+    third = feed.take(6)
     assert sorted(one.row for one in third) == list(range(6)) and {one.epoch for one in third} == {2}
-    assert after == 18
+    assert (feed.position, feed.left_out) == (18, 4)
 
 
-def test_examples_that_were_prepared_before_their_rows_were_solved_are_not_taken():
-    actor = opened("task.train=4", "feed.curriculum=1")
-    first, after = actor.take(0, 4)
-    actor.prepare(after, 4)
-    second, _ = actor.take(after, 4, places(first[:2]))
-    assert {one.row for one in second if one.epoch == 1} == {one.row for one in first[2:]}
+def test_examples_that_were_prepared_before_their_rows_were_solved_are_not_taken(open_feed):
+    feed = open_feed("task.held_out=2", "task.train=4", "feed.curriculum=1")
+    first = feed.take(4)
+    assert feed.ahead
+    feed.note_solved(first[:2])
+    assert {one.row for one in feed.take(4) if one.epoch == 1} == {one.row for one in first[2:]}
 
 
-def test_there_are_rows_to_take_although_all_are_solved():
-    actor = opened("task.train=3", "feed.curriculum=2")
-    first, after = actor.take(0, 3)
-    second, _ = actor.take(after, 3, places(first))
-    assert [one.epoch for one in second] == [3, 3, 3]
+def test_there_are_rows_to_take_although_all_are_solved(open_feed):
+    feed = open_feed("task.held_out=2", "task.train=3", "feed.curriculum=2")
+    feed.note_solved(feed.take(3))
+    assert [one.epoch for one in feed.take(3)] == [3, 3, 3]
 
 
 MIXED = [

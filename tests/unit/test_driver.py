@@ -22,6 +22,7 @@ class Data:
     """Examples named after their position; every `period`-th teaches."""
 
     left_out = 0
+    dropped = ()
 
     def __init__(self, period: int) -> None:
         self.position = 0
@@ -42,7 +43,7 @@ class Data:
         return [example("" if here % self.period else TEACHES, identity=str(here)) for here in taken]
 
     def held_out(self, limit):
-        return []
+        return SimpleNamespace(taken=[])
 
 
 class Rollouts:

@@ -9,7 +9,8 @@ import pytest
 from tests.unit.conftest import TRUTH
 from visurf_ray.config.choices import OnBadBox, OnLong
 from visurf_ray.errors import DataError
-from visurf_ray.feed.loader import ExampleLoader, Strictness
+from visurf_ray.feed.loader import ExampleLoader
+from visurf_ray.feed.strictness import Strictness
 
 
 @pytest.fixture
@@ -256,7 +257,7 @@ def test_reasoning_counts_only_where_labels_are_trained_on(write_jsonl, load):
 
 def test_dropped_rows_are_written_to_the_output_folder(tmp_path):
     from visurf_ray.assembly import write_dropped
-    from visurf_ray.feed.loader import Dropped
+    from visurf_ray.feed.strictness import Dropped
 
     write_dropped([], tmp_path)
     assert not (tmp_path / "dropped.jsonl").exists()

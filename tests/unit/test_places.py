@@ -99,7 +99,7 @@ def test_the_schema_says_of_every_path_that_it_is_one():
                 yield prefix + field.name
 
     assert set(texts(EvaluateConfig)) == {
-        *("cluster.address", "monitor.project", "monitor.paper_row", "method.name"),
+        *("cluster.address", "feed.check", "monitor.project", "monitor.paper_row", "method.name"),
         *("task.name", "reward.name", "train.keep_best", "train.push_to_hub"),
     }
 

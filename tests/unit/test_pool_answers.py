@@ -13,8 +13,9 @@ class Answering(RolloutPool):
         super().__init__(lambda: [], sampling=Sampling(8, 1.0, 99), max_in_flight=4)
         self.asked: list[Sampling] = []
 
-    def _generate(self, examples, sampling):
+    def _generate(self, examples, sampling, count, at_once=None):
         self.asked.append(sampling)
+        examples = list(examples)
         for number in reversed(range(len(examples))):
             texts = [f"{examples[number].id}.{place}" for place in range(sampling.n)]
             yield [Sampled(number, [Response(Source.ROLLOUT, text, TokenSpan.of([1])) for text in texts])]

@@ -12,7 +12,7 @@ from visurf_ray.feed.prompts import PromptMaker
 
 @pytest.fixture
 def examples(make_loader, tmp_path):
-    """Return the held-out examples of rows for task=vqa, whose images are files of these names, each of its colour."""
+    """Return the examples of rows for task=vqa, whose images are files of these names, each of its colour."""
 
     def make(*rows: dict, images=("red.png", "blue.png")):
         for name in images:
@@ -21,7 +21,7 @@ def examples(make_loader, tmp_path):
         path.write_text("".join(json.dumps({"solution": "7"} | row) + "\n" for row in rows))
         loader = make_loader(str(path), "task.prompt=plain", name="vqa")
         loader.check()
-        return loader.held_out_examples(None)
+        return [loader.example(row) for row in loader.rows["held_out"]]
 
     return make
 

@@ -1,7 +1,6 @@
 """SAM2: prompts made from answers, and masks that equal those of direct transformers calls."""
 
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,15 +133,21 @@ def test_a_path_without_a_model_is_refused(path, message, tmp_path, monkeypatch)
 
 def test_each_of_several_answers_gets_the_mask_in_the_image_of_its_example(monkeypatch):
     found = segmentation.Segmentation.__new__(segmentation.Segmentation)
-    found.strict = True
-    remote = SimpleNamespace(remote=lambda image, response, size: {"of": f"{image}, {response}"})
+    found.strict, found.parts, found.timeout = True, ("",), 60.0
+    remote = SimpleNamespace(remote=lambda image, response, size: f"{image}, {response}")
     found.actor = SimpleNamespace(segment=remote)
-    monkeypatch.setattr(segmentation.ray, "get", lambda masks: masks)
-    examples = [replace(example(identity=name), stored=f"image {name}") for name in "ab"]
+    monkeypatch.setattr(segmentation, "fetch", lambda mask, timeout: {"of": mask})
+    monkeypatch.setattr(segmentation, "_AHEAD", 1)
+    examples = [example(identity=name) for name in "ab"]
     answers = [Prediction.of(each, f"{each.id}{number}", number) for each in examples for number in range(2)]
-    masks = [each.mask["of"] for each in found.segment(examples, answers)]
+
+    def stored(of):
+        return f"image {of.id}"
+
+    masks = [each.mask["of"] for each in found.segment(examples, answers, stored)]
     assert masks == ["image a, a0", "image a, a1", "image b, b0", "image b, b1"]
-    assert found.segment([], []) == []
-    unstored = replace(example(identity="c", part="count"), stored=None)
-    masks = [each.mask for each in found.segment([unstored, examples[0]], [Prediction.of(unstored, "3"), answers[0]])]
+    assert found.segment([], [], stored) == []
+    other = example(identity="c", part="count")
+    predictions = [Prediction.of(other, "3"), answers[0]]
+    masks = [each.mask for each in found.segment([other, examples[0]], predictions, stored)]
     assert masks == [None, {"of": "image a, a0"}], "parts without masks stay as they are"

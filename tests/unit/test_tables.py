@@ -351,3 +351,16 @@ def test_a_folder_of_save_to_disk_is_read(folder):
     picture().save(folder / "saved" / "a.png")
     (row,) = read_rows(str(folder / "saved"))
     assert (row.problem, row.open_image().size) == ("it", (100, 60))
+
+
+def test_a_parquet_file_may_lie_in_any_store_of_fsspec(write_parquet):
+    """`memory://` stands for `s3://`, `gs://` and `hf://`, whose libraries need a network."""
+    import fsspec
+
+    with open(write_parquet({}, {}), "rb") as file:
+        fsspec.filesystem("memory").pipe("/bucket/rows.parquet", file.read())
+    rows = read_rows("memory://bucket/rows.parquet")
+    assert [row.open_image().size for row in rows] == [(100, 60)] * 2
+    assert rows[1].where == "memory://bucket/rows.parquet, row 1 (id row-1)"
+    with pytest.raises(DataError, match=r"memory://bucket/none\.parquet cannot be fetched"):
+        read_rows("memory://bucket/none.parquet")

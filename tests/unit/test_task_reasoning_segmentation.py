@@ -128,20 +128,13 @@ def test_examples_scale_the_objects_and_keep_the_mask(write_folder, processor):
     (held_out,) = loader.held_out_examples(None)
     (row,) = task.held_out_rows()
     width, height = held_out.size
-    assert (width, height) != (100, 60) and held_out.stored.size == (100, 60)
+    assert (width, height) != (100, 60) and row.open_image().size == (100, 60)
     assert held_out.prompt.images[0].size == held_out.size
     assert parse_masks(held_out.ground_truth) == parse_masks(row.solution)
     for seen, stored in zip(parse_targets(held_out.ground_truth), parse_targets(row.solution), strict=True):
         back = np.array(seen.bbox_2d) * np.tile([100 / width, 60 / height], 2)
         assert np.abs(back - stored.bbox_2d).max() <= 0.5 * max(100 / width, 60 / height) + 1e-9
     assert "What holds the tea?" in task.question(row) and task.question(row).count("<answer>") == 1
-
-
-def test_without_a_segmenter_no_stored_image_is_kept(write_folder, processor):
-    loader = ExampleLoader(
-        make_task(write_folder(a={})), processor, seed=0, max_prompt_tokens=500, put=lambda value: value
-    )
-    assert loader.held_out_examples(None)[0].stored is None
 
 
 def test_the_plain_prompt_is_the_question(write_folder):

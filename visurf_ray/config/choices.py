@@ -140,6 +140,11 @@ class OnBadBox(StrEnum):
     drop = "drop"
 
 
+class OnBad(StrEnum):
+    stop = "stop"
+    drop = "drop"
+
+
 class OnLong(StrEnum):
     stop = "stop"
     drop = "drop"

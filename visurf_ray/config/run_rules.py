@@ -124,6 +124,13 @@ def best_without_evaluations(config: Config) -> str | None:
     return None
 
 
+def check_of_no_number(config: Config) -> str | None:
+    check = config.feed.check
+    if check in ("all", "off") or (check.isdecimal() and int(check) > 0):
+        return None
+    return f"feed.check={check} must be all, off, or the number of rows to check, at least 1"
+
+
 def upload_without_an_export(config: Config) -> str | None:
     if config.train.push_to_hub is not None and not config.train.export:
         return (
@@ -148,5 +155,6 @@ RUN_RULES: tuple[Rule, ...] = (
     frozen_weights_that_no_sync_restores,
     many_greedy_answers,
     best_without_evaluations,
+    check_of_no_number,
     upload_without_an_export,
 )

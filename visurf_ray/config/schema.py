@@ -23,6 +23,7 @@ from visurf_ray.config.choices import (
     LabelTerm,
     LabelThinking,
     Layout,
+    OnBad,
     OnBadBox,
     OnExcess,
     OnLong,
@@ -80,9 +81,23 @@ class EvalConfig:
 
 @dataclass
 class FeedConfig:
+    workers: int = within(at_least=1)
+    check: str = MISSING
+    cache: str | None = named()
     on_bad_box: OnBadBox = MISSING
     on_long: OnLong = MISSING
+    on_bad: OnBad = MISSING
     curriculum: int | None = within(at_least=1)
+
+    @property
+    def checked_rows(self) -> int | None:
+        """How many rows of each split are checked before the run, the first ones; None: all."""
+        return {"all": None, "off": 0}[self.check] if not self.check.isdecimal() else int(self.check)
+
+    @property
+    def drops(self) -> bool:
+        """Whether rows of some kind are dropped."""
+        return "drop" in (self.on_bad_box, self.on_long, self.on_bad)
 
 
 @dataclass

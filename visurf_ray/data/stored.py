@@ -31,17 +31,36 @@ class Stored(ABC):
 class StoredImage(Stored):
     """One cell of a memory-mapped table.
 
+    In another process it is a StoredValue: pickling it would else copy the whole array.
+
     Attributes:
         cells: An array of binary values or of base64 texts, backed by the memory map.
         index: The cell's place in it.
+        table: The fingerprint of the table.
     """
 
     cells: pa.Array
     index: int
+    table: str = ""
 
     def read(self) -> bytes:
-        value = self.cells[self.index].as_py()
-        return decode_text(value) if isinstance(value, str) else value
+        return self._value().read()
+
+    def _value(self) -> "StoredValue":
+        return StoredValue(self.cells[self.index].as_py())
+
+    def __reduce__(self) -> tuple[type["StoredValue"], tuple[bytes | str]]:
+        return StoredValue, (self._value().value,)
+
+
+@dataclass(frozen=True)
+class StoredValue(Stored):
+    """A cell that was sent from another process: an encoded image, or its base64 text."""
+
+    value: bytes | str
+
+    def read(self) -> bytes:
+        return decode_text(self.value) if isinstance(self.value, str) else self.value
 
 
 @dataclass(frozen=True)
@@ -106,27 +125,31 @@ def stored_lines(value: Json, path: Path, offset: int, length: int, keys: tuple[
     return value
 
 
-def stored_values(array: pa.Array) -> list[Json]:
+def stored_values(array: pa.Array, table: str = "") -> list[Json]:
     """Return an array's values like `to_pylist`, with a StoredImage in place of bytes and of encoded images.
 
     Empty bytes become None.
+
+    Args:
+        array: The array.
+        table: The fingerprint of its table.
     """
     if pa.types.is_binary(array.type) or pa.types.is_large_binary(array.type):
         lengths = pc.binary_length(array).to_pylist()  # 0 where `path` beside it has the image, say
-        return [StoredImage(array, index) if length else None for index, length in enumerate(lengths)]
+        return [StoredImage(array, index, table) if length else None for index, length in enumerate(lengths)]
     if pa.types.is_string(array.type) or pa.types.is_large_string(array.type):
         return [
-            StoredImage(array, index) if text and len(text) > _SHORTEST and is_encoded(text) else text
+            StoredImage(array, index, table) if text and len(text) > _SHORTEST and is_encoded(text) else text
             for index, text in enumerate(cell.as_py() for cell in array)
         ]
     if pa.types.is_struct(array.type):
-        fields = {field.name: stored_values(array.field(field.name)) for field in array.type}
+        fields = {field.name: stored_values(array.field(field.name), table) for field in array.type}
         return [
             {name: values[index] for name, values in fields.items()} if there else None
             for index, there in enumerate(_valid(array))
         ]
     if _holds_text(array.type) and (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
-        items, offsets = stored_values(array.values), array.offsets.to_pylist()
+        items, offsets = stored_values(array.values, table), array.offsets.to_pylist()
         return [
             items[offsets[index] : offsets[index + 1]] if there else None for index, there in enumerate(_valid(array))
         ]

@@ -12,15 +12,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
+from pyarrow.dataset import ParquetFragmentScanOptions
 
 from visurf_ray.aliases import Dataset, Json
 from visurf_ray.data.bad_rows import each
 from visurf_ray.data.remote import is_address, local_path, path_of
+from visurf_ray.data.row_groups import with_small_row_groups
 from visurf_ray.data.stored import stored_lines, stored_values
 from visurf_ray.data.texts import RECODE, read_lines, read_text
 from visurf_ray.errors import DataError, short
 
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
+_BATCH = 32  # rows of a parquet file that are in memory at the same time
 _GLOB = frozenset("*?[")
 
 
@@ -82,8 +85,9 @@ class ArrowTable(Table):
         """
         import datasets
 
+        table = self.data._fingerprint  # of what was read, and when the files were changed
         try:
-            values = [value for chunk in column.chunks for value in stored_values(chunk)]
+            values = [value for chunk in column.chunks for value in stored_values(chunk, table)]
         except UnicodeDecodeError as error:
             row = next(row for row, cell in enumerate(column) if not _is_unicode(cell))
             raise DataError(f"{self.source}, row {row}: the {name} is not UTF-8 ({error}); {RECODE}") from error
@@ -215,12 +219,15 @@ def _load_file(path: Path, source: str, root: Path | str, kind: str, rows_in: st
             raise DataError(f"{source} is empty")
         if kind == "json":
             return _read_json(path, source, root, rows_in)
+        path = with_small_row_groups(path)
     except OSError as error:
         raise DataError(f"{source} cannot be read: {error.strerror}") from error
-    return ArrowTable(source, root, _load_dataset(source, kind, data_files=str(path), split="train"))
+    scanning = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)  # not several row groups ahead
+    parquet = {"batch_size": _BATCH, "fragment_scan_options": scanning}
+    return ArrowTable(source, root, _load_dataset(source, kind, data_files=str(path), split="train", **parquet))
 
 
-def _load_dataset(source: str, path: str, **chosen: str) -> Dataset:
+def _load_dataset(source: str, path: str, **chosen: Json) -> Dataset:
     import datasets  # slow to import, and needed only here
 
     try:

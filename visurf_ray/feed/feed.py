@@ -1,6 +1,8 @@
-"""The driver's interface to the data actor."""
+"""The driver's interface to the data actors. It alone knows the position and what the curriculum leaves out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
 
 import ray
 from PIL import Image
@@ -8,72 +10,178 @@ from PIL import Image
 from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.schema import Config
+from visurf_ray.errors import DataError
 from visurf_ray.feed.actor import start_actor
 from visurf_ray.feed.curriculum import Curriculum, Place
-from visurf_ray.feed.mixture import Findings
+from visurf_ray.feed.held_out import HeldOut
+from visurf_ray.feed.mixture import Findings, held_out_places, order_of
+from visurf_ray.feed.progress import CheckProgress
+from visurf_ray.feed.strictness import Dropped
 from visurf_ray.groups import Example
+
+_POLL = 0.2  # seconds between two looks at how far the check is
 
 
 class DataFeed:
-    """Examples of a run, read and processed in an actor.
+    """Examples of a run, which `feed.workers` actors prepare. Their number changes neither examples nor order.
+
+    The first actor has read the rows, and sends the others the rows that they shall make examples of.
 
     Attributes:
-        findings: what the check of all rows has found.
-        position: how many training examples have been taken or left out, a resumed run's before it included. They come
-            in the order of `Mixture.train_batch`, each once, whatever the sizes of batches.
+        findings: what the check of the rows has found.
+        position: how many training examples have been taken or passed over, a resumed run's before it included. They
+            come in the order of `order_of`, each once, whatever the sizes of batches.
         curriculum: which rows are left out.
-        left_out: how many training examples were left out since the start of this process.
+        left_out: how many training examples the curriculum has left out since the start of this process.
+        dropped: the rows that turned out to be bad, and were dropped, since the start of this process.
+        on_drop: is told of each when it is found.
     """
 
     def __init__(self, config: Config, *, train: bool) -> None:
-        """Start the actor, and read and check every row; without `train` those of the held-out split only.
+        """Start the actors, and read and check the rows; without `train` those of the held-out split only.
 
         Raises:
             DataError: A row cannot be used. The message names the first one.
         """
-        self.actor: ActorHandle = start_actor()
-        self.timeout = config.cluster.timeout
+        self._timeout = config.cluster.timeout
+        self._workers: list[ActorHandle] = [start_actor() for _ in range(config.feed.workers)]
+        first, *others = self._workers
+        opened = first.open.remote(config, train)
+        assisting = [worker.assist.remote(config) for worker in others]
+        with CheckProgress() as progress:
+            while not ray.wait([opened], timeout=_POLL)[0]:
+                progress.show(*ray.get(first.progress.remote()))
+        self.findings: Findings = ray.get(opened)
+        ray.get(assisting)
+        self._order = order_of(config, self.findings) if train else None
         self.position = 0
         self.curriculum = Curriculum(config.feed.curriculum)
         self.left_out = 0
-        self._solved: list[Place] = []  # of which the actor is not told yet
-        self.ahead: Reference = None  # is ready when the actor has prepared the examples that are likely to be next
-        self.findings: Findings = ray.get(self.actor.open.remote(config, train))
+        self.dropped: list[Dropped] = []
+        self.on_drop: Callable[[Dropped], None] = lambda row: None
+        self._bad: dict[str, dict[str, set[int]]] = {}  # by split, then by part: numbers of rows that were dropped
+        # By position: a reference to several examples that are prepared or being prepared, and the place in it.
+        self._ahead: dict[int, tuple[Reference, int]] = {}
+
+    @property
+    def ahead(self) -> list[Reference]:
+        """What is ready when the examples that are likely to be next are prepared."""
+        return list(dict.fromkeys(reference for reference, _ in self._ahead.values()))
 
     def seek(self, position: int, solved: dict[str, list[list[int]]]) -> None:
         """Continue from a position, with what `solved_state` has returned there."""
         self.position = position
-        self._solved = []
+        self._ahead = {}
         self.curriculum.restore(solved)
-        self.actor.restore.remote(solved)
 
     def note_solved(self, examples: Sequence[Example]) -> None:
         """Leave out the rows of these examples, which every rollout has solved, for the epochs of the curriculum."""
-        places = [(example.part, example.row, example.epoch) for example in examples]
-        self.curriculum.note(places)
-        self._solved += places
+        self.curriculum.note([(example.part, example.row, example.epoch) for example in examples])
 
     def solved_state(self) -> dict[str, list[list[int]]]:
         """Return what the curriculum leaves out, for a checkpoint."""
         return self.curriculum.state()
 
-    def take(self, count: int) -> list[Example]:
-        """Return the next training examples, and have the actor prepare as many after them meanwhile."""
-        solved, self._solved = self._solved, []
-        batch, after = fetch(self.actor.take.remote(self.position, count, solved), self.timeout)
-        self.left_out += after - self.position - count
-        self.position = after
-        self.ahead = self.actor.prepare.remote(after, count)
-        return batch
+    def take(self, size: int) -> list[Example]:
+        """Return the next training examples, and have as many after them prepared meanwhile.
+
+        A row that cannot be used is dropped, if `feed.on_bad` and the like say so, and passed over: the example after
+        the batch takes its place. Where a run is resumed does not change what is taken.
+
+        Raises:
+            DataError: a row cannot be used and is not dropped, or every row of a part is dropped.
+        """
+        begin = here = self.position
+        taken: list[Example] = []
+        while len(taken) < size:
+            drawn = self._drawn(here, size - len(taken))
+            self._prepare(drawn)
+            fetched = self._fetch(drawn)
+            here = drawn[-1] + 1
+            for position in drawn:
+                found = fetched[position]
+                if isinstance(found, Dropped):
+                    self._drop("train", self._place(position), found)
+                else:
+                    taken.append(found)
+        bad = sum(self._is_bad("train", self._place(position)) for position in range(begin, here)) if self._bad else 0
+        self.left_out += here - begin - size - bad
+        self.position = here
+        self._ahead = {position: found for position, found in self._ahead.items() if position >= here}
+        self._prepare(self._drawn(here, size))
+        return taken
+
+    def _place(self, position: int) -> Place:
+        assert self._order is not None, "the feed was opened without training rows"
+        return self._order.at(position)
+
+    def _drawn(self, position: int, size: int) -> list[int]:
+        """Return the first positions from this one on whose rows are neither dropped nor left out."""
+        found: list[int] = []
+        for here in count(position):
+            if len(found) == size:
+                return found
+            place = self._place(here)
+            if not self.curriculum.leaves_out(place) and not self._is_bad("train", place):
+                found.append(here)
+        raise AssertionError("count() ends")
+
+    def _prepare(self, positions: Sequence[int]) -> None:
+        """Have the training examples at these positions prepared, unless they are already; share them out."""
+        missing = [position for position in positions if position not in self._ahead]
+        for number in range(len(self._workers)):
+            share = missing[number :: len(self._workers)]
+            if share:
+                reference = self._request("train", number, [self._place(position) for position in share])
+                self._ahead |= {position: (reference, index) for index, position in enumerate(share)}
+
+    def _request(self, split: str, number: int, places: Sequence[Place]) -> Reference:
+        """Have the worker with this number, modulo how many there are, prepare examples."""
+        number %= len(self._workers)
+        rows = self._workers[0].rows.remote(split, places) if number else None
+        return self._workers[number].examples.remote(split, places, rows)
+
+    def _fetch(self, positions: Sequence[int]) -> dict[int, Example | Dropped]:
+        wanted = {position: self._ahead[position] for position in positions}
+        references = list(dict.fromkeys(reference for reference, _ in wanted.values()))
+        fetched = dict(zip(references, fetch(references, self._timeout), strict=True))
+        return {position: fetched[reference][index] for position, (reference, index) in wanted.items()}
+
+    def _is_bad(self, split: str, place: Place) -> bool:
+        return place[1] in self._bad.get(split, {}).get(place[0], ())
+
+    def _drop(self, split: str, place: Place, found: Dropped) -> None:
+        """Remember a row that cannot be used. Raises DataError if no row of its part is left."""
+        if self._is_bad(split, place):  # it was drawn twice in one batch
+            return
+        bad = self._bad.setdefault(split, {}).setdefault(place[0], set())
+        bad.add(place[1])
+        self.dropped.append(found)
+        self.on_drop(found)
+        if len(bad) == self.findings.rows[place[0]][split]:
+            raise DataError(f"{found.split}: every row is dropped, the last for this reason: {found.reason}")
 
     def specimen(self) -> Example:
         """Return a training example, one with images if a row has any; the position stays."""
-        return fetch(self.actor.specimen.remote(), self.timeout)
+        return fetch(self._workers[0].specimen.remote(), self._timeout)
 
-    def held_out(self, limit: int | None) -> list[Example]:
+    def held_out(self, limit: int | None) -> HeldOut:
         """Return `limit` held-out examples of each part and each set, the same for every seed, or all for None."""
-        return ray.get(self.actor.held_out_examples.remote(limit))
+        places = [place for place in held_out_places(self.findings, limit) if not self._is_bad("held_out", place)]
+        return HeldOut(
+            places,
+            lambda number, chosen: self._request("held_out", number, chosen),
+            partial(fetch, timeout=self._timeout),
+            lambda place, row: self._drop("held_out", place, row),
+            ahead=len(self._workers),
+        )
 
     def images(self, example: Example) -> list[Image.Image]:
-        """Return the example's images as the model sees them."""
-        return fetch(list(example.prompt.images), self.timeout)
+        """Return an example's images as the model sees them. Those of a held-out example are read again."""
+        if example.prompt.token_ids:
+            return fetch(list(example.prompt.images), self._timeout)
+        return fetch(self._workers[0].seen.remote((example.part, example.row, 0)), self._timeout)
+
+    def stored_image(self, example: Example) -> Reference:
+        """Return a reference to the only image of a held-out example at its stored size, which is read again."""
+        return self._workers[0].stored.remote((example.part, example.row, 0))

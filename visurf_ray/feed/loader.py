@@ -1,76 +1,28 @@
 """Makes examples from rows: decodes, resizes and processes the images, and tokenizes the prompt."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image
 
 from visurf_ray.aliases import Json, Processor
 from visurf_ray.config.choices import OnBadBox, OnLong, Resize
-from visurf_ray.config.schema import Config, ModelConfig
+from visurf_ray.config.schema import ModelConfig
 from visurf_ray.data.conversations import MARK
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import BoxError, DataError, LengthError
+from visurf_ray.feed.check import Note, Report, check_rows
+from visurf_ray.feed.order import Epochs
 from visurf_ray.feed.prompts import Messages, PromptMaker, Put, Size
+from visurf_ray.feed.remembered import Remembered
+from visurf_ray.feed.strictness import Checked, Dropped, Strictness
 from visurf_ray.feed.texts import TextCheck, check_tags
 from visurf_ray.groups import Example, Prediction, Prompt
 from visurf_ray.tasks.task import Task
 
-
-@dataclass(frozen=True)
-class Strictness:
-    """Which rows are refused, and what happens to them.
-
-    Attributes:
-        on_bad_box: What to do with a row whose boxes have swapped corners or reach outside the image.
-        on_long: What to do with a row whose prompt is too long, or whose label is longer than any response can be: stop
-            refuses the prompt and only warns of the label.
-        max_label_tokens: The longest response, the end-of-turn token included; None: labels may have any length.
-        trains_on_labels: Whether the run trains on labels: then the data's reasoning counts for their length.
-    """
-
-    on_bad_box: OnBadBox = OnBadBox.stop
-    on_long: OnLong = OnLong.stop
-    max_label_tokens: int | None = None
-    trains_on_labels: bool = True
-
-    @staticmethod
-    def of(config: Config) -> "Strictness":
-        """Return what a run's configuration says."""
-        trains = config.method.label or config.method.sft_steps > 0
-        return Strictness(config.feed.on_bad_box, config.feed.on_long, config.rollout.max_tokens, trains)
-
-
-def max_prompt_tokens(config: Config) -> int:
-    """Return the length of the longest prompt in tokens: it leaves room for one token of a response."""
-    return config.rollout.max_model_len - 1
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """A row that is left out: the split, where it is, its id, and why."""
-
-    split: str
-    where: str
-    id: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Checked:
-    """A row that can be used: the tokens of its prompt and of its label, and the largest coordinate of its boxes.
-
-    `too_long` says that no response can be as long as the label.
-    """
-
-    row: Row
-    prompt: int
-    label: int
-    largest_coordinate: float | None
-    too_long: str | None
+OverBudget = Callable[[int, int], str | None]  # see `strictness.over_budget`
 
 
 class ExampleLoader:
@@ -78,12 +30,13 @@ class ExampleLoader:
 
     Attributes:
         rows: The rows by split. `held_out` is always read, `train` only by `load_train`: an evaluation needs no
-            training rows.
+            training rows. `check` leaves out those that it drops.
+        checked: How many rows of each split are checked, the first ones; set by `check`.
         dropped: The rows that `check` has left out.
         most_images: The most images of a prompt; set by `check`.
-        longest: The number of tokens of each split's longest prompt; set by `check`.
-        longest_labelled: The most tokens that a training prompt and its label have together; set by `check`.
-        longest_label: The number of tokens of the longest training label; set by `check`.
+        longest: The number of tokens of each split's longest prompt, among the checked rows; set by `check`.
+        longest_labelled: The most tokens that a training prompt and its label have together; likewise.
+        longest_label: The number of tokens of the longest training label; likewise.
         warning: Names the first training row whose label is longer than any response can be, and says how many there
             are; None without any. Set by `check`.
     """
@@ -100,6 +53,7 @@ class ExampleLoader:
         strictness: Strictness | None = None,
         part: str = "",
         rows: dict[str, list[Row]] | None = None,
+        over_budget: OverBudget = lambda prompt, labelled: None,
     ) -> None:
         """Read the held-out rows.
 
@@ -113,7 +67,8 @@ class ExampleLoader:
             model: How images are resized. None: as the processor does.
             strictness: Which rows are refused. None: those that no run can use.
             part: The part of a mixture, or the held-out set, to which the examples belong.
-            rows: The rows by split, if they are read already.
+            rows: The rows by split, if they are read already; {}: examples are made of rows from elsewhere.
+            over_budget: See `strictness.over_budget`. It is asked of training rows that are checked when they are used.
 
         Raises:
             DataError: The held-out data cannot be read.
@@ -125,13 +80,14 @@ class ExampleLoader:
         self.put = put
         self.strictness = strictness or Strictness()
         self.part = part
+        self.over_budget = over_budget
         self.texts = TextCheck(processor.tokenizer)
         self.dropped: list[Dropped] = []
         self._scored = False  # whether metrics were computed of a label
         self.warning: str | None = None
         square = model.square_side if model and model.resize is Resize.square else None
         self.prompts = PromptMaker(processor, model.max_pixels if model else None, put, square=square)
-        self._shuffled: tuple[int, NDArray[np.int64]] | None = None  # the latest epoch and its order
+        self.checked: dict[str, int] = {}
         self.rows = {"held_out": task.held_out_rows()} if rows is None else rows
 
     def load_train(self) -> int:
@@ -139,8 +95,15 @@ class ExampleLoader:
         self.rows = {"train": self.task.train_rows(), **self.rows}
         return len(self.rows["train"])
 
-    def check(self) -> None:
-        """Check every row that was read, and decode its image. Rows are left out or repaired as `strictness` says.
+    def check(
+        self, first: int | None = None, *, remembered: Remembered | None = None, note: Note = lambda count: None
+    ) -> None:
+        """Check rows, and decode their images. Rows are left out or repaired as `strictness` says.
+
+        Args:
+            first: How many rows of each split to check; None: all.
+            remembered: Earlier checks, which are not repeated.
+            note: See `check_rows`.
 
         Raises:
             DataError: A row cannot be used, or a split has no rows. The message names the first such row.
@@ -150,42 +113,54 @@ class ExampleLoader:
                 raise DataError(f"task.{key} has no examples")
         for key, text in (("task.prompt", self.task.template), ("task.system", self.task.system)):
             self.texts.encode([text.replace(MARK, " ")] if text else [], key)
-        with ThreadPoolExecutor() as threads:  # decoding releases the GIL
-            checked = {key: list(threads.map(partial(self._check, split=key), rows)) for key, rows in self.rows.items()}
-        found = {}
-        for key, each in checked.items():
-            found[key] = [row for row in each if isinstance(row, Checked)]
-            self.dropped += [row for row in each if isinstance(row, Dropped)]
-            if not found[key]:
-                reason = next(row.reason for row in self.dropped if row.split == key)
-                raise DataError(f"task.{key}: every row is dropped, the first for this reason: {reason}")
-            coordinates = [row.largest_coordinate for row in found[key] if row.largest_coordinate is not None]
-            if coordinates and max(coordinates) <= 1:
-                raise DataError(
-                    f"task.{key}: all coordinates of boxes lie between 0 and 1, but they must be in {self.task.unit}"
-                )
-        self.rows = {key: [each.row for each in kept] for key, kept in found.items()}
-        self.longest = {key: max(each.prompt for each in kept) for key, kept in found.items()}
-        self.most_images = max(len(each.row.images) for kept in found.values() for each in kept)
-        self.longest_labelled = max((each.prompt + each.label for each in found.get("train", [])), default=0)
-        self.longest_label = max((each.label for each in found.get("train", [])), default=0)
-        too_long = [each.too_long for each in found.get("train", []) if each.too_long]
-        if too_long:
+        reports = {key: self._report(key, rows[:first], remembered, note) for key, rows in self.rows.items()}
+        self.rows = {key: self._kept(key, report) for key, report in reports.items()}
+        self.checked = {key: report.rows - len(report.dropped) for key, report in reports.items()}
+        self.longest = {key: report.longest for key, report in reports.items()}
+        self.most_images = max(len(row.images) for rows in self.rows.values() for row in rows)
+        train = reports.get("train", Report(0))
+        self.longest_labelled, self.longest_label = train.longest_labelled, train.longest_label
+        if train.too_long:
             self.warning = (
-                f"{len(too_long)} training labels are longer than any response can be; feed.on_long=drop leaves them "
-                f"out. The first: {too_long[0]}"
+                f"{train.too_long} training labels are longer than any response can be; feed.on_long=drop leaves them "
+                f"out. The first: {train.first_too_long}"
             )
+
+    def _report(self, split: str, rows: Sequence[Row], remembered: Remembered | None, note: Note) -> Report:
+        """Return what the check of rows finds, or has found before."""
+        key = remembered.key(split, self.task, rows) if remembered else ""
+        found = remembered.recall(key) if remembered else None
+        if found:
+            note(len(rows))
+            return found
+        found = check_rows(rows, partial(self._check, split=split), note)
+        if remembered and rows:
+            remembered.keep(key, found)
+        return found
+
+    def _kept(self, split: str, report: Report) -> list[Row]:
+        """Return the rows of a split without those that the check has dropped, their boxes repaired."""
+        rows, reasons, repaired = self.rows[split], dict(report.dropped), dict(report.repaired)
+        dropped = [Dropped(split, rows[number].where, rows[number].id, reason) for number, reason in reasons.items()]
+        self.dropped += dropped
+        if len(dropped) == len(rows):
+            raise DataError(f"task.{split}: every row is dropped, the first for this reason: {dropped[0].reason}")
+        if report.largest_coordinate is not None and report.largest_coordinate <= 1:
+            raise DataError(
+                f"task.{split}: all coordinates of boxes lie between 0 and 1, but they must be in {self.task.unit}"
+            )
+        return [
+            replace(row, solution=repaired[number]) if number in repaired else row
+            for number, row in enumerate(rows)
+            if number not in reasons
+        ]
 
     def _check(self, row: Row, *, split: str) -> Checked | Dropped:
         """Check a row of a split, `train` or `held_out`. Raises DataError if it can neither be used nor dropped."""
         try:
             return self.measured(row, trained=split == "train")
-        except BoxError as error:
-            if self.strictness.on_bad_box != OnBadBox.drop:
-                raise
-            return Dropped(split, row.where, row.id, str(error))
-        except LengthError as error:
-            if self.strictness.on_long != OnLong.drop:
+        except DataError as error:
+            if not self.strictness.drops(error):
                 raise
             return Dropped(split, row.where, row.id, str(error))
 
@@ -262,62 +237,74 @@ class ExampleLoader:
         labels = [self.task.label(example, style) for style in self.task.styles]
         return [1 + len(ids) for ids in self.texts.encode(labels, row.where)]
 
-    def train_batch(self, position: int, size: int) -> list[Example]:
-        """Return `size` training examples, beginning at a position in the endless sequence of shuffled epochs.
+    def numbered(self, split: str, number: int) -> tuple[Row, bool]:
+        """Return a row of a split by its number, and whether it is checked."""
+        return self.rows[split][number], number < self.checked[split]
 
-        Each epoch has every row once, in its own order; a batch may span epochs.
+    def use(self, row: Row, *, split: str, checked: bool) -> Example | Dropped:
+        """Make the example of a row, of a held-out one without features. A row that is not checked is checked first.
+
+        Returns:
+            The example; or Dropped if the row cannot be used and `strictness` drops it.
+
+        Raises:
+            DataError: It cannot be used, and is not dropped.
         """
-        examples = []
-        for here in range(position, position + size):
-            row, epoch = self.place(here)
-            examples.append(replace(self.example(self.rows["train"][row]), row=row, epoch=epoch))
-        return examples
+        trained = split == "train"
+        try:
+            if not checked:
+                row = row.decoded()
+                found = self.measured(row, trained=trained)
+                excess = self.over_budget(found.prompt, found.prompt + found.label) if trained else None
+                if excess:
+                    raise LengthError(f"{row.where}: {excess}")
+                row = found.row
+            return self.example(row, features=trained)
+        except DataError as error:
+            if not self.strictness.drops(error):
+                raise
+            return Dropped(split, row.where, row.id, str(error))
 
-    def place(self, position: int) -> tuple[int, int]:
-        """Return the number of the row at a position of this sequence, and its epoch."""
-        epoch, index = divmod(position, len(self.rows["train"]))
-        if self._shuffled is None or self._shuffled[0] != epoch:
-            self._shuffled = epoch, np.random.default_rng((self.seed, epoch)).permutation(len(self.rows["train"]))
-        return int(self._shuffled[1][index]), epoch
+    def train_batch(self, position: int, size: int) -> list[Example]:
+        """Return `size` training examples, beginning at a position in the endless sequence of the part's own epochs."""
+        epochs = Epochs(len(self.rows["train"]), self.seed)
+        places = [epochs.at(here) for here in range(position, position + size)]
+        return [replace(self.example(self.rows["train"][row]), row=row, epoch=epoch) for row, epoch in places]
 
     def held_out_examples(self, limit: int | None) -> list[Example]:
-        """Draw `limit` held-out examples at random, or take all for None; return them in the data set's order.
-
-        The choice is the same for every seed. It is random because many data sets are sorted, for example by class.
-        """
-        stored = self.task.config.segmenter is not None
+        """Return the held-out examples that `chosen` names."""
         rows = self.rows["held_out"]
-        chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:limit])
-        return [self.example(rows[index], stored=stored) for index in chosen]
+        return [self.example(rows[number], features=False) for number in chosen(len(rows), limit)]
 
-    def example(self, row: Row, *, stored: bool = False) -> Example:
+    def example(self, row: Row, *, features: bool = True) -> Example:
         """Make the example of a row.
 
         Args:
             row: The row.
-            stored: Whether to store the image at its original size as well, for segmentation.
+            features: Whether to make the learner's features, which are large.
 
         Raises:
             DataError: The image is missing or damaged, or the model does not accept its shape.
         """
         row = row.decoded()
-        originals, sizes = row.open_images(), self._sizes(row)
-        images = [
-            original if original.size == size else original.resize(size)
-            for original, size in zip(originals, sizes, strict=True)
-        ]
+        sizes = self._sizes(row)
         return Example(
             id=row.id,
             question=row.problem,
             ground_truth=self._ground_truth(row, sizes),
-            prompt=self.prompts.make(self._messages(row), images),
+            prompt=self.prompts.make(self._messages(row), self.seen(row), features=features),
             size=_first(sizes),
             thinking=row.thinking,
-            stored=self.put(row.open_image()) if stored else None,
             part=self.part,
             answered=self.task.answered,
             compared=self.task.compared,
         )
+
+    def seen(self, row: Row) -> list[Image.Image]:
+        """Return the images of a row as the model sees them. Raises DataError like `example`."""
+        row = row.decoded()
+        pairs = zip(row.open_images(), self._sizes(row), strict=True)
+        return [image if image.size == size else image.resize(size) for image, size in pairs]
 
     def _ground_truth(self, row: Row, sizes: Sequence[Size]) -> str:
         """Return the ground truth; coordinates are scaled with the row's image if it has one alone."""
@@ -366,3 +353,11 @@ def _parts(text: str) -> list[dict[str, Json]]:
 
 def _first(sizes: Sequence[Size]) -> Size:
     return sizes[0] if sizes else (0, 0)
+
+
+def chosen(rows: int, limit: int | None) -> list[int]:
+    """Draw the numbers of `limit` held-out rows at random, or all for None; return them in the data set's order.
+
+    The choice is the same for every seed. It is random because many data sets are sorted, for example by class.
+    """
+    return sorted(np.random.default_rng(0).permutation(rows)[:limit].tolist())

@@ -76,13 +76,17 @@ class PromptMaker:
         Raises:
             ValueError: the conversation has another number of placeholders than images.
         """
-        first, *others = self.text(messages).split(self.processor.image_token)
+        return len(self._expanded_ids(self.text(messages), sizes))
+
+    def _expanded_ids(self, text: str, sizes: Sequence[Size]) -> list[int]:
+        """Return the tokens of a text from `text`, with all that the processor writes in place of each image."""
+        first, *others = text.split(self.processor.image_token)
         if len(others) != len(sizes):
             raise ValueError(f"has {len(others)} places for images, but {len(sizes)} images")
         parts = [first]
-        for expansion, text in zip(self._expansions(tuple(sizes)), others, strict=True):
-            parts += [expansion, text]
-        return len(self.token_ids("".join(parts)))
+        for expansion, after in zip(self._expansions(tuple(sizes)), others, strict=True):
+            parts += [expansion, after]
+        return self.token_ids("".join(parts))
 
     def _expand(self, sizes: tuple[Size, ...]) -> list[str]:
         """Return what the processor writes in place of the placeholder of each image; it depends on their sizes."""
@@ -96,13 +100,17 @@ class PromptMaker:
         )
         return [place["replacement"] for place in found["text_replacement_offsets"][0]]
 
-    def make(self, messages: Messages, images: Sequence[Image.Image]) -> Prompt:
+    def make(self, messages: Messages, images: Sequence[Image.Image], *, features: bool = True) -> Prompt:
         """Make a prompt.
 
         Args:
             images: of the sizes that `seen_size` returns, in the order of their places.
+            features: whether the learner will need it. Without features the images are not processed.
         """
         text = self.text(messages)
+        if not features:
+            expanded = self._expanded_ids(text, [image.size for image in images])
+            return Prompt(self.token_ids(text), expanded, tuple(self.put(image) for image in images))
         found = self.processor(
             text=[text],
             images=[list(images)] if images else None,

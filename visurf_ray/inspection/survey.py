@@ -9,13 +9,13 @@ import numpy as np
 from PIL import Image
 
 from visurf_ray.answers.boxes import Box
-from visurf_ray.config.choices import OnBadBox, OnLong
 from visurf_ray.config.schema import Config
 from visurf_ray.data.bad_rows import each, listing
 from visurf_ray.data.rows import Row
 from visurf_ray.data.tables import expand
-from visurf_ray.errors import BoxError, DataError, LengthError, UserError
-from visurf_ray.feed.loader import Checked, ExampleLoader, Strictness, max_prompt_tokens
+from visurf_ray.errors import BoxError, DataError, UserError
+from visurf_ray.feed.loader import ExampleLoader
+from visurf_ray.feed.strictness import Checked, Strictness, max_prompt_tokens
 from visurf_ray.groups import Example, Prompt
 from visurf_ray.inspection.schemas import Schema, schema_of
 from visurf_ray.models import load_processor
@@ -139,16 +139,13 @@ def survey(config: Config, source: str, shown: int, track: Callable[[Sequence[Ro
         strictness=Strictness.of(config),
         rows={"train": rows},
     )
-    verdicts: dict[type, str] = {
-        BoxError: DROPPED if config.feed.on_bad_box is OnBadBox.drop else REFUSED,
-        LengthError: DROPPED if config.feed.on_long is OnLong.drop else REFUSED,
-    }
     largest: list[float] = []
     threads = ThreadPoolExecutor()  # decoding releases the GIL
     try:
         for row, outcome in zip(track(rows), threads.map(lambda row: _look(loader, row), rows), strict=True):
             if isinstance(outcome, UserError):
-                found.add(verdicts.get(type(outcome), REFUSED), str(outcome), row.where)
+                dropped = isinstance(outcome, DataError) and loader.strictness.drops(outcome)
+                found.add(DROPPED if dropped else REFUSED, str(outcome), row.where)
                 continue
             checked, facts = outcome
             found.facts.append(facts)

@@ -1,11 +1,12 @@
 """The pool of rollout workers."""
 
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from threading import Lock
+from typing import Protocol
 
 import ray
 
@@ -16,6 +17,7 @@ from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
 
 PROBE_TOKENS = 16  # of the longest response that `probe` samples
+_AT_ONCE = 16  # prompts of an evaluation that an engine is given at once: the next ones are prepared while it answers
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,14 @@ class WeightLink:
     open: Callable[[Sequence[ActorHandle]], None]
     send: Callable[[], None]
     close: Callable[[], None]
+
+
+class Counted(Protocol):
+    """Examples whose number is known before they are taken."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[Example]: ...
 
 
 class RolloutPool:
@@ -107,7 +117,7 @@ class RolloutPool:
 
         The generator blocks `sync` and `answer` from its first item until it is exhausted or closed.
         """
-        with self._turn, closing(self._generate(examples, self.sampling)) as generated:
+        with self._turn, closing(self._generate(examples, self.sampling, len(examples))) as generated:
             for finished in generated:
                 chosen = finished[:enough]
                 yield {index: Group(examples[index], responses) for index, responses in chosen}
@@ -119,12 +129,12 @@ class RolloutPool:
         """Return a group of two short rollouts with their log-probs."""
         sampling = replace(self.sampling, n=2, max_tokens=min(PROBE_TOKENS, self.sampling.max_tokens), logprobs_every=1)
         with self._turn:
-            ((sampled,),) = self._generate([example], sampling)
+            ((sampled,),) = self._generate([example], sampling, 1)
         return Group(example, sampled.responses)
 
     def answer(
         self,
-        examples: Sequence[Example],
+        examples: Counted,
         *,
         max_tokens: int,
         n: int = 1,
@@ -133,23 +143,35 @@ class RolloutPool:
     ) -> list[Prediction]:
         """Return n answers to each example, those to the same example one after the other.
 
+        An example is taken when an engine has room for it, and dropped when it is answered.
+
         Args:
+            examples: iterated over once. There may be fewer than its length says.
             temperature: 0 is greedy, and allows one answer only.
             stay: whether the engines stay when they have answered. Otherwise they end, with their processes, and the
                 next sampling starts new ones.
         """
+        asked: dict[int, Example] = {}  # that are not answered yet
+
+        def noted() -> Iterator[Example]:
+            for number, example in enumerate(examples):
+                asked[number] = example
+                yield example
+
+        answers: dict[int, list[Prediction]] = {}
         with self._turn:
-            generated = self._generate(examples, Sampling(n, temperature, max_tokens))
-            answers = {index: responses for finished in generated for index, responses in finished}
+            for finished in self._generate(noted(), Sampling(n, temperature, max_tokens), len(examples), _AT_ONCE):
+                for index, responses in finished:
+                    example = asked.pop(index)
+                    answers[index] = [
+                        Prediction.of(example, response.text, number if n > 1 else None)
+                        for number, response in enumerate(responses)
+                    ]
             if not stay:
                 if self._link:
                     self._link.close()
                 self.shut_down()
-        return [
-            Prediction.of(example, response.text, number if n > 1 else None)
-            for index, example in enumerate(examples)
-            for number, response in enumerate(answers[index])
-        ]
+        return [prediction for index in sorted(answers) for prediction in answers[index]]
 
     def sync(self, phase: Phase = during) -> None:
         """Wait for sampling or an evaluation in progress, then send the learner's weights to the engines.
@@ -220,17 +242,25 @@ class RolloutPool:
             fetch([actor.wake_up.remote("kv_cache") for actor in self.actors], self.timeout)
             self._asleep = False
 
-    def _generate(self, examples: Sequence[Example], sampling: Sampling) -> Generator[list[Sampled], None, None]:
-        """Yield rollouts as they finish, numbered by example; abort what is still running when it is closed."""
+    def _generate(
+        self, examples: Iterable[Example], sampling: Sampling, count: int, at_once: int | None = None
+    ) -> Generator[list[Sampled], None, None]:
+        """Yield rollouts as they finish, numbered by example; abort what is still running when it is closed.
+
+        Args:
+            count: how many examples there are at most.
+            at_once: the most examples that an engine is given by one call; None: as many as it has room for.
+        """
         self._ensure_ready()
-        left = len(examples)
+        left = count
         pending = iter(enumerate(examples))
         loads = [0] * len(self.actors)
         calls: dict[ray.ObjectRef, int] = {}
 
         def feed(worker: int) -> None:
             share = min(-(-left // len(self.actors)), self.max_in_flight)
-            more = list(islice(pending, max(0, share - loads[worker])))
+            room = max(0, share - loads[worker])
+            more = list(islice(pending, room if at_once is None else min(room, at_once)))
             loads[worker] += len(more)
             if loads[worker]:
                 calls[self.actors[worker].sample.remote(more, sampling)] = worker
@@ -247,10 +277,10 @@ class RolloutPool:
                 feed(worker)
                 yield finished
         except StalledError:
-            left = 0  # an engine that does not answer drops no prompts either
+            loads = []  # an engine that does not answer drops no prompts either
             raise
         finally:
-            if left:
+            if any(loads):
                 self._abort(calls)
                 self._abort(())  # a call that arrived after its abort has begun requests since
 

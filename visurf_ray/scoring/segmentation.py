@@ -1,12 +1,13 @@
 """Masks for predictions, made by SAM2 in a Ray actor."""
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
 import ray
 from PIL import Image
 
-from visurf_ray.aliases import ActorHandle
+from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.answers.coordinates import readable
 from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.rle import Rle, encode
@@ -38,6 +39,9 @@ class SegmenterActor:
         return encode(self.segmenter.segment(image, prompts))
 
 
+_AHEAD = 16  # answers whose masks are being made while further images are read
+
+
 def _start_actor(gpus: float) -> ActorHandle:
     return ray.remote(num_cpus=0, num_gpus=gpus)(SegmenterActor).remote()
 
@@ -45,39 +49,61 @@ def _start_actor(gpus: float) -> ActorHandle:
 class Segmentation:
     """Adds masks to predictions."""
 
-    def __init__(self, path: str, gpus: float, *, timeout: float, strict: bool = True) -> None:
+    def __init__(
+        self, path: str, gpus: float, *, timeout: float, parts: Collection[str] = ("",), strict: bool = True
+    ) -> None:
         """Start the actor and load the model.
 
         Args:
             path: SAM2's folder or hub id.
             gpus: The number of GPUs, possibly fractional, that the actor reserves.
             timeout: Seconds that the actor may take to load the model, and for each mask: cluster.timeout.
+            parts: The parts and held-out sets whose answers get masks.
             strict: The value of answers.strict.
 
         Raises:
             UserError: There is no SAM2 model at `path`.
         """
         self.timeout = timeout
+        self.parts = parts
         self.strict = strict
         self.actor: ActorHandle = _start_actor(gpus)
         fetch(self.actor.open.remote(path), timeout)
 
-    def segment(self, examples: Sequence[Example], predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Return each prediction, with the mask of its answer in the stored image of its example if that has one.
+    def segment(
+        self,
+        examples: Sequence[Example],
+        predictions: Sequence[Prediction],
+        stored: Callable[[Example], Reference],
+    ) -> list[Prediction]:
+        """Return each prediction, with the mask of its answer in the stored image of its example.
+
+        Those of parts and sets without task.segmenter stay as they are. Few images are in memory at the same time.
 
         Args:
             examples: The examples.
             predictions: The same number of answers to each, those to the same example one after the other.
+            stored: Returns a reference to an example's image at its stored size.
         """
         answers = len(predictions) // max(1, len(examples))
-        images = [example.stored for example in examples for _ in range(answers)]
-        masks = {
-            index: self.actor.segment.remote(image, self._read_as_strict(prediction), prediction.size)
-            for index, (image, prediction) in enumerate(zip(images, predictions, strict=True))
-            if image is not None
-        }
-        found = {index: fetch(mask, self.timeout) for index, mask in masks.items()}
-        return [replace(each, mask=found[index]) if index in found else each for index, each in enumerate(predictions)]
+        found = list(predictions)
+        waiting: deque[tuple[int, Reference]] = deque()  # masks that will come, and whose they are
+
+        def collect(most: int) -> None:
+            while len(waiting) > most:
+                number, mask = waiting.popleft()
+                found[number] = replace(found[number], mask=fetch(mask, self.timeout))
+
+        for number, example in enumerate(examples):
+            if example.part not in self.parts:
+                continue
+            image = stored(example)
+            for index in range(number * answers, (number + 1) * answers):
+                response = self._read_as_strict(predictions[index])
+                waiting.append((index, self.actor.segment.remote(image, response, predictions[index].size)))
+            collect(_AHEAD)
+        collect(0)
+        return found
 
     def _read_as_strict(self, prediction: Prediction) -> str:
         response = readable(prediction.response, prediction)
