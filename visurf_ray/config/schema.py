@@ -81,9 +81,9 @@ class EvalConfig:
 
 @dataclass
 class FeedConfig:
-    workers: int = within(at_least=1)
+    workers: int = within(at_least=1, free=True)
     check: str = MISSING
-    cache: str | None = named()
+    cache: str | None = named(free=True)
     on_bad_box: OnBadBox = MISSING
     on_long: OnLong = MISSING
     on_bad: OnBad = MISSING
