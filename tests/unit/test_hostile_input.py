@@ -18,7 +18,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from typing import Any
 
@@ -42,6 +42,7 @@ from visurf_ray.models import load_processor, model_config
 from visurf_ray.rewards import REWARDS
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.scoring.metrics import covered
+from visurf_ray.scoring.predictions import read_predictions
 from visurf_ray.scoring.segmenter import prompts_of
 from visurf_ray.tasks import TASKS, load_task
 
@@ -429,6 +430,13 @@ def test_masks_that_would_fill_the_memory_are_refused(mask):
     )
     assert "ValueError: is not a COCO RLE" in done.stderr, "or the process has died"
     assert len(done.stderr.splitlines()[-1]) < 1000
+
+
+def test_a_mask_in_a_file_of_predictions_is_checked(tmp_path):
+    mask = {"size": [10**5, 10**5], "counts": "PPPPPPPP"}
+    (tmp_path / "p.jsonl").write_text(json.dumps(asdict(prediction(TRUTH, "")) | {"mask": mask}))
+    with pytest.raises(DataError, match=r"p\.jsonl, line 1 is not a prediction"):
+        read_predictions(tmp_path / "p.jsonl")
 
 
 def test_a_mask_of_specks_is_refused():

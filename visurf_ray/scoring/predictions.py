@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
+from visurf_ray.answers.rle import check_rle
 from visurf_ray.errors import DataError
 from visurf_ray.groups import Prediction
 
@@ -44,6 +45,8 @@ def _parse(line: str, where: str) -> Prediction:
             raise ValueError("sample must be a number of an answer")
         if not all(isinstance(values[key], str) for key in ("question", "ground_truth", "response")):
             raise TypeError("texts must be texts")
+        if values.get("mask") is not None:
+            values["mask"] = check_rle(values["mask"])
         return Prediction(**values | {"size": tuple(values["size"])})
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{where} is not a prediction, an object with {', '.join(names)}: {line[:80]!r}") from error
