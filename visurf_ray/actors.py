@@ -21,7 +21,7 @@ from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
-from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.actor import KEEP_MEMORY, EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
 from visurf_ray.scoring.segmentation import Segmentation
 
@@ -188,7 +188,7 @@ def start_learner(
         claim_gpus: as for `LearnerGroup`.
     """
     learner, rank = config.learner, rank_config(config, processor)
-    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **_KEEP_MEMORY}
+    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     actors = [
         LearnerActor.options(runtime_env={"env_vars": environment}, **place).remote()  # type: ignore[attr-defined]
@@ -249,7 +249,3 @@ def _cores(config: Config) -> tuple[list[int], list[int]]:
 def _shares(cores: list[int], parts: int) -> list[list[int]]:
     """Divide cores among `parts`; with more parts than cores each has one core, which others share."""
     return [cores[part::parts] or cores[part % len(cores) :][:1] if cores else [] for part in range(parts)]
-
-
-# By default glibc returns large freed blocks to the kernel; faulting them in again takes a tenth of each step.
-_KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
