@@ -1,1 +1,1 @@
-"""From rows to examples: a data actor decodes, resizes, processes and tokenizes them one batch ahead of the driver."""
+"""From rows to examples: data actors decode, resize, process and tokenize them one batch ahead of the driver."""
