@@ -10,7 +10,7 @@ class Answering(RolloutPool):
     """Records how it is asked to sample, and answers the last example first."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: [], sampling=Sampling(8, 1.0, 99), max_in_flight=4)
+        super().__init__(lambda: [], sampling=Sampling(8, 1.0, 99), max_in_flight=4, timeout=60)
         self.asked: list[Sampling] = []
 
     def _generate(self, examples, sampling, count, at_once=None):
