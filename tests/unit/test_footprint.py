@@ -202,5 +202,5 @@ def test_as_many_nodes_are_imagined_as_the_run_needs(settings, nodes):
 
 
 def test_a_worker_that_no_node_can_hold_is_refused_on_imagined_nodes_too():
-    with pytest.raises(ClusterError, match=r"4 rollout workers .* with 8 GPU of ranks on one node"):
+    with pytest.raises(ClusterError, match=r"4 rollout workers .* with 8 GPU of ranks on one node.*\n  node 1 .*\Z"):
         _imagined(composed("+experiment=four_nodes_72b", "cluster.gpus_per_node=4"))
