@@ -311,9 +311,11 @@ class Rank:
 
         All ranks gather the adapters under ZeRO-3.
         """
+        if not self.adapters:
+            return {}  # without adapters all weights are trained, and would be gathered at the same time
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with deepspeed.zero.GatheredParameters(trained, enabled=self.config.zero_stage == 3):
-            return adapter_files(self.adapters) if self.adapters and not self.rank else {}
+            return adapter_files(self.adapters) if not self.rank else {}
 
     def export(self, folder: Path) -> None:
         """Write a Hugging Face model in the training dtype: all ranks gather a layer at a time, and rank 0 writes.
