@@ -97,8 +97,12 @@ def resumed(finished, ray_cluster, tmp_path_factory) -> Path:
     shutil.rmtree(folder / "checkpoints" / "step_000002")
     settings = ["train.steps=4", "train.checkpoint_every=3", "train.resume=auto", f"output_dir={folder}"]
     settings += ["pipeline=one_step_off", "rollout.oversample=2", "learner.learning_rate=1e-3", "method.style=auto"]
-    done = run_here("train", *SMALL, *settings, "eval.every=3")
+    settings += ["eval.every=3"]
+    refused = run_here("train", *SMALL, *settings)
+    assert is_refused(refused, ["rollout.oversample=2 (before: 0)", "train.resume_override=true"]), refused.stderr
+    done = run_here("train", *SMALL, *settings, "train.resume_override=true")
     assert done.returncode == 0, done.stderr
+    assert "resumed with other settings: " in done.stdout and "eval.every=3" in done.stdout
     return folder
 
 

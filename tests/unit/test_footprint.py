@@ -108,7 +108,7 @@ def test_ranks_and_workers_of_four_nodes():
         ("one_node_8_gpus", "72b", (), {}, "a GPU that a rank and a worker share needs .*learner.offload=true"),
         ("one_node_8_gpus_async", "7b", (), {"gpu": 40}, "the GPU of a learner rank needs 45.5 GiB and has 40.0 GiB"),
         ("one_node_8_gpus", "7b", ("rollout.memory=0.15",), {}, r"a worker's share of a GPU \(rollout.memory\) needs"),
-        ("one_node_8_gpus", "7b", (), {"memory": 100 * GIB}, "memory of node-0 needs 123.6 GiB and has 100.0 GiB"),
+        ("one_node_8_gpus", "7b", (), {"memory": 100 * GIB}, "memory of node-0 needs 216.2 GiB and has 100.0 GiB"),
         ("one_gpu", "7b", ("learner.offload=false",), {}, "a GPU that a rank and a worker share needs"),
     ],
 )

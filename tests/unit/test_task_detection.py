@@ -97,7 +97,7 @@ def test_labels_in_every_style_earn_all_but_the_thinking(make):
 @pytest.mark.parametrize(
     ("solution", "complaint"),
     [
-        ("two umbrellas", "must be a list of boxes or 'No Objects'"),
+        ("two umbrellas", "must be 'No Objects' or a list of at most 1000 boxes"),
         ("<answer>[{'Position': [1, 2, 3], 'Confidence': 1}]</answer>", "item 0 needs Position with 4 numbers"),
         ("<answer>[{'Position': [1, 2, 3, 1001], 'Confidence': 1}]</answer>", "item 0 .*1000"),
         ("<answer>[{'Position': [9, 2, 3, 4], 'Confidence': 1}]</answer>", "item 0 .*x1 ≤ x2"),

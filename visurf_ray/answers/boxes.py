@@ -69,7 +69,11 @@ class Click:
 
 
 def parse_click(ground_truth: str) -> Click | None:
-    """Return the ground truth as a `Click`, or None if it is another. Raises ValueError if it is not JSON."""
+    """Return the ground truth as a `Click`, or None if it is another.
+
+    Raises:
+        ValueError: It is not JSON.
+    """
     truth = parse_truth(ground_truth)
     point, within = point_alone(truth["objects"]), truth.get("within")
     return Click(point, within) if point and isinstance(within, int | float) else None
