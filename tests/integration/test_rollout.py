@@ -185,7 +185,8 @@ def unfinished(pool) -> int:
 def test_the_slowest_prompts_are_aborted_and_new_weights_find_an_idle_engine(pool, examples, model):
     sender = open_transfer(model, pool.actors)
     sender.send()  # the base model: what another test has trained may answer in one token
-    generated = pool._generate(examples, Sampling(4, temperature=2.0, max_tokens=400))  # hot samples hardly ever end
+    hot = Sampling(4, temperature=2.0, max_tokens=400)  # its samples hardly ever end
+    generated = pool._generate(examples, hot, len(examples))
     next(generated)
     assert unfinished(pool)
     generated.close()
