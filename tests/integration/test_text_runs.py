@@ -38,7 +38,9 @@ def check_run(done, folder):
 REWARD = "def score(response, ground_truth):\n    return float(len(response) % 3)\n"  # rewards of a group differ
 
 
-@pytest.mark.parametrize(("task", "metric"), [("vqa", "relaxed_accuracy"), ("math", "accuracy")])
+@pytest.mark.parametrize(
+    ("task", "metric"), [("vqa", "relaxed_accuracy"), pytest.param("math", "accuracy", marks=pytest.mark.slow)]
+)
 def test_rows_of_text_alone_are_trained_evaluated_and_exported(task, metric, tmp_path):
     """No prompt has an image, so vLLM is told to expect none."""
     folder = tmp_path / "run"
