@@ -10,7 +10,7 @@ from pathlib import Path
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import plan_run, trained_weights
 from visurf_ray.cluster.reservation import reserved
-from visurf_ray.cluster.resources import cluster_nodes, wait_ready
+from visurf_ray.cluster.resources import KEEP_MEMORY, cluster_nodes, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import during
@@ -21,7 +21,7 @@ from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
-from visurf_ray.rollout.actor import KEEP_MEMORY, EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
 from visurf_ray.scoring.segmentation import Segmentation
 

@@ -1,6 +1,7 @@
 """What a resumed run may change."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,7 @@ from visurf_ray.errors import ConfigError
 
 def compare(before: list[str], now: list[str]) -> str | None:
     written = json.loads(json.dumps(to_dict(load_config(before))))  # as a checkpoint holds it
-    return check_changes(written, load_config(now), "runs/a/checkpoints/step_000004")
+    return check_changes(written, load_config(now), Path("runs/a/checkpoints/step_000004"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What a run that is resumed may change of its configuration."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from visurf_ray.aliases import Json
 from visurf_ray.config.choices import Schedule
@@ -11,7 +12,7 @@ from visurf_ray.errors import ConfigError, short
 _LENGTH = 80  # of a value in a message
 
 
-def check_changes(before: dict[str, Json], config: Config, checkpoint: object) -> str | None:
+def check_changes(before: dict[str, Json], config: Config, checkpoint: Path) -> str | None:
     """Compare a configuration with the one that the run had when it wrote a checkpoint.
 
     Args:

@@ -14,6 +14,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
+from visurf_ray.cluster.resources import KEEP_MEMORY
 from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS
@@ -21,10 +22,6 @@ from visurf_ray.models import BANNED_BIAS
 if TYPE_CHECKING:  # vLLM reads its environment variables on import, so the actor imports it after setting them
     from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
     from vllm.lora.request import LoRARequest
-
-# The environment of a process that computes on a CPU. By default glibc returns large freed blocks to the kernel, and
-# faulting them in again takes a tenth of a step and a third of a weight sync.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
 
 @dataclass(frozen=True)
