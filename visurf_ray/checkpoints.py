@@ -35,9 +35,7 @@ class State:
         run_id: the W&B run's id.
         before: scores of the evaluation before training.
         train_seconds: time spent training so far.
-        ranks: number of learner ranks that wrote the learner's state; it can be read by as many only.
-        zero_stage: likewise, their ZeRO stage.
-        trained: likewise, the fields of their `learner.trained.Trained`.
+        trained: the fields of the `learner.trained.Trained` that wrote the learner's state; no other can read it.
         config: the run's configuration, as `config.schema.to_dict` returns it.
     """
 
@@ -47,8 +45,6 @@ class State:
     run_id: str | None = None
     before: Metrics | None = None
     train_seconds: float = 0.0
-    ranks: int = 1
-    zero_stage: int = 1
     trained: dict[str, Json] = field(default_factory=dict)
     config: dict[str, Json] = field(default_factory=dict)
 

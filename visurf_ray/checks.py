@@ -304,11 +304,12 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     """
     ranks, stage, trained = config.learner.ranks, config.learner.zero_stage, asdict(trained_weights(config))
     if resume is None:
-        return State(ranks=ranks, zero_stage=stage, trained=trained, config=to_dict(config))
+        return State(trained=trained, config=to_dict(config))
     state = read_state(resume)
-    if (state.ranks, state.zero_stage) != (ranks, stage):
+    before = state.config["learner"]
+    if (before["ranks"], before["zero_stage"]) != (ranks, stage):  # DeepSpeed's files are those of each rank
         raise ConfigError(
-            f"{resume} was written with learner.ranks={state.ranks} learner.zero_stage={state.zero_stage}: "
+            f"{resume} was written with learner.ranks={before['ranks']} learner.zero_stage={before['zero_stage']}: "
             f"continue with these, not with {ranks} and {stage}"
         )
     for name in (name for name, value in trained.items() if state.trained.get(name) != value):
