@@ -6,12 +6,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 
 from visurf_ray.checkpoints import Best, CheckpointError, Checkpoints, State, find_resume, read_state
-from visurf_ray.checks import _check_steps_left
+from visurf_ray.checks import _check_steps_left, _initial_state
+from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError, DiskFullError, StalledError, UserError, WriteError
 
 
@@ -466,3 +468,13 @@ def test_a_learner_that_does_not_answer_is_not_waited_for_again(folder):
         checkpoints.begin(State(2), learner.save, learner.written)
         raise StalledError("no answer")
     assert learner.waits == []
+
+
+def test_a_checkpoint_of_other_ranks_is_refused(tmp_path):
+    written = load_config(["learner.ranks=2", "learner.zero_stage=3"])
+    folder = tmp_path / "step_000001"
+    folder.mkdir()
+    (folder / "state.json").write_text(json.dumps(asdict(replace(_initial_state(written, None), step=1))))
+    assert _initial_state(written, folder).step == 1
+    with pytest.raises(ConfigError, match=r"learner\.ranks=2 learner\.zero_stage=3: continue with these, not with 1"):
+        _initial_state(load_config([]), folder)
