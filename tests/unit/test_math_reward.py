@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from visurf_ray.answers.formulas import equal, last_boxed
+from visurf_ray.answers.values import within_limit
 from visurf_ray.rewards import load_reward
 
 THOUGHT = "<think>reason</think>"
@@ -437,3 +438,22 @@ def test_braces_that_are_text_close_no_box():
     assert last_boxed(r"so \boxed{\left\{ x : x > 2 \right.} it is") == r"\left\{ x : x > 2 \right."
     assert last_boxed(r"\boxed{[0,1\}}") == r"[0,1\}"
     assert last_boxed(r"\boxed{1\\{2}}") == r"1\\{2}", "two backslashes are a line break"
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_the_limit_holds_though_python_drops_an_exception_in_a_destructor():
+    class SlowToEnd:
+        def __del__(self):
+            while time.thread_time() < begin + 30:
+                pass
+
+    def compare() -> bool:
+        made = SlowToEnd()
+        del made
+        while time.thread_time() < begin + 60:
+            pass
+        return True
+
+    begin = time.thread_time()
+    assert within_limit(compare, False) is False
+    assert time.thread_time() - begin < 10

@@ -258,22 +258,26 @@ def within_limit(compare: Callable[[], T], otherwise: T) -> T:
     over, lock = threading.Event(), threading.Lock()
 
     def watch() -> None:
-        while not over.wait(max(0.01, left := end - time.clock_gettime(clock))):
-            if left <= 0.01:
-                with lock:
-                    if not over.is_set():
-                        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_TooLong))
-                return
+        # Raised again every 0.1 s: Python drops an exception raised inside a `__del__` or a callback of its collector.
+        while not over.wait(max(0.1, left := end - time.clock_gettime(clock))):
+            with lock:
+                if left <= 0.1 and not over.is_set():
+                    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(_TooLong))
 
+    def end_watch() -> None:
+        with lock:
+            over.set()
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
         try:
             return compare()
         finally:
-            with lock:
-                over.set()
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), None)
-            watcher.join()
+            end_watch()
     except _TooLong:
+        end_watch()  # the exception may have come before the first call of `end_watch` did anything
         return otherwise
+    finally:
+        watcher.join()
