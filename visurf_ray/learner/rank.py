@@ -177,7 +177,7 @@ class Rank:
         """Pack in this way from now on."""
         self.cost = replace(self.cost, packing=packing)
 
-    def logprobs(self, group: Group, packing: Packing, fetch: Fetch) -> Float[NDArray[np.float32], "2 T"]:
+    def logprobs(self, group: Group, packing: Packing, fetch: Fetch) -> Float[np.ndarray, "2 T"]:
         """See `LearnerGroup.logprobs`."""
         packed = self._packed([GroupPart(group, (1.0,) * len(group.responses))], packing, fetch)
         return torch.stack([self._logprobs(packed).cpu(), packed.sampler_logprob_T]).numpy()
