@@ -126,7 +126,7 @@ def make_rollouts(
     """
     rollout = config.rollout
     every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
-    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
+    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every, seed=config.seed)
     return RolloutPool(
         partial(_launch_engines, config, processor, places, trained, images),
         wait=partial(_wait_for_engines, config),
@@ -135,6 +135,7 @@ def make_rollouts(
         timeout=config.cluster.timeout,
         oversample=rollout.oversample,
         sleep_level=rollout.sleep_level if config.colocated else None,
+        deterministic=rollout.deterministic,
     )
 
 
@@ -157,6 +158,7 @@ def _launch_engines(
         images=images,
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
+        deterministic=rollout.deterministic,
     )
     cores = _shares(_cores(config)[0], rollout.workers)
     return [

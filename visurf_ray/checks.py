@@ -16,6 +16,8 @@ from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.resuming import check_changes
 from visurf_ray.config.schema import Config, PartConfig, to_dict
 from visurf_ray.errors import ConfigError, naming
+from visurf_ray.feed.fingerprint import check_rows
+from visurf_ray.feed.mixture import Findings
 from visurf_ray.feed.strictness import over_budget
 from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
@@ -254,6 +256,21 @@ def check_budget(config: Config, prompt: int, labelled: int) -> None:
     """
     if excess := over_budget(config, prompt, labelled):
         raise ConfigError(excess)
+
+
+def with_rows(checked: Checked, findings: Findings, *, override: bool) -> State:
+    """Return the state to start from, with the fingerprints of the training rows.
+
+    Args:
+        override: the value of train.resume_override.
+
+    Raises:
+        DataError: the checkpoint was written with other rows.
+    """
+    now = findings.fingerprints
+    if checked.resume and (line := check_rows(checked.state.rows, now, checked.resume, override=override)):
+        print(line, flush=True)
+    return replace(checked.state, rows={name: asdict(found) for name, found in now.items()})
 
 
 def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True) -> Plan:

@@ -437,6 +437,7 @@ COLOCATED_VALUES = {
         ("best_without_evaluations", {"train__keep_best": "n_acc", "eval__every": 0}),
         ("check_of_no_number", {"feed__check": "0"}),
         ("upload_without_an_export", {"train__push_to_hub": "me/mine", "train__export": False}),
+        ("equality_that_cannot_be_promised", {"rollout__deterministic": True, "rollout__oversample": 1}),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(rule, values):

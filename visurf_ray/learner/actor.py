@@ -100,9 +100,9 @@ class LearnerActor:
         self.rank.release()
 
     def update(
-        self, minibatches: list[Shard], loss: LossConfig, learning_rate: float | None = None
+        self, minibatches: list[Shard], loss: LossConfig, learning_rate: float | None, step: int
     ) -> list[StepReport]:
-        reports = self.rank.update(minibatches, loss, self.fetch, learning_rate)
+        reports = self.rank.update(minibatches, loss, self.fetch, learning_rate, step=step)
         self.rank.release()
         return reports
 

@@ -80,13 +80,16 @@ class LearnerGroup:
         """Send the policy's weights to all rollout workers; call `connect` before."""
         self._call("send_weights")
 
-    def update(self, groups: Sequence[Group], loss: LossConfig, learning_rate: float | None = None) -> Metrics:
+    def update(
+        self, groups: Sequence[Group], loss: LossConfig, learning_rate: float | None = None, *, step: int = 0
+    ) -> Metrics:
         """Train on all groups, in `minibatches` optimiser steps; returns what to log: see `summarise` and `sizes`.
 
         With `RankConfig.epochs` above 1, these steps are repeated so many times.
 
         Args:
             learning_rate: of all these steps; None keeps the one before, at first `RankConfig.learning_rate`.
+            step: of the run. It decides, with the seed and the rank, which inputs of adapters drop out.
 
         Raises:
             ConfigError: a response and its prompt have more tokens than a row may hold.
@@ -100,7 +103,7 @@ class LearnerGroup:
         shards = list(zip(*minibatches, strict=True))  # of each rank
         with self._turn:
             self._claim_gpus()
-            calls = [a.update.remote(s, loss, learning_rate) for a, s in zip(self.actors, shards, strict=True)]
+            calls = [a.update.remote(s, loss, learning_rate, step) for a, s in zip(self.actors, shards, strict=True)]
             reports = self._fetch(calls)
         return summarise(reports) | sizes(groups, time.monotonic() - begin)
 

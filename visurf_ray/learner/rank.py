@@ -30,6 +30,7 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.method import LossConfig, TokenValues, token_losses
+from visurf_ray.seeds import seed_of
 from visurf_ray.weights.source import gathered
 from visurf_ray.weights.stored import save_model
 
@@ -44,6 +45,7 @@ class Rank:
         self.config = config
         self.rank = rank
         self.world_size = world_size
+        self.seed = seed
         self.cost = config.cost
         os.environ |= {
             "RANK": str(rank),
@@ -128,6 +130,8 @@ class Rank:
         loss: LossConfig,
         fetch: Fetch,
         learning_rate: float | None = None,
+        *,
+        step: int = 0,
     ) -> list[StepReport]:
         """Take one optimiser step for each minibatch, `epochs` times; returns a report of each step.
 
@@ -141,10 +145,12 @@ class Rank:
             minibatches: this rank's parts of each minibatch.
             fetch: returns what a reference refers to (in a cluster, `ray.get`).
             learning_rate: of all steps; None keeps the one before.
+            step: of the run; see `LearnerGroup.update`.
 
         Raises:
             FloatingPointError: the gradient is not finite.
         """
+        torch.manual_seed(seed_of(self.seed, step, self.rank))
         if learning_rate is not None:
             self._set_optimizer(lr=learning_rate)
         packed = [self._pack(self._rows(shard), fetch) for shard in minibatches]

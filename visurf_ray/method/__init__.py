@@ -112,6 +112,12 @@ class Method:
         self.longest = longest
         self.importance = importance
 
+    def restore(self, styles: Mapping[str, str]) -> None:
+        """Continue with the styles that `align` had chosen before a checkpoint."""
+        if self.config.style == LabelStyle.auto:
+            known = {name: style for name, style in styles.items() if name in self.parts}
+            self.styles = {name: style for name, style in known.items() if style in self.parts[name].styles}
+
     @property
     def samples(self) -> bool:
         """Whether groups hold rollouts."""
