@@ -68,14 +68,12 @@ class DataFeed:
         """What is ready when the examples that are likely to be next are prepared."""
         return list(dict.fromkeys(reference for reference, _ in self._ahead.values()))
 
-    def seek(
-        self, position: int, solved: dict[str, list[list[int]]], dropped: Mapping[str, Sequence[int]] | None = None
-    ) -> None:
+    def seek(self, position: int, solved: dict[str, list[list[int]]], dropped: Mapping[str, Sequence[int]]) -> None:
         """Continue from a position, with what `solved_state` and `dropped_state` have returned there."""
         self.position = position
         self._ahead = {}
         self.curriculum.restore(solved)
-        self._bad |= {"train": {part: set(rows) for part, rows in (dropped or {}).items()}}
+        self._bad |= {"train": {part: set(rows) for part, rows in dropped.items()}}
 
     def note_solved(self, examples: Sequence[Example]) -> None:
         """Leave out the rows of these examples, which every rollout has solved, for the epochs of the curriculum."""

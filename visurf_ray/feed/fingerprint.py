@@ -90,8 +90,9 @@ def _change(before: Fingerprint | None, now: Fingerprint) -> str | None:
     if not changed:
         return None
     (begin, end), others = changed[0], len(changed) - 1
-    where = f"row {begin}" if end == begin + 1 else f"rows {begin} to {end - 1}"
-    return f"of {now.rows:,} rows, {where} have changed" + (f", and {others} further blocks of rows" if others else "")
+    where = f"row {begin} has" if end == begin + 1 else f"rows {begin} to {end - 1} have"
+    further = f", and {others} further block{'s' if others > 1 else ''} of rows" if others else ""
+    return f"of {now.rows:,} rows, {where} changed{further}"
 
 
 def _bounds(rows: int) -> list[int]:
