@@ -94,7 +94,7 @@ def start_policy(
     learner = start_learner(config, processor, places.ranks, claim_gpus=rollouts.sleep)
     stack.callback(learner.shut_down)
     if checkpoint:
-        learner.load(checkpoint.resolve())
+        learner.load(checkpoint.resolve(), scratch=Path(config.output_dir).resolve())
     gpu_workers = config.rollout.gpus * config.rollout.workers
     connect = partial(
         learner.connect,

@@ -35,7 +35,7 @@ class State:
         position: training examples drawn for them; see `DataFeed.position`.
         solved: which rows the curriculum leaves out; see `DataFeed.solved_state`.
         dropped: which rows were dropped when they were used; see `DataFeed.dropped_state`.
-        styles: of the labels, by part; see `Method.restore`.
+        styles: of the labels, by part; see `Method.chosen_styles`.
         run_id: the W&B run's id.
         before: scores of the evaluation before training.
         train_seconds: time spent training so far.

@@ -33,7 +33,7 @@ class Batch:
         position: how many training examples the run has drawn, those of this batch included.
         solved: which rows are left out of later batches.
         dropped: which rows are dropped from later batches.
-        styles: of the labels, by part.
+        styles: of the labels, by part; see `Method.chosen_styles`.
         missing: how many groups the batch lacks after all refills of dynamic sampling.
     """
 
@@ -219,7 +219,7 @@ class Driver:
             position=self.data.position,
             solved=self.data.solved_state(),
             dropped=self.data.dropped_state(),
-            styles=dict(method.styles),
+            styles=method.chosen_styles,
             missing=filling.missing,
         )
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from visurf_ray.checkpoints import Best, CheckpointError, Checkpoints, State, find_resume, read_state
-from visurf_ray.checks import _check_steps_left, _initial_state
+from visurf_ray.checks import _check_folder, _check_steps_left, _initial_state
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError, DiskFullError, StalledError, UserError, WriteError
 
@@ -356,6 +356,23 @@ def test_a_run_with_no_steps_left_is_refused(folder):
         steps_left(4)
 
 
+def test_a_checkpoint_of_another_run_does_not_replace_the_run_in_a_folder(folder, tmp_path):
+    """Its rows in metrics.jsonl and its later checkpoints would be removed."""
+    other = save_whole(Checkpoints(tmp_path / "other", keep=1), State(10, run_id="other"), saver())
+    _check_folder(other, read_state(other), folder.parent)
+    own = save_whole(Checkpoints(folder, keep=9), State(20, run_id="own"), saver())
+    (folder.parent / "metrics.jsonl").touch()
+    for path, run in ((own, "own"), (shutil.copytree(own, tmp_path / "saved"), "own")):
+        _check_folder(path, State(20, run_id=run), folder.parent)
+    with pytest.raises(
+        ConfigError, match=r"already holds a run, and train\.resume=.*/other/step_000010 is no checkpoint"
+    ):
+        _check_folder(other, read_state(other), folder.parent)
+    shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        _check_folder(other, read_state(other), folder.parent)
+
+
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     """A disk of a megabyte."""
@@ -555,11 +572,12 @@ def test_a_learner_that_does_not_answer_is_not_waited_for_again(folder):
     assert learner.waits == []
 
 
-def test_a_checkpoint_of_other_ranks_is_refused(tmp_path):
+def test_a_checkpoint_of_another_zero_stage_is_refused_and_other_ranks_are_not(tmp_path):
     written = load_config(["learner.ranks=2", "learner.zero_stage=3"])
     folder = tmp_path / "step_000001"
     folder.mkdir()
     (folder / "state.json").write_text(json.dumps(asdict(replace(_initial_state(written, None), step=1))))
     assert _initial_state(written, folder).step == 1
-    with pytest.raises(ConfigError, match=r"learner\.ranks=2 learner\.zero_stage=3: continue with these, not with 1"):
-        _initial_state(load_config([]), folder)
+    assert _initial_state(load_config(["learner.ranks=1", "learner.zero_stage=3"]), folder).step == 1
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage=3: continue with it, not with 1"):
+        _initial_state(load_config(["learner.ranks=2"]), folder)

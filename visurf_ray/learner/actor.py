@@ -129,8 +129,13 @@ class LearnerActor:
     def written(self, wait: bool) -> bool:
         return self.rank.written(wait=wait)
 
-    def load(self, folder: Path) -> None:
-        self.rank.load(folder)
+    def convert(self, folder: Path, target: Path) -> None:
+        from visurf_ray.learner.universal import convert
+
+        convert(folder, target)
+
+    def load(self, folder: Path, converted: Path | None) -> None:
+        self.rank.load(folder, converted)
         self.rank.release()
 
     def export(self, folder: Path) -> None:

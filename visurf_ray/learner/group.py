@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
@@ -15,10 +16,12 @@ from jaxtyping import Float
 from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import Packing
+from visurf_ray.errors import writing
 from visurf_ray.groups import Group, Metrics, Response
 from visurf_ray.learner.balance import Shard, balance, cut, spread
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import sizes, summarise
+from visurf_ray.learner.universal import ranks_of
 from visurf_ray.method import LossConfig, token_weights
 
 
@@ -164,9 +167,25 @@ class LearnerGroup:
         """
         return all(self._call("written", wait))
 
-    def load(self, folder: Path) -> None:
-        """Read a training state that `save` wrote with the same number of ranks and ZeRO stage."""
-        self._call("load", folder)
+    def load(self, folder: Path, scratch: Path | None = None) -> None:
+        """Read a training state that `save` wrote with the same ZeRO stage.
+
+        Args:
+            scratch: a folder that all machines see, in which the state is converted if another number of ranks has
+                written it; None: the one in which `folder` is.
+
+        Raises:
+            WriteError: it cannot be converted for want of space, or the like.
+        """
+        if ranks_of(folder) == len(self.actors):
+            self._call("load", folder, None)
+            return
+        scratch = scratch or folder.parent
+        with writing("the training state for another learner.ranks", scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=scratch, prefix=".ranks-") as converted:
+                self._fetch(self.actors[0].convert.remote(folder, Path(converted)))
+                self._call("load", folder, Path(converted))
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face model, without a processor."""

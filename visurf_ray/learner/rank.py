@@ -29,12 +29,12 @@ from visurf_ray.learner.packing import PackedGroups, pack_prefix, pack_rows
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
+from visurf_ray.learner.universal import CHECKPOINT_TAG
 from visurf_ray.method import LossConfig, TokenValues, token_losses
 from visurf_ray.seeds import seed_of
 from visurf_ray.weights.source import gathered
 from visurf_ray.weights.stored import save_model
 
-CHECKPOINT_TAG = "state"
 ADAPTER_FOLDER = "adapter"
 
 
@@ -295,16 +295,21 @@ class Rank:
         """
         return self.background.written(wait=wait) if self.background else True
 
-    def load(self, folder: Path) -> None:
-        """Read a training state that `save` wrote with the same number of ranks and ZeRO stage.
+    def load(self, folder: Path, converted: Path | None = None) -> None:
+        """Read a training state that `save` wrote with the same ZeRO stage.
 
         Learning rate, betas and weight decay stay those of the configuration.
+
+        Args:
+            converted: where `universal.convert` has written it; None: as many ranks have written it as there are.
 
         Raises:
             ValueError: the folder has no such state.
         """
         # Not strict, because the state has no frozen parameters.
-        loaded, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
+        self.engine._config.load_universal_checkpoint = converted is not None
+        source = str(converted or folder)
+        loaded, _ = self.engine.load_checkpoint(source, tag=CHECKPOINT_TAG, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
         config = self.config  # DeepSpeed has restored the values of the saved run

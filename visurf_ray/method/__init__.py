@@ -112,8 +112,13 @@ class Method:
         self.longest = longest
         self.importance = importance
 
+    @property
+    def chosen_styles(self) -> dict[str, str]:
+        """The styles of labels that `align` has chosen, by part; none if the configuration has the style."""
+        return dict(self.styles) if self.config.style == LabelStyle.auto else {}
+
     def restore(self, styles: Mapping[str, str]) -> None:
-        """Continue with the styles that `align` had chosen before a checkpoint."""
+        """Continue with the styles that were chosen before a checkpoint."""
         if self.config.style == LabelStyle.auto:
             known = {name: style for name, style in styles.items() if name in self.parts}
             self.styles = {name: style for name, style in known.items() if style in self.parts[name].styles}
