@@ -448,6 +448,25 @@ def test_settings_that_contradict_each_other_are_refused(rule, values):
     assert any(key.replace("__", ".") in str(error.value) for key in values)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "reasons"),
+    [
+        (["rollout.dtype=bfloat16"], ["rollout.dtype=bfloat16", "shown for float32"]),
+        (["pipeline=one_step_off"], ["pipeline.max_staleness=1", "which weights sample a batch"]),
+        (
+            ["reward.on_error=skip", "rollout.oversample=2"],
+            ["reward.on_error=skip", "rollout.oversample=2", "the load"],
+        ),
+        (["rollout.gpus=1", "learner.gpus=1"], ["rollout.gpus=1", "add in an order that changes"]),
+    ],
+)
+def test_equal_runs_are_not_promised_where_they_cannot_be(overrides, reasons):
+    composed(*overrides), composed("rollout.deterministic=true", "method=dapo", "rollout.oversample=2")
+    with pytest.raises(ConfigError, match=r"rollout\.deterministic=true cannot promise equal runs") as caught:
+        composed(*overrides, "rollout.deterministic=true")
+    assert all(reason in str(caught.value) for reason in reasons)
+
+
 def test_a_module_of_a_part_that_has_a_task_is_refused_by_the_parts_key():
     parts = ["task=mixture", "+task.parts.own.task=custom", "+task.parts.own.module=a:B", "+task.parts.b.task=vqa"]
     assert load_config(parts).parts["own"].module == "a:B"
