@@ -10,7 +10,7 @@ from pathlib import Path
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import plan_run, trained_weights
 from visurf_ray.cluster.reservation import reserved
-from visurf_ray.cluster.resources import KEEP_MEMORY, cluster_nodes, wait_ready
+from visurf_ray.cluster.resources import KEEP_MEMORY, SAME_SUMS, cluster_nodes, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import during
@@ -192,6 +192,7 @@ def start_learner(
     learner, rank = config.learner, rank_config(config, processor)
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment |= SAME_SUMS if config.rollout.deterministic else {}
     actors = [
         LearnerActor.options(runtime_env={"env_vars": environment}, **place).remote()  # type: ignore[attr-defined]
         for place in places
