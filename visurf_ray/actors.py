@@ -10,7 +10,7 @@ from pathlib import Path
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import plan_run, trained_weights
 from visurf_ray.cluster.reservation import reserved
-from visurf_ray.cluster.resources import KEEP_MEMORY, cluster_nodes, wait_ready
+from visurf_ray.cluster.resources import KEEP_MEMORY, SAME_SUMS, cluster_nodes, wait_ready
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import during
@@ -94,7 +94,7 @@ def start_policy(
     learner = start_learner(config, processor, places.ranks, claim_gpus=rollouts.sleep)
     stack.callback(learner.shut_down)
     if checkpoint:
-        learner.load(checkpoint.resolve())
+        learner.load(checkpoint.resolve(), scratch=Path(config.output_dir).resolve())
     gpu_workers = config.rollout.gpus * config.rollout.workers
     connect = partial(
         learner.connect,
@@ -126,7 +126,7 @@ def make_rollouts(
     """
     rollout = config.rollout
     every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
-    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
+    sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every, seed=config.seed)
     return RolloutPool(
         partial(_launch_engines, config, processor, places, trained, images),
         wait=partial(_wait_for_engines, config),
@@ -135,6 +135,7 @@ def make_rollouts(
         timeout=config.cluster.timeout,
         oversample=rollout.oversample,
         sleep_level=rollout.sleep_level if config.colocated else None,
+        deterministic=rollout.deterministic,
     )
 
 
@@ -157,6 +158,7 @@ def _launch_engines(
         images=images,
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
+        deterministic=rollout.deterministic,
     )
     cores = _shares(_cores(config)[0], rollout.workers)
     return [
@@ -190,6 +192,7 @@ def start_learner(
     learner, rank = config.learner, rank_config(config, processor)
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    environment |= SAME_SUMS if config.rollout.deterministic else {}
     actors = [
         LearnerActor.options(runtime_env={"env_vars": environment}, **place).remote()  # type: ignore[attr-defined]
         for place in places

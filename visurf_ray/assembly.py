@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from visurf_ray.actors import start_data, start_policy, start_segmentation
 from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import Checkpoints, State, written_whole
-from visurf_ray.checks import check, check_budget, plan_run, versions
+from visurf_ray.checks import check, check_budget, plan_run, versions, with_rows
 from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
@@ -44,19 +44,20 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         plan_run(config, cluster_nodes())  # refuses what does not fit, before the data are read
         data = start_data(config)
         check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
+        state = with_rows(checked, data.findings, override=config.train.resume_override)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
         stages = build_stages(config, checked.tasks, processor.tokenizer, checked.rewards)
         sampling_stages = [stage.plan for stage in stages if stage.method.samples]
-        samples_now = any(plan.first <= checked.state.step < plan.last for plan in sampling_stages)
+        samples_now = any(plan.first <= state.step < plan.last for plan in sampling_stages)
         rollouts, learner = start_policy(
             config,
             processor,
             stack,
             images=data.findings.most_images,
             checkpoint=checked.resume,
-            engines=samples_now or checked.state.before is None,  # which a run without a checkpoint evaluates first
+            engines=samples_now or state.before is None,  # which a run without a checkpoint evaluates first
         )
         print(prove(config, data, processor, rollouts, learner), flush=True)
         segmentation = start_segmentation(config)
@@ -64,7 +65,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         with writing("config.yaml", output):
             OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
         write_dropped(data.findings.dropped, output, resumed=checked.resume is not None)
-        monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.tasks, data))
+        monitor = _start_monitor(config, output, state, sample_chooser(config, checked.tasks, data))
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         data.on_drop = partial(_drop, monitor, output)
         driver = Driver(
@@ -80,7 +81,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             segmentation=segmentation,
         )
         with exempt_from_collection():
-            result = driver.run(checked.state)
+            result = driver.run(state)
         if config.train.export:
             with during("export"), writing("export/", output), written_whole(output / "export") as export:
                 learner.export(export)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ _STATE = "state.json"
 _PREFIX = "step_"
 _BEST = "best.json"
 _FILES = "files.json"  # the size in bytes of each file of a checkpoint
+_LENGTH = 200  # of a list of keys in a message
 
 
 class CheckpointError(UserError):
@@ -32,21 +34,29 @@ class State:
         step: steps done.
         position: training examples drawn for them; see `DataFeed.position`.
         solved: which rows the curriculum leaves out; see `DataFeed.solved_state`.
+        dropped: which rows were dropped when they were used; see `DataFeed.dropped_state`.
+        styles: of the labels, by part; see `Method.chosen_styles`.
         run_id: the W&B run's id.
         before: scores of the evaluation before training.
         train_seconds: time spent training so far.
         trained: the fields of the `learner.trained.Trained` that wrote the learner's state; no other can read it.
         config: the run's configuration, as `config.schema.to_dict` returns it.
+        rows: the fingerprint of the training rows, by part; see `feed.fingerprint`.
+        best: the best evaluation by train.keep_best until then.
     """
 
     step: int = 0
     position: int = 0
     solved: dict[str, list[list[int]]] = field(default_factory=dict)
+    dropped: dict[str, list[int]] = field(default_factory=dict)
+    styles: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None
     before: Metrics | None = None
     train_seconds: float = 0.0
     trained: dict[str, Json] = field(default_factory=dict)
     config: dict[str, Json] = field(default_factory=dict)
+    rows: dict[str, dict[str, Json]] = field(default_factory=dict)
+    best: "Best | None" = None
 
 
 @dataclass(frozen=True)
@@ -198,24 +208,39 @@ class Checkpoints:
         self._write_best(best)
         self._prune(self.folder / best.checkpoint)
 
-    def best(self, metric: str, step: int) -> Best | None:
-        """Return the best evaluation by a metric in the first `step` steps of the run; None if there is none."""
-        best = self._read_best()
-        return best if best and best.metric == metric and best.step <= step else None
+    def check(self) -> None:
+        """Raise CheckpointError if best.json cannot be read: its checkpoint would not be kept."""
+        self._read_best()
+
+    def best(self, metric: str, state: State) -> Best | None:
+        """Return the best evaluation by a metric until a state; None if there is none, or its checkpoint is not kept.
+
+        best.json names it from now on: it may name that of a branch that is left, or the run was killed before it wrote
+        the file.
+        """
+        known = [best for best in (self._read_best(), state.best) if best and self._kept(best)]
+        fitting = [best for best in known if best.metric == metric and best.step <= state.step]
+        found = max(fitting, key=lambda best: best.step, default=None)
+        if found and found != self._read_best():
+            self._write_best(found)
+        return found
 
     def _prune(self, newest: Path) -> None:
         whole = self.all()
         own = whole.index(newest)
         best = self._read_best()
         for other in whole[: max(0, own + 1 - self.keep)] + whole[own + 1 :]:
-            if best is None or other.name != best.checkpoint:
+            if (best is None or other.name != best.checkpoint) and not other.is_symlink():  # a link is its user's
                 shutil.rmtree(other)
 
     def _read_best(self) -> Best | None:
         """Return what best.json says; None if there is none, or its checkpoint has been removed by hand."""
         path = self.folder / _BEST
-        best = Best(**json.loads(path.read_text())) if path.is_file() else None
-        return best if best and (self.folder / best.checkpoint / _STATE).is_file() else None
+        best = Best(**_read(Best, path)) if path.is_file() else None
+        return best if best and self._kept(best) else None
+
+    def _kept(self, best: Best) -> bool:
+        return (self.folder / best.checkpoint / _STATE).is_file()
 
     def _write_best(self, best: Best) -> None:
         partial = self.folder / f".{_BEST}.partial"
@@ -232,9 +257,10 @@ class Checkpoints:
         return f"{_PREFIX}{step:06d}"
 
     def all(self) -> list[Path]:
-        """Return the checkpoints, oldest first."""
+        """Return the checkpoints, oldest first. Folders with other names, such as copies, are not among them."""
         found = [path for path in self.folder.glob(f"{_PREFIX}*") if (path / _STATE).is_file()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)))
+        named = [path for path in found if re.fullmatch(rf"{_PREFIX}[0-9]{{6,}}", path.name)]
+        return sorted(named, key=lambda path: int(path.name.removeprefix(_PREFIX)))
 
 
 @contextmanager
@@ -293,6 +319,12 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
+def _renamed(checkpoint: Path) -> str | None:
+    """Return of which step a checkpoint is, like `damage`, if its folder has the name of another."""
+    step = read_state(checkpoint).step
+    return None if checkpoint.name == Checkpoints.name(step) else f"is of step {step}"
+
+
 def find_resume(resume: str | None, folder: Path) -> Path | None:
     """Return the checkpoint to resume from, or None to begin a new run.
 
@@ -305,11 +337,13 @@ def find_resume(resume: str | None, folder: Path) -> Path | None:
     """
     if resume is None:
         return None
-    found = Checkpoints(folder, keep=1).all()
+    checkpoints = Checkpoints(folder, keep=1)
+    checkpoints.check()
+    found = checkpoints.all()
     if resume == "auto":
         damaged = []
         for path in reversed(found):
-            if (lack := damage(path)) is None:
+            if (lack := damage(path) or _renamed(path)) is None:
                 break
             damaged.append(f"{path.name} {lack}")
         else:
@@ -340,11 +374,29 @@ def read_state(path: Path) -> State:
     """Read the state of the checkpoint at `path`.
 
     Raises:
-        CheckpointError: another version of the program wrote it.
+        CheckpointError: it is damaged, or another version of the program wrote it.
     """
-    found = json.loads((path / _STATE).read_text())
-    if found.keys() != {field.name for field in fields(State)}:
+    found = _read(State, path / _STATE)
+    best = found.pop("best")
+    return State(**found, best=Best(**best) if best else None)
+
+
+def _read(kind: type[State | Best], file: Path) -> dict[str, Json]:
+    """Return the values of a dataclass's fields in a JSON file.
+
+    Raises:
+        CheckpointError: the file does not hold it.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise CheckpointError(f"{file} is damaged: it is not JSON ({error})") from error
+    known = {field.name for field in fields(kind)}
+    if not isinstance(found, dict) or found.keys() != known:
+        keys = found.keys() if isinstance(found, dict) else set()
+        lacking = f"{', '.join(sorted(known - keys)) or 'nothing'} is missing"
+        unknown = f"; {short(', '.join(sorted(keys - known)), _LENGTH)} is unknown" if keys - known else ""
         raise CheckpointError(
-            f"{path}: another version of visurf_ray wrote this checkpoint: resume it with that version"
+            f"{file} is of another version of visurf_ray: {lacking}{unknown}. Resume with the version that wrote it"
         )
-    return State(**found)
+    return found

@@ -9,13 +9,15 @@ from pathlib import Path
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from visurf_ray.aliases import Processor
-from visurf_ray.checkpoints import State, find_resume, read_state
+from visurf_ray.checkpoints import Checkpoints, State, find_resume, read_state
 from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
 from visurf_ray.cluster.resources import Node
 from visurf_ray.config.choices import Dtype, Packing
 from visurf_ray.config.resuming import check_changes
 from visurf_ray.config.schema import Config, PartConfig, to_dict
 from visurf_ray.errors import ConfigError, naming
+from visurf_ray.feed.fingerprint import check_rows
+from visurf_ray.feed.mixture import Findings
 from visurf_ray.feed.strictness import over_budget
 from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
@@ -90,6 +92,8 @@ def check(config: Config, *, here: bool = True) -> Checked:
             f"output_dir={output} already holds a run: choose another folder, or set train.resume=auto to continue it"
         )
     state = _initial_state(config, resume)
+    if resume:
+        _check_folder(resume, state, output)
     _check_steps_left(config.train.steps, resume, state, output)
     return Checked(tasks, rewards, processor, output, resume, state)
 
@@ -256,6 +260,21 @@ def check_budget(config: Config, prompt: int, labelled: int) -> None:
         raise ConfigError(excess)
 
 
+def with_rows(checked: Checked, findings: Findings, *, override: bool) -> State:
+    """Return the state to start from, with the fingerprints of the training rows.
+
+    Args:
+        override: the value of train.resume_override.
+
+    Raises:
+        DataError: the checkpoint was written with other rows.
+    """
+    now = findings.fingerprints
+    if checked.resume and (line := check_rows(checked.state.rows, now, checked.resume, override=override)):
+        print(line, flush=True)
+    return replace(checked.state, rows={name: asdict(found) for name, found in now.items()})
+
+
 def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True) -> Plan:
     """Return where the actors go. Rollout workers count for every method: they run during evaluations.
 
@@ -299,19 +318,15 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     """Return the state to start from: a new one, or the checkpoint's.
 
     Raises:
-        ConfigError: if the checkpoint was written with other ranks, another ZeRO stage or other trained weights, or
-            lacks the KL term's reference; or a setting has changed that alters what is learnt.
+        ConfigError: if the checkpoint was written with another ZeRO stage or other trained weights, or lacks the KL
+            term's reference; or a setting has changed that alters what is learnt.
     """
-    ranks, stage, trained = config.learner.ranks, config.learner.zero_stage, asdict(trained_weights(config))
+    stage, trained = config.learner.zero_stage, asdict(trained_weights(config))
     if resume is None:
         return State(trained=trained, config=to_dict(config))
     state = read_state(resume)
-    before = state.config["learner"]
-    if (before["ranks"], before["zero_stage"]) != (ranks, stage):  # DeepSpeed's files are those of each rank
-        raise ConfigError(
-            f"{resume} was written with learner.ranks={before['ranks']} learner.zero_stage={before['zero_stage']}: "
-            f"continue with these, not with {ranks} and {stage}"
-        )
+    if (before := state.config["learner"]["zero_stage"]) != stage:  # DeepSpeed's files are those of a stage
+        raise ConfigError(f"{resume} was written with learner.zero_stage={before}: continue with it, not with {stage}")
     for name in (name for name, value in trained.items() if state.trained.get(name) != value):
         key = f"learner.{name.replace('lora_', 'lora.')}"
         raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: continue with this value")
@@ -325,6 +340,22 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     if changes := check_changes(state.config, config, resume):
         print(changes, flush=True)
     return replace(state, config=to_dict(config))
+
+
+def _check_folder(resume: Path, state: State, output: Path) -> None:
+    """Check that a checkpoint from elsewhere does not continue in another run's folder, which would replace that run.
+
+    Raises:
+        ConfigError: it does.
+    """
+    own = output / "checkpoints"
+    if resume.resolve().parent == own or not (output / "metrics.jsonl").exists():
+        return
+    if all(read_state(path).run_id != state.run_id for path in Checkpoints(own, keep=1).all()):
+        raise ConfigError(
+            f"output_dir={output} already holds a run, and train.resume={resume} is no checkpoint of it: choose "
+            "another folder"
+        )
 
 
 def _check_steps_left(steps: int, resume: Path | None, state: State, output: Path) -> None:

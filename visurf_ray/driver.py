@@ -32,6 +32,8 @@ class Batch:
         metrics: of data, alignment and rewards.
         position: how many training examples the run has drawn, those of this batch included.
         solved: which rows are left out of later batches.
+        dropped: which rows are dropped from later batches.
+        styles: of the labels, by part; see `Method.chosen_styles`.
         missing: how many groups the batch lacks after all refills of dynamic sampling.
     """
 
@@ -40,6 +42,8 @@ class Batch:
     metrics: Metrics
     position: int
     solved: dict[str, list[list[int]]]
+    dropped: dict[str, list[int]]
+    styles: dict[str, str]
     missing: int
 
 
@@ -91,9 +95,11 @@ class Driver:
 
     def _run(self, state: State) -> dict[str, Json]:
         train, every = self.config.train, self.config.eval.every
-        self.data.seek(state.position, state.solved)
+        self.data.seek(state.position, state.solved, state.dropped)
+        if self.stage(state.step).plan.first < state.step:
+            self.stage(state.step).method.restore(state.styles)
         if metric := train.keep_best:
-            self.best = self.checkpoints.best(metric, state.step)
+            self.best = self.checkpoints.best(metric, state)
         before = state.before or self.evaluate(state.step)
         if not has_metric(metric, before):  # it is misspelt, or of a set that was added since: an evaluation tells
             self.evaluate(state.step)
@@ -105,7 +111,14 @@ class Driver:
             for batch in self.batches(state.step, stage.plan.last):
                 self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
                 self.finish_checkpoint()
-                state = replace(state, step=batch.step + 1, position=batch.position, solved=batch.solved)
+                state = replace(
+                    state,
+                    step=batch.step + 1,
+                    position=batch.position,
+                    solved=batch.solved,
+                    dropped=batch.dropped,
+                    styles=batch.styles,
+                )
                 last = state.step == train.steps
                 scores = self.evaluate(state.step) if every and state.step % every == 0 and not last else None
                 best = self.better(state.step, scores)
@@ -131,6 +144,7 @@ class Driver:
 
     def save(self, state: State, best: Best | None) -> None:
         """Begin a checkpoint, unless this run has begun it before; mark it if its evaluation is the best."""
+        state = replace(state, best=best or self.best)
         with self.monitor.phase("checkpoint"):
             if self.saved != state.step:
                 self.checkpoints.begin(state, self.learner.save, self.learner.written, best)
@@ -198,7 +212,16 @@ class Driver:
         if self.config.feed.drops:
             metrics["train/dropped"] = float(len(self.data.dropped) - dropped)
         metrics |= filling.metrics
-        return Batch(number, groups, metrics, self.data.position, self.data.solved_state(), filling.missing)
+        return Batch(
+            number,
+            groups,
+            metrics,
+            position=self.data.position,
+            solved=self.data.solved_state(),
+            dropped=self.data.dropped_state(),
+            styles=method.chosen_styles,
+            missing=filling.missing,
+        )
 
     def sample(self, number: int, examples: list[Example], enough: int, phase: Phase) -> tuple[list[Group], int]:
         """Sample, label and score groups of a step; returns them, and how many could not be scored.
@@ -235,7 +258,7 @@ class Driver:
                 "small, the rewards of most groups are all equal: choose other data or raise rollout.n",
             )
         with self.monitor.phase("learn"):
-            metrics |= self.learner.update(groups, method.loss(step), stage.learning_rate(step))
+            metrics |= self.learner.update(groups, method.loss(step), stage.learning_rate(step), step=number)
         self.rollouts.sync(self.monitor.phase)
         self.monitor.show_samples(number + 1, batch.groups)
         return metrics

@@ -81,7 +81,7 @@ def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]
         bare_sampling = ray.get(
             job.rollouts.actors[0].__ray_call__.remote(generate_in, examples, job.rollouts.sampling)
         )
-        job.data.seek(begin_of_batch - size, {})
+        job.data.seek(begin_of_batch - size, {}, {})
         job.data.take(size)
         ray.wait([job.data.ahead])  # as always a step finds its batch read ahead, and has the next one read
         begin = time.perf_counter()

@@ -243,6 +243,37 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(
     assert distance(exported(continued, tmp_path / "other"), expected) < 1e-4
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "stage", "trained"),
+    [
+        (2, 1, 1, LORA),
+        (1, 2, 3, Trained()),
+        pytest.param(1, 2, 2, Trained(freeze_vision=True), marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, Trained(), marks=pytest.mark.slow),
+        pytest.param(2, 1, 3, LORA, marks=pytest.mark.slow),
+        pytest.param(2, 3, 3, Trained(freeze_vision=True), marks=pytest.mark.slow),
+    ],
+)
+def test_another_number_of_ranks_continues_as_if_nothing_had_happened(
+    make_learner, batches, tmp_path, before, after, stage, trained
+):
+    learner = make_learner(before, zero_stage=stage, trained=trained)
+    learner.update(batches[0], LossConfig())
+    learner.save(tmp_path / "state")
+    metrics = learner.update(batches[1], LossConfig())
+    expected = exported(learner, tmp_path / "one")
+    continued = make_learner(after, zero_stage=stage, trained=trained)
+    continued.load(tmp_path / "state", scratch=tmp_path / "run" / "output")
+    assert list((tmp_path / "run" / "output").iterdir()) == [], "nothing of the conversion is left"
+    found = continued.update(batches[1], LossConfig())
+    for name in ("train/loss", "train/grad_norm", "train/learning_rate"):
+        assert found[name] == pytest.approx(metrics[name], rel=1e-4), name
+    assert distance(exported(continued, tmp_path / "other"), expected) < 1e-4
+    continued.save(tmp_path / "again")  # its own checkpoints are loaded as usual
+    again = make_learner(after, zero_stage=stage, trained=trained)
+    again.load(tmp_path / "again")
+
+
 def test_a_checkpoint_that_cannot_be_written_in_the_background_is_told_of(make_learner, batches, small_disk):  # noqa: F811
     checkpoints, learner = Checkpoints(small_disk / "checkpoints", keep=1), make_learner(async_checkpoint=True)
     checkpoints.begin(State(1), lambda folder: None, lambda wait: True)

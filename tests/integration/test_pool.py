@@ -1,6 +1,7 @@
 """The order of a pool's calls to its engines, recorded: on a CPU no engine can sleep."""
 
 import threading
+import time
 from contextlib import closing
 
 import pytest
@@ -99,6 +100,41 @@ def test_sleeping_engines_take_weights_before_they_sample():
     assert [answer.response for answer in pool.answer([example()], max_tokens=8)] == ["text"]
     first = ["sleep 1", "open", *WAKING]
     assert calls(pool) == first + 2 * ["sleep 1", *WAKING, "sample"]
+
+
+@ray.remote(num_cpus=0)
+class Slow:
+    """An engine that answers after some time, and tells which prompts it got at each call."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.got = []
+
+    def asked(self):
+        return self.got
+
+    def sample(self, examples, sampling):
+        time.sleep(self.seconds)
+        self.got.append(([number for number, _ in examples], sampling.seed))
+        return [Sampled(number, [Response(Source.ROLLOUT, "text", TokenSpan.of([1]))]) for number, _ in examples]
+
+    def shut_down(self):
+        pass
+
+    def ready(self):
+        pass
+
+
+def test_in_rounds_the_speed_of_engines_does_not_decide_what_they_are_asked():
+    engines = [Slow.remote(0.1), Slow.remote(0.0)]
+    pool = RolloutPool(
+        lambda: engines, sampling=Sampling(1, 1.0, 8, seed=7), max_in_flight=2, timeout=60, deterministic=True
+    )
+    assert len(pool.answer([example(identity=str(number)) for number in range(7)], max_tokens=8)) == 7
+    asked = ray.get([engine.asked.remote() for engine in engines])
+    pool.shut_down()
+    assert [[prompts for prompts, _ in each] for each in asked] == [[[0, 1], [4, 5]], [[2, 3], [6]]]
+    assert len({seed for each in asked for _, seed in each}) == 1 and asked[0][0][1] != 7
 
 
 def test_engines_that_sleep_before_the_learner_has_started_take_weights_first():

@@ -252,6 +252,32 @@ def test_vision_placeholders_are_never_sampled(config, pool, examples, processor
     assert len(tokens) > 500 and not banned & set(tokens)
 
 
+def test_what_is_drawn_depends_on_seed_row_epoch_and_number_alone(pool, examples):
+    """And not on what is sampled at the same time, or was before."""
+
+    def drawn(examples, seed=0) -> list[list[list[int]]]:
+        sampling = Sampling(3, temperature=2.0, max_tokens=12, seed=seed)
+        asked = RolloutPool(lambda: pool.actors, sampling=sampling, max_in_flight=8, timeout=600)
+        return [[list(tokens_of(each).ids) for each in group.responses] for group in sampled(asked, examples)]
+
+    found = drawn(examples[:4])
+    assert len({tuple(tokens) for responses in found for tokens in responses}) == 12
+    assert drawn(examples[3::-1])[::-1] == found and drawn(examples[1:2]) == found[1:2]
+    assert drawn(examples[:1], seed=1) != found[:1] != drawn([replace(examples[0], epoch=1)])
+
+
+def test_prompts_that_one_batch_does_not_hold_are_sampled_with_seeds(pool, loader):
+    """The engine for CPUs ends if it cuts a prompt whose request has a seed; see `RolloutActor`."""
+    many = []
+    for number, example in enumerate(loader.train_batch(0, 128)):  # other first tokens: no prompt shares a prefix
+        prompt = example.prompt
+        ids = {"token_ids": [number, *prompt.token_ids], "expanded_ids": [number, *prompt.expanded_ids]}
+        many.append(replace(example, prompt=replace(prompt, **ids)))
+    assert sum(len(example.prompt.expanded_ids) for example in many) > 8192
+    one = RolloutPool(lambda: pool.actors, sampling=Sampling(1, 1.0, 2), max_in_flight=len(many), timeout=600)
+    assert len(sampled(one, many)) == len(many)
+
+
 _CURVES = (
     "reward/rollout/total",
     "train/loss",

@@ -3,6 +3,7 @@
 import errno
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from visurf_ray.checkpoints import Best, CheckpointError, Checkpoints, State, find_resume, read_state
-from visurf_ray.checks import _check_steps_left, _initial_state
+from visurf_ray.checks import _check_folder, _check_steps_left, _initial_state
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError, DiskFullError, StalledError, UserError, WriteError
 
@@ -41,7 +42,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
-    state = State(40, 640, "run-1", {"giou": 0.5}, 12.5)
+    state = State(40, 640, run_id="run-1", before={"giou": 0.5}, train_seconds=12.5)
     seen = []
 
     def save(target: Path) -> None:
@@ -57,19 +58,41 @@ def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
     assert list(folder.iterdir()) == [path], "nothing is left beside it"
 
 
-@pytest.mark.parametrize("change", [lambda state: state.pop("position"), lambda state: state.update(more=1)])
-def test_a_checkpoint_of_another_version_is_refused(folder, change):
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda state: state.pop("position"), "position is missing"),
+        (lambda state: state.update(more=1), "nothing is missing; more is unknown"),
+        (lambda state: state.update(dict.fromkeys(map(str, range(10**5)), 0)), "is unknown"),
+        (lambda state: state.clear(), "best, config, dropped, position"),
+    ],
+)
+def test_a_state_of_another_version_is_refused_by_its_keys(folder, change, told):
     path = save_whole(Checkpoints(folder, keep=2), State(40, 640), saver())
     state = json.loads((path / "state.json").read_text())
     change(state)
     (path / "state.json").write_text(json.dumps(state))
-    with pytest.raises(CheckpointError, match=r"step_000040: another version of visurf_ray wrote this checkpoint"):
+    with pytest.raises(CheckpointError, match=rf"step_000040/state.json is of another version.*{told}") as caught:
+        read_state(path)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "3", '"text"', "\xff"])
+def test_a_state_that_is_none_is_refused(folder, content):
+    path = save_whole(Checkpoints(folder, keep=2), State(40, 640), saver())
+    (path / "state.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"step_000040/state.json is (damaged|of another version)"):
         read_state(path)
 
 
 @pytest.mark.parametrize(
     "state",
-    [State(), State(3), State(7, 112, "x", {"a": 0.1, "b": -1e-9}, 1e6), State(9, trained={"lora": ["q"]})],
+    [
+        State(),
+        State(3),
+        State(7, 112, {"a": [[1, 2]]}, {"a": [4]}, {"": "compact"}, "x", {"a": 0.1, "b": -1e-9}, 1e6),
+        State(9, trained={"lora": ["q"]}, best=Best("n_acc", 0.5, 2, "step_000002")),
+    ],
 )
 def test_states_are_read_as_they_were_written(folder, state):
     assert read_state(save_whole(Checkpoints(folder, keep=1), state, saver())) == state
@@ -150,6 +173,68 @@ def test_a_partial_folder_is_never_chosen(folder):
     assert find_resume("auto", folder) == folder / "step_000010"
     with pytest.raises(CheckpointError):
         find_resume(str(folder / "step_000030"), folder)
+
+
+def test_folders_with_other_names_are_neither_chosen_nor_removed(folder):
+    """Copies that a user has made, and what other programs leave."""
+    checkpoints = Checkpoints(folder, keep=1)
+    path = save_whole(checkpoints, State(10), saver())
+    others = [
+        "step_000010 copy",
+        "step_000099.bak",
+        "step_final",
+        "step_",
+        "step_20",
+        "step_-00005",
+        "best",
+        "step_٠٠٠٠٩٩",
+    ]
+    for name in others:
+        shutil.copytree(path, folder / name)
+    (folder / "step_000099").write_text("a file")
+    assert find_resume("auto", folder) == path
+    save_whole(checkpoints, State(20), saver())
+    assert names(folder) == sorted([*others, "step_000020", "step_000099"])
+
+
+def test_an_incomplete_checkpoint_is_never_removed(folder):
+    checkpoints = Checkpoints(folder, keep=1)
+    (folder / "step_000001").mkdir(parents=True)
+    (folder / "step_000001" / "weights.bin").write_text("a copy that is under way")
+    for step in (2, 3):
+        save_whole(checkpoints, State(step), saver())
+    assert names(folder) == ["step_000001", "step_000003"]
+
+
+def test_a_renamed_checkpoint_is_not_taken_for_that_of_another_step(folder, capsys):
+    checkpoints = Checkpoints(folder, keep=3)
+    older, newer = (save_whole(checkpoints, State(step), saver()) for step in (10, 20))
+    newer.rename(folder / "step_000090")
+    assert find_resume("auto", folder) == older
+    assert "step_000090 is of step 20; the run resumes from an older one" in capsys.readouterr().out
+    assert find_resume(str(folder / "step_000090"), folder) == folder / "step_000090"
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"metric": "n_acc"}', "[1]"])
+def test_a_damaged_best_json_ends_a_resume_before_its_checkpoint_is_removed(folder, content):
+    checkpoints = Checkpoints(folder, keep=1)
+    path = save_whole(checkpoints, State(10), saver())
+    checkpoints.keep_best(Best("n_acc", 0.5, 10, path.name))
+    (folder / "best.json").write_text(content)
+    for resume in ("auto", str(path)):
+        with pytest.raises(CheckpointError, match=r"best\.json is (damaged|of another version)"):
+            find_resume(resume, folder)
+    assert path.is_dir()
+
+
+def test_a_checkpoint_on_another_disk_is_not_removed_with_its_link(folder, tmp_path):
+    checkpoints = Checkpoints(folder, keep=1)
+    path = save_whole(checkpoints, State(10), saver())
+    shutil.move(path, tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    assert find_resume("auto", folder) == path
+    save_whole(checkpoints, State(20), saver())
+    assert names(folder) == ["step_000010", "step_000020"] and (tmp_path / "elsewhere" / "weights.bin").is_file()
 
 
 # Resuming
@@ -271,6 +356,23 @@ def test_a_run_with_no_steps_left_is_refused(folder):
         steps_left(4)
 
 
+def test_a_checkpoint_of_another_run_does_not_replace_the_run_in_a_folder(folder, tmp_path):
+    """Its rows in metrics.jsonl and its later checkpoints would be removed."""
+    other = save_whole(Checkpoints(tmp_path / "other", keep=1), State(10, run_id="other"), saver())
+    _check_folder(other, read_state(other), folder.parent)
+    own = save_whole(Checkpoints(folder, keep=9), State(20, run_id="own"), saver())
+    (folder.parent / "metrics.jsonl").touch()
+    for path, run in ((own, "own"), (shutil.copytree(own, tmp_path / "saved"), "own")):
+        _check_folder(path, State(20, run_id=run), folder.parent)
+    with pytest.raises(
+        ConfigError, match=r"already holds a run, and train\.resume=.*/other/step_000010 is no checkpoint"
+    ):
+        _check_folder(other, read_state(other), folder.parent)
+    shutil.rmtree(folder)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        _check_folder(other, read_state(other), folder.parent)
+
+
 @pytest.fixture
 def small_disk(tmp_path) -> Iterator[Path]:
     """A disk of a megabyte."""
@@ -371,7 +473,7 @@ def test_a_checkpoint_appears_with_its_list_of_files_when_all_are_written(folder
     assert not checkpoints.unfinished and names(folder) == ["best.json", "step_000002"]
     assert json.loads((folder / "step_000002" / "files.json").read_text()).keys() == {"state.json", "weights.bin"}
     assert read_state(folder / "step_000002") == State(2)
-    assert checkpoints.best("n_acc", 2) == Best("n_acc", 0.5, 2, "step_000002")
+    assert checkpoints.best("n_acc", State(2)) == Best("n_acc", 0.5, 2, "step_000002")
     assert learner.waits == [False, False, False]
 
 
@@ -470,11 +572,12 @@ def test_a_learner_that_does_not_answer_is_not_waited_for_again(folder):
     assert learner.waits == []
 
 
-def test_a_checkpoint_of_other_ranks_is_refused(tmp_path):
+def test_a_checkpoint_of_another_zero_stage_is_refused_and_other_ranks_are_not(tmp_path):
     written = load_config(["learner.ranks=2", "learner.zero_stage=3"])
     folder = tmp_path / "step_000001"
     folder.mkdir()
     (folder / "state.json").write_text(json.dumps(asdict(replace(_initial_state(written, None), step=1))))
     assert _initial_state(written, folder).step == 1
-    with pytest.raises(ConfigError, match=r"learner\.ranks=2 learner\.zero_stage=3: continue with these, not with 1"):
-        _initial_state(load_config([]), folder)
+    assert _initial_state(load_config(["learner.ranks=1", "learner.zero_stage=3"]), folder).step == 1
+    with pytest.raises(ConfigError, match=r"learner\.zero_stage=3: continue with it, not with 1"):
+        _initial_state(load_config(["learner.ranks=2"]), folder)

@@ -437,6 +437,7 @@ COLOCATED_VALUES = {
         ("best_without_evaluations", {"train__keep_best": "n_acc", "eval__every": 0}),
         ("check_of_no_number", {"feed__check": "0"}),
         ("upload_without_an_export", {"train__push_to_hub": "me/mine", "train__export": False}),
+        ("equality_that_cannot_be_promised", {"rollout__deterministic": True, "rollout__oversample": 1}),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(rule, values):
@@ -445,6 +446,25 @@ def test_settings_that_contradict_each_other_are_refused(rule, values):
     with pytest.raises(ConfigError) as error:
         rules.check(config)
     assert any(key.replace("__", ".") in str(error.value) for key in values)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reasons"),
+    [
+        (["rollout.dtype=bfloat16"], ["rollout.dtype=bfloat16", "shown for float32"]),
+        (["pipeline=one_step_off"], ["pipeline.max_staleness=1", "which weights sample a batch"]),
+        (
+            ["reward.on_error=skip", "rollout.oversample=2"],
+            ["reward.on_error=skip", "rollout.oversample=2", "the load"],
+        ),
+        (["rollout.gpus=1", "learner.gpus=1"], ["rollout.gpus=1", "add in an order that changes"]),
+    ],
+)
+def test_equal_runs_are_not_promised_where_they_cannot_be(overrides, reasons):
+    composed(*overrides), composed("rollout.deterministic=true", "method=dapo", "rollout.oversample=2")
+    with pytest.raises(ConfigError, match=r"rollout\.deterministic=true cannot promise equal runs") as caught:
+        composed(*overrides, "rollout.deterministic=true")
+    assert all(reason in str(caught.value) for reason in reasons)
 
 
 def test_a_module_of_a_part_that_has_a_task_is_refused_by_the_parts_key():

@@ -28,13 +28,16 @@ class Data:
         self.position = 0
         self.period = period
 
-    def seek(self, position, solved):
+    def seek(self, position, solved, dropped):
         self.position = position
 
     def note_solved(self, examples):
         pass
 
     def solved_state(self):
+        return {}
+
+    def dropped_state(self):
         return {}
 
     def take(self, count):
@@ -92,13 +95,20 @@ class Learner:
         """A checkpoint is written when that has been asked for `slow` times, or is waited for."""
         self.log = []
         self.label_scales = []
+        self.steps = []
+        self.asked = []  # for which examples the styles of labels are compared
         self.slow = self.left = slow
         self.waits = []
 
-    def update(self, groups, loss, learning_rate):
+    def update(self, groups, loss, learning_rate, *, step):
+        self.steps.append(step)
         self.log.append(([int(group.example.id) for group in groups], learning_rate))
         self.label_scales.append(loss.label_scale)
         return {}
+
+    def mean_logprobs(self, groups):
+        self.asked.append([group.example.id for group in groups])
+        return [[-1.0, -0.5][: len(group.responses)] for group in groups]
 
     def take_reference(self):
         self.log.append("reference")
@@ -252,6 +262,28 @@ def test_a_run_that_is_resumed_anywhere_goes_on_with_the_same_examples_and_rates
         assert rest.learner.log == expected, json.loads((checkpoint / "state.json").read_text())
 
 
+@pytest.mark.parametrize("ahead", [(), AHEAD])
+def test_a_resumed_run_keeps_the_style_of_labels_until_it_is_due(tmp_path, monkeypatch, ahead):
+    """Also of a batch that was sampled ahead of the checkpoint, with a style that was chosen after it."""
+    monkeypatch.setitem(TASKS.parts, "", SimpleNamespace(styles=("spaced", "compact")))
+    overrides = ("method.style=auto", "train.steps=6", "method.style_every=3", "eval.every=0", *ahead)
+    whole = drive(tmp_path / "whole", *overrides)
+    assert whole.learner.asked == [["0", "1", "2", "3"], ["12", "13", "14", "15"]]
+    for checkpoint in sorted((tmp_path / "whole").iterdir())[:-1]:
+        state = read_state(checkpoint)
+        assert state.styles == {"": "compact"}
+        rest = drive(tmp_path / checkpoint.name, *overrides, state=state)
+        assert rest.learner.asked == whole.learner.asked[-1 if state.step <= 3 else 2 :], state.step
+        assert rest.learner.steps == list(range(state.step, 6)), "from which dropout is drawn"
+
+
+def test_a_stage_begins_with_styles_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setitem(TASKS.parts, "", SimpleNamespace(styles=("spaced", "compact")))
+    whole = drive(tmp_path / "whole", *STAGES, "method.label=true", "method.style=auto")
+    resumed = drive(tmp_path / "b", *STAGES, "method.label=true", "method.style=auto", state=State(2, 12))
+    assert len(whole.learner.asked) == 2 and len(resumed.learner.asked) == 1
+
+
 def test_batches_are_refilled_until_they_are_full(tmp_path):
     """A third of the examples teach, so 4 of them are among 12. A refill draws what that share makes likely."""
     driver = drive(tmp_path, *DAPO, period=3)
@@ -340,11 +372,20 @@ def test_the_best_of_an_abandoned_branch_is_no_longer_the_best(tmp_path):
 
 
 def test_a_checkpoint_of_another_branch_is_not_taken_for_the_best_of_the_same_step(tmp_path):
-    """The branch that was left had its best at step 6; the new one does not evaluate there."""
+    """The branch that was left had its best at step 6; the new one does not evaluate there. Before, step 2 was it."""
     drive(tmp_path, *BEST, "train.steps=7", "train.keep_checkpoints=9", scores=[0.0, 0.1, 0.2, 0.9, 0.3])
     older = read_state(tmp_path / "step_000003")
     driver = drive(tmp_path, *BEST, "train.steps=6", "eval.every=9", state=older, scores=[math.nan])
-    assert "best" not in driver.result and kept(tmp_path) == ["step_000006"]
+    assert driver.result["best"]["step"] == 2 and kept(tmp_path) == ["best.json", "step_000002", "step_000006"]
+
+
+def test_a_run_that_was_killed_before_it_named_the_best_names_it_when_it_is_resumed(tmp_path):
+    drive(tmp_path, *BEST, "train.steps=4", scores=[0.0, 0.8, 0.1])
+    state = read_state(tmp_path / "step_000004")
+    assert state.best is not None and state.best.step == 2
+    (tmp_path / "best.json").unlink()
+    driver = drive(tmp_path, *BEST, "train.steps=6", state=state, scores=[0.2])
+    assert driver.result["best"]["step"] == 2 and kept(tmp_path) == ["best.json", "step_000002", "step_000006"]
 
 
 def test_another_metric_begins_anew(tmp_path):

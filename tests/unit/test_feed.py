@@ -50,7 +50,7 @@ def some_bad(write_jsonl, data_folder):
 
 def drawn(feed, sizes: Sequence[int], begin: int = 0) -> list[Example]:
     """Take batches of these sizes, of which every rollout solves the rows with even numbers."""
-    feed.seek(begin, {})
+    feed.seek(begin, {}, {})
     taken = []
     for size in sizes:
         batch = feed.take(size)
@@ -91,9 +91,19 @@ def test_a_resumed_run_goes_on_with_the_same_examples(open_feed, some_bad, worke
     assert not {"2", "5"} & set(order) and len(set(order)) == 6
     for position in positions[::3]:
         again = open_feed(*settings)
-        again.seek(position, {})
+        again.seek(position, {}, {})
         begin = positions.index(position)
         assert names(again.take(3) + again.take(2))[: 16 - begin] == order[begin : begin + 5]
+
+
+def test_a_resumed_run_counts_no_dropped_row_again(open_feed, some_bad):
+    settings = [*some_bad, "feed.check=off", "feed.on_bad=drop"]
+    feed = open_feed(*settings)
+    feed.take(8)
+    assert feed.dropped_state() == {"": sorted([2, 5])}
+    again = open_feed(*settings)
+    again.seek(feed.position, feed.solved_state(), feed.dropped_state())
+    assert names(again.take(12)) == names(feed.take(12)) and again.dropped == []
 
 
 def test_examples_are_made_once_whatever_is_taken_at_a_time(open_feed):
@@ -112,9 +122,9 @@ def test_used_examples_are_forgotten_and_a_run_may_go_back(open_feed):
     feed = open_feed(*SOME)
     first = names(feed.take(5))
     assert sorted(feed._ahead) == [5, 6, 7, 8, 9]
-    feed.seek(2, {})
+    feed.seek(2, {}, {})
     assert names(feed.take(2)) == first[2:4]
-    feed.seek(20, {})
+    feed.seek(20, {}, {})
     feed.take(1)
     assert sorted(feed._ahead) == [21]
 

@@ -188,6 +188,20 @@ def test_rewind_drops_later_rows_and_a_torn_line(log: MetricsLog, tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
+def test_a_run_that_was_stopped_after_its_last_evaluation_has_no_doubled_row(tmp_path: Path) -> None:
+    """Its checkpoint is older than the evaluation, which is made again; that of another step stays."""
+    begun = begin(tmp_path)
+    for step in (1, 2):
+        begun.log(step, {"train/loss": step})
+        begun.log_eval(step, {"score": step})
+    begun.close()
+    resumed = begin(tmp_path, start_step=2)
+    resumed.log_eval(2, {"score": 20})
+    resumed.close()
+    found = [(row["step"], row.get("train/loss"), row.get("eval/score")) for row in rows(tmp_path)]
+    assert found == [(1, 1, None), (1, None, 1), (2, 2, None), (2, None, 20)]
+
+
 def test_a_broken_line_is_named(log: MetricsLog) -> None:
     log.path.write_text('{"step": 1}\nnonsense\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is not JSON"):

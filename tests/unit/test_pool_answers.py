@@ -4,13 +4,16 @@ from tests.unit.groups import example
 from visurf_ray.groups import Response, Source, TokenSpan
 from visurf_ray.rollout.actor import Sampled, Sampling
 from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.seeds import seed_of
+
+EVALUATION = seed_of(7, "evaluation")  # the same at each
 
 
 class Answering(RolloutPool):
     """Records how it is asked to sample, and answers the last example first."""
 
     def __init__(self) -> None:
-        super().__init__(lambda: [], sampling=Sampling(8, 1.0, 99), max_in_flight=4, timeout=60)
+        super().__init__(lambda: [], sampling=Sampling(8, 1.0, 99, seed=7), max_in_flight=4, timeout=60)
         self.asked: list[Sampling] = []
 
     def _generate(self, examples, sampling, count, at_once=None):
@@ -28,10 +31,10 @@ def test_several_answers_to_an_example_follow_one_another_with_their_numbers():
         *[("a", f"a.{number}", number) for number in range(3)],
         *[("b", f"b.{number}", number) for number in range(3)],
     ]
-    assert pool.asked == [Sampling(3, 0.7, 5)]
+    assert pool.asked == [Sampling(3, 0.7, 5, seed=EVALUATION)]
 
 
 def test_a_single_answer_is_greedy_and_has_no_number():
     pool = Answering()
     (answer,) = pool.answer([example(identity="a")], max_tokens=5)
-    assert (answer.response, answer.sample) == ("a.0", None) and pool.asked == [Sampling(1, 0.0, 5)]
+    assert (answer.response, answer.sample) == ("a.0", None) and pool.asked == [Sampling(1, 0.0, 5, seed=EVALUATION)]

@@ -19,6 +19,10 @@ from visurf_ray.errors import ClusterError
 # faulting them in again takes a tenth of a step and a third of a weight sync.
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
+# The environment of a deterministic one. By default the order in which Intel's MKL adds depends on where in memory the
+# numbers lie (oneMKL's Developer Guide, "Conditional Numerical Reproducibility").
+SAME_SUMS = {"MKL_CBWR": "AVX2,STRICT"}
+
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:

@@ -1,7 +1,7 @@
 """Settings of learner, sampler, cluster and evaluations that contradict each other. Each rule is named after what it
 forbids."""
 
-from visurf_ray.config.choices import ImportanceLevel, Schedule
+from visurf_ray.config.choices import Dtype, ImportanceLevel, OnError, Schedule
 from visurf_ray.config.schema import Config, Rule
 from visurf_ray.config.stages import plan_stages
 
@@ -140,6 +140,36 @@ def upload_without_an_export(config: Config) -> str | None:
     return None
 
 
+def equality_that_cannot_be_promised(config: Config) -> str | None:
+    rollout, pipeline = config.rollout, config.pipeline
+    if not rollout.deterministic:
+        return None
+    reasons = (
+        (
+            rollout.gpus or config.learner.gpus,
+            f"rollout.gpus={rollout.gpus}: kernels on GPUs add in an order that changes",
+        ),
+        (
+            rollout.dtype != Dtype.float32 or config.learner.dtype != Dtype.float32,
+            f"rollout.dtype={rollout.dtype.name}, learner.dtype={config.learner.dtype.name}: it is shown for float32",
+        ),
+        (
+            pipeline.max_staleness,
+            f"pipeline.max_staleness={pipeline.max_staleness}: how fast steps are decides which weights sample a batch",
+        ),
+        (
+            rollout.oversample and not config.method.dynamic_sampling,
+            f"rollout.oversample={rollout.oversample}: which prompts are the slowest, and aborted, depends on the load",
+        ),
+        (
+            config.reward.on_error == OnError.skip,
+            "reward.on_error=skip: which rewards take longer than reward.timeout depends on the load",
+        ),
+    )
+    found = [reason for applies, reason in reasons if applies]
+    return f"rollout.deterministic=true cannot promise equal runs with {'; '.join(found)}" if found else None
+
+
 RUN_RULES: tuple[Rule, ...] = (
     minibatches_without_groups,
     warmup_to_the_end,
@@ -157,4 +187,5 @@ RUN_RULES: tuple[Rule, ...] = (
     best_without_evaluations,
     check_of_no_number,
     upload_without_an_export,
+    equality_that_cannot_be_promised,
 )

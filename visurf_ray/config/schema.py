@@ -116,6 +116,7 @@ class RolloutConfig:
     memory: float = within(above=0, free=True)
     enforce_eager: bool = free()
     sleep_level: int = within(at_least=1, at_most=2, free=True)
+    deterministic: bool = free()
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The driver's interface to the data actors. It alone knows the position and what the curriculum leaves out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
 
@@ -68,11 +68,12 @@ class DataFeed:
         """What is ready when the examples that are likely to be next are prepared."""
         return list(dict.fromkeys(reference for reference, _ in self._ahead.values()))
 
-    def seek(self, position: int, solved: dict[str, list[list[int]]]) -> None:
-        """Continue from a position, with what `solved_state` has returned there."""
+    def seek(self, position: int, solved: dict[str, list[list[int]]], dropped: Mapping[str, Sequence[int]]) -> None:
+        """Continue from a position, with what `solved_state` and `dropped_state` have returned there."""
         self.position = position
         self._ahead = {}
         self.curriculum.restore(solved)
+        self._bad |= {"train": {part: set(rows) for part, rows in dropped.items()}}
 
     def note_solved(self, examples: Sequence[Example]) -> None:
         """Leave out the rows of these examples, which every rollout has solved, for the epochs of the curriculum."""
@@ -81,6 +82,10 @@ class DataFeed:
     def solved_state(self) -> dict[str, list[list[int]]]:
         """Return what the curriculum leaves out, for a checkpoint."""
         return self.curriculum.state()
+
+    def dropped_state(self) -> dict[str, list[int]]:
+        """Return the numbers of the training rows that were dropped when they were used, by part, for a checkpoint."""
+        return {part: sorted(rows) for part, rows in self._bad.get("train", {}).items()}
 
     def take(self, size: int) -> list[Example]:
         """Return the next training examples, and have as many after them prepared meanwhile.

@@ -8,6 +8,7 @@ from visurf_ray.config.schema import Config, TaskConfig
 from visurf_ray.data.rows import Row
 from visurf_ray.errors import DataError, naming
 from visurf_ray.feed.curriculum import Place
+from visurf_ray.feed.fingerprint import Fingerprint
 from visurf_ray.feed.loader import ExampleLoader, chosen
 from visurf_ray.feed.order import Order
 from visurf_ray.feed.prompts import Put
@@ -33,6 +34,7 @@ class Findings:
         most_images: The most images of a prompt, among all rows.
         dropped: The rows that are left out; the split of a named part is `PART/train` or `PART/held_out`.
         warning: The parts' warnings of labels that are too long; None without any.
+        fingerprints: Of the training rows of each part.
     """
 
     rows: dict[str, dict[str, int]]
@@ -42,6 +44,7 @@ class Findings:
     most_images: int
     dropped: list[Dropped]
     warning: str | None
+    fingerprints: dict[str, Fingerprint]
 
 
 class Loaders:
@@ -146,6 +149,11 @@ class Mixture(Loaders):
             most_images=max(loader.most_images for loader in every),
             dropped=[row.of_part(loader.part) for loader in every for row in loader.dropped],
             warning="\n".join(loader.warning for loader in every if loader.warning) or None,
+            fingerprints={
+                name: Fingerprint.of(loader.rows["train"], loader.checked["train"])
+                for name, loader in self.parts.items()
+                if train
+            },
         )
 
     def row(self, split: str, place: Place) -> Numbered:

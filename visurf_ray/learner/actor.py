@@ -100,9 +100,9 @@ class LearnerActor:
         self.rank.release()
 
     def update(
-        self, minibatches: list[Shard], loss: LossConfig, learning_rate: float | None = None
+        self, minibatches: list[Shard], loss: LossConfig, learning_rate: float | None, step: int
     ) -> list[StepReport]:
-        reports = self.rank.update(minibatches, loss, self.fetch, learning_rate)
+        reports = self.rank.update(minibatches, loss, self.fetch, learning_rate, step=step)
         self.rank.release()
         return reports
 
@@ -129,8 +129,13 @@ class LearnerActor:
     def written(self, wait: bool) -> bool:
         return self.rank.written(wait=wait)
 
-    def load(self, folder: Path) -> None:
-        self.rank.load(folder)
+    def convert(self, folder: Path, target: Path) -> None:
+        from visurf_ray.learner.universal import convert
+
+        convert(folder, target)
+
+    def load(self, folder: Path, converted: Path | None) -> None:
+        self.rank.load(folder, converted)
         self.rank.release()
 
     def export(self, folder: Path) -> None:

@@ -6,8 +6,8 @@ import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from transformers import AutoModelForImageTextToText
 
-from visurf_ray.learner.rank import CHECKPOINT_TAG
 from visurf_ray.learner.trained import Trained, merged_weights
+from visurf_ray.learner.universal import CHECKPOINT_TAG
 from visurf_ray.weights.stored import save_model
 
 _WRAPPER = "model."  # the policy holds the Hugging Face model under this name

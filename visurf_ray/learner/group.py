@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Lock
 from typing import Any
 
@@ -15,10 +16,12 @@ from jaxtyping import Float
 from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import Packing
+from visurf_ray.errors import writing
 from visurf_ray.groups import Group, Metrics, Response
 from visurf_ray.learner.balance import Shard, balance, cut, spread
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import sizes, summarise
+from visurf_ray.learner.universal import ranks_of
 from visurf_ray.method import LossConfig, token_weights
 
 
@@ -80,13 +83,16 @@ class LearnerGroup:
         """Send the policy's weights to all rollout workers; call `connect` before."""
         self._call("send_weights")
 
-    def update(self, groups: Sequence[Group], loss: LossConfig, learning_rate: float | None = None) -> Metrics:
+    def update(
+        self, groups: Sequence[Group], loss: LossConfig, learning_rate: float | None = None, *, step: int = 0
+    ) -> Metrics:
         """Train on all groups, in `minibatches` optimiser steps; returns what to log: see `summarise` and `sizes`.
 
         With `RankConfig.epochs` above 1, these steps are repeated so many times.
 
         Args:
             learning_rate: of all these steps; None keeps the one before, at first `RankConfig.learning_rate`.
+            step: of the run. It decides, with the seed and the rank, which inputs of adapters drop out.
 
         Raises:
             ConfigError: a response and its prompt have more tokens than a row may hold.
@@ -100,7 +106,7 @@ class LearnerGroup:
         shards = list(zip(*minibatches, strict=True))  # of each rank
         with self._turn:
             self._claim_gpus()
-            calls = [a.update.remote(s, loss, learning_rate) for a, s in zip(self.actors, shards, strict=True)]
+            calls = [a.update.remote(s, loss, learning_rate, step) for a, s in zip(self.actors, shards, strict=True)]
             reports = self._fetch(calls)
         return summarise(reports) | sizes(groups, time.monotonic() - begin)
 
@@ -161,9 +167,25 @@ class LearnerGroup:
         """
         return all(self._call("written", wait))
 
-    def load(self, folder: Path) -> None:
-        """Read a training state that `save` wrote with the same number of ranks and ZeRO stage."""
-        self._call("load", folder)
+    def load(self, folder: Path, scratch: Path | None = None) -> None:
+        """Read a training state that `save` wrote with the same ZeRO stage.
+
+        Args:
+            scratch: a folder that all machines see, in which the state is converted if another number of ranks has
+                written it; None: the one in which `folder` is.
+
+        Raises:
+            WriteError: it cannot be converted for want of space, or the like.
+        """
+        if ranks_of(folder) in (0, len(self.actors)):  # without any, DeepSpeed says what is wrong
+            self._call("load", folder, None)
+            return
+        scratch = scratch or folder.parent
+        with writing("the training state for another learner.ranks", scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+            with TemporaryDirectory(dir=scratch, prefix=".ranks-") as converted:
+                self._fetch(self.actors[0].convert.remote(folder, Path(converted)))
+                self._call("load", folder, Path(converted))
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face model, without a processor."""

@@ -29,11 +29,12 @@ from visurf_ray.learner.packing import PackedGroups, pack_prefix, pack_rows
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
+from visurf_ray.learner.universal import CHECKPOINT_TAG
 from visurf_ray.method import LossConfig, TokenValues, token_losses
+from visurf_ray.seeds import seed_of
 from visurf_ray.weights.source import gathered
 from visurf_ray.weights.stored import save_model
 
-CHECKPOINT_TAG = "state"
 ADAPTER_FOLDER = "adapter"
 
 
@@ -44,6 +45,7 @@ class Rank:
         self.config = config
         self.rank = rank
         self.world_size = world_size
+        self.seed = seed
         self.cost = config.cost
         os.environ |= {
             "RANK": str(rank),
@@ -128,6 +130,8 @@ class Rank:
         loss: LossConfig,
         fetch: Fetch,
         learning_rate: float | None = None,
+        *,
+        step: int = 0,
     ) -> list[StepReport]:
         """Take one optimiser step for each minibatch, `epochs` times; returns a report of each step.
 
@@ -141,10 +145,12 @@ class Rank:
             minibatches: this rank's parts of each minibatch.
             fetch: returns what a reference refers to (in a cluster, `ray.get`).
             learning_rate: of all steps; None keeps the one before.
+            step: of the run; see `LearnerGroup.update`.
 
         Raises:
             FloatingPointError: the gradient is not finite.
         """
+        torch.manual_seed(seed_of(self.seed, step, self.rank))
         if learning_rate is not None:
             self._set_optimizer(lr=learning_rate)
         packed = [self._pack(self._rows(shard), fetch) for shard in minibatches]
@@ -289,16 +295,21 @@ class Rank:
         """
         return self.background.written(wait=wait) if self.background else True
 
-    def load(self, folder: Path) -> None:
-        """Read a training state that `save` wrote with the same number of ranks and ZeRO stage.
+    def load(self, folder: Path, converted: Path | None = None) -> None:
+        """Read a training state that `save` wrote with the same ZeRO stage.
 
         Learning rate, betas and weight decay stay those of the configuration.
+
+        Args:
+            converted: where `universal.convert` has written it; None: as many ranks have written it as there are.
 
         Raises:
             ValueError: the folder has no such state.
         """
         # Not strict, because the state has no frozen parameters.
-        loaded, _ = self.engine.load_checkpoint(str(folder), tag=CHECKPOINT_TAG, load_module_strict=False)
+        self.engine._config.load_universal_checkpoint = converted is not None
+        source = str(converted or folder)
+        loaded, _ = self.engine.load_checkpoint(source, tag=CHECKPOINT_TAG, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
         config = self.config  # DeepSpeed has restored the values of the saved run

@@ -113,6 +113,17 @@ class Method:
         self.importance = importance
 
     @property
+    def chosen_styles(self) -> dict[str, str]:
+        """The styles of labels that `align` has chosen, by part; none if the configuration has the style."""
+        return dict(self.styles) if self.config.style == LabelStyle.auto else {}
+
+    def restore(self, styles: Mapping[str, str]) -> None:
+        """Continue with the styles that were chosen before a checkpoint."""
+        if self.config.style == LabelStyle.auto:
+            known = {name: style for name, style in styles.items() if name in self.parts}
+            self.styles = {name: style for name, style in known.items() if style in self.parts[name].styles}
+
+    @property
     def samples(self) -> bool:
         """Whether groups hold rollouts."""
         return self.config.rollouts

@@ -56,6 +56,7 @@ class Monitor:
         self._metrics = MetricsLog(
             output_dir, config=config, project=project, mode=wandb, run_id=run_id, name=output_dir.name
         )
+        self._start_step = start_step
         self._metrics.rewind(start_step if start_step > 0 else -1)
         for name in ("summary.json", "report.html"):
             (output_dir / name).unlink(missing_ok=True)
@@ -120,6 +121,8 @@ class Monitor:
     def log_eval(self, step: int, metrics: Metrics) -> None:
         """Record the scores of an evaluation as `eval/<name>`, with the seconds of the phase `evaluate`."""
         row = {f"eval/{name}": value for name, value in metrics.items()} | self._progress.take_times("evaluate")
+        if 0 < step == self._start_step:  # the run was stopped after this evaluation, before its next checkpoint
+            self._metrics.drop_evaluation(step)
         self._metrics.log(step, row)
         self._progress.evaluation(step, metrics)
 

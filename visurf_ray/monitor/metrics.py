@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -95,8 +96,14 @@ class MetricsLog:
 
     def rewind(self, step: int) -> None:
         """Remove the rows after `step`; a run that resumes there writes them again."""
-        kept = [to_json(row) + "\n" for row in self.read() if row["step"] <= step]
-        write_text(self.path, "".join(kept))
+        self._keep(lambda row: row["step"] <= step)
+
+    def drop_evaluation(self, step: int) -> None:
+        """Remove the scores of the evaluation after so many steps, which is made again."""
+        self._keep(lambda row: row["step"] != step or not any(name.startswith("eval/") for name in row))
+
+    def _keep(self, wanted: Callable[[Row], bool]) -> None:
+        write_text(self.path, "".join(to_json(row) + "\n" for row in self.read() if wanted(row)))
 
     def read(self) -> list[Row]:
         """Return the rows written so far, in order.

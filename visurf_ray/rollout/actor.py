@@ -14,14 +14,17 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from visurf_ray.cluster.resources import KEEP_MEMORY
+from visurf_ray.cluster.resources import KEEP_MEMORY, SAME_SUMS
 from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS
+from visurf_ray.seeds import seed_of
 
 if TYPE_CHECKING:  # vLLM reads its environment variables on import, so the actor imports it after setting them
+    from vllm import SamplingParams, TokensPrompt
     from vllm.distributed.weight_transfer.base import WeightTransferInitRequest, WeightTransferUpdateRequest
     from vllm.lora.request import LoRARequest
+    from vllm.outputs import RequestOutput
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class EngineConfig:
         images: the most images of a prompt.
         adapter_rank: the rank of the adapters that the engine will load; 0: none.
         adapts_vision: whether adapters lie in the vision tower or its projector too.
+        deterministic: see `rollout.deterministic`.
     """
 
     model_path: str
@@ -53,6 +57,7 @@ class EngineConfig:
     images: int = 1
     adapter_rank: int = 0
     adapts_vision: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,12 +70,18 @@ class Sampling:
         max_tokens: the longest response.
         logprobs_every: one prompt of so many returns the log-probs of its responses; 0: none does. With a small model
             vLLM takes a fifth longer if all prompts return them.
+        seed: with an example's row and epoch and a response's number it decides what is drawn for that response.
     """
 
     n: int
     temperature: float
     max_tokens: int
     logprobs_every: int = 0
+    seed: int = 0
+
+    def with_logprobs(self, number: int) -> bool:
+        """Return whether the responses to the prompt with this number have log-probs."""
+        return self.logprobs_every > 0 and number % self.logprobs_every == 0
 
 
 class Sampled(NamedTuple):
@@ -101,20 +112,27 @@ class RolloutActor:
         backend = "ipc" if config.sleeps else "nccl"
         if config.sleeps:
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM pickles the handles of GPU memory
-        memory: dict[str, float] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
+        memory: dict[str, Any] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
         if not config.gpus:
             from visurf_ray.weights.interface import use_interface
             from visurf_ray.weights.plugin import CPU_BACKEND
 
             backend = CPU_BACKEND
             use_interface(ray.util.get_node_ip_address())
-            # A prompt's samples share its whole blocks only, and the CPU's default block has 128 tokens.
-            memory = {"kv_cache_memory_bytes": int(config.memory * 2**30), "block_size": 32}
+            memory = {
+                "kv_cache_memory_bytes": int(config.memory * 2**30),
+                # A prompt's samples share its whole blocks only, and the CPU's default block has 128 tokens.
+                "block_size": 32,
+                # Of a chunk that is not a prompt's last the sampled token is dropped, and the generator of its seed set
+                # back (`_bookkeeping_sync` in vLLM's gpu_model_runner.py), which generators of the CPU cannot be.
+                "enable_chunked_prefill": False,
+            }
             # The engine is a process that this one starts: it has the same cores, and computes with a thread on each.
             if cores:
                 os.sched_setaffinity(0, cores)
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to 1 for an actor with less than one CPU
             os.environ.update(KEEP_MEMORY)  # of the engine's process, which starts later
+            os.environ.update(SAME_SUMS if config.deterministic else {})
             if config.enforce_eager:
                 # vLLM's sampler is compiled even so, which needs a C++ compiler and takes half a minute.
                 os.environ["TORCH_COMPILE_DISABLE"] = "1"
@@ -129,15 +147,15 @@ class RolloutActor:
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=256,
-            # Never chunk a prefill: the CPU engine fails at that with seeds, and an image must be in one chunk.
-            max_num_batched_tokens=max(8192, config.max_model_len),
+            max_num_batched_tokens=max(8192, config.max_model_len),  # a whole prompt, and an image, is one chunk
             limit_mm_per_prompt={"image": config.images, "video": 0},
             logprobs_mode="processed_logprobs",  # after the temperature and banned tokens, as the learner computes them
             weight_transfer_config=WeightTransferConfig(backend=backend),
             enforce_eager=config.enforce_eager,
             enable_sleep_mode=config.sleeps,
-            enable_prefix_caching=True,
+            enable_prefix_caching=not config.deterministic,
             disable_log_stats=True,
+            async_scheduling=False if config.deterministic else None,  # None: vLLM's choice
             seed=config.seed,
             hf_overrides={"head_dtype": config.head_dtype.value},
             **memory,
@@ -154,14 +172,17 @@ class RolloutActor:
         self.engine = AsyncLLM.from_engine_args(arguments)
         self.tokenizer = self.engine.get_tokenizer()
         self.banned = dict.fromkeys(config.banned, BANNED_BIAS)
+        self.deterministic = config.deterministic
         self.running: set[asyncio.Task[Sampled]] = set()
         self.adapters: LoRARequest | None = None  # the loaded ones
 
     async def sample(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
         """Begin sampling numbered examples; return all that have finished since the last call.
 
-        Waits for the first to finish if none has.
+        Waits for the first to finish if none has. A deterministic engine waits for all.
         """
+        if self.deterministic:
+            return await self._sample_together(examples, sampling)
         self.running |= {asyncio.create_task(self._respond(*entry, sampling)) for entry in examples}
         done, _ = await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
         self.running -= done
@@ -175,18 +196,49 @@ class RolloutActor:
         if running:
             await asyncio.wait(running)
 
+    async def _sample_together(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
+        """Sample numbered examples such that their order and the weights alone decide which are computed together.
+
+        In a matrix product a row's last bits depend on how many rows there are. So the engine starts when it has all
+        prompts, with empty caches.
+        """
+        await self.engine.pause_generation(mode="keep")  # requests are queued meanwhile
+        await self._reset_caches()
+        outputs = []
+        for number, example in examples:
+            prompt, parameters = await self._request(number, example, sampling)
+            request_id = uuid.uuid4().hex
+            outputs.append(await self.engine.add_request(request_id, prompt, parameters, lora_request=self.adapters))
+        await self.engine.resume_generation()
+        return [
+            self._sampled(number, example, sampling, await output.get())
+            for (number, example), output in zip(examples, outputs, strict=True)
+        ]
+
     async def _respond(self, number: int, example: Example, sampling: Sampling) -> Sampled:
         """Sample `sampling.n` responses to one example, from one prefill."""
+        prompt, parameters = await self._request(number, example, sampling)
+        final = None
+        request_id = uuid.uuid4().hex
+        async for output in self.engine.generate(prompt, parameters, request_id, lora_request=self.adapters):
+            final = output
+        return self._sampled(number, example, sampling, final)
+
+    async def _request(
+        self, number: int, example: Example, sampling: Sampling
+    ) -> tuple["TokensPrompt", "SamplingParams"]:
+        """Return vLLM's request for `sampling.n` responses to an example."""
         from vllm import SamplingParams, TokensPrompt
         from vllm.sampling_params import RequestOutputKind
 
-        with_logprobs = sampling.logprobs_every > 0 and number % sampling.logprobs_every == 0
         images = [await image if isinstance(image, ray.ObjectRef) else image for image in example.prompt.images]
         parameters = SamplingParams(
             n=sampling.n,
             temperature=sampling.temperature,
             max_tokens=sampling.max_tokens,
-            logprobs=0 if with_logprobs else None,  # 0: of the sampled token only
+            logprobs=0 if sampling.with_logprobs(number) else None,  # 0: of the sampled token only
+            # vLLM adds the number of a response to it. A row is drawn once in each epoch of its part.
+            seed=seed_of(sampling.seed, example.part, example.row, example.epoch),
             flat_logprobs=True,  # lists instead of an object per token
             detokenize=False,  # decoding all at once, below, is cheaper than token by token
             logit_bias=self.banned,
@@ -195,10 +247,10 @@ class RolloutActor:
         prompt = TokensPrompt(prompt_token_ids=example.prompt.token_ids)
         if images:
             prompt["multi_modal_data"] = {"image": images}
-        final = None
-        request_id = uuid.uuid4().hex
-        async for output in self.engine.generate(prompt, parameters, request_id, lora_request=self.adapters):
-            final = output
+        return prompt, parameters
+
+    def _sampled(self, number: int, example: Example, sampling: Sampling, final: "RequestOutput | None") -> Sampled:
+        """Return the responses in vLLM's output."""
         assert final is not None and final.prompt_token_ids is not None and len(final.outputs) == sampling.n
         if final.prompt_token_ids != example.prompt.expanded_ids:
             raise RuntimeError(
@@ -207,7 +259,7 @@ class RolloutActor:
             )
         token_ids = [output.token_ids for output in final.outputs]
         logprobs = None
-        if with_logprobs:
+        if sampling.with_logprobs(number):
             flat = [output.logprobs.logprobs for output in final.outputs]
             logprobs = np.concatenate(flat, dtype=np.float32)
         store = ray.put(Tokens(np.concatenate(token_ids, dtype=np.int32), logprobs))

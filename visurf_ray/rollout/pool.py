@@ -15,6 +15,7 @@ from visurf_ray.cluster.waiting import fetch, wait_for
 from visurf_ray.errors import StalledError, during
 from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
+from visurf_ray.seeds import seed_of
 
 PROBE_TOKENS = 16  # of the longest response that `probe` samples
 _AT_ONCE = 16  # prompts of an evaluation that an engine is given at once: the next ones are prepared while it answers
@@ -65,6 +66,7 @@ class RolloutPool:
         timeout: float,
         oversample: int = 0,
         sleep_level: int | None = None,
+        deterministic: bool = False,
     ) -> None:
         """Take what starts engines; none is started yet.
 
@@ -76,6 +78,8 @@ class RolloutPool:
             timeout: seconds that an engine may take for a call, or for the next prompt's rollouts: `cluster.timeout`.
             oversample: prompts to draw beyond a batch. The slowest are aborted, unless the method uses all.
             sleep_level: how deep engines sleep while the learner uses their GPUs; None if they share no GPUs.
+            deterministic: whether engines get prompts in rounds, when all have answered, so that which prompts an
+                engine gets together does not depend on their speed.
         """
         self.actors: list[ActorHandle] = []  # empty while there are no engines
         self._launch = launch
@@ -85,6 +89,7 @@ class RolloutPool:
         self.timeout = timeout
         self.oversample = oversample
         self.sleep_level = sleep_level
+        self.deterministic = deterministic
         self._asleep = False
         self._ready = False  # whether the engines have started and hold the learner's weights
         self._link: WeightLink | None = None
@@ -143,7 +148,8 @@ class RolloutPool:
     ) -> list[Prediction]:
         """Return n answers to each example, those to the same example one after the other.
 
-        An example is taken when an engine has room for it, and dropped when it is answered.
+        An example is taken when an engine has room for it, and dropped when it is answered. The same answers are drawn
+        at each evaluation, as far as the policy is the same.
 
         Args:
             examples: iterated over once. There may be fewer than its length says.
@@ -159,8 +165,9 @@ class RolloutPool:
                 yield example
 
         answers: dict[int, list[Prediction]] = {}
+        sampling = Sampling(n, temperature, max_tokens, seed=seed_of(self.sampling.seed, "evaluation"))
         with self._turn:
-            for finished in self._generate(noted(), Sampling(n, temperature, max_tokens), len(examples), _AT_ONCE):
+            for finished in self._generate(noted(), sampling, len(examples), _AT_ONCE):
                 for index, responses in finished:
                     example = asked.pop(index)
                     answers[index] = [
@@ -265,16 +272,22 @@ class RolloutPool:
             if loads[worker]:
                 calls[self.actors[worker].sample.remote(more, sampling)] = worker
 
-        try:
+        def feed_all() -> None:
             for worker in range(len(self.actors)):
                 feed(worker)
+
+        try:
+            feed_all()
             while calls:
                 (done,) = wait_for(list(calls), self.timeout, count=1)
                 worker = calls.pop(done)
                 finished = fetch(done, self.timeout)
                 loads[worker] -= len(finished)
                 left -= len(finished)
-                feed(worker)
+                if not self.deterministic:
+                    feed(worker)
+                elif not calls:  # the round is over
+                    feed_all()
                 yield finished
         except StalledError:
             loads = []  # an engine that does not answer drops no prompts either
