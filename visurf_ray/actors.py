@@ -11,6 +11,7 @@ from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import plan_run, trained_weights
 from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import KEEP_MEMORY, cluster_nodes, wait_ready
+from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.choices import ImportanceLevel, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import during
@@ -22,6 +23,7 @@ from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.engines import Replacing
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
 from visurf_ray.scoring.segmentation import Segmentation
 
@@ -69,6 +71,7 @@ def start_policy(
     images: int = 1,
     checkpoint: Path | None = None,
     engines: bool = True,
+    supervisor: Supervisor | None = None,
 ) -> tuple[RolloutPool, LearnerGroup]:
     """Start learner ranks, and connect them with a pool of rollout workers.
 
@@ -78,13 +81,16 @@ def start_policy(
         checkpoint: the learner's state to continue from.
         engines: whether to start the rollout workers as well, at the same time; otherwise they start when they are
             needed. They hold the learner's weights.
+        supervisor: has lost actors replaced; None: the loss of one is an error.
 
     Raises:
         ClusterError: the cluster does not have what they need, or no longer.
     """
     plan = plan_run(config, cluster_nodes())
     places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
-    rollouts = make_rollouts(config, processor, places.workers, trained_weights(config), images=images)
+    rollouts = make_rollouts(
+        config, processor, places.workers, trained_weights(config), images=images, supervisor=supervisor
+    )
     stack.callback(rollouts.shut_down)
     if engines:
         rollouts.launch()
@@ -95,10 +101,9 @@ def start_policy(
     stack.callback(learner.shut_down)
     if checkpoint:
         learner.load(checkpoint.resolve())
-    gpu_workers = config.rollout.gpus * config.rollout.workers
     connect = partial(
         learner.connect,
-        gpu_workers=gpu_workers,
+        engine_gpus=config.rollout.gpus,
         colocated=config.colocated,
         start_timeout=config.cluster.start_timeout,
     )
@@ -115,6 +120,7 @@ def make_rollouts(
     trained: Trained | None = None,
     *,
     images: int = 1,
+    supervisor: Supervisor | None = None,
 ) -> RolloutPool:
     """Return a pool that starts vLLM engines when they are needed.
 
@@ -123,25 +129,28 @@ def make_rollouts(
         places: Ray's options of each engine's actor, see `reserved`.
         trained: tells which adapters the engines will load; None: none.
         images: the most images of a prompt.
+        supervisor: has lost engines replaced; None: the loss of one is an error.
     """
     rollout = config.rollout
     every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
     sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every)
+    launch = _engine_launcher(config, processor, places, trained, images)
     return RolloutPool(
-        partial(_launch_engines, config, processor, places, trained, images),
+        lambda: [launch(number) for number in range(rollout.workers)],
         wait=partial(_wait_for_engines, config),
         sampling=sampling,
         max_in_flight=rollout.max_in_flight,
         timeout=config.cluster.timeout,
         oversample=rollout.oversample,
         sleep_level=rollout.sleep_level if config.colocated else None,
+        replacing=Replacing(launch, supervisor, at_once=not config.colocated) if supervisor else None,
     )
 
 
-def _launch_engines(
+def _engine_launcher(
     config: Config, processor: Processor, places: Sequence[ActorOptions], trained: Trained | None, images: int
-) -> list[ActorHandle]:
-    """Begin to start vLLM engines."""
+) -> Callable[[int], ActorHandle]:
+    """Return what begins to start the vLLM engine with a number, from 0."""
     rollout = config.rollout
     engine = EngineConfig(
         model_path=resolve_model(config.model.path),
@@ -159,10 +168,11 @@ def _launch_engines(
         adapts_vision=trained.adapts_vision if trained else False,
     )
     cores = _shares(_cores(config)[0], rollout.workers)
-    return [
-        RolloutActor.options(**place).remote(engine, worker, cores[worker])  # type: ignore[attr-defined]
-        for worker, place in enumerate(places)
-    ]
+
+    def launch(number: int) -> ActorHandle:
+        return RolloutActor.options(**places[number]).remote(engine, cores[number])  # type: ignore[attr-defined]
+
+    return launch
 
 
 def _wait_for_engines(config: Config, engines: Sequence[ActorHandle]) -> None:

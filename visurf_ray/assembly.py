@@ -15,6 +15,7 @@ from visurf_ray.aliases import Processor
 from visurf_ray.checkpoints import Checkpoints, State, written_whole
 from visurf_ray.checks import check, check_budget, plan_run, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected
+from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
 from visurf_ray.errors import during, writing
@@ -42,6 +43,8 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
         plan_run(config, cluster_nodes())  # refuses what does not fit, before the data are read
+        supervisor = Supervisor(config.cluster.max_restarts, config.cluster.health_timeout)
+        stack.callback(supervisor.close)
         data = start_data(config)
         check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
         print(
@@ -57,6 +60,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             images=data.findings.most_images,
             checkpoint=checked.resume,
             engines=samples_now or checked.state.before is None,  # which a run without a checkpoint evaluates first
+            supervisor=supervisor,
         )
         print(prove(config, data, processor, rollouts, learner), flush=True)
         segmentation = start_segmentation(config)
@@ -64,7 +68,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         with writing("config.yaml", output):
             OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
         write_dropped(data.findings.dropped, output, resumed=checked.resume is not None)
-        monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.tasks, data))
+        monitor = _start_monitor(config, output, checked.state, sample_chooser(config, checked.tasks, data), supervisor)
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         data.on_drop = partial(_drop, monitor, output)
         driver = Driver(
@@ -86,7 +90,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
                 learner.export(export)
                 processor.save_pretrained(export)
         run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
-        summary = result | run | {"versions": versions()}
+        summary = result | run | {"faults": supervisor.report(), "versions": versions()}
         if config.train.export:
             write_card(output / "export", config=to_dict(config), summary=summary, overrides=overrides)
         monitor.finish(summary)
@@ -149,7 +153,9 @@ def sample_chooser(config: Config, tasks: Tasks, data: DataFeed) -> SampleChoose
     )
 
 
-def _start_monitor(config: Config, output: Path, state: State, samples: SampleChooser) -> Monitor:
+def _start_monitor(
+    config: Config, output: Path, state: State, samples: SampleChooser, supervisor: Supervisor
+) -> Monitor:
     return Monitor(
         output,
         config=to_dict(config),
@@ -161,6 +167,7 @@ def _start_monitor(config: Config, output: Path, state: State, samples: SampleCh
         samples=samples,
         warn_logprob_diff=config.monitor.warn_logprob_diff,
         warn_equal_rewards=config.monitor.warn_equal_rewards,
+        faults=supervisor.faults,
     )
 
 

@@ -8,7 +8,7 @@ import ray
 
 from tests.unit.groups import example
 from visurf_ray.groups import Response, Source, TokenSpan
-from visurf_ray.rollout.actor import Sampled, Sampling
+from visurf_ray.rollout.actor import Sampled, Sampling, in_one_store
 from visurf_ray.rollout.pool import RolloutPool, WeightLink, without_rollouts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -27,10 +27,12 @@ class Recorder:
     def recorded(self):
         return self.calls
 
+    @ray.method(num_returns=2)
     def sample(self, examples, sampling):
         self.calls.append("sample")
-        token = TokenSpan.of([1])
-        return [Sampled(number, [Response(Source.ROLLOUT, "text", token)]) for number, _ in examples]
+        return in_one_store(
+            [Sampled(number, [Response(Source.ROLLOUT, "text", TokenSpan.of([1]))]) for number, _ in examples]
+        )
 
     def abort(self):
         self.calls.append("abort")

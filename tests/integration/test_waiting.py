@@ -36,6 +36,7 @@ class Worker:
     def threads(self, cores: int) -> int:
         return _threads(cores)
 
+    @ray.method(num_returns=2)
     def sample(self, examples, sampling):
         time.sleep(3600)
 
@@ -75,7 +76,7 @@ def test_of_many_that_do_not_answer_some_are_named(stopped):
     actors = [Worker.remote() for _ in range(5)]
     with pytest.raises(StalledError, match=r"(Worker \(process \d+, .*){4} and 1 more"):
         ray.get([actor.process.remote() for actor in actors])
-        fetch([actor.sample.remote(None, None) for actor in actors], LIMIT)
+        fetch([actor.sample.remote(None, None)[0] for actor in actors], LIMIT)
 
 
 def test_a_wait_inside_an_actor_names_whom_it_has_waited_for(stopped):

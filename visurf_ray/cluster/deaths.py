@@ -10,6 +10,7 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from visurf_ray.aliases import ActorHandle
 from visurf_ray.errors import ClusterError, StalledError, UserError, phase_of, short
 
 _LINES = 20  # of a log
@@ -42,6 +43,16 @@ def deaths_explained() -> Iterator[None]:
         if not _dead_actors(error):
             description += f"\nAnother actor then failed: {short(getattr(error, 'cause', error), 300)}"
         raise ClusterError(description) from error
+
+
+def describe_death(actor: ActorHandle, phase: str | None) -> str:
+    """Return what is known of the death of an actor: a line, and then the end of its log."""
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        if death := next((death for death in _deaths() if death.actor_id == actor._actor_id.binary()), None):
+            return _describe(death, phase)
+        time.sleep(0.05)
+    return "it does not answer; its machine may be lost"
 
 
 def _death_behind(error: BaseException) -> ActorTableData | None:

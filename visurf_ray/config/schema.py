@@ -159,6 +159,8 @@ class ClusterConfig:
     layout: Layout = MISSING
     start_timeout: float = within(above=0)
     timeout: float = within(above=0, at_most=10 * 24 * 3600)
+    health_timeout: float = within(above=0)
+    max_restarts: int = within(at_least=0)
     gpu_memory: float | None = within(above=0)
     gpus_per_node: int = within(at_least=1)
 

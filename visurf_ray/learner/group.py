@@ -64,12 +64,17 @@ class LearnerGroup:
         return self.minibatches
 
     def connect(
-        self, engines: Sequence[ActorHandle], *, gpu_workers: int, colocated: bool, start_timeout: float
+        self, engines: Sequence[ActorHandle], *, engine_gpus: int, colocated: bool, start_timeout: float
     ) -> None:
-        """Open the weight transfer to the rollout workers; arguments as for `WeightSender`."""
+        """Open the weight transfer to the rollout workers; arguments as for `WeightSender`.
+
+        Args:
+            engine_gpus: of each.
+        """
         address, port = self._fetch(self.actors[0].address.remote())
-        machines = self._fetch([engine.machine.remote() for engine in engines])
+        machines = self._fetch([engine.join.remote(number) for number, engine in enumerate(engines)])
         one_machine = all(machine == address for machine in machines)
+        gpu_workers = engine_gpus * len(engines)
         self._call("connect", list(engines), gpu_workers, colocated, address, port, one_machine, start_timeout)
 
     def disconnect(self) -> None:
