@@ -29,13 +29,16 @@ from visurf_ray.scoring.segmentation import Segmentation
 
 
 @during("data")
-def start_data(config: Config, *, train: bool = True) -> DataFeed:
+def start_data(config: Config, *, train: bool = True, supervisor: Supervisor | None = None) -> DataFeed:
     """Start the data actors, which read and check the rows; without `train` those of the held-out split only.
+
+    Args:
+        supervisor: see `DataFeed`.
 
     Raises:
         DataError: a row cannot be used.
     """
-    data = DataFeed(config, train=train)
+    data = DataFeed(config, train=train, supervisor=supervisor)
     if data.findings.warning:
         print(data.findings.warning, flush=True)
     if dropped := data.findings.dropped:
@@ -200,14 +203,24 @@ def start_learner(
     learner, rank = config.learner, rank_config(config, processor)
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    actors = [
-        LearnerActor.options(runtime_env={"env_vars": environment}, **place).remote()  # type: ignore[attr-defined]
-        for place in places
-    ]
-    wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
+
+    def launch() -> list[ActorHandle]:
+        actors = [
+            LearnerActor.options(runtime_env={"env_vars": environment}, **place).remote()  # type: ignore[attr-defined]
+            for place in places
+        ]
+        wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
+        return actors
+
     cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
     return LearnerGroup(
-        actors, rank, seed=config.seed, minibatches=learner.minibatches, cores=cores, claim_gpus=claim_gpus
+        launch(),
+        rank,
+        seed=config.seed,
+        minibatches=learner.minibatches,
+        cores=cores,
+        claim_gpus=claim_gpus,
+        launch=launch,
     )
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -11,14 +12,14 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from visurf_ray.actors import start_data, start_policy, start_segmentation
-from visurf_ray.aliases import Processor
+from visurf_ray.aliases import Json, Processor
 from visurf_ray.checkpoints import Checkpoints, State, written_whole
 from visurf_ray.checks import check, check_budget, plan_run, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
-from visurf_ray.errors import during, writing
+from visurf_ray.errors import LearnerLostError, during, phase_of, writing
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.feed.strictness import Dropped
 from visurf_ray.groups import Group, Response, Source, TokenSpan
@@ -45,7 +46,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         plan_run(config, cluster_nodes())  # refuses what does not fit, before the data are read
         supervisor = Supervisor(config.cluster.max_restarts, config.cluster.health_timeout)
         stack.callback(supervisor.close)
-        data = start_data(config)
+        data = start_data(config, supervisor=supervisor)
         check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
@@ -84,7 +85,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             segmentation=segmentation,
         )
         with exempt_from_collection():
-            result = driver.run(checked.state)
+            result = run_through(driver, checked.state, checked.resume, supervisor)
         if config.train.export:
             with during("export"), writing("export/", output), written_whole(output / "export") as export:
                 learner.export(export)
@@ -97,6 +98,32 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
     if config.train.push_to_hub:
         print(f"uploaded to {upload(output / 'export', config.train.push_to_hub)}", flush=True)
     return output
+
+
+def run_through(driver: Driver, state: State, checkpoint: Path | None, supervisor: Supervisor) -> dict[str, Json]:
+    """Run the driver from `state` to the end; if the learner is lost, start it anew and repeat the steps since then.
+
+    The learner goes back to the newest checkpoint that the run has written, or to where the run has started.
+
+    Args:
+        checkpoint: that of `state`; None if the run starts without one.
+
+    Raises:
+        ClusterError: the learner may not be restarted again.
+    """
+    start = checkpoint, state
+    while True:
+        try:
+            return driver.run(state)
+        except LearnerLostError as error:
+            supervisor.record("learner", str(error), phase_of(error))
+        folder, state = driver.checkpoints.newest or start
+        hint = "" if folder else "; train.checkpoint_every=0 or a large one, so it begins again: set it lower"
+        print(f"the learner goes back to step {state.step}{hint}", file=sys.stderr, flush=True)
+        with during("restart"):
+            supervisor.restart("learner", partial(driver.learner.restart, folder and folder.resolve()))
+            driver.rollouts.reconnect()
+        driver.monitor.rewind(state.step)
 
 
 @during("proof")

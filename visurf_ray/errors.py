@@ -42,6 +42,18 @@ class LostError(ClusterError):
     """Objects in Ray's store are lost with the actor or the machine that has made them. They can be made again."""
 
 
+class LearnerLostError(ClusterError):
+    """The learner's ranks are lost: one has died or hangs, and the others wait for it. The message says which."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error, its cause, the cause's cause, and so on."""
+    while error is not None:
+        yield error
+        inner = getattr(error, "cause", None)  # Ray's, of an error that an actor has raised
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+
+
 @contextmanager
 def during(phase: str) -> Iterator[None]:
     """Note on an error that leaves the context in which phase of the run it arose; the innermost phase stays noted."""

@@ -17,6 +17,7 @@ from tests.integration.runs import SMALL, rows, run_here
 from visurf_ray.driver import Driver
 from visurf_ray.feed.held_out import HeldOut
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.monitor import Monitor
 from visurf_ray.rewards.pool import RewardPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -42,7 +43,7 @@ class Deed:
     act: Callable[[Driver], None]
 
 
-def run_with(deeds: list[Deed], folder: Path, *overrides: str) -> Counter[str]:
+def run_with(deeds: list[Deed], folder: Path, *overrides: str, status: int = 0) -> Counter[str]:
     """Train with faults; returns how often each example was learnt."""
     running: dict[str, Driver] = {}
     now = {"step": -1}
@@ -71,11 +72,11 @@ def run_with(deeds: list[Deed], folder: Path, *overrides: str) -> Counter[str]:
 
         hook(Driver, "run", lambda driver, _: running.update(driver=driver))
         hook(Driver, "collect", lambda _, number, *__: now.update(step=number))
-        hook(Driver, "step", lambda _, batch: learnt.update(group.example.id for group in batch.groups))
+        hook(Monitor, "show_samples", lambda _, __, groups: learnt.update(group.example.id for group in groups))
         for kind, method in {(deed.kind, deed.method) for deed in deeds}:
             hook(kind, method, due(kind, method))
         done = run_here("train", *SMALL, f"output_dir={folder}", *overrides)
-    assert done.returncode == 0, done.stderr[-5000:]
+    assert done.returncode == status, done.stderr[-5000:]
     print(done.stderr)
     assert left == []
     return learnt
@@ -93,6 +94,25 @@ def finished(folder: Path, steps: int) -> list[dict]:
     return json.loads((folder / "summary.json").read_text())["faults"]
 
 
+def test_engines_and_data_actors_that_die_or_hang_are_replaced(tmp_path):
+    """One engine dies while it samples, the child of another while it idles, a third hangs in an evaluation."""
+    deeds = [
+        Deed(1, RewardPool, "submit", kill(lambda driver: process_of(driver.rollouts.actors[0]))),
+        Deed(1, LearnerGroup, "update", kill(lambda driver: engine_of(driver.rollouts.actors[0]))),
+        Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.data._workers[0]))),
+        Deed(3, HeldOut, "__iter__", kill(lambda driver: engine_of(driver.rollouts.actors[0]), signal.SIGSTOP)),
+    ]
+    overrides = ["eval.every=4", "rollout.workers=2", "cluster.health_timeout=5", "train.export=false"]
+    learnt = run_with(deeds, tmp_path, "train.steps=5", *overrides)
+    faults = finished(tmp_path, 5)
+    print(json.dumps(faults, indent=1))
+    assert set(learnt.values()) == {1}
+    lost = ["rollout worker 0", "rollout worker 1", "data worker 0", "rollout worker 0"]
+    assert [fault["role"] for fault in faults] == lost
+    assert all(fault["replaced"] for fault in faults)
+
+
+@pytest.mark.slow
 def test_engines_that_die_or_hang_are_replaced_in_every_phase(tmp_path):
     """While sampling, idle, in a weight sync and in an evaluation."""
     deeds = [
@@ -102,17 +122,33 @@ def test_engines_that_die_or_hang_are_replaced_in_every_phase(tmp_path):
         Deed(4, LearnerGroup, "send_weights", kill(lambda driver: process_of(driver.rollouts.actors[1]))),
         Deed(5, HeldOut, "__iter__", kill(lambda driver: process_of(driver.rollouts.actors[0]), signal.SIGSTOP)),
     ]
-    learnt = run_with(
-        deeds,
-        tmp_path,
-        "train.steps=8",
-        "eval.every=6",
-        "rollout.workers=2",
-        "cluster.health_timeout=8",
-        "train.export=false",
-    )
+    overrides = ["eval.every=6", "rollout.workers=2", "cluster.health_timeout=8", "train.export=false"]
+    learnt = run_with(deeds, tmp_path, "train.steps=8", *overrides)
     faults = finished(tmp_path, 8)
-    print(json.dumps(faults, indent=1))
     assert set(learnt.values()) == {1}
     assert [fault["role"] for fault in faults] == [f"rollout worker {number}" for number in (0, 1, 0, 1, 0)]
     assert all(fault["replaced"] for fault in faults)
+
+
+def test_a_learner_that_is_lost_goes_back_to_the_newest_checkpoint(tmp_path):
+    """A rank dies before the first checkpoint, another one hangs after it."""
+    deeds = [
+        Deed(1, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[1]))),
+        Deed(4, LearnerGroup, "send_weights", kill(lambda driver: process_of(driver.learner.actors[0]))),
+    ]
+    overrides = ["eval.every=0", "learner.ranks=2", "train.export=false", "train.checkpoint_every=3"]
+    run_with(deeds, tmp_path, "train.steps=5", *overrides)
+    faults = finished(tmp_path, 5)
+    print(json.dumps(faults, indent=1))
+    assert [(fault["role"], fault["replaced"]) for fault in faults] == [("learner", True)] * 2
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_the_last_step(tmp_path, signum, status):
+    """It comes while a batch is sampled, or while the learner learns from one."""
+    place = (RewardPool, "submit") if signum == signal.SIGTERM else (LearnerGroup, "update")
+    deeds = [Deed(2, *place, lambda driver: os.kill(os.getpid(), signum))]
+    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=9"]
+    run_with(deeds, tmp_path, *overrides, status=status)
+    step = 2 if signum == signal.SIGTERM else 3
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step_{step:06d}"]

@@ -82,6 +82,9 @@ class Rewards:
     def wait(self):
         return []
 
+    def drop(self):
+        pass
+
 
 class Learner:
     """Records the examples and the learning rate of each update, and when the reference is taken."""

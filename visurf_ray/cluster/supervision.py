@@ -12,9 +12,10 @@ import ray
 
 from visurf_ray.aliases import ActorHandle, Json, Reference
 from visurf_ray.cluster.deaths import describe_death
-from visurf_ray.errors import ClusterError, current_phase, short
+from visurf_ray.errors import ClusterError, LostError, current_phase, short
 
 WINDOW = 3600.0  # seconds in which a role may be restarted cluster.max_restarts times
+_ATTEMPTS = 3
 _TURNS = 10  # times that an actor is looked at while it may be silent
 
 T = TypeVar("T")
@@ -104,7 +105,7 @@ class Supervisor:
         print(f"FAULT: the {role} {cause}", file=sys.stderr, flush=True)
         with self._lock:
             if role not in self._open:
-                fault = Fault(role, short(cause.splitlines()[0], 300), phase or current_phase(), time.time())
+                fault = Fault(role, short(cause.splitlines()[0], 200), phase or current_phase(), time.time())
                 self._open[role] = fault
                 self.faults.append(fault)
 
@@ -168,3 +169,17 @@ class Supervisor:
                         del self._watched[actor]
                         self._silent.add(actor)
                         ray.kill(actor)
+
+
+def again_if_lost(call: Callable[[], T]) -> T:
+    """Return what `call` returns; call it again, a few times, if it fails because objects are lost.
+
+    Raises:
+        ClusterError: they are lost at each attempt.
+    """
+    for _ in range(_ATTEMPTS):
+        try:
+            return call()
+        except LostError as error:
+            lost = error
+    raise ClusterError(f"{lost}, at each of {_ATTEMPTS} attempts") from lost

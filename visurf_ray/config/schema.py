@@ -58,6 +58,7 @@ class TrainConfig:
     batch_size: int = within(at_least=1)
     resume: str | None = named(words=("auto",), free=True)
     checkpoint_every: int = within(at_least=0, free=True)
+    grace: float = within(at_least=0, free=True)
     async_checkpoint: bool = free()
     keep_checkpoints: int = within(at_least=1, free=True)
     keep_best: str | None = free()

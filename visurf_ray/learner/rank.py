@@ -20,6 +20,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.aliases import Fetch, HFModel, Json
 from visurf_ray.config.choices import Dtype, Packing
+from visurf_ray.errors import LostError
 from visurf_ray.groups import Group
 from visurf_ray.learner.background import BackgroundEngine
 from visurf_ray.learner.balance import GroupPart, Shard, fill
@@ -184,13 +185,20 @@ class Rank:
 
     def _pack(self, rows: Sequence[Sequence[GroupPart]], fetch: Fetch) -> list[PackedGroups]:
         """Return the packed rows, on the CPU: each goes to the device for its passes alone."""
-        packed = [self._packed(row, self.cost.packing, fetch) for row in rows]
+        packed, lost = [], None
+        try:
+            packed = [self._packed(row, self.cost.packing, fetch) for row in rows]
+        except LostError as error:
+            lost = error
         # ZeRO-3 gathers parameters in forward and backward passes, so all ranks must run equally many: a rank with
         # fewer rows repeats its last one with weight 0.
-        count = torch.tensor([len(packed)], device=self.device)
-        torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
+        found = torch.tensor([len(packed), lost is not None], device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        count, any_lost = found.tolist()
+        if any_lost:  # all ranks raise, none waits for the others
+            raise lost or LostError("what another rank needs is lost")
         idle = replace(packed[-1], weight_T=torch.zeros_like(packed[-1].weight_T))
-        return packed + [idle] * (int(count) - len(packed))
+        return packed + [idle] * (count - len(packed))
 
     def _packed(self, parts: Sequence[GroupPart], packing: Packing, fetch: Fetch) -> PackedGroups:
         """Pack parts for one forward pass; with `Packing.rows` it is one part."""

@@ -73,6 +73,13 @@ class Monitor:
         self._progress = Progress(total_steps, start_step=start_step)
         self._progress.say(f"W&B   {self._metrics.where}")
 
+    def rewind(self, step: int) -> None:
+        """Go back to the state after so many steps: remove later rows of `metrics.jsonl`; all rows if it is 0."""
+        self._metrics.rewind(step if step > 0 else -1)
+        self._samples = [(number, samples) for number, samples in self._samples if int(number) <= step]
+        self._answers = [(number, samples) for number, samples in self._answers if number <= step]
+        self._progress.take_times()
+
     @property
     def run_id(self) -> str:
         """The W&B run's id, for the checkpoint."""

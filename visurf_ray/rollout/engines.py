@@ -117,7 +117,7 @@ class Engines:
         Args:
             error: tells of the loss. It is raised if engines are not replaced.
         """
-        if not self._replacing:
+        if not self._replacing or actor not in self._numbers:  # the latter after `shut_down`
             raise error
         number = self._numbers[actor]
         why = None if isinstance(error, ray.exceptions.RayActorError) else str(error)
@@ -125,8 +125,8 @@ class Engines:
         self._remove(actor)
 
     def lose_all(self) -> None:
-        """Have all engines replaced, after a weight transfer that has failed: none of them has all weights for sure."""
-        for actor in list(self.actors):
+        """Have all engines replaced, if any are, because a weight transfer has failed: they may have a part of it."""
+        for actor in list(self.actors) if self._replacing else ():
             self._replaced.supervisor.forget(actor)
             ray.kill(actor)
             self._remove(actor)

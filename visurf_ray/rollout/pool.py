@@ -12,7 +12,7 @@ import ray
 
 from visurf_ray.aliases import ActorHandle
 from visurf_ray.cluster.waiting import fetch, wait_for
-from visurf_ray.errors import StalledError, during
+from visurf_ray.errors import LearnerLostError, StalledError, during
 from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
 from visurf_ray.rollout.engines import Engines, Replacing
@@ -103,6 +103,13 @@ class RolloutPool:
     def connect(self, link: WeightLink) -> None:
         """Connect the pool to a learner. Without one, engines sample with the weights that they start with."""
         self._link = link
+
+    def reconnect(self) -> None:
+        """Connect the engines to a learner that has started anew, and have them take its weights."""
+        with self._turn:
+            self._open = False
+            if self._ready:
+                self._take_weights()
 
     def launch(self) -> None:
         """Begin to start the engines, if there are none; see `start`."""
@@ -249,10 +256,12 @@ class RolloutPool:
                     self._link.open(self.actors)
                     self._open = True
                 self._send(self._link)
-            except Exception:
-                if not self._engines.check():
+            except Exception as error:
+                lost = self._engines.check()
+                if lost or isinstance(error, LearnerLostError):
+                    self._engines.lose_all()
+                if not lost:
                     raise
-                self._engines.lose_all()
             if not self._engines.incomplete:
                 return
 
