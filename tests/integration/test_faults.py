@@ -113,6 +113,25 @@ def test_engines_and_data_actors_that_die_or_hang_are_replaced(tmp_path):
 
 
 @pytest.mark.slow
+def test_an_engine_that_dies_while_it_receives_weights_over_gloo(tmp_path, monkeypatch):
+    """With ZeRO-3 the ranks gather the weights together, and none is left behind."""
+    call = LearnerGroup._call
+
+    def with_gloo(learner, name, *arguments):
+        if name == "connect":
+            *others, _, start_timeout = arguments
+            arguments = (*others, False, start_timeout)  # as if engines were on other machines
+        return call(learner, name, *arguments)
+
+    monkeypatch.setattr(LearnerGroup, "_call", with_gloo)
+    deeds = [Deed(1, LearnerGroup, "send_weights", kill(lambda driver: engine_of(driver.rollouts.actors[1])))]
+    overrides = ["eval.every=0", "rollout.workers=2", "learner.ranks=2", "learner.zero_stage=3", "train.export=false"]
+    learnt = run_with(deeds, tmp_path, "train.steps=3", *overrides)
+    assert [(fault["role"], fault["replaced"]) for fault in finished(tmp_path, 3)] == [("rollout worker 1", True)]
+    assert set(learnt.values()) == {1}
+
+
+@pytest.mark.slow
 def test_engines_that_die_or_hang_are_replaced_in_every_phase(tmp_path):
     """While sampling, idle, in a weight sync and in an evaluation."""
     deeds = [
