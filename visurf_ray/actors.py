@@ -12,7 +12,7 @@ from visurf_ray.checks import plan_run, trained_weights
 from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import KEEP_MEMORY, cluster_nodes, wait_ready
 from visurf_ray.cluster.supervision import Supervisor
-from visurf_ray.config.choices import ImportanceLevel, Packing
+from visurf_ray.config.choices import ImportanceLevel, OnError, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import during
 from visurf_ray.feed.feed import DataFeed
@@ -253,6 +253,7 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
         epochs=learner.epochs,
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
+        skip_nan=config.train.on_nan is OnError.skip,
     )
 
 

@@ -1,5 +1,6 @@
 """Distribution of groups over ranks and minibatches, and the metrics of the ranks' reports."""
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -238,3 +239,10 @@ def test_sizes_count_a_prompt_once_and_the_length_of_rollouts():
         "train/tokens_per_second": (4 + 3 + 5 + 9 + 4 + 4) / 2.0,
         "train/response_length": 4.0,
     }
+
+
+def test_skipped_steps_are_counted_and_leave_no_numbers():
+    bad = StepReport(UpdateSums(loss=math.nan), math.inf, learning_rate=1e-4, skipped=True)
+    good = report(2.0, loss=3.0)
+    assert summarise([[bad]]) == {"train/skipped_steps": 1.0}
+    assert summarise([[bad, good], [bad, good]]) == {"train/skipped_steps": 1.0} | summarise([[good], [good]])

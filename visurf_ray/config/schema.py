@@ -25,6 +25,7 @@ from visurf_ray.config.choices import (
     Layout,
     OnBad,
     OnBadBox,
+    OnError,
     OnExcess,
     OnLong,
     Overlong,
@@ -59,6 +60,7 @@ class TrainConfig:
     resume: str | None = named(words=("auto",), free=True)
     checkpoint_every: int = within(at_least=0, free=True)
     grace: float = within(at_least=0, free=True)
+    on_nan: OnError = free()
     async_checkpoint: bool = free()
     keep_checkpoints: int = within(at_least=1, free=True)
     keep_best: str | None = free()

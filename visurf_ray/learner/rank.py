@@ -144,7 +144,7 @@ class Rank:
             learning_rate: of all steps; None keeps the one before.
 
         Raises:
-            FloatingPointError: the gradient is not finite.
+            FloatingPointError: the gradient is not finite, and such steps are not skipped.
         """
         if learning_rate is not None:
             self._set_optimizer(lr=learning_rate)
@@ -252,11 +252,13 @@ class Rank:
                 sums += update_sums(tokens, weighted, loss)
         self.engine.step()
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(grad_norm):
+        skipped = not math.isfinite(grad_norm)  # DeepSpeed has dropped such a gradient, and taken no step
+        if skipped and not self.config.skip_nan:
             raise FloatingPointError(
-                "the gradient is not finite: lower learner.learning_rate; the last steps in metrics.jsonl may show why"
+                "the gradient is not finite, and the step is not taken: lower learner.learning_rate, or skip such "
+                "steps by train.on_nan=skip; the last steps in metrics.jsonl may show why"
             )
-        return StepReport(sums, grad_norm, self.engine.optimizer.param_groups[0]["lr"])
+        return StepReport(sums, grad_norm, self.engine.optimizer.param_groups[0]["lr"], skipped)
 
     def _set_optimizer(self, **values: float | tuple[float, float]) -> None:
         """Set values that PyTorch's optimizer reads at each step, such as `lr`."""
