@@ -118,8 +118,8 @@ def run_through(driver: Driver, state: State, checkpoint: Path | None, superviso
         except LearnerLostError as error:
             supervisor.record("learner", str(error), phase_of(error))
         folder, state = driver.checkpoints.newest or start
-        hint = "" if folder else "; train.checkpoint_every=0 or a large one, so it begins again: set it lower"
-        print(f"the learner goes back to step {state.step}{hint}", file=sys.stderr, flush=True)
+        why = "" if driver.checkpoints.newest else ": the run has written no checkpoint yet (train.checkpoint_every)"
+        print(f"the learner goes back to step {state.step}{why}", file=sys.stderr, flush=True)
         with during("restart"):
             supervisor.restart("learner", partial(driver.learner.restart, folder and folder.resolve()))
             driver.rollouts.reconnect()

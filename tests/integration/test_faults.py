@@ -149,25 +149,36 @@ def test_engines_that_die_or_hang_are_replaced_in_every_phase(tmp_path):
     assert all(fault["replaced"] for fault in faults)
 
 
-def test_a_learner_that_is_lost_goes_back_to_the_newest_checkpoint(tmp_path):
-    """A rank dies before the first checkpoint, another one hangs after it."""
+def test_a_learner_that_dies_goes_back_to_its_checkpoint_and_sigterm_saves_the_last_step(tmp_path):
+    """The signal comes while the learner learns: that step is finished, and saved."""
+    deeds = [
+        Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[0]))),
+        Deed(3, LearnerGroup, "update", lambda driver: os.kill(os.getpid(), signal.SIGTERM)),
+    ]
+    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=2"]
+    run_with(deeds, tmp_path, *overrides, status=143)
+    trained = [row for row in rows(tmp_path) if "train/loss" in row]
+    assert [(row["step"], row.get("faults")) for row in trained] == [(1, None), (2, None), (3, 1), (4, 1)]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_learner_that_is_lost_goes_back_to_the_start_or_the_newest_checkpoint(tmp_path):
+    """One rank dies before the first checkpoint, the other one in a weight sync after it."""
     deeds = [
         Deed(1, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[1]))),
         Deed(4, LearnerGroup, "send_weights", kill(lambda driver: process_of(driver.learner.actors[0]))),
     ]
     overrides = ["eval.every=0", "learner.ranks=2", "train.export=false", "train.checkpoint_every=3"]
     run_with(deeds, tmp_path, "train.steps=5", *overrides)
-    faults = finished(tmp_path, 5)
-    print(json.dumps(faults, indent=1))
-    assert [(fault["role"], fault["replaced"]) for fault in faults] == [("learner", True)] * 2
+    assert [(fault["role"], fault["replaced"]) for fault in finished(tmp_path, 5)] == [("learner", True)] * 2
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_saves_the_last_step(tmp_path, signum, status):
-    """It comes while a batch is sampled, or while the learner learns from one."""
-    place = (RewardPool, "submit") if signum == signal.SIGTERM else (LearnerGroup, "update")
-    deeds = [Deed(2, *place, lambda driver: os.kill(os.getpid(), signum))]
-    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=9"]
-    run_with(deeds, tmp_path, *overrides, status=status)
-    step = 2 if signum == signal.SIGTERM else 3
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == [f"step_{step:06d}"]
+@pytest.mark.slow
+def test_ctrl_c_drops_a_batch_that_is_sampled(tmp_path):
+    deeds = [Deed(2, RewardPool, "submit", lambda driver: os.kill(os.getpid(), signal.SIGINT))]
+    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=9", "pipeline=one_step_off"]
+    run_with(deeds, tmp_path, *overrides, status=130)
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert saved.name in ("step_000001", "step_000002")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from tests.unit.conftest import composed
 from tests.unit.groups import example
 from visurf_ray.checkpoints import Checkpoints, State, read_state
 from visurf_ray.driver import Driver
-from visurf_ray.errors import ConfigError
+from visurf_ray.errors import ConfigError, LostError
 from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.stages import build_stages
 
@@ -91,14 +92,17 @@ class Learner:
 
     least_groups = 1
 
-    def __init__(self, slow: int = 0) -> None:
+    def __init__(self, slow: int = 0, raises: Sequence[BaseException | None] = ()) -> None:
         """A checkpoint is written when that has been asked for `slow` times, or is waited for."""
+        self.raises = list(raises)
         self.log = []
         self.label_scales = []
         self.slow = self.left = slow
         self.waits = []
 
     def update(self, groups, loss, learning_rate):
+        if self.raises and (error := self.raises.pop(0)):
+            raise error
         self.log.append(([int(group.example.id) for group in groups], learning_rate))
         self.label_scales.append(loss.label_scale)
         return {}
@@ -161,12 +165,14 @@ def drive(
     period: int = 1,
     scores=None,
     slow: int = 0,
+    raises: Sequence[BaseException | None] = (),
 ) -> Driver:
     """Run from `state`, with a checkpoint of each step unless overrides say otherwise.
 
     Args:
         scores: what the evaluations score, one after the other; without it 1.0 each time.
         slow: as for `Learner`.
+        raises: what the first updates raise, None: nothing. What the run raises itself is the driver's `result`.
     """
     config = composed("train.batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=99", *overrides)
     scores = iter(scores) if scores else None
@@ -177,11 +183,16 @@ def drive(
         data=Data(period),
         rollouts=Rollouts(oversample),
         rewards=Rewards(),
-        learner=Learner(slow),
+        learner=Learner(slow, raises),
         checkpoints=Checkpoints(folder, config.train.keep_checkpoints),
         monitor=Monitor(),
     )
-    driver.result = driver.run(state or State())
+    try:
+        driver.result = driver.run(state or State())
+    except BaseException as error:
+        if not raises:
+            raise
+        driver.result = error
     return driver
 
 
@@ -399,3 +410,40 @@ def test_the_best_evaluations_checkpoint_is_named_when_it_is_written(tmp_path):
     driver = drive(tmp_path, *settings, scores=[0.0, 0.1, 0.9, 0.2], slow=9)
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 2 == driver.best.step
     assert (tmp_path / "step_000002" / "state.json").is_file()
+
+
+# What is lost, and signals
+
+
+@pytest.mark.parametrize("ahead", [(), AHEAD])
+def test_a_batch_that_is_lost_is_collected_again_and_no_example_is_used_twice(tmp_path, ahead):
+    lost = [None, LostError("an image"), LostError("again"), None, LostError("another")]
+    driver = drive(tmp_path, "method=rlvr", "train.steps=4", "eval.every=0", *ahead, raises=lost)
+    assert examples_of(driver) == [[b, b + 1, b + 2, b + 3] for b in (0, 4, 8, 12)]
+    assert read_state(tmp_path / "step_000004").position == 16
+
+
+def test_a_batch_that_is_lost_again_and_again_ends_the_run(tmp_path):
+    driver = drive(tmp_path, "method=rlvr", "train.steps=4", "eval.every=0", raises=[None, *[LostError("gone")] * 3])
+    assert isinstance(driver.result, LostError) and driver.state.step == 1
+
+
+@pytest.mark.parametrize("ahead", [(), AHEAD])
+def test_an_interrupted_run_saves_its_last_step(tmp_path, ahead):
+    settings = ["method=rlvr", "train.steps=9", "eval.every=0", "train.checkpoint_every=9", *ahead]
+    driver = drive(tmp_path, *settings, raises=[None, None, KeyboardInterrupt()])
+    assert isinstance(driver.result, KeyboardInterrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
+    assert read_state(tmp_path / "step_000002").position == 8
+
+
+def test_an_interrupted_run_saves_nothing_twice_nor_without_checkpoints(tmp_path):
+    settings = ["method=rlvr", "train.steps=9", "eval.every=0"]
+    for every, names in (("1", ["step_000001"]), ("0", [])):
+        folder = tmp_path / every
+        folder.mkdir()
+        driver = drive(folder, *settings, f"train.checkpoint_every={every}", raises=[None, KeyboardInterrupt()])
+        assert isinstance(driver.result, KeyboardInterrupt)
+        assert [path.name for path in folder.iterdir()] == names
+    drive(tmp_path / "1", *settings, state=read_state(tmp_path / "1" / "step_000001"), raises=[KeyboardInterrupt()])
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["step_000001"]

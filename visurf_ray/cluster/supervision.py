@@ -102,7 +102,7 @@ class Supervisor:
 
     def record(self, role: str, cause: str, phase: str | None = None) -> None:
         """Record that a role is lost. While it is not replaced, its first cause is kept."""
-        print(f"FAULT: the {role} {cause}", file=sys.stderr, flush=True)
+        print(f"FAULT: {role}: {cause}", file=sys.stderr, flush=True)
         with self._lock:
             if role not in self._open:
                 fault = Fault(role, short(cause.splitlines()[0], 200), phase or current_phase(), time.time())
