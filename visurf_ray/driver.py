@@ -84,6 +84,7 @@ class Driver:
         self.lost: Counter[int] = Counter()  # how often the batch after so many steps was lost
         self.begin = monotonic()  # since when the time of training is not in the state yet
         self.state = State()  # after the last step
+        self.learning = False  # whether the learner may be ahead of the state
         self.best: Best | None = None  # by train.keep_best
         self.saved: int | None = None  # the step of the newest checkpoint that this run has begun
 
@@ -101,7 +102,7 @@ class Driver:
                 raise
 
     def _run(self, state: State) -> dict[str, Json]:
-        self.state, self.saved = state, None
+        self.state, self.saved, self.learning = state, None, False
         self.go_to(state)
         if metric := self.config.train.keep_best:
             self.best = self.checkpoints.best(metric, state.step)
@@ -147,8 +148,10 @@ class Driver:
         """
         train, every = self.config.train, self.config.eval.every
         with finishing_first(train.grace):
+            self.learning = True
             self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
             self.state = replace(self.state, step=batch.step + 1, position=batch.position, solved=batch.solved)
+            self.learning = False
         self.finish_checkpoint()
         step = self.state.step
         last = step == train.steps
@@ -186,7 +189,9 @@ class Driver:
     def save_before_end(self, start: State) -> None:
         """Begin to save the steps since the last checkpoint, because the run is to end within train.grace seconds."""
         train = self.config.train
-        if train.checkpoint_every and self.state.step not in (start.step, self.saved):
+        if self.learning:
+            print(f"step {self.state.step + 1} is not finished, and nothing is saved", file=sys.stderr, flush=True)
+        elif train.checkpoint_every and self.state.step not in (start.step, self.saved):
             try:
                 with time_left(train.grace):
                     self.save()

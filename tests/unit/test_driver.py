@@ -74,6 +74,10 @@ class Rollouts:
 
 
 class Rewards:
+    def __init__(self, interrupted: int | None) -> None:
+        """Scoring the batch of this number is interrupted."""
+        self.left = interrupted
+
     def submit(self, groups):
         for group in groups:
             for number, response in enumerate(group.rollouts):
@@ -81,6 +85,10 @@ class Rewards:
                 response.reward_parts = {"accuracy": response.reward}
 
     def wait(self):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
         return []
 
     def drop(self):
@@ -166,6 +174,7 @@ def drive(
     scores=None,
     slow: int = 0,
     raises: Sequence[BaseException | None] = (),
+    interrupted: int | None = None,
 ) -> Driver:
     """Run from `state`, with a checkpoint of each step unless overrides say otherwise.
 
@@ -173,6 +182,7 @@ def drive(
         scores: what the evaluations score, one after the other; without it 1.0 each time.
         slow: as for `Learner`.
         raises: what the first updates raise, None: nothing. What the run raises itself is the driver's `result`.
+        interrupted: as for `Rewards`.
     """
     config = composed("train.batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=99", *overrides)
     scores = iter(scores) if scores else None
@@ -182,7 +192,7 @@ def drive(
         score=lambda predictions: {"score": next(scores) if scores else 1.0, "score_low": 0.0},
         data=Data(period),
         rollouts=Rollouts(oversample),
-        rewards=Rewards(),
+        rewards=Rewards(interrupted),
         learner=Learner(slow, raises),
         checkpoints=Checkpoints(folder, config.train.keep_checkpoints),
         monitor=Monitor(),
@@ -190,7 +200,7 @@ def drive(
     try:
         driver.result = driver.run(state or State())
     except BaseException as error:
-        if not raises:
+        if not raises and interrupted is None:
             raise
         driver.result = error
     return driver
@@ -431,7 +441,7 @@ def test_a_batch_that_is_lost_again_and_again_ends_the_run(tmp_path):
 @pytest.mark.parametrize("ahead", [(), AHEAD])
 def test_an_interrupted_run_saves_its_last_step(tmp_path, ahead):
     settings = ["method=rlvr", "train.steps=9", "eval.every=0", "train.checkpoint_every=9", *ahead]
-    driver = drive(tmp_path, *settings, raises=[None, None, KeyboardInterrupt()])
+    driver = drive(tmp_path, *settings, interrupted=2)
     assert isinstance(driver.result, KeyboardInterrupt)
     assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
     assert read_state(tmp_path / "step_000002").position == 8
@@ -442,8 +452,16 @@ def test_an_interrupted_run_saves_nothing_twice_nor_without_checkpoints(tmp_path
     for every, names in (("1", ["step_000001"]), ("0", [])):
         folder = tmp_path / every
         folder.mkdir()
-        driver = drive(folder, *settings, f"train.checkpoint_every={every}", raises=[None, KeyboardInterrupt()])
+        driver = drive(folder, *settings, f"train.checkpoint_every={every}", interrupted=1)
         assert isinstance(driver.result, KeyboardInterrupt)
         assert [path.name for path in folder.iterdir()] == names
-    drive(tmp_path / "1", *settings, state=read_state(tmp_path / "1" / "step_000001"), raises=[KeyboardInterrupt()])
+    drive(tmp_path / "1", *settings, state=read_state(tmp_path / "1" / "step_000001"), interrupted=0)
     assert [path.name for path in (tmp_path / "1").iterdir()] == ["step_000001"]
+
+
+def test_a_learner_that_may_be_ahead_of_the_state_is_not_saved(tmp_path, capsys):
+    """An update that is interrupted goes on in the ranks."""
+    settings = ["method=rlvr", "train.steps=9", "eval.every=0", "train.checkpoint_every=9"]
+    driver = drive(tmp_path, *settings, raises=[None, None, KeyboardInterrupt()])
+    assert isinstance(driver.result, KeyboardInterrupt) and not list(tmp_path.iterdir())
+    assert "step 3 is not finished" in capsys.readouterr().err
