@@ -155,7 +155,7 @@ def test_a_learner_that_dies_goes_back_to_its_checkpoint_and_sigterm_saves_the_l
         Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[0]))),
         Deed(3, LearnerGroup, "update", lambda driver: os.kill(os.getpid(), signal.SIGTERM)),
     ]
-    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=2"]
+    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=2", "train.async_checkpoint=false"]
     run_with(deeds, tmp_path, *overrides, status=143)
     trained = [row for row in rows(tmp_path) if "train/loss" in row]
     assert [(row["step"], row.get("faults")) for row in trained] == [(1, None), (2, None), (3, 1), (4, 1)]
