@@ -7,9 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayError
 
 from tests.unit.groups import group, held
-from visurf_ray.errors import ConfigError
+from visurf_ray.config.choices import Packing
+from visurf_ray.errors import ConfigError, LearnerLostError, LostError, StalledError
 from visurf_ray.groups import Group, Prompt
 from visurf_ray.learner.balance import GroupPart, balance, cut, fill, spread
 from visurf_ray.learner.cost import TOKENS, Cost
@@ -70,6 +72,40 @@ def test_a_checkpoint_is_written_when_all_ranks_have_written_it(make_group):
         calls = []
         assert make_group(calls, *results).written(wait=False) == all(results)
         assert calls == [("written", False)] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "death", "expected"),
+    [
+        (StalledError("no answer from a rank"), None, "no answer from a rank"),
+        (RayError("Connection closed by peer"), "LearnerActor (process 7) died", r"LearnerActor \(process 7\) died"),
+        (RayError("out of memory"), None, None),
+        (LostError("an image"), "LearnerActor (process 7) died", None),
+    ],
+)
+def test_which_errors_tell_that_the_learner_is_lost(make_group, monkeypatch, error, death, expected):
+    group = make_group([], None, None)
+
+    def fetch(references, timeout):
+        raise error
+
+    monkeypatch.setattr("visurf_ray.learner.group.fetch", fetch)
+    monkeypatch.setattr("visurf_ray.learner.group.death_among", lambda actors, phase: death)
+    with pytest.raises(LearnerLostError if expected else type(error), match=expected):
+        group.take_reference()
+
+
+def test_a_learner_that_starts_anew_packs_as_before_and_loads_its_checkpoint(make_group, monkeypatch):
+    monkeypatch.setattr("visurf_ray.learner.group.ray", SimpleNamespace(kill=lambda actor: calls.append(("killed",))))
+    calls, later = [], []
+    group = make_group(calls, None)
+    group.set_packing(Packing.rows)
+    calls.clear()
+    group._launch = lambda: [Rank(later)]
+    group.restart(Path("step_000002"))
+    assert calls == [("killed",), ("engines sleep",)]
+    assert [call[0] for call in later] == ["address", "start", "set_packing", "load"]
+    assert later[-1] == ("load", Path("step_000002"))
 
 
 def test_balance_by_hand():
