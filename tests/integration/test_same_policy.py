@@ -63,7 +63,7 @@ def engine_of(config):
                 adapter_rank=16 if adapters else 0,
                 adapts_vision=adapters,
             )
-            engine = Reader.remote(settings, 0, sorted(os.sched_getaffinity(0)))
+            engine = Reader.remote(settings, sorted(os.sched_getaffinity(0)))
             ray.get(engine.ready.remote())
             engines[dtype, adapters] = engine
         return engines[dtype, adapters]
