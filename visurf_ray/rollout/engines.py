@@ -151,7 +151,7 @@ class Engines:
             self.actors = sorted([*self.actors, actor], key=self._numbers.__getitem__)
             self._replaced.supervisor.watch(actor)
         if starting and not self.actors:
-            raise ClusterError(f"no rollout worker is left. {failure}") from failure
+            raise ClusterError(f"no rollout worker is left: {failure}") from failure
         return bool(starting)
 
     def shut_down(self) -> None:
