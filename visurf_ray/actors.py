@@ -11,7 +11,8 @@ from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import plan_run, trained_weights
 from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import KEEP_MEMORY, SAME_SUMS, cluster_nodes, wait_ready
-from visurf_ray.config.choices import ImportanceLevel, Packing
+from visurf_ray.cluster.supervision import Supervisor
+from visurf_ray.config.choices import ImportanceLevel, OnError, Packing
 from visurf_ray.config.schema import Config
 from visurf_ray.errors import during
 from visurf_ray.feed.feed import DataFeed
@@ -22,18 +23,22 @@ from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.engines import Replacing
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
 from visurf_ray.scoring.segmentation import Segmentation
 
 
 @during("data")
-def start_data(config: Config, *, train: bool = True) -> DataFeed:
+def start_data(config: Config, *, train: bool = True, supervisor: Supervisor | None = None) -> DataFeed:
     """Start the data actors, which read and check the rows; without `train` those of the held-out split only.
+
+    Args:
+        supervisor: see `DataFeed`.
 
     Raises:
         DataError: a row cannot be used.
     """
-    data = DataFeed(config, train=train)
+    data = DataFeed(config, train=train, supervisor=supervisor)
     if data.findings.warning:
         print(data.findings.warning, flush=True)
     if dropped := data.findings.dropped:
@@ -69,6 +74,7 @@ def start_policy(
     images: int = 1,
     checkpoint: Path | None = None,
     engines: bool = True,
+    supervisor: Supervisor | None = None,
 ) -> tuple[RolloutPool, LearnerGroup]:
     """Start learner ranks, and connect them with a pool of rollout workers.
 
@@ -78,13 +84,16 @@ def start_policy(
         checkpoint: the learner's state to continue from.
         engines: whether to start the rollout workers as well, at the same time; otherwise they start when they are
             needed. They hold the learner's weights.
+        supervisor: has lost actors replaced; None: the loss of one is an error.
 
     Raises:
         ClusterError: the cluster does not have what they need, or no longer.
     """
     plan = plan_run(config, cluster_nodes())
     places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
-    rollouts = make_rollouts(config, processor, places.workers, trained_weights(config), images=images)
+    rollouts = make_rollouts(
+        config, processor, places.workers, trained_weights(config), images=images, supervisor=supervisor
+    )
     stack.callback(rollouts.shut_down)
     if engines:
         rollouts.launch()
@@ -95,10 +104,9 @@ def start_policy(
     stack.callback(learner.shut_down)
     if checkpoint:
         learner.load(checkpoint.resolve(), scratch=Path(config.output_dir).resolve())
-    gpu_workers = config.rollout.gpus * config.rollout.workers
     connect = partial(
         learner.connect,
-        gpu_workers=gpu_workers,
+        engine_gpus=config.rollout.gpus,
         colocated=config.colocated,
         start_timeout=config.cluster.start_timeout,
     )
@@ -115,6 +123,7 @@ def make_rollouts(
     trained: Trained | None = None,
     *,
     images: int = 1,
+    supervisor: Supervisor | None = None,
 ) -> RolloutPool:
     """Return a pool that starts vLLM engines when they are needed.
 
@@ -123,12 +132,14 @@ def make_rollouts(
         places: Ray's options of each engine's actor, see `reserved`.
         trained: tells which adapters the engines will load; None: none.
         images: the most images of a prompt.
+        supervisor: has lost engines replaced; None: the loss of one is an error.
     """
     rollout = config.rollout
     every = rollout.logprobs_every if config.pipeline.importance == ImportanceLevel.off else 1
     sampling = Sampling(rollout.n, rollout.temperature, rollout.max_tokens, logprobs_every=every, seed=config.seed)
+    launch = _engine_launcher(config, processor, places, trained, images)
     return RolloutPool(
-        partial(_launch_engines, config, processor, places, trained, images),
+        lambda: [launch(number) for number in range(rollout.workers)],
         wait=partial(_wait_for_engines, config),
         sampling=sampling,
         max_in_flight=rollout.max_in_flight,
@@ -136,13 +147,14 @@ def make_rollouts(
         oversample=rollout.oversample,
         sleep_level=rollout.sleep_level if config.colocated else None,
         deterministic=rollout.deterministic,
+        replacing=Replacing(launch, supervisor, at_once=not config.colocated) if supervisor else None,
     )
 
 
-def _launch_engines(
+def _engine_launcher(
     config: Config, processor: Processor, places: Sequence[ActorOptions], trained: Trained | None, images: int
-) -> list[ActorHandle]:
-    """Begin to start vLLM engines."""
+) -> Callable[[int], ActorHandle]:
+    """Return what begins to start the vLLM engine with a number, from 0."""
     rollout = config.rollout
     engine = EngineConfig(
         model_path=resolve_model(config.model.path),
@@ -161,10 +173,11 @@ def _launch_engines(
         deterministic=rollout.deterministic,
     )
     cores = _shares(_cores(config)[0], rollout.workers)
-    return [
-        RolloutActor.options(**place).remote(engine, worker, cores[worker])  # type: ignore[attr-defined]
-        for worker, place in enumerate(places)
-    ]
+
+    def launch(number: int) -> ActorHandle:
+        return RolloutActor.options(**places[number]).remote(engine, cores[number])  # type: ignore[attr-defined]
+
+    return launch
 
 
 def _wait_for_engines(config: Config, engines: Sequence[ActorHandle]) -> None:
@@ -193,14 +206,24 @@ def start_learner(
     environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment |= SAME_SUMS if config.rollout.deterministic else {}
-    actors = [
-        LearnerActor.options(runtime_env={"env_vars": environment}, **place).remote()  # type: ignore[attr-defined]
-        for place in places
-    ]
-    wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
+
+    def launch() -> list[ActorHandle]:
+        actors = [
+            LearnerActor.options(runtime_env={"env_vars": environment}, **place).remote()  # type: ignore[attr-defined]
+            for place in places
+        ]
+        wait_ready([actor.address.remote() for actor in actors], "the learner ranks", config.cluster.start_timeout)
+        return actors
+
     cores = _shares([] if learner.gpus else _cores(config)[1], learner.ranks)
     return LearnerGroup(
-        actors, rank, seed=config.seed, minibatches=learner.minibatches, cores=cores, claim_gpus=claim_gpus
+        launch(),
+        rank,
+        seed=config.seed,
+        minibatches=learner.minibatches,
+        cores=cores,
+        claim_gpus=claim_gpus,
+        launch=launch,
     )
 
 
@@ -233,6 +256,7 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
         epochs=learner.epochs,
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
+        skip_nan=config.train.on_nan is OnError.skip,
     )
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -11,13 +12,14 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from visurf_ray.actors import start_data, start_policy, start_segmentation
-from visurf_ray.aliases import Processor
+from visurf_ray.aliases import Json, Processor
 from visurf_ray.checkpoints import Checkpoints, State, written_whole
 from visurf_ray.checks import check, check_budget, plan_run, versions, with_rows
 from visurf_ray.cluster.resources import cluster_nodes, connected
+from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
-from visurf_ray.errors import during, writing
+from visurf_ray.errors import LearnerLostError, during, phase_of, writing
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.feed.strictness import Dropped
 from visurf_ray.groups import Group, Response, Source, TokenSpan
@@ -42,7 +44,9 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
         plan_run(config, cluster_nodes())  # refuses what does not fit, before the data are read
-        data = start_data(config)
+        supervisor = Supervisor(config.cluster.max_restarts, config.cluster.health_timeout)
+        stack.callback(supervisor.close)
+        data = start_data(config, supervisor=supervisor)
         check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
         state = with_rows(checked, data.findings, override=config.train.resume_override)
         print(
@@ -58,6 +62,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             images=data.findings.most_images,
             checkpoint=checked.resume,
             engines=samples_now or state.before is None,  # which a run without a checkpoint evaluates first
+            supervisor=supervisor,
         )
         print(prove(config, data, processor, rollouts, learner), flush=True)
         segmentation = start_segmentation(config)
@@ -65,7 +70,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         with writing("config.yaml", output):
             OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
         write_dropped(data.findings.dropped, output, resumed=checked.resume is not None)
-        monitor = _start_monitor(config, output, state, sample_chooser(config, checked.tasks, data))
+        monitor = _start_monitor(config, output, state, sample_chooser(config, checked.tasks, data), supervisor)
         stack.push(lambda kind, *_: monitor.close() if kind else None)
         data.on_drop = partial(_drop, monitor, output)
         driver = Driver(
@@ -81,19 +86,45 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             segmentation=segmentation,
         )
         with exempt_from_collection():
-            result = driver.run(state)
+            result = run_through(driver, state, checked.resume, supervisor)
         if config.train.export:
             with during("export"), writing("export/", output), written_whole(output / "export") as export:
                 learner.export(export)
                 processor.save_pretrained(export)
         run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
-        summary = result | run | {"versions": versions()}
+        summary = result | run | {"faults": supervisor.report(), "versions": versions()}
         if config.train.export:
             write_card(output / "export", config=to_dict(config), summary=summary, overrides=overrides)
         monitor.finish(summary)
     if config.train.push_to_hub:
         print(f"uploaded to {upload(output / 'export', config.train.push_to_hub)}", flush=True)
     return output
+
+
+def run_through(driver: Driver, state: State, checkpoint: Path | None, supervisor: Supervisor) -> dict[str, Json]:
+    """Run the driver from `state` to the end; if the learner is lost, start it anew and repeat the steps since then.
+
+    The learner goes back to the newest checkpoint that the run has written, or to where the run has started.
+
+    Args:
+        checkpoint: that of `state`; None if the run starts without one.
+
+    Raises:
+        ClusterError: the learner may not be restarted again.
+    """
+    start = checkpoint, state
+    while True:
+        try:
+            return driver.run(state)
+        except LearnerLostError as error:
+            supervisor.record("learner", str(error), phase_of(error))
+        folder, state = driver.checkpoints.newest or start
+        why = "" if driver.checkpoints.newest else ": the run has written no checkpoint yet (train.checkpoint_every)"
+        print(f"the learner goes back to step {state.step}{why}", file=sys.stderr, flush=True)
+        with during("restart"):
+            supervisor.restart("learner", partial(driver.learner.restart, folder and folder.resolve()))
+            driver.rollouts.reconnect()
+        driver.monitor.rewind(state.step)
 
 
 @during("proof")
@@ -150,7 +181,9 @@ def sample_chooser(config: Config, tasks: Tasks, data: DataFeed) -> SampleChoose
     )
 
 
-def _start_monitor(config: Config, output: Path, state: State, samples: SampleChooser) -> Monitor:
+def _start_monitor(
+    config: Config, output: Path, state: State, samples: SampleChooser, supervisor: Supervisor
+) -> Monitor:
     return Monitor(
         output,
         config=to_dict(config),
@@ -162,6 +195,7 @@ def _start_monitor(config: Config, output: Path, state: State, samples: SampleCh
         samples=samples,
         warn_logprob_diff=config.monitor.warn_logprob_diff,
         warn_equal_rewards=config.monitor.warn_equal_rewards,
+        faults=supervisor.faults,
     )
 
 

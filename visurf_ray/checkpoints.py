@@ -12,8 +12,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 from visurf_ray.aliases import Json
-from visurf_ray.errors import StalledError, UserError, during, short, writing
+from visurf_ray.errors import LearnerLostError, StalledError, UserError, during, short, writing
 from visurf_ray.groups import Metrics
+from visurf_ray.stopping import time_left
 
 _STATE = "state.json"
 _PREFIX = "step_"
@@ -110,6 +111,7 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self.keep = keep
+        self.newest: tuple[Path, State] | None = None  # that this process has written
         self._begun: _Begun | None = None
 
     @property
@@ -172,6 +174,7 @@ class Checkpoints:
             shutil.rmtree(begun.partial, ignore_errors=True)
             raise
         self._begun = None
+        self.newest = begun.final, state
         if (best := self._read_best()) and best.step >= state.step:  # of an abandoned branch, or written again
             (self.folder / _BEST).unlink()
         if begun.best:
@@ -179,14 +182,20 @@ class Checkpoints:
         self._prune(begun.final)
 
     @contextmanager
-    def finishing(self) -> Iterator[None]:
+    def finishing(self, grace: float = math.inf) -> Iterator[None]:
         """Finish what is being written at the end of the context, also after Ctrl-C or an error.
 
         After an error of another kind, a checkpoint that cannot be finished is reported on standard error.
+
+        Args:
+            grace: seconds from the signal on that this may take, after a signal.
         """
         try:
             yield
-        except StalledError:  # the learner would not answer again
+        except (LearnerLostError, StalledError):  # the learner would not answer again
+            if self._begun:
+                shutil.rmtree(self._begun.partial, ignore_errors=True)
+                self._begun = None
             raise
         except BaseException:
             if self._begun:
@@ -195,7 +204,8 @@ class Checkpoints:
                     f"the run ends when {what} is written; press Ctrl-C again to leave it", file=sys.stderr, flush=True
                 )
                 try:
-                    self.finish(wait=True)
+                    with time_left(grace):
+                        self.finish(wait=True)
                 except Exception as failure:
                     print(f"{what} is not written: {short(failure, 500)}", file=sys.stderr, flush=True)
             raise

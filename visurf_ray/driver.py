@@ -1,16 +1,19 @@
 """The central loop: ViSurf's Algorithm 1. No tensors and no pixels pass through it."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from time import monotonic
 
 from visurf_ray.aliases import Json
 from visurf_ray.checkpoints import Best, Checkpoints, State
+from visurf_ray.cluster.supervision import again_if_lost
 from visurf_ray.config.schema import Config
-from visurf_ray.errors import ConfigError, during
+from visurf_ray.errors import ConfigError, LostError, during, short
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Example, Group, Metrics, Phase, Prediction, without_bounds
 from visurf_ray.learner.group import LearnerGroup
@@ -20,6 +23,7 @@ from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool, without_rollouts
 from visurf_ray.scoring.segmentation import Segmentation
 from visurf_ray.stages import Stage
+from visurf_ray.stopping import finishing_first, stopped, time_left
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,10 @@ class Driver:
         self.checkpoints = checkpoints
         self.monitor = monitor
         self.segmentation = segmentation
+        self.lost: Counter[int] = Counter()  # how often the batch after so many steps was lost
+        self.begin = monotonic()  # since when the time of training is not in the state yet
+        self.state = State()  # after the last step
+        self.learning = False  # whether the learner may be ahead of the state
         self.best: Best | None = None  # by train.keep_best
         self.saved: int | None = None  # the step of the newest checkpoint that this run has begun
 
@@ -90,49 +98,86 @@ class Driver:
         Returns:
             The scores `before` and `after`, the `train_seconds` between, and with train.keep_best the `best` one.
         """
-        with self.checkpoints.finishing():
-            return self._run(state)
+        with self.checkpoints.finishing(self.config.train.grace):
+            try:
+                return self._run(state)
+            except KeyboardInterrupt:
+                self.save_before_end(state)
+                raise
 
     def _run(self, state: State) -> dict[str, Json]:
-        train, every = self.config.train, self.config.eval.every
-        self.data.seek(state.position, state.solved, state.dropped)
-        if self.stage(state.step).plan.first < state.step:
-            self.stage(state.step).method.restore(state.styles)
-        if metric := train.keep_best:
+        self.state, self.saved, self.learning = state, None, False
+        self.go_to(state)
+        if metric := self.config.train.keep_best:
             self.best = self.checkpoints.best(metric, state)
         before = state.before or self.evaluate(state.step)
         if not has_metric(metric, before):  # it is misspelt, or of a set that was added since: an evaluation tells
             self.evaluate(state.step)
-        state = replace(state, run_id=self.monitor.run_id, before=before)
-        begin = monotonic()
+        self.state = replace(state, run_id=self.monitor.run_id, before=before)
+        self.begin = monotonic()
         for stage in self.stages:
-            if 0 < state.step == stage.plan.first:
+            if 0 < self.state.step == stage.plan.first:
                 self.learner.take_reference()  # the KL term of a stage compares with the policy at its start
-            for batch in self.batches(state.step, stage.plan.last):
-                self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
-                self.finish_checkpoint()
-                state = replace(
-                    state,
-                    step=batch.step + 1,
-                    position=batch.position,
-                    solved=batch.solved,
-                    dropped=batch.dropped,
-                    styles=batch.styles,
-                )
-                last = state.step == train.steps
-                scores = self.evaluate(state.step) if every and state.step % every == 0 and not last else None
-                best = self.better(state.step, scores)
-                due = train.checkpoint_every and (state.step % train.checkpoint_every == 0 or last)
-                if due or best:
-                    state = replace(state, train_seconds=state.train_seconds + monotonic() - begin)
-                    begin = monotonic()
-                    self.save(state, best)
-        state = replace(state, train_seconds=state.train_seconds + monotonic() - begin)
-        after = self.evaluate(train.steps)
-        if best := self.better(train.steps, after):
-            self.save(state, best)
+            while self.state.step < stage.plan.last:
+                try:
+                    with closing(self.batches(self.state.step, stage.plan.last)) as batches:
+                        for batch in batches:
+                            self.advance(batch)
+                except LostError as error:
+                    self.collect_again(error)
+        self.note_time()
+        after = self.evaluate(self.config.train.steps)
+        if best := self.better(self.config.train.steps, after):
+            self.save(best)
         found = {"best": asdict(self.best)} if self.best else {}
-        return {"before": before, "after": after, "train_seconds": round(state.train_seconds, 1)} | found
+        return {"before": before, "after": after, "train_seconds": round(self.state.train_seconds, 1)} | found
+
+    def go_to(self, state: State) -> None:
+        """Collect the batch after `state` next."""
+        self.rewards.drop()  # of groups that are left
+        self.data.seek(state.position, state.solved, state.dropped)
+        if self.stage(state.step).plan.first < state.step:
+            self.stage(state.step).method.restore(state.styles)
+
+    def collect_again(self, error: LostError) -> None:
+        """Collect the batch of the next step once more, as what it refers to is lost; give up at the third time."""
+        self.lost[self.state.step] += 1
+        if self.lost[self.state.step] == 3:
+            raise error
+        self.go_to(self.state)
+
+    def advance(self, batch: Batch) -> None:
+        """Learn from the batch of the next step; evaluate and save if it is time to.
+
+        Raises:
+            LostError: what the batch refers to is lost, and nothing is learnt from it.
+        """
+        train, every = self.config.train, self.config.eval.every
+        with finishing_first(train.grace):
+            self.learning = True
+            self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
+            self.state = replace(
+                self.state,
+                step=batch.step + 1,
+                position=batch.position,
+                solved=batch.solved,
+                dropped=batch.dropped,
+                styles=batch.styles,
+            )
+            self.learning = False
+        self.finish_checkpoint()
+        step = self.state.step
+        last = step == train.steps
+        scores = self.evaluate(step) if every and step % every == 0 and not last else None
+        best = self.better(step, scores)
+        due = train.checkpoint_every and (step % train.checkpoint_every == 0 or last)
+        if due or best:
+            self.save(best)
+
+    def note_time(self) -> None:
+        """Add the time spent since the last call to the state."""
+        begin, self.begin = self.begin, monotonic()
+        self.state = replace(self.state, train_seconds=self.state.train_seconds + self.begin - begin)
 
     def better(self, step: int, scores: Metrics | None) -> Best | None:
         """Return the evaluation after so many steps if train.keep_best has a value and it is the best so far."""
@@ -142,17 +187,30 @@ class Driver:
         found = Best(metric, scores[metric.removeprefix("-")], step, self.checkpoints.name(step))
         return found if found.beats(self.best) else None
 
-    def save(self, state: State, best: Best | None) -> None:
+    def save(self, best: Best | None = None) -> None:
         """Begin a checkpoint, unless this run has begun it before; mark it if its evaluation is the best."""
-        state = replace(state, best=best or self.best)
+        self.note_time()
+        state = replace(self.state, best=best or self.best)
         with self.monitor.phase("checkpoint"):
-            if self.saved != state.step:
+            if self.saved != self.state.step:
                 self.checkpoints.begin(state, self.learner.save, self.learner.written, best)
-                self.saved = state.step
+                self.saved = self.state.step
             elif best:
                 self.checkpoints.keep_best(best)
         self.best = best or self.best
         self.finish_checkpoint()
+
+    def save_before_end(self, start: State) -> None:
+        """Begin to save the steps since the last checkpoint, because the run is to end within train.grace seconds."""
+        train = self.config.train
+        if self.learning:
+            print(f"step {self.state.step + 1} is not finished, and nothing is saved", file=sys.stderr, flush=True)
+        elif train.checkpoint_every and self.state.step not in (start.step, self.saved):
+            try:
+                with time_left(train.grace):
+                    self.save()
+            except Exception as error:
+                print(f"step {self.state.step} is not saved: {short(error, 500)}", file=sys.stderr, flush=True)
 
     def finish_checkpoint(self) -> None:
         """Finish the checkpoint that is being written, if the learner has written its files."""
@@ -164,7 +222,7 @@ class Driver:
         """Return the stage of a step; after the last step, the last stage."""
         return next((stage for stage in self.stages if step < stage.plan.last), self.stages[-1])
 
-    def batches(self, first: int, last: int) -> Iterator[Batch]:
+    def batches(self, first: int, last: int) -> Generator[Batch, None, None]:
         """Yield the batch of each step, collected up to `pipeline.max_staleness` steps ahead of the learning."""
         staleness = self.config.pipeline.max_staleness
         if not staleness:
@@ -180,7 +238,8 @@ class Driver:
                     batch = ahead.popleft().result()
                 yield batch
         finally:
-            sampler.shutdown(cancel_futures=True)  # waits for the batch that is being sampled: it needs its actors
+            # Wait for the batch that is being sampled, as it needs its actors; but not if the run is to end at once.
+            sampler.shutdown(wait=not stopped(), cancel_futures=True)
 
     def collect(self, number: int, phase: Phase = during) -> Batch:
         """Collect the groups of a step (Algorithm 1, from the batch to its rewards)."""
@@ -272,12 +331,15 @@ class Driver:
         stay, settings = self.stage(step).method.samples, self.config.eval
         held_out = self.data.held_out(settings.examples)
         with self.monitor.phase("evaluate"):
-            predictions = self.rollouts.answer(
-                held_out,
-                max_tokens=settings.max_tokens,
-                n=settings.n,
-                temperature=settings.temperature,
-                stay=stay,
+            predictions = again_if_lost(
+                partial(
+                    self.rollouts.answer,
+                    held_out,
+                    max_tokens=settings.max_tokens,
+                    n=settings.n,
+                    temperature=settings.temperature,
+                    stay=stay,
+                )
             )
             if self.segmentation:
                 predictions = self.segmentation.segment(held_out.taken, predictions, self.data.stored_image)

@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 
 
@@ -37,15 +38,42 @@ class StalledError(ClusterError):
     """Actors have not answered within cluster.timeout. The message names them; `deaths_explained` adds the phase."""
 
 
+class LostError(ClusterError):
+    """Objects in Ray's store are lost with the actor or the machine that has made them. They can be made again."""
+
+
+class LearnerLostError(ClusterError):
+    """The learner's ranks are lost: one has died or hangs, and the others wait for it. The message says which."""
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield the error, its cause, the cause's cause, and so on."""
+    while error is not None:
+        yield error
+        inner = getattr(error, "cause", None)  # Ray's, of an error that an actor has raised
+        error = inner if isinstance(inner, BaseException) else error.__cause__
+
+
 @contextmanager
 def during(phase: str) -> Iterator[None]:
     """Note on an error that leaves the context in which phase of the run it arose; the innermost phase stays noted."""
+    before = _CURRENT.set(phase)
     try:
         yield
     except Exception as error:
         if phase_of(error) is None:
             error.add_note(f"{_PHASE}{phase}")
         raise
+    finally:
+        _CURRENT.reset(before)
+
+
+_CURRENT: ContextVar[str | None] = ContextVar("phase", default=None)
+
+
+def current_phase() -> str | None:
+    """Return the phase of the run that this thread is in; None in none."""
+    return _CURRENT.get()
 
 
 def phase_of(error: BaseException) -> str | None:

@@ -14,6 +14,7 @@ from visurf_ray.checkpoints import read_state
 from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, plan_run, writable
 from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import cluster_nodes, connected
+from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, during, writing
 from visurf_ray.groups import Metrics
@@ -43,7 +44,10 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         plan = plan_run(config, cluster_nodes(), learns=False)
         places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
         data = start_data(config, train=False)
-        rollouts = make_rollouts(config, processor, places.workers, images=data.findings.most_images)
+        supervisor = Supervisor(config.cluster.max_restarts, config.cluster.health_timeout)
+        stack.callback(supervisor.close)
+        images = data.findings.most_images
+        rollouts = make_rollouts(config, processor, places.workers, images=images, supervisor=supervisor)
         stack.callback(rollouts.shut_down)
         with during("start"):
             rollouts.launch()

@@ -33,7 +33,7 @@ from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.metrics import StepReport, UpdateSums
 from visurf_ray.method import LossConfig
 from visurf_ray.models import load_processor
-from visurf_ray.rollout.actor import Sampled, Sampling
+from visurf_ray.rollout.actor import Sampled, Sampling, in_one_store
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
 
 TOKENS, ROLLOUTS = 2000, 16
@@ -48,13 +48,14 @@ class RandomRollouts:
         self.token_ids = rng.integers(0, 150_000, (64, TOKENS), dtype=np.int32)
         self.logprobs = -rng.exponential(size=(64, TOKENS)).astype(np.float32)
 
-    def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
-        return [self.respond(number, example, sampling) for number, example in examples]
+    @ray.method(num_returns=2)
+    def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> tuple[list[Sampled], Tokens]:
+        return in_one_store([self.respond(number, example, sampling) for number, example in examples])
 
     def respond(self, number: int, example: Example, sampling: Sampling) -> Sampled:
         text = "<think>a 7 no [1, 2, 3, 4]</think><answer>[]</answer>"
         rows = np.random.default_rng(zlib.crc32(example.id.encode())).integers(0, 64, sampling.n)
-        store = ray.put(Tokens(self.token_ids[rows].ravel(), self.logprobs[rows].ravel()))
+        store = Tokens(self.token_ids[rows].ravel(), self.logprobs[rows].ravel())
         spans = [TokenSpan(store, begin, begin + TOKENS) for begin in range(0, sampling.n * TOKENS, TOKENS)]
         texts = [text if row % 2 else text[:20] for row in rows]
         return Sampled(number, [Response(Source.ROLLOUT, *pair) for pair in zip(texts, spans, strict=True)])

@@ -30,8 +30,8 @@ from visurf_ray.config.load import load_config
 from visurf_ray.config.schema import Config
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.feed.held_out import HeldOut
-from visurf_ray.groups import Example, Response, Source, TokenSpan
-from visurf_ray.rollout.actor import Sampled, Sampling
+from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
+from visurf_ray.rollout.actor import Sampled, Sampling, in_one_store
 from visurf_ray.rollout.pool import RolloutPool
 
 SIDE = 840
@@ -89,13 +89,14 @@ def speed(config: Config, batches: int) -> float:
 class Answering:
     """Fetches the pictures of prompts as an engine does, and answers at once."""
 
-    def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
+    @ray.method(num_returns=2)
+    def sample(self, examples: list[tuple[int, Example]], sampling: Sampling) -> tuple[list[Sampled], Tokens]:
         found = []
         for number, example in examples:
             (image,) = ray.get(list(example.prompt.images))
             assert image.size == (SIDE, SIDE)
             found.append(Sampled(number, [Response(Source.ROLLOUT, "<answer>[]</answer>", TokenSpan.of([1]))]))
-        return found
+        return in_one_store(found)
 
 
 def memory() -> float:

@@ -38,7 +38,7 @@ def main() -> None:
         for number in range(STEPS):
             driver.step(driver.collect(number))
         found = {
-            "engines": ray.get([engine.machine.remote() for engine in job.rollouts.actors]),
+            "engines": ray.get([engine.join.remote(number) for number, engine in enumerate(job.rollouts.actors)]),
             "ranks": [address for address, _ in ray.get([rank.address.remote() for rank in job.learner.actors])],
             "there": [metrics for *_, metrics in recorded],
         }

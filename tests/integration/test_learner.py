@@ -1,5 +1,6 @@
 """The DeepSpeed learner: ranks, ZeRO stages, micro-batches and order change nothing; checkpoints keep all."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -13,6 +14,7 @@ from tests.unit.test_checkpoints import small_disk  # noqa: F401  # a fixture
 from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.config.choices import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
 from visurf_ray.errors import DiskFullError
+from visurf_ray.groups import Group
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import Policy, load_model
@@ -324,3 +326,16 @@ def test_a_checkpoint_exports_to_the_weights_of_its_run(make_learner, batches, c
     assert found.keys() == expected.keys()
     for name, weight in expected.items():
         torch.testing.assert_close(found[name].float(), weight.float(), atol=1e-7, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 2), (2, 3)])
+def test_a_step_whose_gradient_is_not_finite_is_not_taken(make_learner, batches, tmp_path, ranks, stage):
+    good, other = batches
+    bad = [Group(group.example, [replace(each, advantage=math.nan) for each in group.responses]) for group in other]
+    learner = make_learner(ranks, zero_stage=stage, skip_nan=True)
+    learner.update(good, LossConfig())
+    before = exported(learner, tmp_path / "before")
+    assert learner.update(bad, LossConfig())["train/skipped_steps"] == 1
+    assert distance(exported(learner, tmp_path / "after"), before) == 0
+    assert "train/skipped_steps" not in learner.update(good, LossConfig())
+    assert distance(exported(learner, tmp_path / "later"), before) > 0

@@ -1,5 +1,7 @@
 """The order of a pool's calls to its engines, recorded: on a CPU no engine can sleep."""
 
+import os
+import signal
 import threading
 import time
 from contextlib import closing
@@ -8,8 +10,11 @@ import pytest
 import ray
 
 from tests.unit.groups import example
+from visurf_ray.cluster.supervision import Supervisor
+from visurf_ray.errors import ClusterError
 from visurf_ray.groups import Response, Source, TokenSpan
-from visurf_ray.rollout.actor import Sampled, Sampling
+from visurf_ray.rollout.actor import Sampled, Sampling, in_one_store
+from visurf_ray.rollout.engines import Replacing
 from visurf_ray.rollout.pool import RolloutPool, WeightLink, without_rollouts
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -28,10 +33,12 @@ class Recorder:
     def recorded(self):
         return self.calls
 
+    @ray.method(num_returns=2)
     def sample(self, examples, sampling):
         self.calls.append("sample")
-        token = TokenSpan.of([1])
-        return [Sampled(number, [Response(Source.ROLLOUT, "text", token)]) for number, _ in examples]
+        return in_one_store(
+            [Sampled(number, [Response(Source.ROLLOUT, "text", TokenSpan.of([1]))]) for number, _ in examples]
+        )
 
     def abort(self):
         self.calls.append("abort")
@@ -235,3 +242,60 @@ def test_groups_without_rollouts_come_in_the_same_form():
     (groups,) = without_rollouts(examples)
     assert [groups[index].example for index in range(2)] == examples
     assert not groups[0].responses
+
+
+# Engines that are lost
+
+
+@ray.remote(num_cpus=0)
+class Mortal(Recorder.__ray_metadata__.modified_class):
+    """Dies when it is to sample for the second time."""
+
+    @ray.method(num_returns=2)
+    def sample(self, examples, sampling):
+        if "sample" in self.calls:
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.calls.append("sample")
+        number, _ = examples[0]  # the others are never answered
+        return in_one_store([Sampled(number, [Response(Source.ROLLOUT, "first", TokenSpan.of([1]))])])
+
+
+@pytest.mark.parametrize(("engines", "restarts"), [(2, 1), (1, 1), (2, 0)])
+def test_what_an_engine_has_not_answered_is_sampled_by_others(engines, restarts):
+    """By the other engine, or by a new one if there is no other."""
+    supervisor = Supervisor(max_restarts=restarts, patience=60)
+    launched: list[int] = []
+
+    def launch(number):
+        launched.append(number)
+        return Recorder.remote()
+
+    pool = RolloutPool(
+        lambda: [Mortal.remote(), *(Recorder.remote() for _ in range(engines - 1))],
+        sampling=Sampling(1, 1.0, 8),
+        max_in_flight=4,
+        timeout=60,
+        replacing=Replacing(launch, supervisor, at_once=True),
+    )
+    answers = pool.answer([example(identity=str(number)) for number in range(6)], max_tokens=8)
+    assert [answer.id for answer in answers] == [str(number) for number in range(6)]
+    assert [answer.response for answer in answers].count("first") == 1
+    pool.answer([example()], max_tokens=8)
+    (fault,) = supervisor.faults
+    assert fault.role == "rollout worker 0" and fault.replaced == bool(restarts)
+    assert launched == [0] * restarts and len(pool.actors) == engines - 1 + restarts
+    pool.shut_down()
+
+
+def test_without_an_engine_a_run_ends_with_the_first_cause():
+    supervisor = Supervisor(max_restarts=0, patience=60)
+    pool = RolloutPool(
+        lambda: [Mortal.remote()],
+        sampling=Sampling(1, 1.0, 8),
+        max_in_flight=4,
+        timeout=60,
+        replacing=Replacing(lambda number: Recorder.remote(), supervisor, at_once=True),
+    )
+    with pytest.raises(ClusterError, match=r"no rollout worker is left: .* cause: Recorder \(process \d+\) died"):
+        pool.answer([example(), example()], max_tokens=8)
+    pool.shut_down()

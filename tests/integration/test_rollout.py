@@ -25,7 +25,7 @@ from visurf_ray.weights.sender import WeightSender
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def start_engine(config, worker: int) -> Any:
+def start_engine(config) -> Any:
     """An engine that is up, on all cores."""
     engine = EngineConfig(
         model_path=resolve_model(config.model.path),
@@ -39,7 +39,7 @@ def start_engine(config, worker: int) -> Any:
         head_dtype=HeadDtype.float32,
         banned=tuple(banned_token_ids(load_processor(config.model))),
     )
-    actor = RolloutActor.options(num_cpus=0.5).remote(engine, worker, sorted(os.sched_getaffinity(0)))
+    actor = RolloutActor.options(num_cpus=0.5).remote(engine, sorted(os.sched_getaffinity(0)))
     ray.get(actor.ready.remote())
     return actor
 
@@ -53,7 +53,7 @@ def make_pool(actors) -> RolloutPool:
 
 @pytest.fixture(scope="module")
 def pool(config):
-    pool = make_pool([start_engine(config, 0)])
+    pool = make_pool([start_engine(config)])
     yield pool
     pool.shut_down()
 
@@ -154,7 +154,7 @@ def test_sampler_and_learner_agree_and_still_do_after_an_update(
 ):
     """A head tied to the embedding keeps a packed copy of old weights on a CPU unless the sync renews it."""
     learner = make_learner(learning_rate=5e-3)
-    learner.connect(pool.actors, gpu_workers=0, colocated=False, start_timeout=60)
+    learner.connect(pool.actors, engine_gpus=0, colocated=False, start_timeout=60)
     for _ in range(3):
         learner.send_weights()
         metrics = train_step(config, processor, sampled(pool, examples), learner)
@@ -297,7 +297,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
 ):
     """The same rollouts, replayed: the same losses and rewards, and the same answers of the samplers at the end."""
     learner = make_learner()
-    learner.connect(pool.actors, gpu_workers=0, colocated=False, start_timeout=60)
+    learner.connect(pool.actors, engine_gpus=0, colocated=False, start_timeout=60)
     recorded, expected = [], []
     for _ in range(3):
         learner.send_weights()
@@ -307,10 +307,10 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
     learner.send_weights()
     answers = pool.answer(examples, max_tokens=60)
 
-    second = start_engine(config, 1)
+    second = start_engine(config)
     pair = make_pool([*pool.actors, second])
     ranks = make_learner(ranks=2, zero_stage=2, max_tokens_per_micro_batch=160)  # which cuts the groups
-    ranks.connect(pair.actors, gpu_workers=0, colocated=False, start_timeout=60)
+    ranks.connect(pair.actors, engine_gpus=0, colocated=False, start_timeout=60)
     for groups, metrics in zip(recorded, expected, strict=True):
         ranks.send_weights()
         found = train_step(config, processor, groups, ranks)

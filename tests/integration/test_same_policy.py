@@ -63,7 +63,7 @@ def engine_of(config):
                 adapter_rank=16 if adapters else 0,
                 adapts_vision=adapters,
             )
-            engine = Reader.remote(settings, 0, sorted(os.sched_getaffinity(0)))
+            engine = Reader.remote(settings, sorted(os.sched_getaffinity(0)))
             ray.get(engine.ready.remote())
             engines[dtype, adapters] = engine
         return engines[dtype, adapters]
@@ -118,7 +118,7 @@ def groups(loader):
 def test_a_small_step_changes_both_alike(make_learner, engine_of, groups, dtype, trained, rate, tolerance):  # noqa: F811
     engine = engine_of(dtype, bool(trained.lora_rank))
     learner = make_learner(dtype=dtype, trained=trained, learning_rate=rate)
-    learner.connect([engine], gpu_workers=0, colocated=False, start_timeout=60)
+    learner.connect([engine], engine_gpus=0, colocated=False, start_timeout=60)
     learner.send_weights()
     before = of_sampler(engine, groups), of_learner(learner, groups)
     learner.update(groups, LossConfig())

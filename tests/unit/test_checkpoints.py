@@ -15,7 +15,7 @@ import pytest
 from visurf_ray.checkpoints import Best, CheckpointError, Checkpoints, State, find_resume, read_state
 from visurf_ray.checks import _check_folder, _check_steps_left, _initial_state
 from visurf_ray.config.load import load_config
-from visurf_ray.errors import ConfigError, DiskFullError, StalledError, UserError, WriteError
+from visurf_ray.errors import ConfigError, DiskFullError, LearnerLostError, StalledError, UserError, WriteError
 
 
 def saver(text: str = "weights") -> Callable[[Path], None]:
@@ -564,12 +564,18 @@ def test_the_error_of_a_run_stays_its_error_if_its_checkpoint_cannot_be_finished
     assert "the checkpoint of step 2 is not written: cannot write" in capsys.readouterr().err
 
 
-def test_a_learner_that_does_not_answer_is_not_waited_for_again(folder):
+@pytest.mark.parametrize("kind", [StalledError, LearnerLostError])
+def test_a_learner_that_does_not_answer_is_not_waited_for_again(folder, kind):
+    """What it has not written whole is never taken for a checkpoint, also after the learner is replaced."""
     checkpoints, learner = Checkpoints(folder, keep=1), Slow()
-    with pytest.raises(StalledError), checkpoints.finishing():
+    save_whole(checkpoints, State(1), saver())
+    with pytest.raises(kind), checkpoints.finishing():
         checkpoints.begin(State(2), learner.save, learner.written)
-        raise StalledError("no answer")
-    assert learner.waits == []
+        raise kind("no answer")
+    assert learner.waits == [] and not checkpoints.unfinished
+    assert names(folder) == ["step_000001"] and checkpoints.newest == (folder / "step_000001", State(1))
+    save_whole(checkpoints, State(3), saver())
+    assert names(folder) == ["step_000003"]
 
 
 def test_a_checkpoint_of_another_zero_stage_is_refused_and_other_ranks_are_not(tmp_path):

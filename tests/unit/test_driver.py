@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from tests.unit.conftest import composed
 from tests.unit.groups import example
 from visurf_ray.checkpoints import Checkpoints, State, read_state
 from visurf_ray.driver import Driver
-from visurf_ray.errors import ConfigError
+from visurf_ray.errors import ConfigError, LostError
 from visurf_ray.groups import Group, Response, Source, TokenSpan
 from visurf_ray.stages import build_stages
 
@@ -76,6 +77,10 @@ class Rollouts:
 
 
 class Rewards:
+    def __init__(self, interrupted: int | None) -> None:
+        """Scoring the batch of this number is interrupted."""
+        self.left = interrupted
+
     def submit(self, groups):
         for group in groups:
             for number, response in enumerate(group.rollouts):
@@ -83,7 +88,14 @@ class Rewards:
                 response.reward_parts = {"accuracy": response.reward}
 
     def wait(self):
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
         return []
+
+    def drop(self):
+        pass
 
 
 class Learner:
@@ -91,8 +103,9 @@ class Learner:
 
     least_groups = 1
 
-    def __init__(self, slow: int = 0) -> None:
+    def __init__(self, slow: int = 0, raises: Sequence[BaseException | None] = ()) -> None:
         """A checkpoint is written when that has been asked for `slow` times, or is waited for."""
+        self.raises = list(raises)
         self.log = []
         self.label_scales = []
         self.steps = []
@@ -101,6 +114,8 @@ class Learner:
         self.waits = []
 
     def update(self, groups, loss, learning_rate, *, step):
+        if self.raises and (error := self.raises.pop(0)):
+            raise error
         self.steps.append(step)
         self.log.append(([int(group.example.id) for group in groups], learning_rate))
         self.label_scales.append(loss.label_scale)
@@ -168,12 +183,16 @@ def drive(
     period: int = 1,
     scores=None,
     slow: int = 0,
+    raises: Sequence[BaseException | None] = (),
+    interrupted: int | None = None,
 ) -> Driver:
     """Run from `state`, with a checkpoint of each step unless overrides say otherwise.
 
     Args:
         scores: what the evaluations score, one after the other; without it 1.0 each time.
         slow: as for `Learner`.
+        raises: what the first updates raise, None: nothing. What the run raises itself is the driver's `result`.
+        interrupted: as for `Rewards`.
     """
     config = composed("train.batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=99", *overrides)
     scores = iter(scores) if scores else None
@@ -183,12 +202,17 @@ def drive(
         score=lambda predictions: {"score": next(scores) if scores else 1.0, "score_low": 0.0},
         data=Data(period),
         rollouts=Rollouts(oversample),
-        rewards=Rewards(),
-        learner=Learner(slow),
+        rewards=Rewards(interrupted),
+        learner=Learner(slow, raises),
         checkpoints=Checkpoints(folder, config.train.keep_checkpoints),
         monitor=Monitor(),
     )
-    driver.result = driver.run(state or State())
+    try:
+        driver.result = driver.run(state or State())
+    except BaseException as error:
+        if not raises and interrupted is None:
+            raise
+        driver.result = error
     return driver
 
 
@@ -437,3 +461,48 @@ def test_the_best_evaluations_checkpoint_is_named_when_it_is_written(tmp_path):
     driver = drive(tmp_path, *settings, scores=[0.0, 0.1, 0.9, 0.2], slow=9)
     assert json.loads((tmp_path / "best.json").read_text())["step"] == 2 == driver.best.step
     assert (tmp_path / "step_000002" / "state.json").is_file()
+
+
+# What is lost, and signals
+
+
+@pytest.mark.parametrize("ahead", [(), AHEAD])
+def test_a_batch_that_is_lost_is_collected_again_and_no_example_is_used_twice(tmp_path, ahead):
+    lost = [None, LostError("an image"), LostError("again"), None, LostError("another")]
+    driver = drive(tmp_path, "method=rlvr", "train.steps=4", "eval.every=0", *ahead, raises=lost)
+    assert examples_of(driver) == [[b, b + 1, b + 2, b + 3] for b in (0, 4, 8, 12)]
+    assert read_state(tmp_path / "step_000004").position == 16
+
+
+def test_a_batch_that_is_lost_again_and_again_ends_the_run(tmp_path):
+    driver = drive(tmp_path, "method=rlvr", "train.steps=4", "eval.every=0", raises=[None, *[LostError("gone")] * 3])
+    assert isinstance(driver.result, LostError) and driver.state.step == 1
+
+
+@pytest.mark.parametrize("ahead", [(), AHEAD])
+def test_an_interrupted_run_saves_its_last_step(tmp_path, ahead):
+    settings = ["method=rlvr", "train.steps=9", "eval.every=0", "train.checkpoint_every=9", *ahead]
+    driver = drive(tmp_path, *settings, interrupted=2)
+    assert isinstance(driver.result, KeyboardInterrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
+    assert read_state(tmp_path / "step_000002").position == 8
+
+
+def test_an_interrupted_run_saves_nothing_twice_nor_without_checkpoints(tmp_path):
+    settings = ["method=rlvr", "train.steps=9", "eval.every=0"]
+    for every, names in (("1", ["step_000001"]), ("0", [])):
+        folder = tmp_path / every
+        folder.mkdir()
+        driver = drive(folder, *settings, f"train.checkpoint_every={every}", interrupted=1)
+        assert isinstance(driver.result, KeyboardInterrupt)
+        assert [path.name for path in folder.iterdir()] == names
+    drive(tmp_path / "1", *settings, state=read_state(tmp_path / "1" / "step_000001"), interrupted=0)
+    assert [path.name for path in (tmp_path / "1").iterdir()] == ["step_000001"]
+
+
+def test_a_learner_that_may_be_ahead_of_the_state_is_not_saved(tmp_path, capsys):
+    """An update that is interrupted goes on in the ranks."""
+    settings = ["method=rlvr", "train.steps=9", "eval.every=0", "train.checkpoint_every=9"]
+    driver = drive(tmp_path, *settings, raises=[None, None, KeyboardInterrupt()])
+    assert isinstance(driver.result, KeyboardInterrupt) and not list(tmp_path.iterdir())
+    assert "step 3 is not finished" in capsys.readouterr().err

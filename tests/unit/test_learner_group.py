@@ -1,14 +1,17 @@
 """Distribution of groups over ranks and minibatches, and the metrics of the ranks' reports."""
 
+import math
 import random
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import RayError
 
 from tests.unit.groups import group, held
-from visurf_ray.errors import ConfigError
+from visurf_ray.config.choices import Packing
+from visurf_ray.errors import ConfigError, LearnerLostError, LostError, StalledError
 from visurf_ray.groups import Group, Prompt
 from visurf_ray.learner.balance import GroupPart, balance, cut, fill, spread
 from visurf_ray.learner.cost import TOKENS, Cost
@@ -69,6 +72,40 @@ def test_a_checkpoint_is_written_when_all_ranks_have_written_it(make_group):
         calls = []
         assert make_group(calls, *results).written(wait=False) == all(results)
         assert calls == [("written", False)] * 2
+
+
+@pytest.mark.parametrize(
+    ("error", "death", "expected"),
+    [
+        (StalledError("no answer from a rank"), None, "no answer from a rank"),
+        (RayError("Connection closed by peer"), "LearnerActor (process 7) died", r"LearnerActor \(process 7\) died"),
+        (RayError("out of memory"), None, None),
+        (LostError("an image"), "LearnerActor (process 7) died", None),
+    ],
+)
+def test_which_errors_tell_that_the_learner_is_lost(make_group, monkeypatch, error, death, expected):
+    group = make_group([], None, None)
+
+    def fetch(references, timeout):
+        raise error
+
+    monkeypatch.setattr("visurf_ray.learner.group.fetch", fetch)
+    monkeypatch.setattr("visurf_ray.learner.group.death_among", lambda actors, phase: death)
+    with pytest.raises(LearnerLostError if expected else type(error), match=expected):
+        group.take_reference()
+
+
+def test_a_learner_that_starts_anew_packs_as_before_and_loads_its_checkpoint(make_group, monkeypatch):
+    monkeypatch.setattr("visurf_ray.learner.group.ray", SimpleNamespace(kill=lambda actor: calls.append(("killed",))))
+    calls, later = [], []
+    group = make_group(calls, None)
+    group.set_packing(Packing.rows)
+    calls.clear()
+    group._launch = lambda: [Rank(later)]
+    group.restart(Path("step_000002"))
+    assert calls == [("killed",), ("engines sleep",)]
+    assert [call[0] for call in later] == ["address", "start", "set_packing", "load"]
+    assert later[-1] == ("load", Path("step_000002"))
 
 
 def test_balance_by_hand():
@@ -238,3 +275,10 @@ def test_sizes_count_a_prompt_once_and_the_length_of_rollouts():
         "train/tokens_per_second": (4 + 3 + 5 + 9 + 4 + 4) / 2.0,
         "train/response_length": 4.0,
     }
+
+
+def test_skipped_steps_are_counted_and_leave_no_numbers():
+    bad = StepReport(UpdateSums(loss=math.nan), math.inf, learning_rate=1e-4, skipped=True)
+    good = report(2.0, loss=3.0)
+    assert summarise([[bad]]) == {"train/skipped_steps": 1.0}
+    assert summarise([[bad, good], [bad, good]]) == {"train/skipped_steps": 1.0} | summarise([[good], [good]])

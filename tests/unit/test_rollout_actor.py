@@ -1,12 +1,17 @@
 """Functions of the rollout worker that need no engine."""
 
+import itertools
 import os
+from dataclasses import replace
+from itertools import accumulate
 
+import numpy as np
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
 from visurf_ray.cluster.placement import Seat
 from visurf_ray.cluster.reservation import _bundles_of
-from visurf_ray.rollout.actor import executor, own_ranks
+from visurf_ray.groups import Response, Source, Tokens, TokenSpan
+from visurf_ray.rollout.actor import Sampled, executor, in_one_store, own_ranks
 
 
 def test_every_engine_takes_nccl_ranks_of_its_own():
@@ -15,6 +20,26 @@ def test_every_engine_takes_nccl_ranks_of_its_own():
     offsets = [own_ranks(request, worker * 2).init_info["rank_offset"] for worker in range(3)]
     assert offsets == [1, 3, 5]
     assert request.init_info == {"rank_offset": 1, "world_size": 7}, "the request itself is left as it is"
+
+
+def test_the_tokens_of_a_call_come_in_one_store():
+    def rollouts(number, *spans, known=True):
+        ids = [token for span in spans for token in span]
+        store = Tokens(np.array(ids, np.int32), -np.array(ids, np.float32) if known else None)
+        bounds = [0, *accumulate(map(len, spans))]
+        return Sampled(
+            number, [Response(Source.ROLLOUT, "", TokenSpan(store, *pair)) for pair in itertools.pairwise(bounds)]
+        )
+
+    sampled, store = in_one_store([rollouts(7, [1, 2], [3]), rollouts(4, [4], [5, 6], known=False)])
+    assert [each.number for each in sampled] == [7, 4]
+    spans = [replace(response.tokens, store=store).resolve(None) for each in sampled for response in each.responses]
+    assert [span.ids.tolist() for span in spans] == [[1, 2], [3], [4], [5, 6]]
+    assert [span.sampler_logprobs.tolist() for span in spans[:2]] == [[-1, -2], [-3]]
+    assert all(np.isnan(span.sampler_logprobs).all() for span in spans[2:]), "they were not requested"
+    _, store = in_one_store([rollouts(1, [1], known=False)])
+    assert store.sampler_logprobs is None
+    assert in_one_store([])[0] == []
 
 
 def test_a_transport_without_ranks_is_left_alone():

@@ -1,7 +1,7 @@
 """Deaths of actors: the error tells which actor died, where, in which phase of the run, and how its log ends."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,7 +10,8 @@ from ray.core.generated.common_pb2 import ActorDiedErrorContext  # type: ignore[
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from visurf_ray.errors import ClusterError, StalledError, UserError, phase_of, short
+from visurf_ray.aliases import ActorHandle
+from visurf_ray.errors import ClusterError, StalledError, UserError, causes, phase_of, short
 
 _LINES = 20  # of a log
 _READ = 2**16  # bytes at the end of a log that are read
@@ -44,6 +45,22 @@ def deaths_explained() -> Iterator[None]:
         raise ClusterError(description) from error
 
 
+def describe_death(actor: ActorHandle, phase: str | None) -> str:
+    """Return what is known of the death of an actor: a line, and then the end of its log."""
+    return death_among([actor], phase) or "does not answer; its machine may be lost"
+
+
+def death_among(actors: Sequence[ActorHandle], phase: str | None) -> str | None:
+    """Describe the latest death among some actors; None if all of them are alive after a short wait."""
+    ids = {actor._actor_id.binary() for actor in actors}
+    deadline = time.monotonic() + _PATIENCE
+    while time.monotonic() < deadline:
+        if death := next((death for death in _deaths() if death.actor_id in ids), None):
+            return _describe(death, phase)
+        time.sleep(0.05)
+    return None
+
+
 def _death_behind(error: BaseException) -> ActorTableData | None:
     """Return Ray's entry of the dead actor that the error names or comes from; None if there is none.
 
@@ -51,29 +68,21 @@ def _death_behind(error: BaseException) -> ActorTableData | None:
     operation, or whoever wants an object of the dead one. So an actor's error is taken to come from the last death that
     nobody intended, if it was a few seconds ago.
     """
-    causes = list(_causes(error))
-    if not any(isinstance(cause, ray.exceptions.RayError) for cause in causes):
+    found = list(causes(error))
+    if not any(isinstance(cause, ray.exceptions.RayError) for cause in found):
         return None
     ids = _dead_actors(error)
-    if not ids and any(isinstance(cause, UserError) for cause in causes):
+    if not ids and any(isinstance(cause, UserError) for cause in found):
         return None
     time.sleep(_PATIENCE)
-    found = (death for death in _deaths() if (death.actor_id.hex() in ids if ids else _unexpected(death)))
-    return next(found, None)
+    deaths = (death for death in _deaths() if (death.actor_id.hex() in ids if ids else _unexpected(death)))
+    return next(deaths, None)
 
 
 def _dead_actors(error: BaseException) -> list[str]:
     """Return the ids of the actors that the error and its causes name as dead."""
-    found = (cause for cause in _causes(error) if isinstance(cause, ray.exceptions.RayActorError))
+    found = (cause for cause in causes(error) if isinstance(cause, ray.exceptions.RayActorError))
     return [cause.actor_id for cause in found if cause.actor_id]
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error, its cause, the cause's cause, and so on."""
-    while error is not None:
-        yield error
-        inner = getattr(error, "cause", None)  # Ray's, of an error that an actor has raised
-        error = inner if isinstance(inner, BaseException) else error.__cause__
 
 
 def _deaths() -> list[ActorTableData]:

@@ -7,7 +7,7 @@ import ray
 from ray.core.generated.gcs_pb2 import ActorTableData  # type: ignore[attr-defined]  # made when it is imported
 
 from visurf_ray.aliases import Reference
-from visurf_ray.errors import StalledError
+from visurf_ray.errors import LostError, StalledError, causes, short
 
 _SHOWN = 4  # actors that a message names
 
@@ -20,14 +20,21 @@ def fetch(references: Reference | Sequence[Reference], timeout: float) -> Any:
 
     Raises:
         StalledError: not all are there in time. An error of an actor is raised as `ray.get` does, at once.
+        LostError: what is referred to is lost, or what an actor needed to make it.
     """
     try:
         return ray.get(references, timeout=timeout)
-    except ray.exceptions.GetTimeoutError as error:
-        if isinstance(error, ray.exceptions.RayTaskError):  # raised by an actor, not by this wait
-            raise
+    except ray.exceptions.RayError as error:
+        if not isinstance(error, ray.exceptions.GetTimeoutError) and _is_loss(error):
+            raise LostError(f"an object in Ray's store is lost: {short(error, 300)}") from error
+        if isinstance(error, ray.exceptions.RayTaskError) or not isinstance(error, ray.exceptions.GetTimeoutError):
+            raise  # raised by an actor, not by this wait
         listed = [references] if isinstance(references, ray.ObjectRef) else list(references)
         raise _stalled(listed, timeout) from error
+
+
+def _is_loss(error: BaseException) -> bool:
+    return any(isinstance(cause, LostError | ray.exceptions.ObjectLostError) for cause in causes(error))
 
 
 def wait_for(references: Sequence[Reference], timeout: float, count: int | None = None) -> list[Reference]:

@@ -16,6 +16,7 @@ from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain
 from visurf_ray.config.load import CONFIG_DIR, PRIMARY, C, register_schema, searching, typed
 from visurf_ray.config.places import users_folder
 from visurf_ray.errors import ConfigError, UserError, printing
+from visurf_ray.stopping import Stopped, stop_on_signals
 
 
 def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C]) -> int:
@@ -29,11 +30,11 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C]) -> int:
         schema: the class of the configuration; `PRIMARY` names its file, unless --config-name names another.
 
     Returns:
-        The exit status; SIGTERM ends a run as Ctrl-C does. A UserError is printed in one line; any other error of a
+        The exit status: 130 after Ctrl-C, 143 after SIGTERM. A UserError is printed in one line; any other error of a
         task is raised.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
-    signal.signal(signal.SIGTERM, _interrupt)
+    stop_on_signals()
     register_schema()
     arguments, unknown = get_args_parser().parse_known_intermixed_args()
     if unknown:
@@ -70,8 +71,8 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C]) -> int:
                 config.output_dir = str(users_folder() / job.sweep.dir / name)
                 task(config, [*of_job.overrides, f"output_dir={config.output_dir}"])
         except Exception as error:
-            if _interrupted(error):
-                raise KeyboardInterrupt from error
+            if interruption := _interruption(error):
+                raise interruption from error
             if isinstance(error, UserError):
                 fail(error)
                 refused.append(error)
@@ -116,16 +117,14 @@ def _run_name(sweep: CommandLine, run: CommandLine) -> str:
     return f"{number}_{name}"[:200]
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    """End the run on SIGTERM as Ctrl-C does."""
-    raise KeyboardInterrupt
+def _interruption(error: BaseException | None) -> KeyboardInterrupt | None:
+    """Return what to raise if an error arose while a run ended after Ctrl-C or SIGTERM; None if it did not.
 
-
-def _interrupted(error: BaseException | None) -> bool:
-    """Return whether an error arose while a run ended after Ctrl-C, as when W&B's process was interrupted as well."""
+    So it is when W&B's process was interrupted as well.
+    """
     while error is not None and not isinstance(error, KeyboardInterrupt):
         error = error.__context__
-    return error is not None
+    return Stopped(error.signum) if isinstance(error, Stopped) else KeyboardInterrupt() if error else None
 
 
 _REFUSED = 2  # the exit status for what the user must change
@@ -134,8 +133,9 @@ _REFUSED = 2  # the exit status for what the user must change
 def fail(error: BaseException) -> int:
     """Print what went wrong and what to do; returns the exit status."""
     if isinstance(error, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
+        signum = error.signum if isinstance(error, Stopped) else signal.SIGINT
+        print("terminated" if signum == signal.SIGTERM else "interrupted", file=sys.stderr)
+        return 128 + signum
     cause = getattr(error, "cause", None) or error  # an actor's error carries the actor's traceback, its cause does not
     print(f"error: {cause}", file=sys.stderr, flush=True)
     return _REFUSED

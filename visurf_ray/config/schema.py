@@ -25,6 +25,7 @@ from visurf_ray.config.choices import (
     Layout,
     OnBad,
     OnBadBox,
+    OnError,
     OnExcess,
     OnLong,
     Overlong,
@@ -58,6 +59,8 @@ class TrainConfig:
     batch_size: int = within(at_least=1)
     resume: str | None = named(words=("auto",), free=True)
     checkpoint_every: int = within(at_least=0, free=True)
+    grace: float = within(at_least=0, free=True)
+    on_nan: OnError = free()
     async_checkpoint: bool = free()
     keep_checkpoints: int = within(at_least=1, free=True)
     keep_best: str | None = free()
@@ -160,6 +163,8 @@ class ClusterConfig:
     layout: Layout = MISSING
     start_timeout: float = within(above=0)
     timeout: float = within(above=0, at_most=10 * 24 * 3600)
+    health_timeout: float = within(above=0)
+    max_restarts: int = within(at_least=0)
     gpu_memory: float | None = within(above=0)
     gpus_per_node: int = within(at_least=1)
 

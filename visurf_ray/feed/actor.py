@@ -48,6 +48,10 @@ class DataActor:
         self.checked = checked, rows
 
     @ray.method(concurrency_group="progress")
+    def ready(self) -> None:
+        """Return when the actor answers, also while it works."""
+
+    @ray.method(concurrency_group="progress")
     def progress(self) -> tuple[int, int]:
         """Return how many rows are checked, and how many there are to check; also while `open` runs."""
         return self.checked

@@ -3,14 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import count
+from typing import Any
 
 import ray
 from PIL import Image
+from ray.exceptions import RayActorError
 
 from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.schema import Config
-from visurf_ray.errors import DataError
+from visurf_ray.errors import DataError, LostError
 from visurf_ray.feed.actor import start_actor
 from visurf_ray.feed.curriculum import Curriculum, Place
 from visurf_ray.feed.held_out import HeldOut
@@ -27,6 +30,9 @@ class DataFeed:
 
     The first actor has read the rows, and sends the others the rows that they shall make examples of.
 
+    An actor that dies is replaced if there is a supervisor. The images that it has made are lost with it: whoever needs
+    them gets a LostError, goes back with `seek`, and takes the same examples again.
+
     Attributes:
         findings: what the check of the rows has found.
         position: how many training examples have been taken or passed over, a resumed run's before it included. They
@@ -37,13 +43,18 @@ class DataFeed:
         on_drop: is told of each when it is found.
     """
 
-    def __init__(self, config: Config, *, train: bool) -> None:
+    def __init__(self, config: Config, *, train: bool, supervisor: Supervisor | None = None) -> None:
         """Start the actors, and read and check the rows; without `train` those of the held-out split only.
+
+        Args:
+            supervisor: has actors that are lost replaced; None: their loss is an error.
 
         Raises:
             DataError: A row cannot be used. The message names the first one.
         """
         self._timeout = config.cluster.timeout
+        self._config, self._train = config, train
+        self._supervisor = supervisor
         self._workers: list[ActorHandle] = [start_actor() for _ in range(config.feed.workers)]
         first, *others = self._workers
         opened = first.open.remote(config, train)
@@ -53,6 +64,9 @@ class DataFeed:
                 progress.show(*ray.get(first.progress.remote()))
         self.findings: Findings = ray.get(opened)
         ray.get(assisting)
+        if supervisor:
+            for worker in self._workers:
+                supervisor.watch(worker)
         self._order = order_of(config, self.findings) if train else None
         self.position = 0
         self.curriculum = Curriculum(config.feed.curriculum)
@@ -149,8 +163,42 @@ class DataFeed:
     def _fetch(self, positions: Sequence[int]) -> dict[int, Example | Dropped]:
         wanted = {position: self._ahead[position] for position in positions}
         references = list(dict.fromkeys(reference for reference, _ in wanted.values()))
-        fetched = dict(zip(references, fetch(references, self._timeout), strict=True))
+        fetched = dict(zip(references, self._get(references), strict=True))
         return {position: fetched[reference][index] for position, (reference, index) in wanted.items()}
+
+    def _get(self, references: Reference | Sequence[Reference]) -> Any:
+        """Return what references refer to.
+
+        Raises:
+            LostError: an actor has died. It is replaced; what was asked of it, and what it has made, is lost.
+        """
+        try:
+            return fetch(references, self._timeout)
+        except (RayActorError, LostError) as error:
+            if not self._supervisor:
+                raise
+            self._replace_lost(self._supervisor)
+            raise LostError("a data actor has died, and the examples that it has made are lost") from error
+
+    def _replace_lost(self, supervisor: Supervisor) -> None:
+        """Start the actors that have died again; the first reads the rows again."""
+        for number, worker in enumerate(self._workers):
+            try:
+                fetch(worker.ready.remote(), self._timeout)
+            except RayActorError:
+                role = f"data worker {number}"
+                supervisor.lost(role, worker)
+                self._workers[number] = supervisor.restart(role, partial(self._start, number))
+                supervisor.watch(self._workers[number])
+        self._ahead = {}
+
+    def _start(self, number: int) -> ActorHandle:
+        worker = start_actor()
+        if number:
+            fetch(worker.assist.remote(self._config), self._timeout)
+        elif fetch(worker.open.remote(self._config, self._train), self._timeout) != self.findings:
+            raise DataError("the data have changed since the run has started: it cannot go on with them")
+        return worker
 
     def _is_bad(self, split: str, place: Place) -> bool:
         return place[1] in self._bad.get(split, {}).get(place[0], ())
@@ -176,16 +224,23 @@ class DataFeed:
         return HeldOut(
             places,
             lambda number, chosen: self._request("held_out", number, chosen),
-            partial(fetch, timeout=self._timeout),
+            self._get,
             lambda place, row: self._drop("held_out", place, row),
             ahead=len(self._workers),
         )
 
     def images(self, example: Example) -> list[Image.Image]:
         """Return an example's images as the model sees them. Those of a held-out example are read again."""
-        if example.prompt.token_ids:
-            return fetch(list(example.prompt.images), self._timeout)
-        return fetch(self._workers[0].seen.remote((example.part, example.row, 0)), self._timeout)
+        place = example.part, example.row, example.epoch
+        try:
+            if example.prompt.token_ids:
+                return self._get(list(example.prompt.images))
+            return self._get(self._workers[0].seen.remote(place))
+        except LostError:
+            if example.prompt.token_ids:
+                (example,) = self._get(self._workers[0].examples.remote("train", [place]))
+                return self._get(list(example.prompt.images))
+            return self._get(self._workers[0].seen.remote(place))
 
     def stored_image(self, example: Example) -> Reference:
         """Return a reference to the only image of a held-out example at its stored size, which is read again."""

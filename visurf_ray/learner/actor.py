@@ -83,9 +83,8 @@ class LearnerActor:
     def disconnect(self) -> None:
         """Close the weight transfer, and free the memory that it holds."""
         self.engines = []
-        if not self.rank.adapters:
-            self.sender.close()
-            del self.sender
+        if sender := vars(self).pop("sender", None):  # none with adapters, nor if `connect` has failed
+            sender.close()
         self.rank.release()
 
     def send_weights(self) -> None:

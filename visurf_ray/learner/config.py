@@ -24,6 +24,7 @@ class RankConfig:
         epochs: passes over the minibatches of an update.
         shares_gpu: whether a rollout engine uses the same GPU; memory is then freed after each call.
         reference: whether to keep the reference policy of the KL term.
+        skip_nan: whether to skip an optimiser step whose gradient is not finite; otherwise it is an error.
     """
 
     model_path: str
@@ -47,6 +48,7 @@ class RankConfig:
     epochs: int = 1
     shares_gpu: bool = False
     reference: bool = False
+    skip_nan: bool = False
 
 
 REFERENCE_FILE = "reference.safetensors"  # in a checkpoint: the reference policy, unless it is the initial one

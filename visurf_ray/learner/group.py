@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,9 +15,10 @@ import ray
 from jaxtyping import Float
 
 from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.cluster.deaths import death_among
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import Packing
-from visurf_ray.errors import writing
+from visurf_ray.errors import LearnerLostError, StalledError, current_phase, writing
 from visurf_ray.groups import Group, Metrics, Response
 from visurf_ray.learner.balance import Shard, balance, cut, spread
 from visurf_ray.learner.config import RankConfig
@@ -37,6 +39,7 @@ class LearnerGroup:
         minibatches: int,
         cores: Sequence[Sequence[int]],
         claim_gpus: Callable[[], None] | None = None,
+        launch: Callable[[], Sequence[ActorHandle]] | None = None,
     ) -> None:
         """Start the ranks.
 
@@ -45,6 +48,7 @@ class LearnerGroup:
             minibatches: optimiser steps of an update.
             cores: the CPU cores of each rank; an empty list leaves the operating system's choice.
             claim_gpus: called before ranks compute, where they share GPUs with engines: puts the engines to sleep.
+            launch: starts the actors again; see `restart`.
         """
         self.actors = list(actors)
         self.config = config
@@ -53,13 +57,34 @@ class LearnerGroup:
         self._claim_gpus = claim_gpus or (lambda: None)
         self.timeout = config.timeout
         self._turn = Lock()  # ranks run in lockstep: all must receive the calls of several threads in one order
+        self._launch = launch
+        self._begin = partial(self._start, seed, cores)
+        self._begin()
+
+    def _start(self, seed: int, cores: Sequence[Sequence[int]]) -> None:
         address, port = self._fetch(self.actors[0].address.remote())
         self._fetch(
             [
-                actor.start.remote(config, rank, len(self.actors), address, port, seed, list(cores[rank]))
+                actor.start.remote(self.config, rank, len(self.actors), address, port, seed, list(cores[rank]))
                 for rank, actor in enumerate(self.actors)
             ]
         )
+
+    def restart(self, folder: Path | None) -> None:
+        """Start the ranks anew, after a LearnerLostError; the weight transfer is closed then.
+
+        Args:
+            folder: a training state for `load`; None: the state is that of the start.
+        """
+        assert self._launch, "the group has been told how"
+        self.shut_down()
+        self._claim_gpus()
+        self.actors = list(self._launch())
+        self._begin()
+        if self.cost.packing is not self.config.cost.packing:
+            self.set_packing(self.cost.packing)
+        if folder:
+            self.load(folder)
 
     @property
     def least_groups(self) -> int:
@@ -67,12 +92,17 @@ class LearnerGroup:
         return self.minibatches
 
     def connect(
-        self, engines: Sequence[ActorHandle], *, gpu_workers: int, colocated: bool, start_timeout: float
+        self, engines: Sequence[ActorHandle], *, engine_gpus: int, colocated: bool, start_timeout: float
     ) -> None:
-        """Open the weight transfer to the rollout workers; arguments as for `WeightSender`."""
+        """Open the weight transfer to the rollout workers; arguments as for `WeightSender`.
+
+        Args:
+            engine_gpus: of each.
+        """
         address, port = self._fetch(self.actors[0].address.remote())
-        machines = self._fetch([engine.machine.remote() for engine in engines])
+        machines = self._fetch([engine.join.remote(number) for number, engine in enumerate(engines)])
         one_machine = all(machine == address for machine in machines)
+        gpu_workers = engine_gpus * len(engines)
         self._call("connect", list(engines), gpu_workers, colocated, address, port, one_machine, start_timeout)
 
     def disconnect(self) -> None:
@@ -199,7 +229,19 @@ class LearnerGroup:
             ray.kill(actor)
 
     def _fetch(self, references: Reference | Sequence[Reference]) -> Any:
-        return fetch(references, self.timeout)
+        """Return what references refer to.
+
+        Raises:
+            LearnerLostError: a rank has died, or does not answer in time.
+        """
+        try:
+            return fetch(references, self.timeout)
+        except StalledError as error:
+            raise LearnerLostError(str(error)) from error
+        except ray.exceptions.RayError as error:
+            if death := death_among(self.actors, current_phase()):
+                raise LearnerLostError(death) from error
+            raise
 
     def _call(self, name: str, *arguments: object) -> list[Any]:
         with self._turn:

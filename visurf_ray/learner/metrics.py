@@ -84,19 +84,25 @@ class StepReport:
         sums: over this rank's tokens.
         grad_norm: of the whole gradient before clipping; the same on all ranks.
         learning_rate: that the step was taken with.
+        skipped: whether it was not taken, because the gradient is not finite; see `train.on_nan`.
     """
 
     sums: UpdateSums
     grad_norm: float
     learning_rate: float
+    skipped: bool = False
 
 
 def summarise(reports: Sequence[Sequence[StepReport]]) -> Metrics:
-    """The metrics of an update: means over all its response tokens.
+    """The metrics of an update: means over all its response tokens, without those of skipped steps.
 
     Args:
         reports: for each rank, for each minibatch. The loss and the gradient norm are means over minibatches.
     """
+    skipped = sum(report.skipped for report in reports[0])
+    if skipped:
+        taken = [[report for report in rank if not report.skipped] for rank in reports]
+        return {"train/skipped_steps": float(skipped)} | (summarise(taken) if taken[0] else {})
     first = reports[0]
     sums = sum((report.sums for rank in reports for report in rank), start=UpdateSums())
     metrics = {

@@ -20,6 +20,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from visurf_ray.aliases import Fetch, HFModel, Json
 from visurf_ray.config.choices import Dtype, Packing
+from visurf_ray.errors import LostError
 from visurf_ray.groups import Group
 from visurf_ray.learner.background import BackgroundEngine
 from visurf_ray.learner.balance import GroupPart, Shard, fill
@@ -148,7 +149,7 @@ class Rank:
             step: of the run; see `LearnerGroup.update`.
 
         Raises:
-            FloatingPointError: the gradient is not finite.
+            FloatingPointError: the gradient is not finite, and such steps are not skipped.
         """
         torch.manual_seed(seed_of(self.seed, step, self.rank))
         if learning_rate is not None:
@@ -190,13 +191,20 @@ class Rank:
 
     def _pack(self, rows: Sequence[Sequence[GroupPart]], fetch: Fetch) -> list[PackedGroups]:
         """Return the packed rows, on the CPU: each goes to the device for its passes alone."""
-        packed = [self._packed(row, self.cost.packing, fetch) for row in rows]
+        packed, lost = [], None
+        try:
+            packed = [self._packed(row, self.cost.packing, fetch) for row in rows]
+        except LostError as error:
+            lost = error
         # ZeRO-3 gathers parameters in forward and backward passes, so all ranks must run equally many: a rank with
         # fewer rows repeats its last one with weight 0.
-        count = torch.tensor([len(packed)], device=self.device)
-        torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
+        found = torch.tensor([len(packed), lost is not None], device=self.device)
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
+        count, any_lost = found.tolist()
+        if any_lost:  # all ranks raise, none waits for the others
+            raise lost or LostError("what another rank needs is lost")
         idle = replace(packed[-1], weight_T=torch.zeros_like(packed[-1].weight_T))
-        return packed + [idle] * (int(count) - len(packed))
+        return packed + [idle] * (count - len(packed))
 
     def _packed(self, parts: Sequence[GroupPart], packing: Packing, fetch: Fetch) -> PackedGroups:
         """Pack parts for one forward pass; with `Packing.rows` it is one part."""
@@ -250,11 +258,13 @@ class Rank:
                 sums += update_sums(tokens, weighted, loss)
         self.engine.step()
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
-        if not math.isfinite(grad_norm):
+        skipped = not math.isfinite(grad_norm)  # DeepSpeed has dropped such a gradient, and taken no step
+        if skipped and not self.config.skip_nan:
             raise FloatingPointError(
-                "the gradient is not finite: lower learner.learning_rate; the last steps in metrics.jsonl may show why"
+                "the gradient is not finite, and the step is not taken: lower learner.learning_rate, or skip such "
+                "steps by train.on_nan=skip; the last steps in metrics.jsonl may show why"
             )
-        return StepReport(sums, grad_norm, self.engine.optimizer.param_groups[0]["lr"])
+        return StepReport(sums, grad_norm, self.engine.optimizer.param_groups[0]["lr"], skipped)
 
     def _set_optimizer(self, **values: float | tuple[float, float]) -> None:
         """Set values that PyTorch's optimizer reads at each step, such as `lr`."""

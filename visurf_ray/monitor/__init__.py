@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from visurf_ray.aliases import Json
+from visurf_ray.cluster.supervision import Fault
 from visurf_ray.config.choices import WandbMode
 from visurf_ray.groups import Example, Group, Metrics, Prediction
 from visurf_ray.monitor.card import write_card
@@ -37,6 +38,7 @@ class Monitor:
         samples: SampleChooser | None = None,
         warn_logprob_diff: float | None = None,
         warn_equal_rewards: int | None = None,
+        faults: Sequence[Fault] = (),
     ) -> None:
         """Begin a run, or resume one.
 
@@ -50,6 +52,7 @@ class Monitor:
             samples: chooses the responses to show; None shows none.
             warn_logprob_diff: see `monitor.warn_logprob_diff`.
             warn_equal_rewards: see `monitor.warn_equal_rewards`.
+            faults: those of the run so far; the list grows. Once there are any, each row has their number as `faults`.
         """
         self._output_dir = output_dir
         self._config = config
@@ -64,11 +67,19 @@ class Monitor:
         self._warned: set[str] = set()
         self._warn_logprob_diff = warn_logprob_diff
         self._warn_equal_rewards = warn_equal_rewards
+        self._faults = faults
         self._untaught = 0  # steps in a row without an advantage
         self._samples: list[tuple[int | str, list[Sample]]] = []
         self._answers: list[tuple[int, list[Sample]]] = []
         self._progress = Progress(total_steps, start_step=start_step)
         self._progress.say(f"W&B   {self._metrics.where}")
+
+    def rewind(self, step: int) -> None:
+        """Go back to the state after so many steps: remove later rows of `metrics.jsonl`; all rows if it is 0."""
+        self._metrics.rewind(step if step > 0 else -1)
+        self._samples = [(number, samples) for number, samples in self._samples if int(number) <= step]
+        self._answers = [(number, samples) for number, samples in self._answers if number <= step]
+        self._progress.take_times()
 
     @property
     def run_id(self) -> str:
@@ -83,7 +94,7 @@ class Monitor:
         """Record a training step, with the seconds that each phase took since the last one, as `time/<phase>`."""
         times = self._progress.take_times()
         row = metrics | times | {"time/step": sum(times.values())}
-        self._metrics.log(step, row)
+        self._log(step, row)
         self._progress.step(step, row)
         self._check_mismatch(metrics.get("train/rollout_logprob_diff_p99", 0.0))
         if SHARE in metrics:
@@ -123,8 +134,14 @@ class Monitor:
         row = {f"eval/{name}": value for name, value in metrics.items()} | self._progress.take_times("evaluate")
         if 0 < step == self._start_step:  # the run was stopped after this evaluation, before its next checkpoint
             self._metrics.drop_evaluation(step)
-        self._metrics.log(step, row)
+        self._log(step, row)
         self._progress.evaluation(step, metrics)
+
+    def _log(self, step: int, row: Metrics) -> None:
+        """Record a row with the number of faults, and note the step at the faults since the last row."""
+        for fault in self._faults:
+            fault.step = step if fault.step is None else fault.step
+        self._metrics.log(step, row | ({"faults": float(len(self._faults))} if self._faults else {}))
 
     def warn_once(self, subject: str, warning: str) -> None:
         """Show a warning, unless the run has shown one of the same subject before."""

@@ -13,7 +13,7 @@ from visurf_ray.answers.coordinates import readable
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import OnError
 from visurf_ray.config.schema import RewardConfig
-from visurf_ray.errors import UserError
+from visurf_ray.errors import LostError, UserError
 from visurf_ray.groups import Group
 from visurf_ray.rewards.actor import start_actor
 from visurf_ray.rewards.spec import RewardSpec
@@ -95,6 +95,11 @@ class RewardPool:
         skipped, self.skipped = self.skipped, []
         return skipped
 
+    def drop(self) -> None:
+        """Score none of the submitted groups that are not being scored yet; returns when the others are scored."""
+        self.waiting.clear()
+        self.wait()
+
     def _start(self) -> ActorHandle:
         return start_actor(self.specs, self.gpus)
 
@@ -147,6 +152,10 @@ class RewardPool:
         call = self.running[stream]
         try:
             parts_of = fetch(next(stream), self.cluster_timeout)
+        except LostError:  # the image
+            del self.running[stream]
+            self.idle.append(call.actor)
+            raise
         except ray.exceptions.RayTaskError as error:
             self._give_up(stream, f"raised: {error.cause!r}", error)
             self.idle.append(call.actor)

@@ -2,9 +2,11 @@
 
 import asyncio
 import os
+import sys
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -91,6 +93,25 @@ class Sampled(NamedTuple):
     responses: list[Response]
 
 
+def in_one_store(sampled: Sequence[Sampled]) -> tuple[list[Sampled], Tokens]:
+    """Move the tokens of all responses into one store, to which their spans then refer; see `RolloutActor.sample`."""
+    if not sampled:
+        return [], Tokens(np.zeros(0, np.int32))
+    stores = [each.responses[0].tokens.store for each in sampled]
+    begins = accumulate((len(store.ids) for store in stores), initial=0)
+    for each, begin in zip(sampled, begins, strict=False):
+        for response in each.responses:
+            span = response.tokens
+            response.tokens = TokenSpan(None, begin + span.begin, begin + span.end)
+    ids = [store.ids for store in stores]
+    known = [store.sampler_logprobs for store in stores]
+    with_logprobs = any(each is not None for each in known)
+    filled = [
+        np.full(len(own), np.nan, np.float32) if each is None else each for own, each in zip(ids, known, strict=True)
+    ]
+    return list(sampled), Tokens(np.concatenate(ids), np.concatenate(filled) if with_logprobs else None)
+
+
 @ray.remote
 class RolloutActor:
     """Samples responses, and receives weights by vLLM's weight-transfer protocol.
@@ -99,16 +120,16 @@ class RolloutActor:
     `RayVLLMWeightSyncClient` calls.
     """
 
-    def __init__(self, config: EngineConfig, worker: int, cores: list[int]) -> None:
+    def __init__(self, config: EngineConfig, cores: list[int]) -> None:
         """Start the engine.
 
         Args:
-            worker: the number of this worker, from 0.
             cores: the CPU cores to compute on; an empty list: all of this machine. Not used with GPUs.
         """
         os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
-        self.first_process = worker * max(1, config.gpus)  # number of processes of all engines before this one
+        self.processes = max(1, config.gpus)
+        self.first_process = 0  # see `join`
         backend = "ipc" if config.sleeps else "nccl"
         if config.sleeps:
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM pickles the handles of GPU memory
@@ -176,17 +197,24 @@ class RolloutActor:
         self.running: set[asyncio.Task[Sampled]] = set()
         self.adapters: LoRARequest | None = None  # the loaded ones
 
-    async def sample(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> list[Sampled]:
+    @ray.method(num_returns=2)
+    async def sample(self, examples: Sequence[tuple[int, Example]], sampling: Sampling) -> tuple[list[Sampled], Tokens]:
         """Begin sampling numbered examples; return all that have finished since the last call.
 
         Waits for the first to finish if none has. A deterministic engine waits for all.
+
+        Returns:
+            The rollouts, and apart from them their tokens: what is returned belongs to the caller, and outlives this
+            actor. A caller that does not read the tokens does not fetch them.
         """
         if self.deterministic:
-            return await self._sample_together(examples, sampling)
+            with self._ending_with_engine():
+                return in_one_store(await self._sample_together(examples, sampling))
         self.running |= {asyncio.create_task(self._respond(*entry, sampling)) for entry in examples}
         done, _ = await asyncio.wait(self.running, return_when=asyncio.FIRST_COMPLETED)
         self.running -= done
-        return [task.result() for task in done if not task.cancelled()]
+        with self._ending_with_engine():
+            return in_one_store([task.result() for task in done if not task.cancelled()])
 
     async def abort(self) -> None:
         """Abort all running prompts; returns when the engine has dropped them."""
@@ -262,7 +290,7 @@ class RolloutActor:
         if sampling.with_logprobs(number):
             flat = [output.logprobs.logprobs for output in final.outputs]
             logprobs = np.concatenate(flat, dtype=np.float32)
-        store = ray.put(Tokens(np.concatenate(token_ids, dtype=np.int32), logprobs))
+        store = Tokens(np.concatenate(token_ids, dtype=np.int32), logprobs)
         bounds = pairwise(accumulate(map(len, token_ids), initial=0))
         texts = self.tokenizer.batch_decode(token_ids, skip_special_tokens=True)
         spans = [TokenSpan(store, begin, end) for begin, end in bounds]
@@ -272,8 +300,9 @@ class RolloutActor:
         ]
         return Sampled(number, responses)
 
-    async def machine(self) -> str:
-        """Return the address of the machine that the engine is on."""
+    async def join(self, number: int) -> str:
+        """Note the engine's number among those of a weight transfer, from 0; returns its machine's address."""
+        self.first_process = number * self.processes  # number of processes of all engines before this one
         return ray.util.get_node_ip_address()
 
     async def init_weight_transfer_engine(self, request: "WeightTransferInitRequest") -> None:
@@ -339,7 +368,20 @@ class RolloutActor:
         self.engine.shutdown()
 
     async def ready(self) -> None:
-        """Return when the engine has started."""
+        """Return when the engine has started, and answers."""
+        with self._ending_with_engine():
+            await self.engine.is_sleeping()  # a question that goes to the engine's process and back
+
+    @contextmanager
+    def _ending_with_engine(self) -> Iterator[None]:
+        """End this process if vLLM's has died: both are lost, and callers learn it in one way."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            yield
+        except EngineDeadError:
+            print("vLLM's engine process has died", file=sys.stderr, flush=True)
+            os._exit(1)
 
 
 def executor(gpus: int) -> Literal["mp", "ray"] | None:

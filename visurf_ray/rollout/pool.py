@@ -1,6 +1,6 @@
 """The pool of rollout workers."""
 
-import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -12,9 +12,10 @@ import ray
 
 from visurf_ray.aliases import ActorHandle
 from visurf_ray.cluster.waiting import fetch, wait_for
-from visurf_ray.errors import StalledError, during
+from visurf_ray.errors import LearnerLostError, StalledError, during
 from visurf_ray.groups import Example, Group, Phase, Prediction
 from visurf_ray.rollout.actor import Sampled, Sampling
+from visurf_ray.rollout.engines import Engines, Replacing
 from visurf_ray.seeds import seed_of
 
 PROBE_TOKENS = 16  # of the longest response that `probe` samples
@@ -54,6 +55,9 @@ class RolloutPool:
     submits new prompts and returns every prompt whose rollouts have all finished since the last call. The slower the
     driver, the fewer and larger are the calls. Sampling and weight syncs exclude each other, also when different
     threads call.
+
+    If engines are replaced, the loss of one is no error: the others sample what it has not answered, a new one starts
+    meanwhile and is used as soon as the next call takes weights. If it does not start, the pool goes on without it.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class RolloutPool:
         oversample: int = 0,
         sleep_level: int | None = None,
         deterministic: bool = False,
+        replacing: Replacing | None = None,
     ) -> None:
         """Take what starts engines; none is started yet.
 
@@ -80,10 +85,9 @@ class RolloutPool:
             sleep_level: how deep engines sleep while the learner uses their GPUs; None if they share no GPUs.
             deterministic: whether engines get prompts in rounds, when all have answered, so that which prompts an
                 engine gets together does not depend on their speed.
+            replacing: how engines are replaced; None: the loss of one is an error.
         """
-        self.actors: list[ActorHandle] = []  # empty while there are no engines
-        self._launch = launch
-        self._wait = wait
+        self._engines = Engines(launch, wait, replacing, timeout)
         self.sampling = sampling
         self.max_in_flight = max_in_flight
         self.timeout = timeout
@@ -93,20 +97,32 @@ class RolloutPool:
         self._asleep = False
         self._ready = False  # whether the engines have started and hold the learner's weights
         self._link: WeightLink | None = None
+        self._open = False  # whether the link is open
         self._turn = Lock()  # held while the engines start, sample, take weights, or end
+
+    @property
+    def actors(self) -> list[ActorHandle]:
+        """The engines; empty while there are none."""
+        return self._engines.actors
 
     def connect(self, link: WeightLink) -> None:
         """Connect the pool to a learner. Without one, engines sample with the weights that they start with."""
         self._link = link
 
+    def reconnect(self) -> None:
+        """Connect the engines to a learner that has started anew, and have them take its weights."""
+        with self._turn:
+            self._open = False
+            if self._ready:
+                self._take_weights()
+
     def launch(self) -> None:
         """Begin to start the engines, if there are none; see `start`."""
-        if not self.actors:
-            self.actors = list(self._launch())
+        self._engines.launch()
 
     def wait(self) -> None:
         """Wait until the engines that `launch` has begun to start have started."""
-        self._wait(self.actors)
+        self._engines.wait()
 
     def start(self) -> None:
         """Start the engines, if there are none; returns when they hold the learner's weights."""
@@ -175,8 +191,7 @@ class RolloutPool:
                         for number, response in enumerate(responses)
                     ]
             if not stay:
-                if self._link:
-                    self._link.close()
+                self._disconnect()
                 self.shut_down()
         return [prediction for index in sorted(answers) for prediction in answers[index]]
 
@@ -188,7 +203,7 @@ class RolloutPool:
         Args:
             phase: makes context managers that time the phases `wait` and `sync`.
         """
-        if not self.actors:
+        if not self._engines.exist:
             return
         with phase("wait"):
             self._turn.acquire()
@@ -210,7 +225,7 @@ class RolloutPool:
         They wake in `sync` or when they sample next. Both send them the weights again.
         """
         if self.actors and self.sleep_level is not None and not self._asleep:
-            fetch([actor.sleep.remote(self.sleep_level) for actor in self.actors], self.timeout)
+            self._engines.ask("sleep", self.sleep_level)
             self._asleep = True
 
     def shut_down(self) -> None:
@@ -218,36 +233,57 @@ class RolloutPool:
 
         It asks nothing of the learner, so that it also ends a run that has failed.
         """
-        actors, self.actors = self.actors, []
-        self._ready = self._asleep = False
-        if actors:
-            ray.wait([actor.shut_down.remote() for actor in actors], num_returns=len(actors), timeout=30)
-        for actor in actors:
-            ray.kill(actor)
-        for actor in actors:
-            _wait_until_dead(actor)
+        self._ready = self._asleep = self._open = False
+        self._engines.shut_down()
 
     def _ensure_ready(self) -> None:
-        """Start the engines if there are none, and wake them if they sleep; they then hold the learner's weights."""
+        """Start engines if there are none or some are lost, and wake them; they then hold the learner's weights."""
         self.launch()
         if not self._ready:
-            self._wait(self.actors)
-            if self._link:
-                self.sleep()  # the transfer needs the memory of the KV cache, see `_take_weights`
-                self._link.open(self.actors)
-                self._take_weights()
+            self._engines.wait()
+            self.sleep()  # the transfer needs the memory of the KV cache, see `_send`
             self._ready = True
-        elif self._asleep:  # sleeping engines may have dropped their weights
-            self._take_weights()
+        elif not self._asleep and not self._engines.incomplete:
+            return
+        self._take_weights()
 
     def _take_weights(self) -> None:
-        assert self._link is not None, "call connect before sync"
+        """Have all engines take the learner's weights; engines that are lost, before or meanwhile, are replaced."""
+        while True:
+            self._engines.check()
+            if self._engines.incomplete:
+                self._disconnect()
+                self._engines.replace()
+                self._asleep = False
+                self.sleep()
+            if self._link is None:
+                return
+            try:
+                if not self._open:
+                    self._link.open(self.actors)
+                    self._open = True
+                self._send(self._link)
+            except Exception as error:
+                lost = self._engines.check()
+                if lost or isinstance(error, LearnerLostError):
+                    self._engines.lose_all()
+                if not lost:
+                    raise
+            if not self._engines.incomplete:
+                return
+
+    def _send(self, link: WeightLink) -> None:
         if self._asleep:  # the KV cache is allocated after the transfer, during which the learner needs the memory
-            fetch([actor.wake_up.remote("weights") for actor in self.actors], self.timeout)
-        self._link.send()
+            self._engines.ask("wake_up", "weights")
+        link.send()
         if self._asleep:
-            fetch([actor.wake_up.remote("kv_cache") for actor in self.actors], self.timeout)
+            self._engines.ask("wake_up", "kv_cache")
             self._asleep = False
+
+    def _disconnect(self) -> None:
+        if self._link and self._open:
+            self._link.close()
+        self._open = False
 
     def _generate(
         self, examples: Iterable[Example], sampling: Sampling, count: int, at_once: int | None = None
@@ -261,39 +297,68 @@ class RolloutPool:
         self._ensure_ready()
         left = count
         pending = iter(enumerate(examples))
-        loads = [0] * len(self.actors)
-        calls: dict[ray.ObjectRef, int] = {}
+        again: deque[tuple[int, Example]] = deque()  # what engines that are lost have not answered
+        held: dict[ActorHandle, dict[int, Example]] = {actor: {} for actor in self.actors}  # unanswered, by engine
+        calls: dict[ray.ObjectRef, tuple[ActorHandle, ray.ObjectRef]] = {}  # with the tokens that a call returns
 
-        def feed(worker: int) -> None:
-            share = min(-(-left // len(self.actors)), self.max_in_flight)
-            room = max(0, share - loads[worker])
-            more = list(islice(pending, room if at_once is None else min(room, at_once)))
-            loads[worker] += len(more)
-            if loads[worker]:
-                calls[self.actors[worker].sample.remote(more, sampling)] = worker
+        def waiting() -> Iterator[tuple[int, Example]]:
+            while again:
+                yield again.popleft()
+            yield from pending
+
+        def feed(actor: ActorHandle) -> None:
+            share = min(-(-left // len(held)), self.max_in_flight)
+            room = max(0, share - len(held[actor]))
+            more = list(islice(waiting(), room if at_once is None else min(room, at_once)))
+            held[actor].update(more)
+            if held[actor]:
+                rollouts, tokens = actor.sample.remote(more, sampling)
+                calls[rollouts] = actor, tokens
+
+        def lose(actor: ActorHandle, error: Exception) -> None:
+            self._engines.lose(actor, error)
+            again.extend(held.pop(actor).items())
+            if not held:
+                self._ensure_ready()
+                held.update({new: {} for new in self.actors})
+            for idle in [other for other in held if not held[other]]:
+                feed(idle)
 
         def feed_all() -> None:
-            for worker in range(len(self.actors)):
-                feed(worker)
+            for actor in held:
+                feed(actor)
 
         try:
             feed_all()
             while calls:
-                (done,) = wait_for(list(calls), self.timeout, count=1)
-                worker = calls.pop(done)
-                finished = fetch(done, self.timeout)
-                loads[worker] -= len(finished)
+                try:
+                    (done,) = wait_for(list(calls), self.timeout, count=1)
+                except StalledError as error:
+                    stalled, calls = [actor for actor, _ in calls.values()], {}
+                    for actor in stalled:
+                        lose(actor, error)
+                    continue
+                actor, tokens = calls.pop(done)
+                try:
+                    finished = fetch(done, self.timeout)
+                except ray.exceptions.RayActorError as error:
+                    lose(actor, error)
+                    continue
+                for sampled in finished:
+                    del held[actor][sampled.number]
+                    for response in sampled.responses:
+                        response.tokens = replace(response.tokens, store=tokens)
                 left -= len(finished)
                 if not self.deterministic:
-                    feed(worker)
+                    feed(actor)
                 elif not calls:  # the round is over
                     feed_all()
                 yield finished
         except StalledError:
-            loads = []  # an engine that does not answer drops no prompts either
+            held = {}  # an engine that does not answer drops no prompts either
             raise
         finally:
-            if any(loads):
+            if any(held.values()):
                 self._abort(calls)
                 self._abort(())  # a call that arrived after its abort has begun requests since
 
@@ -301,17 +366,6 @@ class RolloutPool:
         """Abort all requests; return when the calls have returned and the engines are idle."""
         references = [*calls, *(actor.abort.remote() for actor in self.actors)]
         wait_for(references, self.timeout)
-
-
-def _wait_until_dead(actor: ActorHandle) -> None:
-    """Return when the actor has ended, or after 30 s: `ray.kill` does not wait for that."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            ray.get(actor.ready.remote(), timeout=30)
-        except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
-            return
-        time.sleep(0.01)
 
 
 def without_rollouts(examples: Sequence[Example]) -> Generator[dict[int, Group], None, None]:

@@ -3,6 +3,9 @@
 `register` is an entry point of the group `vllm.general_plugins`, which vLLM runs in every process of an engine.
 """
 
+import ctypes
+import multiprocessing
+import signal
 from functools import cache
 
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
@@ -17,3 +20,11 @@ def register() -> None:
     register_sender = WeightTransferTrainerFactory.register_engine
     register_sender("shared_memory", "visurf_ray.weights.shared_memory", "SharedMemoryTrainerEngine")
     register_sender("gloo", "visurf_ray.weights.gloo", "GlooTrainerEngine")
+    if multiprocessing.parent_process() is not None:  # this is a process that vLLM has started
+        _end_with_parent()
+
+
+def _end_with_parent() -> None:
+    """Have Linux end this process when its parent ends, even if it hangs: the memory of its GPU is then free again."""
+    set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGKILL)

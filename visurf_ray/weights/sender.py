@@ -51,7 +51,7 @@ class WeightSender:
             timeout: seconds that gloo waits for each part of a transfer: `cluster.timeout`.
         """
         register()
-        source = ZeroSource(module)
+        source = self.source = ZeroSource(module)
         init_info: TrainerInitInfo
         if colocated:
             # Send in chunks, so that ZeRO-3 never gathers the whole model. A chunk must hold the largest tensor.
@@ -80,7 +80,10 @@ class WeightSender:
 
     def send(self) -> None:
         """Send the current weights; returns when the engines have loaded them."""
-        self.engine.send_weights()
+        try:
+            self.engine.send_weights()
+        finally:
+            self.source.finish()
 
     def close(self) -> None:
         """Close the transfer, before the engines end."""

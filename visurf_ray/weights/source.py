@@ -28,6 +28,7 @@ class ZeroSource(WeightSource):
         self.model = model
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._names = {name: stored_name(model, name) for name in self.weights}
+        self._running: Iterator[tuple[str, torch.Tensor]] = iter(())
 
     def metadata(self) -> list[ParamMeta]:
         weights = ((name, self.weights[name]) for names in layerwise_groups(list(self.weights)) for name in names)
@@ -36,6 +37,15 @@ class ZeroSource(WeightSource):
         return [ParamMeta(name, weight.dtype, tuple(weight.shape)) for name, weight in found]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        self._running = self._all()
+        return self._running
+
+    def finish(self) -> None:
+        """Gather what is left of an iteration that has failed: the other ranks go on with it."""
+        for _ in self._running:
+            pass
+
+    def _all(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in gathered(self.weights):
             yield self._names[name], stored_weight(self.model, name, parameter.detach())
 

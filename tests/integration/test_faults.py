@@ -1,0 +1,184 @@
+"""A run survives the loss of its actors, which are really killed or stopped, by process id, in several phases."""
+
+import json
+import math
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+
+from tests.integration.runs import SMALL, rows, run_here
+from visurf_ray.driver import Driver
+from visurf_ray.feed.held_out import HeldOut
+from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.monitor import Monitor
+from visurf_ray.rewards.pool import RewardPool
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+
+def process_of(actor) -> int:
+    return ray.get(actor.__ray_call__.remote(lambda _: os.getpid()))
+
+
+def engine_of(actor) -> int:
+    """The process of vLLM's engine, which the actor has started."""
+    (child,) = [each for each in psutil.Process(process_of(actor)).children() if "EngineCore" in each.name()]
+    return child.pid
+
+
+@dataclass
+class Deed:
+    """Something that is done to a run once, before the first call of a method in a step; the first step is 0."""
+
+    step: int
+    kind: type
+    method: str
+    act: Callable[[Driver], None]
+
+
+def run_with(deeds: list[Deed], folder: Path, *overrides: str, status: int = 0) -> Counter[str]:
+    """Train with faults; returns how often each example was learnt."""
+    running: dict[str, Driver] = {}
+    now = {"step": -1}
+    learnt: Counter[str] = Counter()
+    left = list(deeds)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def hook(kind: type, method: str, before: Callable[..., None]) -> None:
+            original = getattr(kind, method)
+
+            def called(this, *arguments, **named):
+                before(this, *arguments)
+                return original(this, *arguments, **named)
+
+            patch.setattr(kind, method, called)
+
+        def due(kind: type, method: str) -> Callable[..., None]:
+            def act(*_) -> None:
+                for deed in [
+                    each for each in left if (each.kind, each.method, each.step) == (kind, method, now["step"])
+                ]:
+                    left.remove(deed)
+                    deed.act(running["driver"])
+
+            return act
+
+        hook(Driver, "run", lambda driver, _: running.update(driver=driver))
+        hook(Driver, "collect", lambda _, number, *__: now.update(step=number))
+        hook(Monitor, "show_samples", lambda _, __, groups: learnt.update(group.example.id for group in groups))
+        for kind, method in {(deed.kind, deed.method) for deed in deeds}:
+            hook(kind, method, due(kind, method))
+        done = run_here("train", *SMALL, f"output_dir={folder}", *overrides)
+    assert done.returncode == status, done.stderr[-5000:]
+    print(done.stderr)
+    assert left == []
+    return learnt
+
+
+def kill(find: Callable[[Driver], int], how: signal.Signals = signal.SIGKILL) -> Callable[[Driver], None]:
+    return lambda driver: os.kill(find(driver), how)
+
+
+def finished(folder: Path, steps: int) -> list[dict]:
+    """The faults of a run, which has logged every step once, and finite numbers."""
+    steps_of = [row["step"] for row in rows(folder) if "train/loss" in row]
+    assert steps_of == list(range(1, steps + 1))
+    assert all(value is not None and math.isfinite(value) for row in rows(folder) for value in row.values())
+    return json.loads((folder / "summary.json").read_text())["faults"]
+
+
+def test_engines_and_data_actors_that_die_or_hang_are_replaced(tmp_path):
+    """One engine dies while it samples, the child of another while it idles, a third hangs in an evaluation."""
+    deeds = [
+        Deed(1, RewardPool, "submit", kill(lambda driver: process_of(driver.rollouts.actors[0]))),
+        Deed(1, LearnerGroup, "update", kill(lambda driver: engine_of(driver.rollouts.actors[0]))),
+        Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.data._workers[0]))),
+        Deed(3, HeldOut, "__iter__", kill(lambda driver: engine_of(driver.rollouts.actors[0]), signal.SIGSTOP)),
+    ]
+    overrides = ["eval.every=4", "rollout.workers=2", "cluster.health_timeout=5", "train.export=false"]
+    learnt = run_with(deeds, tmp_path, "train.steps=5", *overrides)
+    faults = finished(tmp_path, 5)
+    print(json.dumps(faults, indent=1))
+    assert set(learnt.values()) == {1}
+    lost = ["rollout worker 0", "rollout worker 1", "data worker 0", "rollout worker 0"]
+    assert [fault["role"] for fault in faults] == lost
+    assert all(fault["replaced"] for fault in faults)
+
+
+@pytest.mark.slow
+def test_an_engine_that_dies_while_it_receives_weights_over_gloo(tmp_path, monkeypatch):
+    """With ZeRO-3 the ranks gather the weights together, and none is left behind."""
+    call = LearnerGroup._call
+
+    def with_gloo(learner, name, *arguments):
+        if name == "connect":
+            *others, _, start_timeout = arguments
+            arguments = (*others, False, start_timeout)  # as if engines were on other machines
+        return call(learner, name, *arguments)
+
+    monkeypatch.setattr(LearnerGroup, "_call", with_gloo)
+    deeds = [Deed(1, LearnerGroup, "send_weights", kill(lambda driver: engine_of(driver.rollouts.actors[1])))]
+    overrides = ["eval.every=0", "rollout.workers=2", "learner.ranks=2", "learner.zero_stage=3", "train.export=false"]
+    learnt = run_with(deeds, tmp_path, "train.steps=3", *overrides)
+    assert [(fault["role"], fault["replaced"]) for fault in finished(tmp_path, 3)] == [("rollout worker 1", True)]
+    assert set(learnt.values()) == {1}
+
+
+@pytest.mark.slow
+def test_engines_that_die_or_hang_are_replaced_in_every_phase(tmp_path):
+    """While sampling, idle, in a weight sync and in an evaluation."""
+    deeds = [
+        Deed(1, RewardPool, "submit", kill(lambda driver: process_of(driver.rollouts.actors[0]))),
+        Deed(2, LearnerGroup, "update", kill(lambda driver: engine_of(driver.rollouts.actors[1]))),
+        Deed(3, LearnerGroup, "update", kill(lambda driver: engine_of(driver.rollouts.actors[0]), signal.SIGSTOP)),
+        Deed(4, LearnerGroup, "send_weights", kill(lambda driver: process_of(driver.rollouts.actors[1]))),
+        Deed(5, HeldOut, "__iter__", kill(lambda driver: process_of(driver.rollouts.actors[0]), signal.SIGSTOP)),
+    ]
+    overrides = ["eval.every=6", "rollout.workers=2", "cluster.health_timeout=8", "train.export=false"]
+    learnt = run_with(deeds, tmp_path, "train.steps=8", *overrides)
+    faults = finished(tmp_path, 8)
+    assert set(learnt.values()) == {1}
+    assert [fault["role"] for fault in faults] == [f"rollout worker {number}" for number in (0, 1, 0, 1, 0)]
+    assert all(fault["replaced"] for fault in faults)
+
+
+def test_a_learner_that_dies_goes_back_to_its_checkpoint_and_sigterm_saves_the_last_step(tmp_path):
+    """The signal comes while the learner learns: that step is finished, and saved."""
+    deeds = [
+        Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[0]))),
+        Deed(3, LearnerGroup, "update", lambda driver: os.kill(os.getpid(), signal.SIGTERM)),
+    ]
+    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=2", "train.async_checkpoint=false"]
+    run_with(deeds, tmp_path, *overrides, status=143)
+    trained = [row for row in rows(tmp_path) if "train/loss" in row]
+    assert [(row["step"], row.get("faults")) for row in trained] == [(1, None), (2, None), (3, 1), (4, 1)]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
+    assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_learner_that_is_lost_goes_back_to_the_start_or_the_newest_checkpoint(tmp_path):
+    """One rank dies before the first checkpoint, the other one in a weight sync after it."""
+    deeds = [
+        Deed(1, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[1]))),
+        Deed(4, LearnerGroup, "send_weights", kill(lambda driver: process_of(driver.learner.actors[0]))),
+    ]
+    overrides = ["eval.every=0", "learner.ranks=2", "train.export=false", "train.checkpoint_every=3"]
+    run_with(deeds, tmp_path, "train.steps=5", *overrides)
+    assert [(fault["role"], fault["replaced"]) for fault in finished(tmp_path, 5)] == [("learner", True)] * 2
+
+
+@pytest.mark.slow
+def test_ctrl_c_drops_a_batch_that_is_sampled(tmp_path):
+    deeds = [Deed(2, RewardPool, "submit", lambda driver: os.kill(os.getpid(), signal.SIGINT))]
+    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=9", "pipeline=one_step_off"]
+    run_with(deeds, tmp_path, *overrides, status=130)
+    (saved,) = (tmp_path / "checkpoints").iterdir()
+    assert saved.name in ("step_000001", "step_000002")

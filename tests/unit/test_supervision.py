@@ -1,0 +1,118 @@
+"""Restarts are bounded, the first cause is kept, and what is lost is asked for again. Ray is not needed."""
+
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from visurf_ray.cluster import supervision
+from visurf_ray.cluster.supervision import Supervisor, again_if_lost
+from visurf_ray.errors import ClusterError, LostError, during
+
+
+def failing(*answers):
+    """What returns or raises the answers, one after the other."""
+    left = list(answers)
+
+    def start():
+        answer = left.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return start
+
+
+def test_a_lost_role_is_started_until_it_starts_and_the_first_cause_is_kept():
+    supervisor = Supervisor(max_restarts=3, patience=1)
+    with during("sample"):
+        supervisor.record("engine", "died of this\nand its log")
+    assert supervisor.restart("engine", failing(ClusterError("no memory"), "new")) == "new"
+    (fault,) = supervisor.report()
+    assert (fault["role"], fault["cause"], fault["phase"], fault["replaced"]) == (
+        "engine",
+        "died of this",
+        "sample",
+        True,
+    )
+
+
+def test_a_role_is_given_up_after_so_many_restarts_within_the_window(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(supervision.time, "monotonic", lambda: now[0])
+    supervisor = Supervisor(max_restarts=2, patience=1)
+
+    def lose(role="engine"):
+        supervisor.record(role, "died")
+        return supervisor.restart(role, lambda: "new")
+
+    assert [lose(), lose(), lose("another")] == ["new"] * 3
+    with pytest.raises(ClusterError, match=r"the engine was lost .* cluster.max_restarts=2 .* The first cause: died"):
+        lose()
+    now[0] += supervision.WINDOW
+    assert lose() == "new"
+    assert [fault["replaced"] for fault in supervisor.report()] == [True, True, True, False, True]
+
+
+def test_an_error_of_ours_is_no_fault_of_an_actor():
+    supervisor = Supervisor(max_restarts=2, patience=1)
+    supervisor.record("engine", "died")
+    with pytest.raises(ValueError, match="ours"):
+        supervisor.restart("engine", failing(ValueError("ours")))
+
+
+def test_an_actor_that_was_not_lost_is_restarted_without_being_counted():
+    """So are those that have to start anew beside a lost one."""
+    supervisor = Supervisor(max_restarts=0, patience=1)
+    assert supervisor.restart("engine", lambda: "new") == "new" and supervisor.faults == []
+    with pytest.raises(ClusterError, match="did not start again: no memory"):
+        supervisor.restart("engine", failing(ClusterError("no memory")))
+
+
+def test_what_is_lost_is_asked_for_again_a_few_times():
+    assert again_if_lost(failing(LostError("gone"), LostError("gone"), 7)) == 7
+    with pytest.raises(ClusterError, match="gone, at each of 3 attempts"):
+        again_if_lost(failing(*[LostError("gone")] * 3))
+
+
+STOPPING = """
+import os, signal, sys, time
+from visurf_ray.stopping import Stopped, finishing_first, stop_on_signals, time_left
+signal.signal(signal.SIGINT, signal.default_int_handler)
+stop_on_signals()
+done = []
+try:
+    {0}
+except Stopped as stop:
+    print(*done, stop.signum)
+"""
+
+CASES = {
+    "at once": ("os.kill(os.getpid(), signal.SIGTERM); done.append('not')", "15"),
+    "held back": (
+        "with finishing_first(9): os.kill(os.getpid(), signal.SIGTERM); done.append('finished')",
+        "finished 15",
+    ),
+    "for so long": (
+        "with finishing_first(0.2): os.kill(os.getpid(), signal.SIGINT); time.sleep(9); done.append('not')",
+        "2",
+    ),
+    "but not twice": (
+        "with finishing_first(9):\n        [os.kill(os.getpid(), 15) for _ in range(2)]\n        done.append('not')",
+        "15",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_signal_ends_the_program(case):
+    code, expected = CASES[case]
+    done = subprocess.run([sys.executable, "-c", STOPPING.format(code)], capture_output=True, text=True, timeout=8)
+    assert done.stdout.strip() == expected, done.stderr
+
+
+def test_what_a_signal_leaves_time_for_has_a_limit():
+    code = "try: os.kill(os.getpid(), 15)\n    except Stopped: pass\n    with time_left(0.3): time.sleep(9)"
+    done = subprocess.run([sys.executable, "-c", STOPPING.format(code)], capture_output=True, text=True, timeout=8)
+    assert done.stdout.strip() == str(int(signal.SIGTERM)), done.stderr
