@@ -80,10 +80,12 @@ class WeightSender:
 
     def send(self) -> None:
         """Send the current weights; returns when the engines have loaded them."""
+        self.source.begin()
         try:
             self.engine.send_weights()
-        finally:
+        except BaseException:
             self.source.finish()
+            raise
 
     def close(self) -> None:
         """Close the transfer, before the engines end."""

@@ -28,7 +28,7 @@ class ZeroSource(WeightSource):
         self.model = model
         self.weights = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
         self._names = {name: stored_name(model, name) for name in self.weights}
-        self._running: Iterator[tuple[str, torch.Tensor]] = iter(())
+        self._running: Iterator[tuple[str, torch.Tensor]] | None = None
 
     def metadata(self) -> list[ParamMeta]:
         weights = ((name, self.weights[name]) for names in layerwise_groups(list(self.weights)) for name in names)
@@ -40,10 +40,15 @@ class ZeroSource(WeightSource):
         self._running = self._all()
         return self._running
 
+    def begin(self) -> None:
+        """Note that a transfer begins, which will iterate once."""
+        self._running = None
+
     def finish(self) -> None:
-        """Gather what is left of an iteration that has failed: the other ranks go on with it."""
-        for _ in self._running:
+        """Gather what a failed transfer has not gathered, maybe everything: the other ranks go on with it."""
+        for _ in self._running or self:
             pass
+        self._running = None
 
     def _all(self) -> Iterator[tuple[str, torch.Tensor]]:
         for name, parameter in gathered(self.weights):
