@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+
+from tests.integration import kept
 
 SMALL = [
     "train.batch_size=4",
@@ -32,14 +35,19 @@ def run(module: str, *arguments: str, **environment: str) -> CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=variables)
 
 
-def run_here(module: str, *arguments: str) -> CompletedProcess[str]:
+def run_here(module: str, *arguments: str, own: Collection[str] = ()) -> CompletedProcess[str]:
     """Run `python -m visurf_ray.<module>` in this process, on the Ray cluster that it is connected to if it is.
 
-    It starts in half the time that `run` takes: neither Ray nor the imports of this process start again.
+    It starts in a fraction of the time that `run` takes: neither Ray nor the imports of this process start again, and
+    the run borrows actors that have started, see `kept`.
+
+    Args:
+        own: what the run starts and ends itself nevertheless: "engines", "learners".
     """
     command = [f"visurf_ray.{module}", "cluster.address=local", *arguments]
     stdout, stderr = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+    lent = kept.lent(learns=module == "train", own=own)
+    with pytest.MonkeyPatch.context() as patch, lent, redirect_stdout(stdout), redirect_stderr(stderr):
         for name, value in _OFFLINE.items():
             patch.setenv(name, value)
         patch.setattr("sys.argv", command)
