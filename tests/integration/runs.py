@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 from collections.abc import Collection
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
-
-from tests.integration import kept
+import ray
 
 SMALL = [
     "train.batch_size=4",
@@ -46,13 +45,20 @@ def run_here(module: str, *arguments: str, own: Collection[str] = ()) -> Complet
     """
     command = [f"visurf_ray.{module}", "cluster.address=local", *arguments]
     stdout, stderr = io.StringIO(), io.StringIO()
-    lent = kept.lent(learns=module == "train", own=own)
-    with pytest.MonkeyPatch.context() as patch, lent, redirect_stdout(stdout), redirect_stderr(stderr):
+    with pytest.MonkeyPatch.context() as patch, _lent(module, own), redirect_stdout(stdout), redirect_stderr(stderr):
         for name, value in _OFFLINE.items():
             patch.setenv(name, value)
         patch.setattr("sys.argv", command)
         status = import_module(f"visurf_ray.{module}").main()
     return CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
+
+
+def _lent(module: str, own: Collection[str]) -> AbstractContextManager[None]:
+    if not ray.is_initialized():
+        return nullcontext()
+    from tests.integration import kept  # imports what a run imports
+
+    return kept.lent(learns=module == "train", own=own)
 
 
 def rows(folder: Path) -> list[dict]:

@@ -24,8 +24,14 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 _BUCKET = 500_000_000  # elements of DeepSpeed's reduce bucket, which is no model state
 
 
+def leave_out(actor) -> None:
+    """Leave out of `gc.get_objects` what there is now, tensors of earlier learners among it."""
+    gc.collect()
+    gc.freeze()
+
+
 def live_bytes() -> int:
-    """Of all tensors of this process."""
+    """Of all tensors that were made since `leave_out`."""
     gc.collect()
     storages = {}
     for item in gc.get_objects():
@@ -36,29 +42,22 @@ def live_bytes() -> int:
     return sum(storages.values())
 
 
-def note_earlier(actor) -> None:
-    """Note the bytes of what earlier learners have left in this process, before a new one is made."""
-    actor.earlier = live_bytes()
-
-
 def watch(actor) -> None:
-    """Note the bytes of the new learner's live tensors after each backward pass and after the optimizer's step."""
+    """Note the bytes of all live tensors after each backward pass and at the end of the optimizer's step."""
     engine, actor.seen = actor.rank.engine, []
     backward = engine.backward
 
-    def note(*_) -> None:
-        actor.seen.append(live_bytes() - actor.earlier)
-
     def watched(loss):
         backward(loss)
-        note()
+        actor.seen.append(live_bytes())
 
     engine.backward = watched
-    actor.hook = register_optimizer_step_post_hook(note)
+    actor.hook = register_optimizer_step_post_hook(lambda *_: actor.seen.append(live_bytes()))
 
 
 def seen(actor) -> list[int]:
     actor.hook.remove()  # it is of all optimizers of the process
+    gc.unfreeze()
     return actor.seen
 
 
@@ -68,7 +67,7 @@ def watched_learner(config, processor, learner_actors):
 
     def make(**changes) -> LearnerGroup:
         actors = learner_actors(2)
-        ray.get([actor.__ray_call__.remote(note_earlier) for actor in actors])
+        ray.get([actor.__ray_call__.remote(leave_out) for actor in actors])
         settings = rank_config(config, processor, **changes)
         learner = LearnerGroup(actors, settings, seed=0, minibatches=1, cores=[[]] * 2)
         ray.get([actor.__ray_call__.remote(watch) for actor in actors])
