@@ -116,11 +116,11 @@ def _lend_learners(patch: pytest.MonkeyPatch) -> None:
 
 
 def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
-    """Lend those of the miniature; a run of another model starts and ends its own."""
+    """Lend what most runs ask for: the miniature, without adapters, with images. Others start and end their own."""
     shut_down, miniature = RolloutPool.shut_down, resolve_model("miniature")
 
     def take(place: dict[str, Any], settings: EngineConfig, *arguments: Any) -> Any:
-        if settings.model_path != miniature:
+        if settings.model_path != miniature or settings.adapter_rank or not settings.images:
             return RolloutActor.options(**place).remote(settings, *arguments)
         return engine(settings, *arguments, learns=learns)
 

@@ -69,7 +69,7 @@ def test_the_message_has_the_actor_its_node_the_phase_and_the_end_of_its_log():
 
 
 def test_the_log_of_an_actor_on_another_node():
-    folder = Path("/tmp") / f"vsr.{os.getpid()}"  # a node of its own with a folder of its own
+    folder = Path("/tmp") / f"vst.{os.getpid()}"  # a node of its own with a folder of its own
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
     command += [f"--address={ray.get_runtime_context().gcs_address}", f"--temp-dir={folder}", "--num-cpus=0"]
     command += ['--resources={"elsewhere": 1}', "--object-store-memory=100000000", "--dashboard-agent-listen-port=0"]
