@@ -5,6 +5,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
+# Of several pytest processes each has a core, and so has all that it starts: engines and ranks compute with as many
+# threads as they have cores, and threads that share cores wait for one another tens of times longer than they compute.
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, …
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
@@ -51,32 +56,15 @@ def ray_cluster() -> Iterator[None]:
     # Two GPUs that no test computes on: test_placement.py asks where actors come to lie.
     ray.init(address="local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False)
     yield
+    from tests.integration import kept
+
+    kept.end()
     ray.shutdown()
 
 
 @pytest.fixture(scope="session")
 def learner_actors(ray_cluster) -> Callable[[int], list]:
-    """So many learner actors as there are ranks, the same ones at every call: a process imports DeepSpeed for seconds.
+    """So many learner actors as there are ranks, see `kept.learners`."""
+    from tests.integration.kept import learners
 
-    They hold no learner. They keep their process group, which is why each number of ranks has actors of its own.
-    """
-    import gc
-
-    import ray
-
-    from visurf_ray.learner.actor import LearnerActor
-
-    def forget(actor) -> None:
-        vars(actor).clear()
-        gc.collect()
-
-    actors = {}
-
-    def get(ranks: int) -> list:
-        if ranks not in actors:
-            options = {"num_cpus": 0, "runtime_env": {"env_vars": {"DS_ACCELERATOR": "cpu"}}}
-            actors[ranks] = [LearnerActor.options(**options).remote() for _ in range(ranks)]
-        ray.get([actor.__ray_call__.remote(forget) for actor in actors[ranks]])
-        return actors[ranks]
-
-    return get
+    return learners

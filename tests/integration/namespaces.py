@@ -92,7 +92,7 @@ def ray_on(machines: Sequence[Machine], *, cpus: int = 2) -> Iterator[dict[str, 
 
     Yields the environment of programs that use this cluster.
     """
-    folder = Path(tempfile.mkdtemp(prefix="vsr.", dir="/tmp"))  # short: a socket's path has 107 characters at most
+    folder = Path(tempfile.mkdtemp(prefix="vst.", dir="/tmp"))  # short: a socket's path has 107 characters at most
     head = f"{machines[0].address}:{_PORT}"
     environment = os.environ | {
         "RAY_AUTH_MODE": "token",

@@ -5,12 +5,13 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+import ray
 
 SMALL = [
     "train.batch_size=4",
@@ -32,19 +33,32 @@ def run(module: str, *arguments: str, **environment: str) -> CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, timeout=500, env=variables)
 
 
-def run_here(module: str, *arguments: str) -> CompletedProcess[str]:
+def run_here(module: str, *arguments: str, own: bool = False) -> CompletedProcess[str]:
     """Run `python -m visurf_ray.<module>` in this process, on the Ray cluster that it is connected to if it is.
 
-    It starts in half the time that `run` takes: neither Ray nor the imports of this process start again.
+    It starts in a fraction of the time that `run` takes: neither Ray nor the imports of this process start again, and
+    the run borrows actors that have started, see `kept`.
+
+    Args:
+        own: whether the run starts and ends all its actors itself nevertheless.
     """
     command = [f"visurf_ray.{module}", "cluster.address=local", *arguments]
     stdout, stderr = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(stdout), redirect_stderr(stderr):
+    lent = nullcontext() if own else _lent(module)
+    with pytest.MonkeyPatch.context() as patch, lent, redirect_stdout(stdout), redirect_stderr(stderr):
         for name, value in _OFFLINE.items():
             patch.setenv(name, value)
         patch.setattr("sys.argv", command)
         status = import_module(f"visurf_ray.{module}").main()
     return CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
+
+
+def _lent(module: str) -> AbstractContextManager[None]:
+    if not ray.is_initialized():
+        return nullcontext()
+    from tests.integration import kept  # imports what a run imports
+
+    return kept.lent(learns=module == "train")
 
 
 def rows(folder: Path) -> list[dict]:

@@ -75,7 +75,7 @@ def run_with(deeds: list[Deed], folder: Path, *overrides: str, status: int = 0) 
         hook(Monitor, "show_samples", lambda _, __, groups: learnt.update(group.example.id for group in groups))
         for kind, method in {(deed.kind, deed.method) for deed in deeds}:
             hook(kind, method, due(kind, method))
-        done = run_here("train", *SMALL, f"output_dir={folder}", *overrides)
+        done = run_here("train", *SMALL, f"output_dir={folder}", *overrides, own=True)
     assert done.returncode == status, done.stderr[-5000:]
     print(done.stderr)
     assert left == []

@@ -1,10 +1,13 @@
 """Memory on two ranks: the estimate of model states against what DeepSpeed holds, and what the export needs."""
 
+import gc
 import sys
 from pathlib import Path
 
 import pytest
 import ray
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tests.integration.test_learner import batches, rank_config  # noqa: F401  # a fixture
@@ -21,52 +24,56 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 _BUCKET = 500_000_000  # elements of DeepSpeed's reduce bucket, which is no model state
 
 
+def leave_out(actor) -> None:
+    """Leave out of `gc.get_objects` what there is now, tensors of earlier learners among it."""
+    gc.collect()
+    gc.freeze()
+
+
+def live_bytes() -> int:
+    """Of all tensors that were made since `leave_out`."""
+    gc.collect()
+    storages = {}
+    for item in gc.get_objects():
+        if type(item) in (torch.Tensor, torch.nn.Parameter):
+            for tensor in (item, item.grad if item.is_leaf else None):
+                if tensor is not None and tensor.untyped_storage().nbytes() < 2 * _BUCKET:
+                    storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+    return sum(storages.values())
+
+
 def watch(actor) -> None:
     """Note the bytes of all live tensors after each backward pass and at the end of the optimizer's step."""
-    import torch
-    from torch.optim.optimizer import register_optimizer_step_post_hook
-
-    engine, before, actor.seen = actor.rank.engine, 0, []
+    engine, actor.seen = actor.rank.engine, []
     backward = engine.backward
 
     def watched(loss):
         backward(loss)
         actor.seen.append(live_bytes())
 
-    def live_bytes() -> int:
-        import gc
-
-        gc.collect()
-        storages = {}
-        for item in gc.get_objects():
-            if type(item) in (torch.Tensor, torch.nn.Parameter):
-                for tensor in (item, item.grad if item.is_leaf else None):
-                    if tensor is not None and tensor.untyped_storage().nbytes() < 2 * _BUCKET:
-                        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return sum(storages.values()) - before
-
     engine.backward = watched
-    register_optimizer_step_post_hook(lambda *_: actor.seen.append(live_bytes()))
+    actor.hook = register_optimizer_step_post_hook(lambda *_: actor.seen.append(live_bytes()))
 
 
 def seen(actor) -> list[int]:
+    actor.hook.remove()  # it is of all optimizers of the process
+    gc.unfreeze()
     return actor.seen
 
 
 @pytest.fixture
-def new_learner(config, processor):
-    """Makes a learner in new processes: in shared ones the tensors of earlier learners would be counted too."""
-    started = []
+def watched_learner(config, processor, learner_actors):
+    """Makes a learner of two ranks whose live tensors are watched."""
 
-    def make(ranks, **changes) -> LearnerGroup:
-        options = {"num_cpus": 0, "runtime_env": {"env_vars": {"DS_ACCELERATOR": "cpu"}}}
-        started.extend(LearnerActor.options(**options).remote() for _ in range(ranks))
+    def make(**changes) -> LearnerGroup:
+        actors = learner_actors(2)
+        ray.get([actor.__ray_call__.remote(leave_out) for actor in actors])
         settings = rank_config(config, processor, **changes)
-        return LearnerGroup(started, settings, seed=0, minibatches=1, cores=[[]] * ranks)
+        learner = LearnerGroup(actors, settings, seed=0, minibatches=1, cores=[[]] * 2)
+        ray.get([actor.__ray_call__.remote(watch) for actor in actors])
+        return learner
 
-    yield make
-    for actor in started:
-        ray.kill(actor)
+    return make
 
 
 GRID = [(1, "float32"), (1, "bfloat16"), (2, "bfloat16"), (3, "bfloat16")]
@@ -81,15 +88,14 @@ DIAGONAL = [(1, "float32", False), (1, "bfloat16", True), (2, "bfloat16", False)
         for offload in (False, True)
     ],
 )
-def test_model_states_are_what_the_engine_holds(new_learner, batches, stage, dtype, offload):  # noqa: F811
+def test_model_states_are_what_the_engine_holds(watched_learner, batches, stage, dtype, offload):  # noqa: F811
     """At the fullest moment of the second step, when Adam's moments are there. Examples and gathered weights come on
     top; on a CPU device and host memory are one.
     """
-    learner = new_learner(2, zero_stage=stage, dtype=dtype, offload=offload, max_tokens_per_micro_batch=400)
-    ray.get([actor.__ray_call__.remote(watch) for actor in learner.actors])
+    learner = watched_learner(zero_stage=stage, dtype=dtype, offload=offload, max_tokens_per_micro_batch=400)
     for groups in batches:
         learner.update(groups, LossConfig())
-    measured = max(ray.get(learner.actors[0].__ray_call__.remote(seen)))
+    measured = max(ray.get([actor.__ray_call__.remote(seen) for actor in learner.actors])[0])
     settings = [
         f"learner.zero_stage={stage}",
         f"learner.offload={offload}",
@@ -127,7 +133,6 @@ def resident(kind: str) -> int:
 def forget_the_peak(actor, file_bytes: int) -> None:
     """Return free memory to the system and begin to note the peak; have files of this size at most from now on."""
     import ctypes
-    import gc
     from functools import partial
 
     from visurf_ray.learner import rank

@@ -3,14 +3,14 @@
 import os
 import socket
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import ray
 import torch
 
+from tests.integration import kept
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
-from visurf_ray.config.choices import HeadDtype
+from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Group, Response, Source, Tokens
 from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method, Part
@@ -25,11 +25,10 @@ from visurf_ray.weights.sender import WeightSender
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 
-def start_engine(config) -> Any:
-    """An engine that is up, on all cores."""
-    engine = EngineConfig(
+def settings(config) -> EngineConfig:
+    return EngineConfig(
         model_path=resolve_model(config.model.path),
-        dtype="float32",
+        dtype=Dtype.float32,
         max_model_len=512,
         memory=0.25,
         gpus=0,
@@ -39,9 +38,10 @@ def start_engine(config) -> Any:
         head_dtype=HeadDtype.float32,
         banned=tuple(banned_token_ids(load_processor(config.model))),
     )
-    actor = RolloutActor.options(num_cpus=0.5).remote(engine, sorted(os.sched_getaffinity(0)))
-    ray.get(actor.ready.remote())
-    return actor
+
+
+def all_cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
 
 
 def make_pool(actors) -> RolloutPool:
@@ -49,13 +49,6 @@ def make_pool(actors) -> RolloutPool:
     pool = RolloutPool(lambda: actors, sampling=Sampling(4, 1.0, 60, logprobs_every=1), max_in_flight=8, timeout=600)
     pool.start()
     return pool
-
-
-@pytest.fixture(scope="module")
-def pool(config):
-    pool = make_pool([start_engine(config)])
-    yield pool
-    pool.shut_down()
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +70,14 @@ def examples(loader):
 @pytest.fixture(scope="module")
 def model(config):
     return load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
+
+
+@pytest.fixture(scope="module")
+def pool(config, model):
+    """An engine, with the base model's weights."""
+    pool = make_pool([kept.engine(settings(config), all_cores())])
+    open_transfer(model, pool.actors).send()
+    return pool
 
 
 def all_of(batches) -> dict[int, Group]:
@@ -307,7 +308,8 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
     learner.send_weights()
     answers = pool.answer(examples, max_tokens=60)
 
-    second = start_engine(config)
+    second = RolloutActor.options(num_cpus=0.5).remote(settings(config), all_cores())
+    ray.get(second.ready.remote())
     pair = make_pool([*pool.actors, second])
     ranks = make_learner(ranks=2, zero_stage=2, max_tokens_per_micro_batch=160)  # which cuts the groups
     ranks.connect(pair.actors, engine_gpus=0, colocated=False, start_timeout=60)

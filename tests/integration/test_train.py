@@ -1,6 +1,7 @@
 """The job from its command line: a short run, its outputs, resuming, evaluating; and bad input."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -13,12 +14,18 @@ from visurf_ray.tasks import TASKS
 
 
 def without_compiler(folder: Path) -> dict[str, str]:
-    """An environment whose PATH holds only what a run calls, no compiler, and where nothing is compiled yet."""
+    """An environment whose PATH holds only what a run calls, no compiler, and where nothing is compiled yet.
+
+    Only what vLLM has noted of models' classes is kept: it would start a process to look at the miniature's.
+    """
     tools = folder / "tools"
     tools.mkdir()
     for tool in ("bash", "lscpu"):  # Ray starts its workers with the one, vLLM asks the other for the cores
         (tools / tool).symlink_to(shutil.which(tool))  # type: ignore[arg-type]
     caches = ("TORCH_EXTENSIONS_DIR", "TORCHINDUCTOR_CACHE_DIR", "VLLM_CACHE_ROOT")
+    notes = Path(os.environ.get("VLLM_CACHE_ROOT", "~/.cache/vllm")).expanduser() / "modelinfos"
+    if notes.is_dir():
+        shutil.copytree(notes, folder / "vllm_cache_root" / "modelinfos")
     return {"PATH": str(tools)} | {name: str(folder / name.lower()) for name in caches}
 
 

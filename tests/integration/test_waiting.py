@@ -9,45 +9,17 @@ import ray
 
 from tests.integration.runs import SMALL, run_here
 from tests.integration.test_learner import rank_config
+from tests.integration.workers import LIMIT, Worker
 from tests.unit.groups import example
 from visurf_ray.cluster.deaths import deaths_explained
 from visurf_ray.cluster.waiting import fetch, wait_for
 from visurf_ray.errors import ClusterError, StalledError, during
-from visurf_ray.learner.actor import LearnerActor, _threads
+from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.rollout.actor import Sampling
 from visurf_ray.rollout.pool import RolloutPool
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-LIMIT = 2.0
-
-
-@ray.remote(num_cpus=0)
-class Worker:
-    """Also has the methods of `RolloutActor` that a pool calls to sample."""
-
-    def process(self) -> int:
-        return os.getpid()
-
-    def wait_for(self, others: list) -> None:
-        fetch(others, LIMIT)
-
-    def threads(self, cores: int) -> int:
-        return _threads(cores)
-
-    @ray.method(num_returns=2)
-    def sample(self, examples, sampling):
-        time.sleep(3600)
-
-    def abort(self):
-        pass
-
-    def shut_down(self):
-        pass
-
-    def ready(self):
-        pass
 
 
 @pytest.fixture
@@ -125,15 +97,8 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, monkeypatch):
         return update(learner, *arguments)
 
     monkeypatch.setattr(LearnerGroup, "update", hanging)
-    done = run_here(
-        "train",
-        *SMALL,
-        "method=sft",
-        "train.steps=1",
-        "eval.every=0",
-        "cluster.max_restarts=0",
-        f"output_dir={tmp_path}/run",
-    )
+    settings = ["train.steps=1", "eval.every=0", "cluster.max_restarts=0", f"output_dir={tmp_path}/run"]
+    done = run_here("train", *SMALL, *settings, own=True)
     assert done.returncode == 2, done.stderr[-3000:]
     hung = f"LearnerActor (process {processes[0]}, "
     line = done.stderr.splitlines()[-1]

@@ -34,9 +34,32 @@ def test_the_installed_package_has_its_configuration(installed, tmp_path):
     assert done.returncode == 0 and str(installed / "visurf_ray" / "conf") in done.stdout
 
 
-def test_the_installed_package_runs_a_sweep_and_a_refused_run_does_not_end_it(installed, tmp_path):
-    settings = ["train.steps=1", "train.export=false", "train.checkpoint_every=0", "output_dir=runs"]
-    done = run(installed, tmp_path, *SMALL, "-m", "learner.zero_stage=9,1", *settings)
+def files(folder: Path) -> dict[str, bytes]:
+    """The files below a folder, by their paths in it."""
+    found = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in found}
+
+
+def test_the_installed_package_has_the_files_of_the_checkout(installed):
+    """All that a run imports, reads and renders is there, so that it runs as from the checkout."""
+    package, conf = files(ROOT / "visurf_ray"), files(ROOT / "conf")
+    assert "miniature/base/model.safetensors" in package and "config.yaml" in conf
+    assert files(installed / "visurf_ray") == package | {f"conf/{name}": content for name, content in conf.items()}
+
+
+SWEEP = ["-m", "learner.zero_stage=9,1", "output_dir=runs"]
+
+
+def test_the_installed_package_sweeps_and_a_refused_run_does_not_end_it(installed, tmp_path):
+    done = run(installed, tmp_path, *SMALL, *SWEEP, "train.dry_run=true")
+    assert done.returncode == 2 and "learner.zero_stage=9" in done.stderr, done.stderr[-3000:]
+    assert "all checks passed" in done.stdout and "run learner.zero_stage-1\n" in done.stdout
+
+
+@pytest.mark.slow  # a run of the same files as in the checkout
+def test_the_installed_package_runs_a_sweep(installed, tmp_path):
+    settings = ["train.steps=1", "train.export=false", "train.checkpoint_every=0"]
+    done = run(installed, tmp_path, *SMALL, *SWEEP, *settings)
     assert done.returncode == 2 and "learner.zero_stage=9" in done.stderr, done.stderr[-3000:]
     runs = tmp_path / "runs"
     assert sorted(path.name for path in runs.iterdir()) == ["learner.zero_stage-1", "multirun.yaml"]

@@ -105,7 +105,7 @@ def test_a_learner_that_starts_anew_packs_as_before_and_loads_its_checkpoint(mak
     group.restart(Path("step_000002"))
     assert calls == [("killed",), ("engines sleep",)]
     assert [call[0] for call in later] == ["address", "start", "set_packing", "load"]
-    assert later[-1] == ("load", Path("step_000002"))
+    assert later[-1] == ("load", Path("step_000002"), None)
 
 
 def test_balance_by_hand():

@@ -124,3 +124,15 @@ def wait_ready(references: list[ray.ObjectRef], what: str, timeout: float) -> No
             f"{what} did not start in {time.monotonic() - begin:.0f} s (cluster.start_timeout); "
             f"free resources: {ray.available_resources()}"
         ) from error
+
+
+def computing_threads(cores: int) -> int:
+    """Return how many threads the actor that calls this is to compute with: one for each of its Ray CPUs.
+
+    An actor of less than one CPU has one thread; if it is pinned to cores, one on each.
+
+    Args:
+        cores: to how many this process is pinned, which are the most threads; 0: not pinned.
+    """
+    cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
+    return min(cpus or cores, cores) if cores else max(1, cpus)

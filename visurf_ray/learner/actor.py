@@ -13,6 +13,7 @@ import ray
 from jaxtyping import Float
 
 from visurf_ray.aliases import ActorHandle, Fetch
+from visurf_ray.cluster.resources import computing_threads
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import Packing
 from visurf_ray.groups import Group
@@ -42,7 +43,7 @@ class LearnerActor:
         self.fetch: Fetch = partial(fetch, timeout=config.timeout)
         if cores:
             os.sched_setaffinity(0, cores)
-        threads = _threads(len(cores))
+        threads = computing_threads(len(cores))
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)  # its library has read the variable when it was loaded
         self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
@@ -140,18 +141,6 @@ class LearnerActor:
     def export(self, folder: Path) -> None:
         self.rank.export(folder)
         self.rank.release()
-
-
-def _threads(cores: int) -> int:
-    """Return how many threads to compute with: one for each of the actor's Ray CPUs.
-
-    An actor of less than one CPU has one thread; if it is pinned to cores, one on each.
-
-    Args:
-        cores: to how many this process is pinned, which are the most threads; 0: not pinned.
-    """
-    cpus = int(ray.get_runtime_context().get_assigned_resources().get("CPU", 0))
-    return min(cpus or cores, cores) if cores else max(1, cpus)
 
 
 def _free_port() -> int:

@@ -1,0 +1,139 @@
+"""Actors that stay for later tests: to start one, with its imports, takes far longer than what a test asks of it.
+
+`run_here` lends them to one run after the other. A run finds them as it would find new ones: data actors have read
+nothing, learner actors hold no learner, and an engine has the settings that the run asks for, and takes the learner's
+weights or has never taken any.
+"""
+
+import gc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+
+from visurf_ray import actors
+from visurf_ray.feed import feed
+from visurf_ray.learner.actor import LearnerActor
+from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.models import resolve_model
+from visurf_ray.rollout.actor import EngineConfig, RolloutActor
+from visurf_ray.rollout.pool import RolloutPool
+
+_engines: dict[str, Any] = {}  # by what they were made with, see `engine`
+_learners: dict[int, list[Any]] = {}  # by the number of ranks
+_data: list[Any] = []
+
+
+def engine(*arguments: Any, learns: bool = True) -> Any:
+    """Return an engine that was made with these arguments of `RolloutActor`, the same one at every call.
+
+    Args:
+        learns: whether it takes a learner's weights. One for evaluations has those of its model.
+    """
+    key = f"{arguments} {learns}"
+    if key not in _engines:
+        _engines[key] = RolloutActor.options(num_cpus=0).remote(*arguments)
+    ray.get(_engines[key].abort.remote())  # what a failed test has left
+    return _engines[key]
+
+
+def learners(ranks: int) -> list[Any]:
+    """Return so many learner actors as there are ranks, the same ones at every call. They hold no learner.
+
+    They keep their process group, which is why each number of ranks has actors of its own.
+    """
+    if ranks not in _learners:
+        options = {"num_cpus": 0, "runtime_env": {"env_vars": {"DS_ACCELERATOR": "cpu"}}}
+        _learners[ranks] = [LearnerActor.options(**options).remote() for _ in range(ranks)]
+    ray.get([actor.__ray_call__.remote(_empty) for actor in _learners[ranks]])
+    return _learners[ranks]
+
+
+def end() -> None:
+    """End all of them."""
+    ray.wait([actor.shut_down.remote() for actor in _engines.values()], num_returns=len(_engines), timeout=30)
+    for actor in [*_engines.values(), *_data, *(actor for ranks in _learners.values() for actor in ranks)]:
+        ray.kill(actor)
+    for kept in (_engines, _learners, _data):
+        kept.clear()
+
+
+@contextmanager
+def lent(*, learns: bool) -> Iterator[None]:
+    """Lend actors to the run inside the context.
+
+    Args:
+        learns: whether the run trains.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        _lend_data(patch)
+        _lend_learners(patch)
+        _lend_engines(patch, learns)
+        yield
+
+
+def _empty(actor: Any) -> None:
+    vars(actor).clear()
+    gc.collect()
+
+
+def _anew(actor: Any) -> None:
+    _empty(actor)
+    actor.__init__()
+
+
+def _lend_data(patch: pytest.MonkeyPatch) -> None:
+    start, idle = feed.start_actor, list(_data)
+
+    def take() -> Any:
+        if not idle:
+            _data.append(start())
+            return _data[-1]
+        actor = idle.pop()
+        ray.get(actor.__ray_call__.remote(_anew))
+        return actor
+
+    patch.setattr(feed, "start_actor", take)
+
+
+def _lend_learners(patch: pytest.MonkeyPatch) -> None:
+    start = actors.start_learner
+
+    def start_on_kept(config: Any, processor: Any, places: Sequence[Any], **options: Any) -> LearnerGroup:
+        taken = iter(learners(len(places)))
+        patch.setattr(actors, "LearnerActor", ActorClass(lambda place: next(taken)))
+        return start(config, processor, places, **options)
+
+    patch.setattr(actors, "start_learner", start_on_kept)
+    patch.setattr(LearnerGroup, "shut_down", lambda group: None)
+
+
+def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
+    """Lend what most runs ask for: the miniature, without adapters, with images. Others start and end their own."""
+    shut_down, miniature = RolloutPool.shut_down, resolve_model("miniature")
+
+    def take(place: dict[str, Any], settings: EngineConfig, *arguments: Any) -> Any:
+        if settings.model_path != miniature or settings.adapter_rank or not settings.images:
+            return RolloutActor.options(**place).remote(settings, *arguments)
+        return engine(settings, *arguments, learns=learns)
+
+    def shut_down_own(pool: RolloutPool) -> None:
+        if any(actor not in _engines.values() for actor in pool.actors):
+            shut_down(pool)
+
+    patch.setattr(actors, "RolloutActor", ActorClass(take))
+    patch.setattr(RolloutPool, "shut_down", shut_down_own)
+
+
+class ActorClass:
+    """Stands for one: `.options(**place).remote(*arguments)` calls `make(place, *arguments)`."""
+
+    def __init__(self, make: Callable[..., Any]) -> None:
+        self.make = make
+
+    def options(self, **place: Any) -> SimpleNamespace:
+        return SimpleNamespace(remote=partial(self.make, place))
