@@ -58,7 +58,7 @@ def dry_run(config: Config) -> None:
     console.print(_memory_table(config, size, found))
     console.print(_comparison(compared))
     check_memory(compared)
-    console.print("dry run: all checks passed; nothing was started or written")
+    console.print("dry run: all checks passed; nothing was trained, or written to output_dir")
 
 
 def _table(*columns: str) -> Table:

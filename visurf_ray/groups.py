@@ -90,8 +90,8 @@ class Tokens:
 
     Attributes:
         ids: (T,).
-        sampler_logprobs: vLLM's log-probability of each token in nats, (T,). None for a label, and for a rollout whose
-            log-probabilities were not requested (`Sampling.logprobs_every`).
+        sampler_logprobs: vLLM's log-probability of each token in nats, (T,). NaN in rollouts whose log-probabilities
+            were not requested (`Sampling.logprobs_every`); None if there are no others, and for a label.
     """
 
     ids: NDArray[np.int32]
@@ -103,7 +103,7 @@ class TokenSpan:
     """The tokens `begin` to `end` (exclusive) of a store.
 
     Attributes:
-        store: a reference to the `Tokens` of all rollouts of a group in Ray's object store, or `Tokens` themselves.
+        store: a reference to the `Tokens` of several groups' rollouts in Ray's object store, or `Tokens` themselves.
             The driver holds the reference alone: tokens go from the sampler to the learner.
     """
 

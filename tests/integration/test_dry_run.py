@@ -29,7 +29,7 @@ def test_a_dry_run_tells_what_would_be_run(dry_run):
         "1 rollout worker(s), 2 learner rank(s)",
         "optimizer states",
         "KV cache",
-        "all checks passed; nothing was started or written",
+        "all checks passed; nothing was trained, or written to output_dir",
     ):
         assert part in done.stdout
 

@@ -37,7 +37,7 @@ class Rewards:
 class Recorder(Learner):
     """Records the examples of each update."""
 
-    def update(self, groups, loss, learning_rate):
+    def update(self, groups, loss, learning_rate, *, step):
         self.log.append([(group.example.part, group.example.id) for group in groups])
         return {}
 

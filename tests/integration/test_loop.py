@@ -42,10 +42,10 @@ def engines_at_updates(monkeypatch) -> list[int]:
             pools.add(pool)
             yield finished
 
-    def watched_update(learner, *arguments):
+    def watched_update(learner, *arguments, **options):
         _, left = psutil.wait_procs(seen, timeout=0 if any(pool.actors for pool in pools) else 10)
         counts.append(sum(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in left))
-        return update(learner, *arguments)
+        return update(learner, *arguments, **options)
 
     monkeypatch.setattr(RolloutPool, "_generate", watched_generate)
     monkeypatch.setattr(LearnerGroup, "update", watched_update)

@@ -89,12 +89,12 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, monkeypatch):
     """With a limit that starts to hold when the ranks have started, as these take longer for that."""
     update, processes = LearnerGroup.update, []
 
-    def hanging(learner, *arguments):
+    def hanging(learner, *arguments, **options):
         processes.extend(ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in learner.actors]))
         learner.timeout = LIMIT
         for process in processes:
             os.kill(process, signal.SIGSTOP)
-        return update(learner, *arguments)
+        return update(learner, *arguments, **options)
 
     monkeypatch.setattr(LearnerGroup, "update", hanging)
     settings = ["train.steps=1", "eval.every=0", "cluster.max_restarts=0", f"output_dir={tmp_path}/run"]
