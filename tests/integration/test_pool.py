@@ -120,10 +120,13 @@ class Slow:
     def asked(self):
         return self.got
 
+    @ray.method(num_returns=2)
     def sample(self, examples, sampling):
         time.sleep(self.seconds)
         self.got.append(([number for number, _ in examples], sampling.seed))
-        return [Sampled(number, [Response(Source.ROLLOUT, "text", TokenSpan.of([1]))]) for number, _ in examples]
+        return in_one_store(
+            [Sampled(number, [Response(Source.ROLLOUT, "text", TokenSpan.of([1]))]) for number, _ in examples]
+        )
 
     def shut_down(self):
         pass
