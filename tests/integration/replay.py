@@ -29,8 +29,8 @@ def main() -> None:
         recorded: list[Any] = []
         update = job.learner.update
 
-        def record(groups, loss, learning_rate):
-            metrics = update(groups, loss, learning_rate)
+        def record(groups, loss, learning_rate, *, step):
+            metrics = update(groups, loss, learning_rate, step=step)
             recorded.append((groups, loss, learning_rate, metrics))
             return metrics
 
