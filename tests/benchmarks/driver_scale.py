@@ -74,7 +74,9 @@ class RandomLearner:
     def send_weights(self) -> None:
         pass
 
-    def update(self, minibatches: Sequence[Shard], loss: LossConfig, learning_rate: float | None) -> list[StepReport]:
+    def update(
+        self, minibatches: Sequence[Shard], loss: LossConfig, learning_rate: float | None, step: int
+    ) -> list[StepReport]:
         for shard in minibatches:
             fetch = cache(ray.get)
             for part in shard:
@@ -110,7 +112,7 @@ def main() -> None:
     start(options)
     sizes, steps = ((16, 64), 4) if options.quick else ((16, 64, 256, 1024), 16)
     overrides = [f"rollout.n={ROLLOUTS}", f"task.train={max(sizes)}", "eval.examples=1", "monitor.wandb=disabled"]
-    overrides += ["monitor.samples_every=0"]
+    overrides += ["monitor.samples_every=0", f"learner.max_tokens_per_micro_batch={2 * TOKENS}"]
     config = load_config(overrides)
     with connected("local"), tempfile.TemporaryDirectory() as folder:
         processor = load_processor(config.model)

@@ -33,6 +33,9 @@ class Rewards:
     def wait(self):
         return []
 
+    def drop(self):
+        pass
+
 
 class Recorder(Learner):
     """Records the examples of each update."""
