@@ -102,7 +102,7 @@ def test_engines_and_data_actors_that_die_or_hang_are_replaced(tmp_path):
         Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.data._workers[0]))),
         Deed(3, HeldOut, "__iter__", kill(lambda driver: engine_of(driver.rollouts.actors[0]), signal.SIGSTOP)),
     ]
-    overrides = ["eval.every=4", "rollout.workers=2", "cluster.health_timeout=5", "train.export=false"]
+    overrides = ["eval.every=4", "rollout.workers=2", "cluster.health_timeout=10", "train.export=false"]
     learnt = run_with(deeds, tmp_path, "train.steps=5", *overrides)
     faults = finished(tmp_path, 5)
     print(json.dumps(faults, indent=1))
