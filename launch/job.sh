@@ -6,9 +6,9 @@
 # Upload the code and nothing else of the folder. The patterns have gitignore's syntax; a plain "/*" would also match the
 # folder itself (".") and exclude everything.
 excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/conf/**", "__pycache__"]'
-# A stopped job has this long to finish a checkpoint and W&B's files. Stop it by SIGINT: on SIGTERM, Ray's default, Abseil's
-# signal handler in Ray's core ends the driver after 3 s.
-stop_seconds=30
+# A stopped job has this long to save its last step (train.grace, 30 s) and to end its actors. Stop it by SIGINT: on SIGTERM,
+# Ray's default, Abseil's signal handler in Ray's core ends the driver after 3 s.
+stop_seconds=60
 runtime_env="\"excludes\": $excludes"
 
 export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
