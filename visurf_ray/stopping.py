@@ -34,12 +34,16 @@ class _Signals:
     grace = 0.0
 
 
-def stop_on_signals() -> None:
-    """Have SIGTERM and SIGINT raise Stopped in the main thread."""
-    _Signals.first = None
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Have SIGTERM and SIGINT raise Stopped in the main thread. A signal is forgotten at the end of the context."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         if signal.getsignal(signum) is not signal.SIG_IGN:  # a shell has its background jobs ignore SIGINT
             signal.signal(signum, _stop)
+    try:
+        yield
+    finally:
+        _Signals.first = None
 
 
 def _stop(signum: int, frame: FrameType | None) -> None:

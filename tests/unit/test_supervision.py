@@ -78,9 +78,10 @@ def test_what_is_lost_is_asked_for_again_a_few_times():
 
 STOPPING = """
 import os, signal, sys, time
-from visurf_ray.stopping import Stopped, finishing_first, stop_on_signals, time_left
+from visurf_ray.stopping import Stopped, finishing_first, stop_on_signals, stopped, time_left
 signal.signal(signal.SIGINT, signal.default_int_handler)
-stop_on_signals()
+stopping = stop_on_signals()
+stopping.__enter__()
 done = []
 try:
     {0}
@@ -116,3 +117,11 @@ def test_what_a_signal_leaves_time_for_has_a_limit():
     code = "try: os.kill(os.getpid(), 15)\n    except Stopped: pass\n    with time_left(0.3): time.sleep(9)"
     done = subprocess.run([sys.executable, "-c", STOPPING.format(code)], capture_output=True, text=True, timeout=8)
     assert done.stdout.strip() == str(int(signal.SIGTERM)), done.stderr
+
+
+def test_a_signal_is_forgotten_when_the_program_has_ended():
+    code = (
+        "try: os.kill(os.getpid(), 15)\n    except Stopped: stopping.__exit__(None, None, None)\n    print(stopped())"
+    )
+    done = subprocess.run([sys.executable, "-c", STOPPING.format(code)], capture_output=True, text=True, timeout=8)
+    assert done.stdout.strip() == "False", done.stderr

@@ -19,6 +19,7 @@ from visurf_ray.errors import ConfigError, UserError, printing
 from visurf_ray.stopping import Stopped, stop_on_signals
 
 
+@stop_on_signals()
 def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C]) -> int:
     """Compose the configuration that the command line asks for and call `task`, once for each run of a sweep.
 
@@ -34,7 +35,6 @@ def run_app(task: Callable[[C, Sequence[str]], None], schema: type[C]) -> int:
         task is raised.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises what it would print
-    stop_on_signals()
     register_schema()
     arguments, unknown = get_args_parser().parse_known_intermixed_args()
     if unknown:
