@@ -122,7 +122,8 @@ def run_through(driver: Driver, state: State, checkpoint: Path | None, superviso
         why = "" if driver.checkpoints.newest else ": the run has written no checkpoint yet (train.checkpoint_every)"
         print(f"the learner goes back to step {state.step}{why}", file=sys.stderr, flush=True)
         with during("restart"):
-            supervisor.restart("learner", partial(driver.learner.restart, folder and folder.resolve()))
+            scratch = Path(driver.config.output_dir).resolve()
+            supervisor.restart("learner", partial(driver.learner.restart, folder and folder.resolve(), scratch))
             driver.rollouts.reconnect()
         driver.monitor.rewind(state.step)
 

@@ -5,11 +5,6 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-# Of several pytest processes each has a core, and so has all that it starts: engines and ranks compute with as many
-# threads as they have cores, and threads that share cores wait for one another tens of times longer than they compute.
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # gw0, gw1, …
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 

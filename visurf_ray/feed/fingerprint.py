@@ -40,7 +40,7 @@ class Fingerprint:
 
         Args:
             rows: The rows.
-            checked: Of how many, the first ones, the files of pictures are looked at; the others' may be anywhere.
+            checked: How many rows, from the first on, have picture files that are looked at. Later ones may lack them.
         """
         numbers = range(len(rows))
         hashes = [
@@ -116,7 +116,7 @@ def _row(row: Row, checked: bool) -> Iterator[bytes]:
 
 
 def _picture(picture: Picture, checked: bool) -> Iterator[bytes]:
-    """Yield what tells a picture from others. That at an address is told by the address alone."""
+    """Yield what tells a picture from others. Of a picture at an address only the address counts."""
     if isinstance(picture, StoredImage):
         yield str(picture.cells[picture.index].as_buffer().size).encode()
     elif isinstance(picture, StoredLine):

@@ -70,11 +70,12 @@ class LearnerGroup:
             ]
         )
 
-    def restart(self, folder: Path | None) -> None:
+    def restart(self, folder: Path | None, scratch: Path | None = None) -> None:
         """Start the ranks anew, after a LearnerLostError; the weight transfer is closed then.
 
         Args:
             folder: a training state for `load`; None: the state is that of the start.
+            scratch: as for `load`.
         """
         assert self._launch, "the group has been told how"
         self.shut_down()
@@ -84,7 +85,7 @@ class LearnerGroup:
         if self.cost.packing is not self.config.cost.packing:
             self.set_packing(self.cost.packing)
         if folder:
-            self.load(folder)
+            self.load(folder, scratch)
 
     @property
     def least_groups(self) -> int:

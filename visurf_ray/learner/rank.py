@@ -317,6 +317,7 @@ class Rank:
             ValueError: the folder has no such state.
         """
         # Not strict, because the state has no frozen parameters.
+        # DeepSpeed has no other way to say it for one load: it reads its configuration once, at the start.
         self.engine._config.load_universal_checkpoint = converted is not None
         source = str(converted or folder)
         loaded, _ = self.engine.load_checkpoint(source, tag=CHECKPOINT_TAG, load_module_strict=False)

@@ -17,7 +17,7 @@ def ranks_of(folder: Path) -> int:
 
 
 def convert(folder: Path, target: Path) -> None:
-    """Write the training state in a folder such that any number of ranks with its ZeRO stage can load it.
+    """Convert a training state, so that any number of ranks with its ZeRO stage can load it.
 
     Args:
         folder: as `Rank.save` wrote it.
