@@ -324,4 +324,12 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
             assert found[name] == pytest.approx(metrics[name], rel=1e-3, abs=1e-4), name
     ranks.send_weights()
     assert [p.response for p in pair.answer(examples, max_tokens=60)] == [p.response for p in answers]
+
+    ray.get(second.shut_down.remote())
+    with pytest.raises(
+        ray.exceptions.RayTaskError, match="EngineDeadError"
+    ):  # Ray would tell of an actor that ends itself
+        ray.get(second.ready.remote())
     make_pool([second]).shut_down()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(second.ready.remote())

@@ -196,6 +196,7 @@ class RolloutActor:
         self.banned = dict.fromkeys(config.banned, BANNED_BIAS)
         self.deterministic = config.deterministic
         self.running: set[asyncio.Task[Sampled]] = set()
+        self.ended = False
         self.adapters: LoRARequest | None = None  # the loaded ones
 
     @ray.method(num_returns=2)
@@ -366,6 +367,7 @@ class RolloutActor:
 
     async def shut_down(self) -> None:
         """End the engine's child processes."""
+        self.ended = True
         # Without GPUs the one child has nothing to clean up, and takes three seconds for it: it is killed.
         self.engine.shutdown(timeout=None if self.has_gpus else 0)
 
@@ -376,12 +378,14 @@ class RolloutActor:
 
     @contextmanager
     def _ending_with_engine(self) -> Iterator[None]:
-        """End this process if vLLM's has died: both are lost, and callers learn it in one way."""
+        """End this process if vLLM's has died before `shut_down`: both are lost, and callers learn it in one way."""
         from vllm.v1.engine.exceptions import EngineDeadError
 
         try:
             yield
         except EngineDeadError:
+            if self.ended:
+                raise
             print("vLLM's engine process has died", file=sys.stderr, flush=True)
             os._exit(1)
 
