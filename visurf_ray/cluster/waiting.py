@@ -25,12 +25,13 @@ def fetch(references: Reference | Sequence[Reference], timeout: float) -> Any:
     try:
         return ray.get(references, timeout=timeout)
     except ray.exceptions.RayError as error:
-        if not isinstance(error, ray.exceptions.GetTimeoutError) and _is_loss(error):
+        of_an_actor = isinstance(error, ray.exceptions.RayTaskError)  # which may have waited in vain itself
+        if isinstance(error, ray.exceptions.GetTimeoutError) and not of_an_actor:
+            listed = [references] if isinstance(references, ray.ObjectRef) else list(references)
+            raise _stalled(listed, timeout) from error
+        if _is_loss(error):
             raise LostError(f"an object in Ray's store is lost: {short(error, 300)}") from error
-        if isinstance(error, ray.exceptions.RayTaskError) or not isinstance(error, ray.exceptions.GetTimeoutError):
-            raise  # raised by an actor, not by this wait
-        listed = [references] if isinstance(references, ray.ObjectRef) else list(references)
-        raise _stalled(listed, timeout) from error
+        raise
 
 
 def _is_loss(error: BaseException) -> bool:
