@@ -1,29 +1,27 @@
 """The central loop: ViSurf's Algorithm 1. No tensors and no pixels pass through it."""
 
-import sys
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
-from time import monotonic
 
 from visurf_ray.aliases import Json
-from visurf_ray.checkpoints import Best, Checkpoints, State
+from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.cluster.supervision import again_if_lost
 from visurf_ray.config.schema import Config
-from visurf_ray.errors import ConfigError, LostError, during, short
+from visurf_ray.errors import LostError, during
 from visurf_ray.feed.feed import DataFeed
-from visurf_ray.groups import Example, Group, Metrics, Phase, Prediction, without_bounds
+from visurf_ray.groups import Example, Group, Metrics, Phase, Prediction
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.monitor import Monitor
-from visurf_ray.names import nearest
+from visurf_ray.progress import Progress, Reached, check_metric, has_metric
 from visurf_ray.rewards.pool import RewardError, RewardPool
 from visurf_ray.rollout.pool import RolloutPool, without_rollouts
 from visurf_ray.scoring.segmentation import Segmentation
 from visurf_ray.stages import Stage
-from visurf_ray.stopping import finishing_first, stopped, time_left
+from visurf_ray.stopping import stopped
 
 
 @dataclass(frozen=True)
@@ -34,21 +32,15 @@ class Batch:
         step: the step's number, from 0.
         groups: scored groups.
         metrics: of data, alignment and rewards.
-        position: how many training examples the run has drawn, those of this batch included.
-        solved: which rows are left out of later batches.
-        dropped: which rows are dropped from later batches.
-        styles: of the labels, by part; see `Method.chosen_styles`.
-        missing: how many groups the batch lacks after all refills of dynamic sampling.
+        reached: how far the run is after the step.
+        shortfall: a sentence about the groups that the batch lacks, if it lacks any; see `Filling`.
     """
 
     step: int
     groups: list[Group]
     metrics: Metrics
-    position: int
-    solved: dict[str, list[list[int]]]
-    dropped: dict[str, list[int]]
-    styles: dict[str, str]
-    missing: int
+    reached: Reached
+    shortfall: str | None
 
 
 class Driver:
@@ -82,15 +74,10 @@ class Driver:
         self.rollouts = rollouts
         self.rewards = rewards
         self.learner = learner
-        self.checkpoints = checkpoints
         self.monitor = monitor
         self.segmentation = segmentation
+        self.progress = Progress(config.train, checkpoints, learner, monitor)
         self.lost: Counter[int] = Counter()  # how often the batch after so many steps was lost
-        self.begin = monotonic()  # since when the time of training is not in the state yet
-        self.state = State()  # after the last step
-        self.learning = False  # whether the learner may be ahead of the state
-        self.best: Best | None = None  # by train.keep_best
-        self.saved: int | None = None  # the step of the newest checkpoint that this run has begun
 
     def run(self, state: State) -> dict[str, Json]:
         """Train from `state` to `train.steps`; returns what the run's summary says of scores and time.
@@ -98,39 +85,28 @@ class Driver:
         Returns:
             The scores `before` and `after`, the `train_seconds` between, and with train.keep_best the `best` one.
         """
-        with self.checkpoints.finishing(self.config.train.grace):
-            try:
-                return self._run(state)
-            except KeyboardInterrupt:
-                self.save_before_end(state)
-                raise
-
-    def _run(self, state: State) -> dict[str, Json]:
-        self.state, self.saved, self.learning = state, None, False
-        self.go_to(state)
-        if metric := self.config.train.keep_best:
-            self.best = self.checkpoints.best(metric, state)
-        before = state.before or self.evaluate(state.step)
-        if not has_metric(metric, before):  # it is misspelt, or of a set that was added since: an evaluation tells
-            self.evaluate(state.step)
-        self.state = replace(state, run_id=self.monitor.run_id, before=before)
-        self.begin = monotonic()
-        for stage in self.stages:
-            if 0 < self.state.step == stage.plan.first:
-                self.learner.take_reference()  # the KL term of a stage compares with the policy at its start
-            while self.state.step < stage.plan.last:
-                try:
-                    with closing(self.batches(self.state.step, stage.plan.last)) as batches:
-                        for batch in batches:
-                            self.advance(batch)
-                except LostError as error:
-                    self.collect_again(error)
-        self.note_time()
-        after = self.evaluate(self.config.train.steps)
-        if best := self.better(self.config.train.steps, after):
-            self.save(best)
-        found = {"best": asdict(self.best)} if self.best else {}
-        return {"before": before, "after": after, "train_seconds": round(self.state.train_seconds, 1)} | found
+        progress, metric = self.progress, self.config.train.keep_best
+        with progress.saving(state):
+            self.go_to(state)
+            before = state.before or self.evaluate(state.step)
+            if not has_metric(metric, before):  # it is misspelt, or of a set that was added since: an evaluation tells
+                self.evaluate(state.step)
+            progress.begin(self.monitor.run_id, before)
+            for stage in self.stages:
+                if 0 < progress.state.step == stage.plan.first:
+                    self.learner.take_reference()  # the KL term of a stage compares with the policy at its start
+                while progress.state.step < stage.plan.last:
+                    try:
+                        with closing(self.batches(progress.state.step, stage.plan.last)) as batches:
+                            for batch in batches:
+                                self.advance(batch)
+                    except LostError as error:
+                        self.collect_again(error)
+            progress.note_time()
+            after = self.evaluate(self.config.train.steps)
+            progress.save_if_best(after)
+        found = {"best": asdict(progress.best)} if progress.best else {}
+        return {"before": before, "after": after, "train_seconds": round(progress.state.train_seconds, 1)} | found
 
     def go_to(self, state: State) -> None:
         """Collect the batch after `state` next."""
@@ -141,10 +117,11 @@ class Driver:
 
     def collect_again(self, error: LostError) -> None:
         """Collect the batch of the next step once more, as what it refers to is lost; give up at the third time."""
-        self.lost[self.state.step] += 1
-        if self.lost[self.state.step] == 3:
+        state = self.progress.state
+        self.lost[state.step] += 1
+        if self.lost[state.step] == 3:
             raise error
-        self.go_to(self.state)
+        self.go_to(state)
 
     def advance(self, batch: Batch) -> None:
         """Learn from the batch of the next step; evaluate and save if it is time to.
@@ -152,71 +129,11 @@ class Driver:
         Raises:
             LostError: what the batch refers to is lost, and nothing is learnt from it.
         """
-        train, every = self.config.train, self.config.eval.every
-        with finishing_first(train.grace):
-            self.learning = True
-            self.monitor.log(batch.step + 1, batch.metrics | self.step(batch))
-            self.state = replace(
-                self.state,
-                step=batch.step + 1,
-                position=batch.position,
-                solved=batch.solved,
-                dropped=batch.dropped,
-                styles=batch.styles,
-            )
-            self.learning = False
-        self.finish_checkpoint()
-        step = self.state.step
-        last = step == train.steps
-        scores = self.evaluate(step) if every and step % every == 0 and not last else None
-        best = self.better(step, scores)
-        due = train.checkpoint_every and (step % train.checkpoint_every == 0 or last)
-        if due or best:
-            self.save(best)
-
-    def note_time(self) -> None:
-        """Add the time spent since the last call to the state."""
-        begin, self.begin = self.begin, monotonic()
-        self.state = replace(self.state, train_seconds=self.state.train_seconds + self.begin - begin)
-
-    def better(self, step: int, scores: Metrics | None) -> Best | None:
-        """Return the evaluation after so many steps if train.keep_best has a value and it is the best so far."""
-        metric = self.config.train.keep_best
-        if scores is None or metric is None:
-            return None
-        found = Best(metric, scores[metric.removeprefix("-")], step, self.checkpoints.name(step))
-        return found if found.beats(self.best) else None
-
-    def save(self, best: Best | None = None) -> None:
-        """Begin a checkpoint, unless this run has begun it before; mark it if its evaluation is the best."""
-        self.note_time()
-        state = replace(self.state, best=best or self.best)
-        with self.monitor.phase("checkpoint"):
-            if self.saved != self.state.step:
-                self.checkpoints.begin(state, self.learner.save, self.learner.written, best)
-                self.saved = self.state.step
-            elif best:
-                self.checkpoints.keep_best(best)
-        self.best = best or self.best
-        self.finish_checkpoint()
-
-    def save_before_end(self, start: State) -> None:
-        """Begin to save the steps since the last checkpoint, because the run is to end within train.grace seconds."""
-        train = self.config.train
-        if self.learning:
-            print(f"step {self.state.step + 1} is not finished, and nothing is saved", file=sys.stderr, flush=True)
-        elif train.checkpoint_every and self.state.step not in (start.step, self.saved):
-            try:
-                with time_left(train.grace):
-                    self.save()
-            except Exception as error:
-                print(f"step {self.state.step} is not saved: {short(error, 500)}", file=sys.stderr, flush=True)
-
-    def finish_checkpoint(self) -> None:
-        """Finish the checkpoint that is being written, if the learner has written its files."""
-        if self.checkpoints.unfinished:
-            with self.monitor.phase("checkpoint"):
-                self.checkpoints.finish(wait=False)
+        step, every = batch.step + 1, self.config.eval.every
+        with self.progress.step(batch.reached):
+            self.monitor.log(step, batch.metrics | self.step(batch))
+        due = every and step % every == 0 and step < self.config.train.steps
+        self.progress.save_if_due(self.evaluate(step) if due else None)
 
     def stage(self, step: int) -> Stage:
         """Return the stage of a step; after the last step, the last stage."""
@@ -271,16 +188,10 @@ class Driver:
         if self.config.feed.drops:
             metrics["train/dropped"] = float(len(self.data.dropped) - dropped)
         metrics |= filling.metrics
-        return Batch(
-            number,
-            groups,
-            metrics,
-            position=self.data.position,
-            solved=self.data.solved_state(),
-            dropped=self.data.dropped_state(),
-            styles=method.chosen_styles,
-            missing=filling.missing,
+        reached = Reached(
+            number + 1, self.data.position, self.data.solved_state(), self.data.dropped_state(), method.chosen_styles
         )
+        return Batch(number, groups, metrics, reached, filling.shortfall)
 
     def sample(self, number: int, examples: list[Example], enough: int, phase: Phase) -> tuple[list[Group], int]:
         """Sample, label and score groups of a step; returns them, and how many could not be scored.
@@ -308,14 +219,8 @@ class Driver:
         method, step = stage.method, number - stage.plan.first
         metrics = method.assign_advantages(batch.groups, step)  # eliminate, smooth, normalise over G + 1
         groups = method.instructive(batch.groups, at_least=self.learner.least_groups)[: stage.plan.batch_size]
-        if batch.missing:
-            self.monitor.warn_once(
-                "missing groups",
-                f"step {number + 1}: after method.max_refills={self.config.method.max_refills} refills the batch has "
-                f"{stage.plan.batch_size - batch.missing} groups with an advantage, and train.batch_size is "
-                f"{stage.plan.batch_size}. Training goes on with what there is: see train/kept_share. If that stays "
-                "small, the rewards of most groups are all equal: choose other data or raise rollout.n",
-            )
+        if batch.shortfall:
+            self.monitor.warn_once("missing groups", f"step {number + 1}: {batch.shortfall}")
         with self.monitor.phase("learn"):
             metrics |= self.learner.update(groups, method.loss(step), stage.learning_rate(step), step=number)
         self.rollouts.sync(self.monitor.phase)
@@ -348,16 +253,3 @@ class Driver:
         self.monitor.show_answers(step, held_out.taken, predictions)
         check_metric(self.config.train.keep_best, scores)
         return scores
-
-
-def has_metric(keep_best: str | None, scores: Metrics) -> bool:
-    """Return whether an evaluation has the metric that train.keep_best names, if it names one."""
-    return keep_best is None or keep_best.removeprefix("-") in scores
-
-
-def check_metric(keep_best: str | None, scores: Metrics) -> None:
-    """Raise ConfigError if train.keep_best names a metric that an evaluation does not have."""
-    if keep_best is not None and not has_metric(keep_best, scores):
-        known = without_bounds(scores)
-        hint = nearest(keep_best.removeprefix("-"), known)
-        raise ConfigError(f"train.keep_best={keep_best}: the evaluations of this task have {', '.join(known)}.{hint}")

@@ -459,7 +459,7 @@ def test_training_goes_on_while_a_checkpoint_is_written(tmp_path):
 def test_the_best_evaluations_checkpoint_is_named_when_it_is_written(tmp_path):
     settings = [*BEST, "train.keep_best=score", "train.steps=3", "eval.every=1"]
     driver = drive(tmp_path, *settings, scores=[0.0, 0.1, 0.9, 0.2], slow=9)
-    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2 == driver.best.step
+    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2 == driver.progress.best.step
     assert (tmp_path / "step_000002" / "state.json").is_file()
 
 
@@ -476,7 +476,7 @@ def test_a_batch_that_is_lost_is_collected_again_and_no_example_is_used_twice(tm
 
 def test_a_batch_that_is_lost_again_and_again_ends_the_run(tmp_path):
     driver = drive(tmp_path, "method=rlvr", "train.steps=4", "eval.every=0", raises=[None, *[LostError("gone")] * 3])
-    assert isinstance(driver.result, LostError) and driver.state.step == 1
+    assert isinstance(driver.result, LostError) and driver.progress.state.step == 1
 
 
 @pytest.mark.parametrize("ahead", [(), AHEAD])

@@ -52,6 +52,18 @@ class Filling:
         return max(0, self.size - self._kept) if self.dynamic else 0
 
     @property
+    def shortfall(self) -> str | None:
+        """A sentence about the groups that the batch lacks after all refills, if it lacks any."""
+        if not self.missing:
+            return None
+        return (
+            f"after method.max_refills={self.max_refills} refills the batch has {self.size - self.missing} groups with "
+            f"an advantage, and train.batch_size is {self.size}. Training goes on with what there is: see "
+            "train/kept_share. If that stays small, the rewards of most groups are all equal: choose other data or "
+            "raise rollout.n"
+        )
+
+    @property
     def metrics(self) -> Metrics:
         """The number of refills and the share of groups that are kept, of all that were sampled."""
         if not self.dynamic:
