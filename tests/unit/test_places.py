@@ -4,7 +4,7 @@ from dataclasses import fields, is_dataclass
 
 import pytest
 
-from visurf_ray.config.fields import Place
+from visurf_ray.config.fields import PathRule
 from visurf_ray.config.load import load_config
 from visurf_ray.config.places import absolute
 from visurf_ray.config.schema import EvaluateConfig
@@ -79,7 +79,7 @@ def test_what_is_no_path_stays_as_it_is(mine):
 def test_data_may_be_a_split_a_pattern_or_a_list(mine, monkeypatch, text, path):
     monkeypatch.setenv("HOME", "/home/me")
     filled = [part.format(mine=mine, home="/home/me") for part in ([path] if isinstance(path, str) else path)]
-    assert absolute(text, Place(hub=True)) == (filled[0] if isinstance(path, str) else filled)
+    assert absolute(text, PathRule(hub=True)) == (filled[0] if isinstance(path, str) else filled)
 
 
 def test_a_run_that_is_no_job_starts_from_its_own_folder(tmp_path, monkeypatch):
@@ -95,7 +95,7 @@ def test_the_schema_says_of_every_path_that_it_is_one():
         for field in fields(section):
             if is_dataclass(field.type):
                 yield from texts(field.type, f"{prefix}{field.name}.")
-            elif field.type in (str, str | None) and "place" not in field.metadata:
+            elif field.type in (str, str | None) and "path" not in field.metadata:
                 yield prefix + field.name
 
     assert set(texts(EvaluateConfig)) == {
@@ -107,5 +107,5 @@ def test_the_schema_says_of_every_path_that_it_is_one():
 def test_a_prompts_name_is_no_path_even_beside_a_folder_of_its_name(mine):
     (mine / "plain").mkdir()
     (mine / "my.jinja").write_text("{{ query }}")
-    assert absolute("plain", Place(ending=".jinja")) == "plain"
-    assert absolute("my.jinja", Place(ending=".jinja")) == f"{mine}/my.jinja"
+    assert absolute("plain", PathRule(ending=".jinja")) == "plain"
+    assert absolute("my.jinja", PathRule(ending=".jinja")) == f"{mine}/my.jinja"

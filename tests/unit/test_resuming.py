@@ -66,6 +66,32 @@ def test_a_setting_of_a_part_is_named() -> None:
         compare(parts, [*parts, "task.parts.b.weight=2"])
 
 
+SET = ["+eval.sets.docs.task=vqa", "+eval.sets.docs.held_out=docs.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ([], SET),
+        (SET, []),
+        (SET, [*SET, "+eval.sets.docs.prompt=plain"]),
+        (SET, [text.replace("docs", "charts") for text in SET]),
+    ],
+    ids=["added", "removed", "changed", "renamed"],
+)
+def test_held_out_sets_may_change(before: list[str], now: list[str]) -> None:
+    line = compare(before, now)
+    assert line is not None and line.startswith("resumed with other settings: eval.sets")
+
+
+@pytest.mark.parametrize("swapped", [False, True], ids=["added", "removed"])
+def test_parts_of_a_mixture_may_not(swapped: bool) -> None:
+    one = ["task=mixture", "+task.parts.a.task=miniature"]
+    before, now = (one, [*one, "+task.parts.b.task=miniature_gui"])[:: -1 if swapped else 1]
+    with pytest.raises(ConfigError, match=r"task\.parts\.b\.name="):
+        compare(before, now)
+
+
 def test_a_long_value_is_shortened() -> None:
     with pytest.raises(ConfigError) as caught:
         compare([f"task.train=[{','.join(f'data/{number}.jsonl' for number in range(500))}]"], [])

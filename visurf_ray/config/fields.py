@@ -1,4 +1,4 @@
-"""Fields of the schema, whose metadata say what their values may be; and the walk over a configuration's settings."""
+"""Fields of the schema, whose metadata say what their values may be, and a walk over a configuration's settings."""
 
 from collections.abc import Iterator
 from dataclasses import Field, dataclass, field, fields, is_dataclass
@@ -9,7 +9,7 @@ from omegaconf import MISSING
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-Unset = Any  # the default of a field that `conf/` must set, whatever the field's type is
+Unset = Any  # what the functions here return: a field without a default, whatever its type is
 # int | str | list[str] | None: a union that OmegaConf 2.3 cannot merge while it is missing.
 Sources = Any
 
@@ -43,14 +43,14 @@ def free() -> Unset:
     """Return a field that `conf/` must set, and that a resumed run may change: it alters nothing of what is learnt.
 
     It may alter the speed, the memory, what is written and shown, and the order in which floating-point numbers are
-    added. A section may be such a field; then all its settings are free.
+    added. If a section is such a field, all its settings are free; see `schema.is_free`.
     """
     return field(default=MISSING, metadata={"free": True})
 
 
 @dataclass(frozen=True)
-class Place:
-    """Says that a text names a file or a folder, whose path may be relative to the user's folder.
+class PathRule:
+    """Which texts name a file or a folder, whose path may be relative to the user's folder.
 
     Attributes:
         hub: where there is no such file or folder, the text is a name on a hub. `:split` may follow the path.
@@ -69,13 +69,13 @@ class Place:
     address: bool = False
 
 
-def named(hub: bool = False, function: bool = False, words: tuple[str, ...] = (), free: bool = False) -> Unset:
-    """Return a field that `conf/` must set to a file or folder, or to null where its type allows it; see `Place`.
+def path_field(hub: bool = False, function: bool = False, words: tuple[str, ...] = (), free: bool = False) -> Unset:
+    """Return a field that `conf/` must set to a file or folder, or to null where its type allows it; see `PathRule`.
 
     Args:
         free: as in `free`.
     """
-    return field(default=MISSING, metadata={"place": Place(hub, function, words), "free": free})
+    return field(default=MISSING, metadata={"path": PathRule(hub, function, words), "free": free})
 
 
 def nullable(declared: Field[object]) -> bool:
@@ -84,31 +84,26 @@ def nullable(declared: Field[object]) -> bool:
 
 
 class Setting(NamedTuple):
-    """A setting of a configuration: its dotted key, the section that holds it, and its field there.
-
-    Attributes:
-        free: whether a resumed run may change it; see `free`.
-    """
+    """A setting of a configuration: its dotted key, the section that holds it, and its field there."""
 
     key: str
     section: "DataclassInstance"
     declared: Field[object]
-    free: bool
 
     @property
     def value(self) -> object:
         return getattr(self.section, self.declared.name)
 
 
-def settings(section: "DataclassInstance", prefix: str = "", free: bool = False) -> Iterator[Setting]:
-    """Yield every setting of a section, and of the sections and parts in it; all are free if the section is."""
+def settings(section: "DataclassInstance", prefix: str = "") -> Iterator[Setting]:
+    """Yield every setting of a section, of the sections in it, and of the parts of a mixture and the held-out sets."""
     for declared in fields(section):
-        setting = Setting(f"{prefix}{declared.name}", section, declared, free or declared.metadata.get("free", False))
+        setting = Setting(f"{prefix}{declared.name}", section, declared)
         value = setting.value
         if is_dataclass(value) and not isinstance(value, type):
-            yield from settings(value, f"{setting.key}.", setting.free)
-        elif isinstance(value, dict) and all(map(is_dataclass, value.values())):  # parts
+            yield from settings(value, f"{setting.key}.")
+        elif isinstance(value, dict) and value and all(map(is_dataclass, value.values())):  # parts or held-out sets
             for name, part in value.items():
-                yield from settings(part, f"{setting.key}.{name}.", setting.free)
+                yield from settings(part, f"{setting.key}.{name}.")
         else:
             yield setting

@@ -4,7 +4,7 @@ import glob
 import os
 from pathlib import Path
 
-from visurf_ray.config.fields import Place, settings
+from visurf_ray.config.fields import PathRule, settings
 from visurf_ray.config.schema import Config
 
 FOLDER_VARIABLE = "VISURF_RAY_FOLDER"  # set by launch/job.sh, since a job runs in a copy of the code
@@ -16,29 +16,29 @@ def users_folder() -> Path:
 
 
 def make_absolute(config: Config) -> None:
-    """Make all files and folders absolute that the settings of a configuration name; see `fields.Place`."""
+    """Make all files and folders absolute that the settings of a configuration name; see `fields.PathRule`."""
     for setting in settings(config):
-        if place := setting.declared.metadata.get("place"):
-            setattr(setting.section, setting.declared.name, absolute(setting.value, place))
+        if rule := setting.declared.metadata.get("path"):
+            setattr(setting.section, setting.declared.name, absolute(setting.value, rule))
 
 
-def absolute(value: object, place: Place) -> object:
+def absolute(value: object, rule: PathRule) -> object:
     """Return a value with its path absolute; a value that names no file or folder is returned as it is."""
     if isinstance(value, dict):
-        return value | {key: absolute(value[key], place) for key in place.keys & value.keys()}
+        return value | {key: absolute(value[key], rule) for key in rule.keys & value.keys()}
     if isinstance(value, list):
-        return [absolute(item, place) for item in value]
-    if not isinstance(value, str) or value in place.words or not value.endswith(place.ending):
+        return [absolute(item, rule) for item in value]
+    if not isinstance(value, str) or value in rule.words or not value.endswith(rule.ending):
         return value
-    if place.address and "://" in value:
+    if rule.address and "://" in value:
         return value
     path, rest = value, ""
-    if place.function:
+    if rule.function:
         path, colon, attribute = value.rpartition(":")
         if not path.endswith(".py"):  # a module
             return value
         rest = colon + attribute
-    elif place.hub and not _exists(value):
+    elif rule.hub and not _exists(value):
         path, colon, split = value.partition(":")
         if not _exists(path):
             return value

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from visurf_ray.aliases import Json
 from visurf_ray.config.choices import Schedule
-from visurf_ray.config.fields import settings
-from visurf_ray.config.schema import Config, to_dict
+from visurf_ray.config.schema import Config, is_free, to_dict
 from visurf_ray.errors import ConfigError, short
 
 _LENGTH = 80  # of a value in a message
@@ -26,12 +25,11 @@ def check_changes(before: dict[str, Json], config: Config, checkpoint: Path) -> 
         ConfigError: a setting has changed that alters what is learnt, and train.resume_override is false.
     """
     was, now = dict(_flat(before)), dict(_flat(to_dict(config)))
-    free = {setting.key for setting in settings(config) if setting.free}
-    if config.learner.schedule == Schedule.constant:  # another schedule's learning rates depend on the run's length
-        free.add("train.steps")
+    # The learning rates of another schedule depend on the run's length.
+    harmless = {"train.steps"} if config.learner.schedule == Schedule.constant else set()
     keys = [key for key in was | now if was.get(key) != now.get(key)]
     changes = {key: f"{key}={_text(now, key)} (before: {_text(was, key)})" for key in keys if key not in _OF_A_RESUME}
-    altering = [change for key, change in changes.items() if key not in free]
+    altering = [change for key, change in changes.items() if key not in harmless and not is_free(key)]
     if altering and not config.train.resume_override:
         raise ConfigError(
             f"{checkpoint} was written with other settings, which alter what is learnt: {', '.join(altering)}. "

@@ -37,7 +37,7 @@ from visurf_ray.config.choices import (
     Schedule,
     WandbMode,
 )
-from visurf_ray.config.fields import Bounds, free, named, within
+from visurf_ray.config.fields import Bounds, free, path_field, within
 from visurf_ray.config.task_schema import (
     MIXTURE,
     AnswersConfig,
@@ -57,7 +57,7 @@ OPEN_SECTIONS = ("task.parts", "eval.sets")  # whose keys are names of the user'
 class TrainConfig:
     steps: int = within(at_least=0)
     batch_size: int = within(at_least=1)
-    resume: str | None = named(words=("auto",), free=True)
+    resume: str | None = path_field(words=("auto",), free=True)
     checkpoint_every: int = within(at_least=0, free=True)
     grace: float = within(at_least=0, free=True)
     on_nan: OnError = free()
@@ -86,7 +86,7 @@ class EvalConfig:
 class FeedConfig:
     workers: int = within(at_least=1, free=True)
     check: str = MISSING
-    cache: str | None = named(free=True)
+    cache: str | None = path_field(free=True)
     on_bad_box: OnBadBox = MISSING
     on_long: OnLong = MISSING
     on_bad: OnBad = MISSING
@@ -232,7 +232,7 @@ class MethodConfig:
 
 @dataclass
 class ModelConfig:
-    path: str = named(hub=True, words=("miniature",))
+    path: str = path_field(hub=True, words=("miniature",))
     max_pixels: int | None = within(at_least=1)
     # With defaults, so that files of models that users have need not name them; conf/config.yaml says what they mean.
     coordinates: CoordinateUnit = CoordinateUnit.auto
@@ -255,7 +255,7 @@ class Config:
     """A whole run. See `conf/config.yaml`."""
 
     seed: int = within(at_least=0, at_most=2**31 - 1)  # what every library takes
-    output_dir: str = named(free=True)
+    output_dir: str = path_field(free=True)
     train: TrainConfig = MISSING
     rollout: RolloutConfig = MISSING  # before eval, which takes max_tokens from it: messages name the first key
     eval: EvalConfig = free()
@@ -297,15 +297,15 @@ Rule = Callable[[Config], str | None]  # returns why a configuration contradicts
 class EvaluateConfig(Config):
     """`conf/evaluate.yaml`: a run's configuration, and what to evaluate."""
 
-    checkpoint: str | None = named(hub=True, words=("miniature",))
-    predictions: str | None = named()
+    checkpoint: str | None = path_field(hub=True, words=("miniature",))
+    predictions: str | None = path_field()
 
 
 @dataclass
 class CheckDataConfig(Config):
     """`conf/check_data.yaml`: a run's configuration, and the data set to look at."""
 
-    check: str | None = named(hub=True)
+    check: str | None = path_field(hub=True)
 
 
 def declared(key: str) -> Field[object] | None:
@@ -314,6 +314,13 @@ def declared(key: str) -> Field[object] | None:
         rest = within_part[2]
         key = rest if rest.startswith("reward.") else f"task.{rest}"
     return _field(EvaluateConfig, key) or _field(CheckDataConfig, key)
+
+
+def is_free(key: str) -> bool:
+    """Return whether a resumed run may change a dotted key: its field, or that of a section it is in, is `free`."""
+    names = key.split(".")
+    found = [declared(".".join(names[:count])) for count in range(1, len(names) + 1)]
+    return any(field.metadata.get("free", False) for field in found if field)
 
 
 def _field(section: object, key: str) -> Field[object] | None:

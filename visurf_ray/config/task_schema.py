@@ -6,7 +6,7 @@ from omegaconf import MISSING
 
 from visurf_ray.aliases import Json
 from visurf_ray.config.choices import OnError
-from visurf_ray.config.fields import Place, Sources, named, within
+from visurf_ray.config.fields import PathRule, Sources, path_field, within
 
 MIXTURE = "mixture"  # the task.name of a run with several tasks
 
@@ -22,15 +22,15 @@ class TaskConfig:
 
     name: str = MISSING
     # Only conf/task/custom.yaml has it.
-    module: str | None = field(default=None, metadata={"place": Place(function=True)})
-    train: Sources = field(default=MISSING, metadata={"place": Place(hub=True)})
-    held_out: Sources = field(default=MISSING, metadata={"place": Place(hub=True), "free": True})
+    module: str | None = field(default=None, metadata={"path": PathRule(function=True)})
+    train: Sources = field(default=MISSING, metadata={"path": PathRule(hub=True)})
+    held_out: Sources = field(default=MISSING, metadata={"path": PathRule(hub=True), "free": True})
     absent_share: float | None = within(at_least=0, at_most=1)
-    image_root: str | None = field(default=MISSING, metadata={"place": Place(address=True)})
-    prompt: str | None = field(default=MISSING, metadata={"place": Place(ending=".jinja")})  # or a prompt's name
-    system: str | None = field(default=None, metadata={"place": Place()})  # see ModelConfig: files need not name it
+    image_root: str | None = field(default=MISSING, metadata={"path": PathRule(address=True)})
+    prompt: str | None = field(default=MISSING, metadata={"path": PathRule(ending=".jinja")})  # or a prompt's name
+    system: str | None = field(default=None, metadata={"path": PathRule()})  # see ModelConfig: files need not name it
     outside_paths: bool = False  # likewise
-    segmenter: str | None = named(hub=True, free=True)
+    segmenter: str | None = path_field(hub=True, free=True)
     box_distance: float | None = within(above=0)
     point_distance: float | None = within(above=0)
 
@@ -57,9 +57,9 @@ class ScoringConfig:
 
     name: str | None = MISSING
     # Those of the reward that is named: conf/reward/NAME.yaml has them all.
-    options: dict[str, Json] = field(default=MISSING, metadata={"place": Place(hub=True, keys=frozenset({"model"}))})
+    options: dict[str, Json] = field(default=MISSING, metadata={"path": PathRule(hub=True, keys=frozenset({"model"}))})
     weight: float = MISSING
-    function: str | None = named(function=True)
+    function: str | None = path_field(function=True)
     function_weight: float = MISSING
 
 
