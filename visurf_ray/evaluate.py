@@ -1,9 +1,10 @@
-"""Evaluates: `python -m visurf_ray.evaluate checkpoint=outputs/…/export task=miniature …`.
+"""Evaluates a model: `python -m visurf_ray.evaluate checkpoint=outputs/…/export task=miniature …`.
 
-A checkpoint is a Hugging Face folder (a run's export/, or any model), or one of a run's checkpoints/step_….
-With task.segmenter=facebook/sam2-hiera-large the boxes and points of answers are made into masks.
-Writes metrics.json and predictions.jsonl into output_dir, by default beside the checkpoint. With predictions=FILE
-instead of a checkpoint nothing is sampled: the metrics are computed from that predictions.jsonl.
+A checkpoint is a Hugging Face folder (a run's export/, or any model), a hub id, `miniature`, or one of a run's
+checkpoints/step_…. With task.segmenter=facebook/sam2-hiera-large SAM2 makes masks of the boxes and points of answers.
+Writes metrics.json and predictions.jsonl into output_dir: by default `…-evaluation` beside the checkpoint, or in the
+current folder for a hub id and for `miniature`. With predictions=FILE instead of a checkpoint nothing is sampled: the
+metrics of that predictions.jsonl are computed again, and metrics.json is by default written beside it.
 """
 
 import sys
@@ -45,7 +46,7 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 def set_defaults(config: EvaluateConfig, overrides: Sequence[str]) -> None:
     """Set output_dir and eval.examples, unless the command line gives them.
 
-    Those of an experiment do not count: they are the training's.
+    Values in a file of conf/experiment/ do not count as given, because they are meant for the training run.
     """
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     if "output_dir" not in given and config.checkpoint is not None:

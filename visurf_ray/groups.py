@@ -1,4 +1,4 @@
-"""The types that all rooms share: an example, its responses, their group, and a prediction.
+"""The types that all packages share: an example, its responses, their group, and a prediction.
 
 Plain typed dataclasses. Shape suffixes here and elsewhere: G rollouts, G1 = G + 1 responses, T tokens.
 """

@@ -9,48 +9,53 @@ from huggingface_hub.utils import validate_repo_id
 from visurf_ray.errors import UserError, short
 
 
-def check_upload(name: str | None) -> None:
-    """Check before a run whether its export can be uploaded as train.push_to_hub says; None uploads nothing.
+def check_upload(repo_id: str | None) -> None:
+    """Check what can be checked of train.push_to_hub without asking the hub. None is fine: nothing is uploaded.
+
+    Whether the token may write to the repository shows at the upload.
 
     Raises:
-        UserError: the name is no owner/name, HF_HUB_OFFLINE forbids it, or there is no token.
+        UserError: the id is not owner/name, HF_HUB_OFFLINE forbids the upload, or there is no token.
     """
-    if name is None:
+    if repo_id is None:
         return
     try:
-        validate_repo_id(name)
+        validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise UserError(f"train.push_to_hub={short(name)}: {short(error)}. Write owner/name, or null") from error
-    if "/" not in name:
-        raise UserError(f"train.push_to_hub={name} must be owner/name, such as your-name/{name}, or null")
+        raise UserError(f"train.push_to_hub={short(repo_id)}: {short(error)}. Write owner/name, or null") from error
+    if "/" not in repo_id:
+        raise UserError(f"train.push_to_hub={repo_id} must be owner/name, such as your-name/{repo_id}, or null")
     if constants.HF_HUB_OFFLINE:
-        raise UserError(f"train.push_to_hub={name}: HF_HUB_OFFLINE forbids it: unset this variable, or set null")
+        raise UserError(
+            f"train.push_to_hub={repo_id}: HF_HUB_OFFLINE forbids the upload: unset this variable, or set "
+            "train.push_to_hub=null"
+        )
     if get_token() is None:
         raise UserError(
-            f"train.push_to_hub={name}: there is no token for the hub: set HF_TOKEN to one that may write, run "
-            "`hf auth login`, or set null"
+            f"train.push_to_hub={repo_id}: there is no token for the hub: set HF_TOKEN to one that may write, run "
+            "`hf auth login`, or set train.push_to_hub=null"
         )
 
 
-def upload(folder: Path, name: str, endpoint: str | None = None) -> str:
-    """Upload a folder to the repository owner/name, which is created as a private one if there is none.
+def upload(folder: Path, repo_id: str, endpoint: str | None = None) -> str:
+    """Upload a folder to a repository, owner/name. If it does not exist, it is created as a private one.
 
     Args:
-        endpoint: the hub's address; None: that of the environment (HF_ENDPOINT).
+        endpoint: the hub's address. None: HF_ENDPOINT, or huggingface.co.
 
     Returns:
         The address of the commit.
 
     Raises:
-        UserError: the hub cannot be reached, or refuses.
+        UserError: the upload fails for any reason. The message has the command that uploads the folder later.
     """
     api = HfApi(endpoint=endpoint)
     try:
-        api.create_repo(name, private=True, exist_ok=True)
-        found = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Export of a run of visurf_ray")
-    except Exception as error:  # of several libraries: the connection, the hub's answer, the upload of large files
+        api.create_repo(repo_id, private=True, exist_ok=True)
+        commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Export of a run of visurf_ray")
+    except Exception as error:  # several libraries raise: for the connection, the hub's answer, large files
         raise UserError(
-            f"train.push_to_hub={name}: {short(' '.join(str(error).split()), 400)}. The run itself is complete: "
-            f"upload it with `hf upload {name} {folder} --private`"
+            f"train.push_to_hub={repo_id}: {short(' '.join(str(error).split()), 400)}. The run itself is complete: "
+            f"upload it with `hf upload {repo_id} {folder} --private`"
         ) from error
-    return found.commit_url
+    return commit.commit_url

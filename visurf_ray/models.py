@@ -1,4 +1,4 @@
-"""A model by its path: its files, its processor, and what its family needs. A hub id, a folder, or the miniature."""
+"""Finds and checks the files of a model, and loads its processor. Says what the model's family needs."""
 
 import json
 from pathlib import Path
@@ -16,8 +16,8 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     """Return the folder or hub id to load a model from.
 
     Args:
-        path: `miniature`, a folder, or a hub id. A path `a/b` that is no folder is taken for a hub id; whether the hub
-            has it shows when it is loaded.
+        path: `miniature`, a folder, or a hub id. A path `a/b` that is no folder is taken for a hub id; the hub is
+            not asked whether it exists.
         key: the configuration key that the user set, for messages.
 
     Raises:
@@ -65,10 +65,13 @@ def model_config(path: str) -> HFConfig:
 
 
 def check_model(path: str) -> None:
-    """Check that all files of a model, weights included, are on this machine or can be fetched from the hub.
+    """Check the files of a model without asking the hub.
+
+    A folder must have all files of weights, and those in safetensors must be whole. A hub id is checked only if
+    HF_HUB_OFFLINE forbids fetching: then the cache must have all files of weights.
 
     Raises:
-        UserError: files are missing, or those of weights are incomplete.
+        UserError: files are missing or incomplete.
     """
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -106,7 +109,7 @@ def _missing_weights(folder: Path) -> str:
 
 
 def _check_weights(folder: Path, path: str) -> None:
-    """Raise UserError if a file of weights is shorter than its header says, or has none, as a pointer of Git LFS."""
+    """Raise UserError if a file in safetensors is shorter than its header says, or is a pointer of Git LFS."""
     from safetensors import SafetensorError, safe_open
 
     for file in sorted(folder.glob("model*.safetensors")):
@@ -120,9 +123,10 @@ def _check_weights(folder: Path, path: str) -> None:
             ) from error
 
 
-# Vision tokens that a processor has no attribute for: those around an image or a video of the Qwen-VL families.
+# Vision tokens of the Qwen-VL families, around images and videos: their processors have no attribute for them.
 _AROUND_IMAGES = ("<|vision_start|>", "<|vision_end|>", "<|vision_pad|>")
-_TOLD = ("image_token_id", "video_token_id", "start_image_token_id", "end_image_token_id")
+# Attributes of processors that hold ids of vision tokens, beside image_token_ids and video_token_ids.
+_ID_ATTRIBUTES = ("image_token_id", "video_token_id", "start_image_token_id", "end_image_token_id")
 BANNED_BIAS = -100.0
 
 
@@ -134,16 +138,16 @@ def banned_token_ids(processor: Processor) -> list[int]:
     """
     vocabulary = processor.tokenizer.get_vocab()
     around = [vocabulary[token] for token in _AROUND_IMAGES if token in vocabulary]
-    told = [getattr(processor, name, None) for name in _TOLD]
-    found = {*around, *told, *processor.image_token_ids, *processor.video_token_ids}
+    attributes = [getattr(processor, name, None) for name in _ID_ATTRIBUTES]
+    found = {*around, *attributes, *processor.image_token_ids, *processor.video_token_ids}
     return sorted(token for token in found if token is not None)
 
 
 def attends_causally(path: str) -> bool:
     """Return whether each layer of the language model attends to all tokens before and to nothing else.
 
-    It is what the configuration tells: layers with linear or sliding-window attention do not. Families without
-    `layer_types` have one kind of layer.
+    Layers with linear or sliding-window attention do not. The configuration lists the kinds in `layer_types`; without
+    it, all layers are of one kind.
     """
     text = model_config(path).get_text_config()
     if types := getattr(text, "layer_types", None):
@@ -198,7 +202,7 @@ def load_processor(config: ModelConfig) -> Processor:
     if config.max_pixels is None or not has_pixel_bounds(processor):
         return processor
     size = processor.image_processor.size
-    least = size["shortest_edge"]  # in pixels, as longest_edge, whatever the names say
+    least = size["shortest_edge"]  # the least number of pixels of an image; longest_edge is the largest number
     if config.max_pixels < least:
         token = (processor.image_processor.patch_size * processor.image_processor.merge_size) ** 2
         raise UserError(

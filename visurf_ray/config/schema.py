@@ -1,4 +1,4 @@
-"""The typed schema of `conf/`: types and bounds. Values, and what they mean, are in the YAML files alone.
+"""The typed schema of `conf/`: types and bounds. The YAML files have the values, and say what they mean.
 
 OmegaConf checks types and choices when it composes; `rules.check` checks bounds. Imports neither hydra nor torch.
 """

@@ -15,7 +15,7 @@ _IMAGES = ("image", "image_url")
 
 
 class Turn(NamedTuple):
-    """A message of the user or the assistant."""
+    """A message. Its role is user or assistant, or another one that the data have, such as system."""
 
     role: str
     text: str
@@ -29,8 +29,9 @@ class Conversation:
         system: The system message, or None.
         turns: The messages before the question.
         question: The last message of the user.
-        answer: The assistant's message after the question, text unless boxes are filled in; None if there is none.
-        pictures: The cells of the pictures that are in the messages themselves, in their order.
+        answer: The assistant's message after the question, or None. It is text, or a list of boxes if `data.rows` has
+            filled in the boxes of ms-swift's `objects`.
+        pictures: The pictures in the messages, in their order, as the data give them; see `data.pictures`.
     """
 
     system: str | None
@@ -46,7 +47,7 @@ def read_conversation(messages: Json, where: str) -> Conversation:
     Pictures in the content become `<image>` in the text.
 
     Raises:
-        DataError: It is not a conversation that alternates between user and assistant.
+        DataError: The messages do not alternate between user and assistant, after at most one system message.
     """
     pictures: list[Json] = []
     try:

@@ -46,7 +46,9 @@ class Table(ABC):
 
     @abstractmethod
     def records(self, columns: Sequence[str]) -> Iterator[dict[str, Json]]:
-        """Iterate over the rows, with those of these columns that they have. Encoded images stay in their file.
+        """Yield each row as a dict of those of these columns that it has.
+
+        Encoded images are not read: a `Stored` of `data.stored` stands for each.
 
         Raises:
             DataError: A text of a parquet file is not UTF-8.
@@ -85,9 +87,9 @@ class ArrowTable(Table):
         """
         import datasets
 
-        table = self.data._fingerprint  # of what was read, and when the files were changed
+        fingerprint = self.data._fingerprint  # changes with what was read, and with the time of change of the files
         try:
-            values = [value for chunk in column.chunks for value in stored_values(chunk, table)]
+            values = [value for chunk in column.chunks for value in stored_values(chunk, fingerprint)]
         except UnicodeDecodeError as error:
             row = next(row for row, cell in enumerate(column) if not _is_unicode(cell))
             raise DataError(f"{self.source}, row {row}: the {name} is not UTF-8 ({error}); {RECODE}") from error
@@ -123,9 +125,9 @@ class JsonTable(Table):
 
 
 def expand(source: str) -> list[str]:
-    """Return the files that a pattern such as `data/*.parquet` matches, sorted; a source without one as it is.
+    """Return the files that a pattern such as `data/*.parquet` matches, sorted. Any other source is returned as it is.
 
-    `:split` may follow the pattern, and then follows every file.
+    A `:split` after the pattern is written after each file.
 
     Raises:
         DataError: No file matches.
@@ -199,7 +201,11 @@ def _metadata(folder: Path, split: str) -> Path | None:
 
 
 def _files_of(folder: Path, split: str) -> list[Path]:
-    """Return the files of a folder's split, as `datasets` finds them, or an empty list if it must read the folder."""
+    """Return the files of a folder's split, as `datasets` finds them.
+
+    The list is empty if the folder must be read by `datasets`: its card says which files belong to a split, or it has
+    files of other kinds.
+    """
     from datasets.data_files import DataFilesDict, EmptyDatasetError, get_data_patterns
 
     card = folder / "README.md"
@@ -247,7 +253,7 @@ def _load_dataset(source: str, path: str, **chosen: Json) -> Dataset:
 
 
 def _read_json(path: Path, source: str, root: Path | str, rows_in: str | None) -> JsonTable:
-    """Read a file of JSON lines, or one that holds a list, or with `rows_in` an object that holds the list."""
+    """Read JSON lines, a list of rows, or an object that holds this list under the key `rows_in`."""
     if path.suffix.lower() == ".jsonl" and not _begins_with_list(path):
 
         def read(entry: tuple[int, tuple[int, int, bytes, Json]]) -> tuple[int, dict[str, Json]]:

@@ -114,7 +114,7 @@ class Method:
 
     @property
     def chosen_styles(self) -> dict[str, str]:
-        """The styles of labels that `align` has chosen, by part; none if the configuration has the style."""
+        """The styles of labels that `align` has chosen, by part; empty if `method.style` names the style."""
         return dict(self.styles) if self.config.style == LabelStyle.auto else {}
 
     def restore(self, styles: Mapping[str, str]) -> None:

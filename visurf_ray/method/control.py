@@ -1,8 +1,9 @@
 """Control of what a group teaches, before its advantages.
 
-Of the label's reward (ViSurf §4.2.4): eliminate, gate, smooth; `Method.align` is the section's fourth. Of responses
-that are cut at the length limit (DAPO, arXiv 2503.14476, §3.4): punish, filter. Of groups: route (HPT, arXiv
-2509.04419).
+- Of the label: eliminate and smooth, two of the three controls in ViSurf's §4.2.4 (the third is `Method.align`); and
+  gate, which the paper lacks.
+- Of responses that are cut at the length limit (DAPO, arXiv 2503.14476, §3.4): punish, filter.
+- Of groups: route (HPT, arXiv 2509.04419).
 """
 
 from collections.abc import Collection

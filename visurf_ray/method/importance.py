@@ -1,4 +1,4 @@
-"""Importance weights: how much more likely the learner's old policy finds a rollout than the sampler that drew it."""
+"""Importance weights of rollout tokens: the probability under the learner's old policy over that under the sampler."""
 
 import torch
 from jaxtyping import Bool, Float

@@ -17,10 +17,9 @@ class Importance:
     Attributes:
         level: `token` weights each token by its own ratio of probabilities; `sequence` weights all tokens of a response
             by the product of their ratios.
-        low: the lowest weight.
-        high: the highest weight.
-        on_excess: what happens to weights outside [low, high]. `clip`: they become the nearer bound. `mask`: they
-            become 0.
+        low: lower bound of the weights.
+        high: upper bound of the weights.
+        on_excess: what weights outside [low, high] become. `clip`: the nearer bound. `mask`: 0.
     """
 
     level: ImportanceLevel

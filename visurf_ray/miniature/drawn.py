@@ -1,4 +1,4 @@
-"""Tasks whose rows are drawn. The same seed draws the same rows, and no scan of a digit is in two splits."""
+"""Tasks that draw their rows. The same seed draws the same rows, and no scan of a digit is in two splits."""
 
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from visurf_ray.tasks.task import Task
 # The prompt of the drawn tasks whose answer is boxes and points. The base model has been trained on it.
 FIND_PROMPT = "Find {query}. Reason in <think>, then answer in <answer> with a JSON list of bbox_2d and point_2d."
 
-_HELD_OUT_ABSENT = 0.5  # share of the held-out questions that ask for something absent
+_HELD_OUT_ABSENT = 0.5  # share of the held-out questions that ask for something absent, unless absent_share is None
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class DrawnTask(Task):
     """A task whose rows are drawn.
 
     Concrete tasks inherit from this class first, and second from the task whose answers they share. `task.train` and
-    `task.held_out` are numbers of rows. `task.absent_share` is null if the task never asks for absent objects.
+    `task.held_out` are numbers of rows. `task.absent_share` is the share of the training rows that ask for something
+    absent; if it is null, no row does, held-out ones neither.
     """
 
     @abstractmethod
@@ -52,7 +53,9 @@ class DrawnTask(Task):
         return self._rows("train", self._count("train"), share, self.seed)
 
     def held_out_rows(self) -> list[Row]:
-        """Draw the held-out rows, the same for every seed. If the task can ask for absent objects, half of them do.
+        """Draw the held-out rows, the same for every seed.
+
+        Half of them ask for something absent, also with an absent_share of 0; none does if it is null.
 
         Raises UserError for a setting that is out of range.
         """

@@ -2,9 +2,9 @@
 
 Three parts of at most 1 each: iou, confidence, format. The answer lists `{'Position': [x1, y1, x2, y2], 'Confidence':
 c}`, in thousandths of the image's width and height; "No Objects" and `[]` mean that there are none. As in the original,
-one item without a box or a confidence invalidates the whole answer. A miss with confidence c earns 1 - c, so surplus
-boxes of low confidence lower the part iou but not the part confidence. Unlike in the original, whose bugs are fixed
-here:
+one item without a box or a confidence invalidates the whole answer. In the part
+confidence, a mean over the boxes, a miss with confidence c earns 1 - c. A surplus box thus lowers the part iou, but the
+part confidence only if 1 - c is below its mean over the other boxes. Unlike in the original, whose bugs are fixed here:
 
 - Only boxes are compared. In the original, math-verify finds equal numbers in answer and ground truth (for example the
   y1 of a box), and disjoint boxes then earn the maximum.
@@ -34,11 +34,11 @@ class VisualRftDetectionReward:
 
     Attributes:
         credit_empty: Whether "No Objects" or `[]` earns full iou and confidence if there are no objects.
-        iou_threshold: A box is a hit if its IoU with a true box is above this.
+        iou_threshold: A box is a hit if its IoU with the true box that it is matched with is above this; see `match`.
     """
 
     thinking_parts: ClassVar[tuple[str, ...]] = ("format",)
-    solved: ClassVar[dict[str, float]] = {"iou": 0.5}  # as detections are counted in map50
+    solved: ClassVar[dict[str, float]] = {"iou": 0.5}  # mean over boxes; a false or a missing box counts 0
     most: ClassVar[dict[str, float]] = {"iou": 1.0, "confidence": 1.0, "format": 1.0}
     credit_empty: bool = True
     iou_threshold: float = 0.5

@@ -188,11 +188,11 @@ class Task(ABC):
         return None
 
     def ground_truth(self, row: Row, scale_x: float, scale_y: float) -> str:
-        """Return the ground truth that rewards and metrics take, its coordinates in pixels of the model's image.
+        """Return the ground truth that rewards and metrics take, its coordinates in the unit `compared`.
 
         Args:
-            row: The row, whose solution is in pixels of the stored image.
-            scale_x: Width of the image that the model sees over that of the stored one.
+            row: The row; coordinates in its solution are in `unit`.
+            scale_x: Width of the image that the model sees over that of the stored one, for solutions in pixels.
             scale_y: The same for the heights.
         """
         return row.solution
