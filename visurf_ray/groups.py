@@ -61,7 +61,7 @@ class Example:
     """A question about an image, with its ground truth.
 
     Attributes:
-        ground_truth: JSON text.
+        ground_truth: the text that rewards and metrics compare a response with; see `Task.ground_truth`.
         size: width and height of the image as the model sees it, in pixels.
         thinking: the reasoning that the data give for the answer; None where they give none.
         answered: the unit of coordinates in responses.
