@@ -77,6 +77,11 @@ def test_only_the_data_of_a_task_are_left_to_set():
     assert (config.task.train, config.task.held_out) == (None, None)
 
 
+def test_the_walk_over_settings_yields_those_that_are_empty():
+    keys = {setting.key for setting in settings(composed("reward=point_in_box"))}
+    assert {"eval.sets", "task.parts", "reward.options"} <= keys
+
+
 # What the schema itself gives a value, so that users' files of models and tasks need not name it.
 WITH_DEFAULTS = {
     *("model.coordinates", "model.resize", "model.square_side", "model.question"),
