@@ -31,7 +31,7 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.learner.universal import CHECKPOINT_TAG
-from visurf_ray.method import LossConfig, TokenValues, token_losses
+from visurf_ray.method import LossConfig, TokenValues, scaled, token_losses
 from visurf_ray.seeds import seed_of
 from visurf_ray.weights.source import gathered
 from visurf_ray.weights.stored import save_model
@@ -254,10 +254,8 @@ class Rank:
                 reference_logprob_T=reference[index] if reference else None,
             )
             weighted = (token_losses(tokens, loss) * packed.weight_T).sum()
-            # DeepSpeed averages gradients over ranks, but the weights have global denominators. If the loss is not
-            # finite, 0 times it is NaN, and so is then the gradient.
-            scale = self.world_size + 0 * weighted.detach()
-            self.engine.backward(weighted * scale)
+            # DeepSpeed averages gradients over ranks, but the weights have global denominators.
+            self.engine.backward(scaled(weighted, self.world_size))
             if packed.weight_T.any():
                 sums += update_sums(tokens, weighted, loss)
         self.engine.step()
