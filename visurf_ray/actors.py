@@ -116,6 +116,23 @@ def start_policy(
     return rollouts, learner
 
 
+@during("start")
+def start_learner_alone(config: Config, processor: Processor, stack: ExitStack) -> LearnerGroup:
+    """Start learner ranks without rollout workers.
+
+    Args:
+        stack: ends the processes, and frees reserved GPUs.
+
+    Raises:
+        ClusterError: the cluster does not have what they need, or no longer.
+    """
+    plan = plan_run(config, cluster_nodes(), samples=False)
+    places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
+    learner = start_learner(config, processor, places.ranks)
+    stack.callback(learner.shut_down)
+    return learner
+
+
 def make_rollouts(
     config: Config,
     processor: Processor,

@@ -49,6 +49,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         data = start_data(config, supervisor=supervisor)
         check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
         state = with_rows(checked, data.findings, override=config.train.resume_override)
+        supervisor.recall(state.faults)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
@@ -79,7 +80,9 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             score=checked.tasks.score,
             data=data,
             rollouts=rollouts,
-            rewards=RewardPool(config.reward, checked.rewards, cluster_timeout=config.cluster.timeout),
+            rewards=RewardPool(
+                config.reward, checked.rewards, cluster_timeout=config.cluster.timeout, supervisor=supervisor
+            ),
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,
@@ -92,7 +95,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
                 learner.export(export)
                 processor.save_pretrained(export)
         run = {"steps": config.train.steps, "method": config.method.name, "seed": config.seed}
-        summary = result | run | {"faults": supervisor.report(), "versions": versions()}
+        summary = result | run | {"faults": monitor.faults(), "versions": versions()}
         if config.train.export:
             write_card(output / "export", config=to_dict(config), summary=summary, overrides=overrides)
         monitor.finish(summary)
@@ -197,6 +200,7 @@ def _start_monitor(
         total_steps=config.train.steps,
         run_id=state.run_id,
         start_step=state.step,
+        repeats=config.train.resume == "auto" and not config.train.resume_override,
         samples=samples,
         warn_logprob_diff=config.monitor.warn_logprob_diff,
         warn_equal_rewards=config.monitor.warn_equal_rewards,

@@ -10,11 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from visurf_ray.aliases import Json
 from visurf_ray.errors import LearnerLostError, StalledError, UserError, during, short, writing
 from visurf_ray.groups import Metrics
 from visurf_ray.stopping import time_left
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 _STATE = "state.json"
 _PREFIX = "step_"
@@ -39,6 +43,7 @@ class State:
         styles: of the labels, by part; see `Method.chosen_styles`.
         run_id: the W&B run's id.
         before: scores of the evaluation before training.
+        faults: those of the run until then, as summary.json has them; see `cluster.supervision.Fault`.
         train_seconds: time spent training so far.
         trained: the fields of the `learner.trained.Trained` that wrote the learner's state; no other can read it.
         config: the run's configuration, as `config.schema.to_dict` returns it.
@@ -53,6 +58,7 @@ class State:
     styles: dict[str, str] = field(default_factory=dict)
     run_id: str | None = None
     before: Metrics | None = None
+    faults: list[dict[str, Json]] = field(default_factory=list)
     train_seconds: float = 0.0
     trained: dict[str, Json] = field(default_factory=dict)
     config: dict[str, Json] = field(default_factory=dict)
@@ -167,7 +173,7 @@ class Checkpoints:
                 if not begun.written(wait):
                     return
                 (begun.partial / _STATE).write_text(json.dumps(asdict(state)))
-                (begun.partial / _FILES).write_text(json.dumps(_sizes(begun.partial)))
+                list_files(begun.partial)
                 _replace(begun.partial, begun.final)
         except Exception:  # Ctrl-C leaves it to be finished
             self._begun = None
@@ -239,14 +245,25 @@ class Checkpoints:
         whole = self.all()
         own = whole.index(newest)
         best = self._read_best()
-        for other in whole[: max(0, own + 1 - self.keep)] + whole[own + 1 :]:
+        old = [path for path in whole[: max(0, own + 1 - self.keep)] if not self._is_of_dump(path)]
+        for other in old + whole[own + 1 :]:
             if (best is None or other.name != best.checkpoint) and not other.is_symlink():  # a link is its user's
                 shutil.rmtree(other)
+
+    def dump(self, step: int) -> Path:
+        """Return the folder of a step's dump, steps counted from 1. See `dumps`.
+
+        While it exists, the checkpoint of the step before is not removed for its age.
+        """
+        return self.folder.parent / "dumps" / self.name(step)
+
+    def _is_of_dump(self, checkpoint: Path) -> bool:
+        return self.dump(int(checkpoint.name.removeprefix(_PREFIX)) + 1).is_dir()
 
     def _read_best(self) -> Best | None:
         """Return what best.json says; None if there is none, or its checkpoint has been removed by hand."""
         path = self.folder / _BEST
-        best = Best(**_read(Best, path)) if path.is_file() else None
+        best = Best(**read_fields(Best, path)) if path.is_file() else None
         return best if best and self._kept(best) else None
 
     def _kept(self, best: Best) -> bool:
@@ -304,13 +321,18 @@ def _replace(partial: Path, final: Path) -> None:
     os.replace(partial, final)
 
 
+def list_files(folder: Path) -> None:
+    """Write the list of a folder's files that `damage` compares it with."""
+    (folder / _FILES).write_text(json.dumps(_sizes(folder)))
+
+
 def _sizes(folder: Path) -> dict[str, int]:
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != _FILES)
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with the files of a checkpoint, as the end of a sentence; None if it is whole."""
+    """Return what is wrong with the files that `list_files` has listed, as the end of a sentence; None if nothing."""
     try:
         expected = json.loads((checkpoint / _FILES).read_text())
     except FileNotFoundError:
@@ -386,12 +408,12 @@ def read_state(path: Path) -> State:
     Raises:
         CheckpointError: it is damaged, or another version of the program wrote it.
     """
-    found = _read(State, path / _STATE)
+    found = read_fields(State, path / _STATE)
     best = found.pop("best")
     return State(**found, best=Best(**best) if best else None)
 
 
-def _read(kind: type[State | Best], file: Path) -> dict[str, Json]:
+def read_fields(kind: "type[DataclassInstance]", file: Path) -> dict[str, Json]:
     """Return the values of a dataclass's fields in a JSON file.
 
     Raises:
@@ -407,6 +429,6 @@ def _read(kind: type[State | Best], file: Path) -> dict[str, Json]:
         lacking = f"{', '.join(sorted(known - keys)) or 'nothing'} is missing"
         unknown = f"; {short(', '.join(sorted(keys - known)), _LENGTH)} is unknown" if keys - known else ""
         raise CheckpointError(
-            f"{file} is of another version of visurf_ray: {lacking}{unknown}. Resume with the version that wrote it"
+            f"{file} is of another version of visurf_ray: {lacking}{unknown}. Use the version that wrote it"
         )
     return found

@@ -275,11 +275,12 @@ def with_rows(checked: Checked, findings: Findings, *, override: bool) -> State:
     return replace(checked.state, rows={name: asdict(found) for name, found in now.items()})
 
 
-def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True) -> Plan:
+def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True, samples: bool = True) -> Plan:
     """Return where the actors go. Rollout workers count for every method: they run during evaluations.
 
     Args:
         learns: whether there is a learner; an evaluation of a checkpoint has none.
+        samples: whether there are other actors; the repetition of a step has none.
 
     Raises:
         ClusterError: they do not fit the nodes. The message has what is asked for, and what each node has free.
@@ -289,9 +290,9 @@ def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True) -> P
     others = (rewards, Demand("segmenter", "eval.segmenter_gpus", segmenters, config.eval.segmenter_gpus, 0))
     sizes = Sizes(
         Demand("learner ranks", "learner.ranks", learner.ranks if learns else 0, learner.gpus, learner.cpus),
-        Demand("rollout workers", "rollout.workers", rollout.workers, rollout.gpus, rollout.cpus),
-        colocated=config.colocated and learns,
-        others=[each for each in others if each.gpus and (learns or each is not rewards)],
+        Demand("rollout workers", "rollout.workers", rollout.workers if samples else 0, rollout.gpus, rollout.cpus),
+        colocated=config.colocated and learns and samples,
+        others=[each for each in others if each.gpus and samples and (learns or each is not rewards)],
     )
     return plan(sizes, nodes)
 
@@ -321,15 +322,9 @@ def _initial_state(config: Config, resume: Path | None) -> State:
         ConfigError: if the checkpoint was written with another ZeRO stage or other trained weights, or lacks the KL
             term's reference; or a setting has changed that alters what is learnt.
     """
-    stage, trained = config.learner.zero_stage, asdict(trained_weights(config))
     if resume is None:
-        return State(trained=trained, config=to_dict(config))
-    state = read_state(resume)
-    if (before := state.config["learner"]["zero_stage"]) != stage:  # DeepSpeed's files are those of a stage
-        raise ConfigError(f"{resume} was written with learner.zero_stage={before}: continue with it, not with {stage}")
-    for name in (name for name, value in trained.items() if state.trained.get(name) != value):
-        key = f"learner.{name.replace('lora_', 'lora.')}"
-        raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: continue with this value")
+        return State(trained=asdict(trained_weights(config)), config=to_dict(config))
+    state = read_learnt(resume, config)
     switch = config.method.sft_steps
     if config.method.kl_coef and 0 < switch < state.step and not (resume / REFERENCE_FILE).is_file():
         raise ConfigError(
@@ -340,6 +335,22 @@ def _initial_state(config: Config, resume: Path | None) -> State:
     if changes := check_changes(state.config, config, resume):
         print(changes, flush=True)
     return replace(state, config=to_dict(config))
+
+
+def read_learnt(resume: Path, config: Config) -> State:
+    """Return the state of a checkpoint whose weights the learner of a configuration can load.
+
+    Raises:
+        ConfigError: it was written with another ZeRO stage, or other trained weights.
+    """
+    stage, trained = config.learner.zero_stage, asdict(trained_weights(config))
+    state = read_state(resume)
+    if (before := state.config["learner"]["zero_stage"]) != stage:  # DeepSpeed's files are those of a stage
+        raise ConfigError(f"{resume} was written with learner.zero_stage={before}: continue with it, not with {stage}")
+    for name in (name for name, value in trained.items() if state.trained.get(name) != value):
+        key = f"learner.{name.replace('lora_', 'lora.')}"
+        raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: continue with this value")
+    return state
 
 
 def _check_folder(resume: Path, state: State, output: Path) -> None:

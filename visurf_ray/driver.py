@@ -11,6 +11,7 @@ from visurf_ray.aliases import Json
 from visurf_ray.checkpoints import Checkpoints, State
 from visurf_ray.cluster.supervision import again_if_lost
 from visurf_ray.config.schema import Config
+from visurf_ray.dumps import Dumps, Update
 from visurf_ray.errors import LostError, during
 from visurf_ray.feed.feed import DataFeed
 from visurf_ray.groups import Example, Group, Metrics, Phase, Prediction
@@ -77,6 +78,7 @@ class Driver:
         self.monitor = monitor
         self.segmentation = segmentation
         self.progress = Progress(config.train, checkpoints, learner, monitor)
+        self.dumps = Dumps(config, self.progress, learner, monitor)
         self.lost: Counter[int] = Counter()  # how often the batch after so many steps was lost
 
     def run(self, state: State) -> dict[str, Json]:
@@ -221,8 +223,11 @@ class Driver:
         groups = method.instructive(batch.groups, at_least=self.learner.least_groups)[: stage.plan.batch_size]
         if batch.shortfall:
             self.monitor.warn_once("missing groups", f"step {number + 1}: {batch.shortfall}")
+        update = Update(number, groups, method.loss(step), stage.learning_rate(step))
+        self.dumps.before(update)
         with self.monitor.phase("learn"):
-            metrics |= self.learner.update(groups, method.loss(step), stage.learning_rate(step), step=number)
+            metrics |= self.learner.update(groups, update.loss, update.learning_rate, step=number)
+        self.dumps.after(update, metrics)
         self.rollouts.sync(self.monitor.phase)
         self.monitor.show_samples(number + 1, batch.groups)
         return metrics

@@ -102,6 +102,17 @@ class Progress:
         if best := self._better(scores):
             self._save(best)
 
+    def save_now(self) -> str | None:
+        """Begin a checkpoint of the last step, unless this run has begun it; returns its name.
+
+        There is none before the first step, nor in a run without checkpoints: then it returns None.
+        """
+        if not self.state.step or not self.train.checkpoint_every:
+            return None
+        # The checkpoint that the run was resumed from is written again, and stays the best if it was.
+        self._save(self.best if self.best and self.best.step == self.state.step else None)
+        return self.checkpoints.name(self.state.step)
+
     def _better(self, scores: Metrics | None) -> Best | None:
         """Return the evaluation after the last step if train.keep_best has a value and it is the best so far."""
         metric, step = self.train.keep_best, self.state.step
@@ -112,7 +123,7 @@ class Progress:
 
     def _save(self, best: Best | None = None) -> None:
         self.note_time()
-        state = replace(self.state, best=best or self.best)
+        state = replace(self.state, best=best or self.best, faults=self.monitor.faults())
         with self.monitor.phase("checkpoint"):
             if self._saved != state.step:
                 self.checkpoints.begin(state, self.learner.save, self.learner.written, best)

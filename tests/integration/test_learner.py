@@ -16,7 +16,7 @@ from visurf_ray.config.choices import Clip, HeadDtype, ImportanceLevel, LabelTer
 from visurf_ray.errors import DiskFullError
 from visurf_ray.groups import Group
 from visurf_ray.learner.config import RankConfig
-from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.group import LearnerGroup, read_groups
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import Importance, LossConfig
@@ -339,3 +339,27 @@ def test_a_step_whose_gradient_is_not_finite_is_not_taken(make_learner, batches,
     assert distance(exported(learner, tmp_path / "after"), before) == 0
     assert "train/skipped_steps" not in learner.update(good, LossConfig())
     assert distance(exported(learner, tmp_path / "later"), before) > 0
+
+
+def test_an_update_ends_with_a_step_that_is_not_taken_unless_such_steps_are_skipped(make_learner, batches):
+    good, other = batches
+    bad = [Group(group.example, [replace(each, advantage=math.nan) for each in group.responses]) for group in other]
+    for skip, taken in ((False, [False, True]), (True, [False, True, False])):
+        learner = make_learner(minibatches=3, skip_nan=skip)
+        (reports,) = learner.reports([*good[:2], *bad[:2], *good[2:4]], LossConfig())
+        assert [report.skipped for report in reports] == taken
+
+
+def test_a_step_is_repeated_from_files_as_it_was(make_learner, batches, tmp_path):
+    """With two ranks, which share groups: the same sums, bit for bit."""
+    (tmp_path / "groups").mkdir()
+    learner = make_learner(2, zero_stage=3)
+    learner.update(batches[0], LossConfig())
+    learner.save(tmp_path / "state")
+    learner.write_groups(batches[1], tmp_path / "groups")
+    expected = learner.update(batches[1], LossConfig(), step=1)
+    again = make_learner(2, zero_stage=3)
+    again.load(tmp_path / "state")
+    found = again.update(read_groups(tmp_path / "groups"), LossConfig(), step=1)
+    del expected["train/tokens_per_second"], found["train/tokens_per_second"]
+    assert found == expected

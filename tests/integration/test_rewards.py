@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import ray
 
+from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.choices import OnError
 from visurf_ray.groups import Example, Group, Prompt, Response, Source, TokenSpan
 from visurf_ray.rewards import load_reward
@@ -111,13 +112,22 @@ def test_a_users_function_runs_in_the_actors(settings, own):
 
 @pytest.mark.parametrize("fault", ["raise", "exit", "hang"])
 def test_with_skip_the_group_is_dropped_and_the_run_goes_on(settings, own, fault):
-    pool = RewardPool(replace(settings, on_error=OnError.skip, timeout=2.0, workers=1), {"": own}, cluster_timeout=60)
+    supervisor = Supervisor(max_restarts=0, patience=1)
+    pool = RewardPool(
+        replace(settings, on_error=OnError.skip, timeout=2.0, workers=1),
+        {"": own},
+        cluster_timeout=60,
+        supervisor=supervisor,
+    )
     score(pool, [make_group("warm", "", "x")])
     groups = [make_group(f"good {n}", "", "four") for n in range(12)]
     groups[2] = make_group("bad", "", "x", fault)  # the first call takes six of them
     assert score(pool, groups) == [groups[2]]
     assert [group.responses[0].reward for group in groups if group is not groups[2]] == [4.0] * 11
     assert score(pool, [make_group("next", "", "x")]) == []
+    # A process that dies is lost once with six groups, and once more with the one that was to blame.
+    assert len(supervisor.faults) == {"raise": 0, "exit": 2, "hang": 1}[fault]
+    assert all((lost.role, lost.replaced) == ("reward worker 0", True) for lost in supervisor.faults)
 
 
 def test_a_process_that_dies_stops_the_run_by_default(settings, own):

@@ -64,7 +64,7 @@ def test_a_checkpoint_holds_the_learners_files_and_the_state(folder):
         (lambda state: state.pop("position"), "position is missing"),
         (lambda state: state.update(more=1), "nothing is missing; more is unknown"),
         (lambda state: state.update(dict.fromkeys(map(str, range(10**5)), 0)), "is unknown"),
-        (lambda state: state.clear(), "best, config, dropped, position"),
+        (lambda state: state.clear(), "best, config, dropped, faults, position"),
     ],
 )
 def test_a_state_of_another_version_is_refused_by_its_keys(folder, change, told):

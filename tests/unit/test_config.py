@@ -440,6 +440,8 @@ COLOCATED_VALUES = {
         ),
         ("many_greedy_answers", {"eval__n": 4}),
         ("best_without_evaluations", {"train__keep_best": "n_acc", "eval__every": 0}),
+        ("dumps_of_no_step", {"train__dump_steps": [3, 81]}),
+        ("dumps_of_no_step", {"train__dump_steps": [0]}),
         ("check_of_no_number", {"feed__check": "0"}),
         ("upload_without_an_export", {"train__push_to_hub": "me/mine", "train__export": False}),
         ("equality_that_cannot_be_promised", {"rollout__deterministic": True, "rollout__oversample": 1}),

@@ -12,8 +12,10 @@ from tests.unit.conftest import composed
 from tests.unit.groups import example
 from visurf_ray.checkpoints import Checkpoints, State, read_state
 from visurf_ray.driver import Driver
-from visurf_ray.errors import ConfigError, LostError
+from visurf_ray.dumps import find_start, read_dump
+from visurf_ray.errors import ConfigError, LostError, UserError, WriteError
 from visurf_ray.groups import Group, Response, Source, TokenSpan
+from visurf_ray.learner.cost import TOKENS
 from visurf_ray.stages import build_stages
 
 TEACHES = "teaches"  # the ground truth of examples whose rollouts earn unequal rewards
@@ -102,10 +104,14 @@ class Learner:
     """Records the examples and the learning rate of each update, and when the reference is taken."""
 
     least_groups = 1
+    cost = TOKENS
 
-    def __init__(self, slow: int = 0, raises: Sequence[BaseException | None] = ()) -> None:
+    def __init__(
+        self, slow: int = 0, raises: Sequence[BaseException | None] = (), not_finite: Sequence[int] = ()
+    ) -> None:
         """A checkpoint is written when that has been asked for `slow` times, or is waited for."""
         self.raises = list(raises)
+        self.not_finite = not_finite
         self.log = []
         self.label_scales = []
         self.steps = []
@@ -119,7 +125,10 @@ class Learner:
         self.steps.append(step)
         self.log.append(([int(group.example.id) for group in groups], learning_rate))
         self.label_scales.append(loss.label_scale)
-        return {}
+        return {"train/skipped_steps": 1.0} if step + 1 in self.not_finite else {}
+
+    def write_groups(self, groups, folder):
+        (folder / "groups").write_text(" ".join(group.example.id for group in groups))
 
     def mean_logprobs(self, groups):
         self.asked.append([group.example.id for group in groups])
@@ -164,6 +173,9 @@ class Monitor:
     def show_samples(self, step, groups):
         pass
 
+    def faults(self):
+        return [{"role": "engine"}]
+
 
 TASKS = SimpleNamespace(label=lambda example, style: "label", parts={"": SimpleNamespace(styles=("spaced",))})
 
@@ -185,6 +197,7 @@ def drive(
     slow: int = 0,
     raises: Sequence[BaseException | None] = (),
     interrupted: int | None = None,
+    not_finite: Sequence[int] = (),
 ) -> Driver:
     """Run from `state`, with a checkpoint of each step unless overrides say otherwise.
 
@@ -193,6 +206,7 @@ def drive(
         slow: as for `Learner`.
         raises: what the first updates raise, None: nothing. What the run raises itself is the driver's `result`.
         interrupted: as for `Rewards`.
+        not_finite: the steps that the learner does not take, from 1.
     """
     config = composed("train.batch_size=4", "train.checkpoint_every=1", "train.keep_checkpoints=99", *overrides)
     scores = iter(scores) if scores else None
@@ -203,14 +217,14 @@ def drive(
         data=Data(period),
         rollouts=Rollouts(oversample),
         rewards=Rewards(interrupted),
-        learner=Learner(slow, raises),
+        learner=Learner(slow, raises, not_finite),
         checkpoints=Checkpoints(folder, config.train.keep_checkpoints),
         monitor=Monitor(),
     )
     try:
         driver.result = driver.run(state or State())
     except BaseException as error:
-        if not raises and interrupted is None:
+        if not raises and interrupted is None and not not_finite:
             raise
         driver.result = error
     return driver
@@ -506,3 +520,70 @@ def test_a_learner_that_may_be_ahead_of_the_state_is_not_saved(tmp_path, capsys)
     driver = drive(tmp_path, *settings, raises=[None, None, KeyboardInterrupt()])
     assert isinstance(driver.result, KeyboardInterrupt) and not list(tmp_path.iterdir())
     assert "step 3 is not finished" in capsys.readouterr().err
+
+
+# Dumps of steps
+
+
+def names(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+def test_a_step_is_dumped_on_purpose_and_its_checkpoint_is_kept_with_it(tmp_path):
+    checkpoints, dumps = tmp_path / "checkpoints", tmp_path / "dumps"
+    settings = ["method=rlvr", "train.steps=6", "eval.every=0", "train.checkpoint_every=3", "train.dump_steps=[1,3]"]
+    driver = drive(checkpoints, *settings, "train.keep_checkpoints=1")
+    assert names(dumps) == ["step_000001", "step_000003"] and names(checkpoints) == ["step_000002", "step_000006"]
+    assert read_state(checkpoints / "step_000002").faults == [{"role": "engine"}]
+    assert (dumps / "step_000003" / "groups").read_text() == "8 9 10 11"
+    dump = read_dump(dumps / "step_000003")
+    assert (dump.step, dump.loss, dump.learning_rate) == (3, driver.stages[0].method.loss(2), driver.learner.log[2][1])
+    assert find_start(dump, dumps / "step_000003") == (checkpoints / "step_000002", 2)
+    assert find_start(read_dump(dumps / "step_000001"), dumps / "step_000001") == (None, 0)
+
+
+@pytest.mark.parametrize("every", [2, 0])
+def test_a_step_that_is_not_taken_ends_the_run_with_its_dump_and_the_last_state(tmp_path, every):
+    settings = ["method=rlvr", "train.steps=6", "eval.every=0", f"train.checkpoint_every={every}"]
+    driver = drive(tmp_path / "checkpoints", *settings, not_finite=[4])
+    folder = tmp_path / "dumps" / "step_000004"
+    assert isinstance(driver.result, UserError) and driver.progress.state.step == 3
+    for told in ("step 4: ", f"python -m visurf_ray.replay dump={folder}", "train.on_nan=skip"):
+        assert told in str(driver.result)
+    assert names(tmp_path / "checkpoints") == (["step_000002", "step_000003"] if every else [])
+    assert find_start(read_dump(folder), folder)[1] == (3 if every else 0)
+
+
+def test_skipped_steps_are_told_of_once_and_the_first_is_dumped(tmp_path):
+    settings = ["method=rlvr", "train.steps=6", "eval.every=0", "train.checkpoint_every=0", "train.on_nan=skip"]
+    driver = drive(tmp_path / "checkpoints", *settings, not_finite=[2, 4])
+    assert driver.progress.state.step == 6 and names(tmp_path / "dumps") == ["step_000002"]
+    (warning,) = driver.monitor.warnings
+    assert warning.startswith("step 2: the loss or its gradient is not finite")
+    assert [step for step, row in driver.monitor.rows.items() if "train/skipped_steps" in row] == [2, 4]
+
+
+def test_the_state_is_not_saved_with_a_dump_if_a_part_of_the_step_was_taken(tmp_path):
+    settings = ["method=rlvr", "train.steps=6", "eval.every=0", "train.checkpoint_every=2", "learner.minibatches=2"]
+    drive(tmp_path / "checkpoints", *settings, not_finite=[4])
+    folder = tmp_path / "dumps" / "step_000004"
+    assert names(tmp_path / "checkpoints") == ["step_000002"]
+    assert find_start(read_dump(folder), folder) == (tmp_path / "checkpoints" / "step_000002", 2)
+
+
+def test_the_error_of_a_step_stays_its_error_if_it_cannot_be_dumped(tmp_path, monkeypatch):
+    def full(*_):
+        raise WriteError("no space")
+
+    monkeypatch.setattr("visurf_ray.dumps.write_dump", full)
+    driver = drive(tmp_path / "checkpoints", "method=rlvr", "train.steps=6", "eval.every=0", not_finite=[2])
+    assert "step 2: the loss" in str(driver.result) and "its groups are not saved: no space" in str(driver.result)
+
+
+def test_a_resumed_run_that_dumps_its_first_step_keeps_its_best(tmp_path):
+    folder = tmp_path / "checkpoints"
+    settings = [*BEST, "train.keep_best=score", "eval.every=1"]
+    drive(folder, *settings, "train.steps=2", scores=[0.0, 0.1, 0.9])
+    state = read_state(folder / "step_000002")
+    drive(folder, *settings, "train.steps=3", "train.dump_steps=[3]", state=state, scores=[0.2])
+    assert json.loads((folder / "best.json").read_text())["step"] == 2

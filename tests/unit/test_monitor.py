@@ -202,6 +202,56 @@ def test_a_run_that_was_stopped_after_its_last_evaluation_has_no_doubled_row(tmp
     assert found == [(1, 1, None), (1, None, 1), (2, 2, None), (2, None, 20)]
 
 
+def sent(monitor: Monitor, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, set[str]]]:
+    """What W&B gets from now on: the step, and the names of its metrics."""
+    found: list[tuple[int, set[str]]] = []
+    monkeypatch.setattr(
+        monitor._metrics._run, "log", lambda row: found.append((row["step"], row.keys() - {"step", "time/step"}))
+    )
+    return found
+
+
+def test_steps_that_a_learner_repeats_are_in_wandb_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file has them as they were repeated."""
+    monitor = begin(tmp_path)
+    monitor._metrics.mode = WandbMode.offline  # without W&B's process, which takes seconds to start
+    monitor.log_eval(0, {"score": 0})
+    for step in (1, 2, 3):
+        monitor.log(step, {"a": step})
+    monitor.rewind(1)
+    assert "W&B   keeps what it has of steps 2 to 3" in capsys.readouterr().out
+    found = sent(monitor, monkeypatch)
+    for step in (2, 3, 4):
+        monitor.log(step, {"a": 10 * step})
+        monitor.log_eval(step, {"score": step})
+    assert found == [(2, {"eval/score"}), (3, {"eval/score"}), (4, {"a"}), (4, {"eval/score"})]
+    assert [row["a"] for row in rows(tmp_path) if "a" in row] == [1, 20, 30, 40]
+    monitor.rewind(0)
+    for step in (0, 1):
+        monitor.log_eval(step, {"score": step})
+    assert found[4:] == [(1, {"eval/score"})]
+    monitor.close()
+
+
+@pytest.mark.parametrize(("run_id", "repeats", "steps"), [("a", True, [3]), ("a", False, [2, 3]), (None, True, [2, 3])])
+def test_a_resumed_run_repeats_no_row_of_its_wandb_run_unless_it_changes_what_is_learnt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_id: str | None, repeats: bool, steps: list[int]
+) -> None:
+    """A run that begins anew has a W&B run of its own."""
+    begun = begin(tmp_path)
+    for step in (1, 2):
+        begun.log(step, {"a": step})
+    begun.close()
+    resumed = begin(tmp_path, run_id=run_id, start_step=1, repeats=repeats)
+    found = sent(resumed, monkeypatch)
+    for step in (2, 3):
+        resumed.log(step, {"a": step})
+    resumed.close()
+    assert [step for step, _ in found] == steps
+
+
 def test_a_broken_line_is_named(log: MetricsLog) -> None:
     log.path.write_text('{"step": 1}\nnonsense\n')
     with pytest.raises(ValueError, match=r"metrics\.jsonl:2 is not JSON"):

@@ -18,6 +18,7 @@ from visurf_ray.method import (
     divergences,
     group_advantages,
     is_clipped,
+    scaled,
     token_losses,
     token_weights,
 )
@@ -273,3 +274,12 @@ def test_the_gradient_is_rlvr_scaled_plus_sft_weighted_by_the_labels_advantage(s
     combined = rollouts / (rollouts + 1) * rlvr + label.advantage / (rollouts + 1) * sft
     torch.testing.assert_close(found, combined, rtol=0, atol=1e-6)
     assert found.abs().max() > 1e-3 and (label.advantage * sft).abs().max() > 1e-3
+
+
+def test_a_loss_that_is_not_finite_has_no_finite_gradient():
+    for excess, expected in ((0.0, 3.0), (math.inf, math.nan), (-math.inf, math.nan), (math.nan, math.nan)):
+        weight = torch.tensor(0.1, requires_grad=True)
+        loss = scaled(weight + excess, 3)
+        loss.backward()
+        assert weight.grad is not None and weight.grad.item() == pytest.approx(expected, nan_ok=True)
+        assert math.isfinite(loss.item()) == (excess == 0.0)

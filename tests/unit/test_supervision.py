@@ -3,6 +3,7 @@
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pytest
 
@@ -29,8 +30,8 @@ def test_a_lost_role_is_started_until_it_starts_and_the_first_cause_is_kept():
     with during("sample"):
         supervisor.record("engine", "died of this\nand its log")
     assert supervisor.restart("engine", failing(ClusterError("no memory"), "new")) == "new"
-    (fault,) = supervisor.report()
-    assert (fault["role"], fault["cause"], fault["phase"], fault["replaced"]) == (
+    (fault,) = supervisor.faults
+    assert (fault.role, fault.cause, fault.phase, fault.replaced) == (
         "engine",
         "died of this",
         "sample",
@@ -52,7 +53,7 @@ def test_a_role_is_given_up_after_so_many_restarts_within_the_window(monkeypatch
         lose()
     now[0] += supervision.WINDOW
     assert lose() == "new"
-    assert [fault["replaced"] for fault in supervisor.report()] == [True, True, True, False, True]
+    assert [fault.replaced for fault in supervisor.faults] == [True, True, True, False, True]
 
 
 def test_an_error_of_ours_is_no_fault_of_an_actor():
@@ -125,3 +126,13 @@ def test_a_signal_is_forgotten_when_the_program_has_ended():
     )
     done = subprocess.run([sys.executable, "-c", STOPPING.format(code)], capture_output=True, text=True, timeout=8)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_faults_before_a_resume_come_first():
+    before, supervisor = Supervisor(2, 1), Supervisor(2, 1)
+    before.record("engine", "died")
+    before.restart("engine", lambda: "new")
+    supervisor.record("data worker 0", "died while the run was resumed")
+    supervisor.recall([asdict(fault) for fault in before.faults])
+    assert [fault.role for fault in supervisor.faults] == ["engine", "data worker 0"]
+    assert supervisor.faults[0] == before.faults[0]

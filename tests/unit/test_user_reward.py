@@ -131,6 +131,15 @@ def test_thinking_parts_that_are_no_names_are_refused(file, declared):
         load_function(f"{file}:score")
 
 
+def test_parts_that_are_finite_but_not_their_sum_are_refused(file):
+    with open(file, "a") as code:
+        code.write("\ndef huge(response, ground_truth):\n    return {'a': 1e308, 'b': 1e308}\n")
+    for weight in (1.0, 10.0, -10.0):
+        reward = RewardSpec(function=f"{file}:huge", function_weight=weight).load()
+        with pytest.raises(UserError, match=r"the reward is not finite: {'a': "):
+            reward("a", "b")
+
+
 # With a named reward
 
 

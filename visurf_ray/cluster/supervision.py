@@ -3,8 +3,8 @@
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from threading import Event, Lock, Thread
 from typing import TypeVar
 
@@ -122,10 +122,10 @@ class Supervisor:
             except (ClusterError, ray.exceptions.RayError) as error:
                 self.record(role, f"did not start again: {short(error, 500)}")
                 continue
-            self._settle(role, replaced=True)
+            self.settle(role, replaced=True)
             return started
         cause = self._open[role].cause
-        self._settle(role, replaced=False)
+        self.settle(role, replaced=False)
         raise ClusterError(
             f"the {role} was lost and is not started again, as cluster.max_restarts={self.max_restarts} allows no more "
             f"restarts within {WINDOW / 60:g} minutes. The first cause: {cause}"
@@ -142,16 +142,17 @@ class Supervisor:
             self._restarts[role] = [*recent, now] if allowed else recent
         return allowed
 
-    def _settle(self, role: str, *, replaced: bool) -> None:
+    def settle(self, role: str, *, replaced: bool) -> None:
+        """Record that a lost role is replaced, or given up."""
         with self._lock:
             if fault := self._open.pop(role, None):
                 fault.seconds, fault.replaced = round(time.time() - fault.time, 1), replaced
         if fault and replaced:
             print(f"the {role} is replaced after {fault.seconds:g} s", file=sys.stderr, flush=True)
 
-    def report(self) -> list[dict[str, Json]]:
-        """Return all faults for the run's summary."""
-        return [asdict(fault) for fault in self.faults]
+    def recall(self, faults: Sequence[dict[str, Json]]) -> None:
+        """Put faults first that the run had before it was resumed: as dicts, from its checkpoint."""
+        self.faults[:0] = [Fault(**fault) for fault in faults]
 
     def _watch(self) -> None:
         """Look at all watched actors, turn after turn.

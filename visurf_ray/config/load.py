@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from visurf_ray.config import parts, places, rules
 from visurf_ray.config.explain import COMPOSING_ERRORS, CommandLine, explain, misread, unknown_addition
-from visurf_ray.config.schema import CheckDataConfig, Config, EvaluateConfig
+from visurf_ray.config.schema import CheckDataConfig, Config, EvaluateConfig, ReplayConfig
 from visurf_ray.errors import ConfigError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
@@ -23,7 +23,12 @@ CONFIG_DIR = next(folder for folder in (_PACKAGE / "conf", _PACKAGE.parent / "co
 
 C = TypeVar("C", bound=Config)
 # The primary configuration of each schema, a file in `conf/`.
-PRIMARY: dict[type[Config], str] = {Config: "config", EvaluateConfig: "evaluate", CheckDataConfig: "check_data"}
+PRIMARY: dict[type[Config], str] = {
+    Config: "config",
+    EvaluateConfig: "evaluate",
+    ReplayConfig: "replay",
+    CheckDataConfig: "check_data",
+}
 
 
 def register_schema() -> None:
@@ -31,6 +36,7 @@ def register_schema() -> None:
     store = ConfigStore.instance()
     store.store(name="schema", node=Config)
     store.store(name="evaluate_schema", node=EvaluateConfig)
+    store.store(name="replay_schema", node=ReplayConfig)
     store.store(name="check_data_schema", node=CheckDataConfig)
 
 

@@ -124,6 +124,13 @@ def best_without_evaluations(config: Config) -> str | None:
     return None
 
 
+def dumps_of_no_step(config: Config) -> str | None:
+    for step in config.train.dump_steps:
+        if not 1 <= step <= config.train.steps:
+            return f"train.dump_steps has {step}: steps count from 1 to train.steps={config.train.steps}"
+    return None
+
+
 def check_of_no_number(config: Config) -> str | None:
     check = config.feed.check
     if check in ("all", "off") or (check.isdecimal() and int(check) > 0):
@@ -185,6 +192,7 @@ RUN_RULES: tuple[Rule, ...] = (
     frozen_weights_that_no_sync_restores,
     many_greedy_answers,
     best_without_evaluations,
+    dumps_of_no_step,
     check_of_no_number,
     upload_without_an_export,
     equality_that_cannot_be_promised,

@@ -61,6 +61,7 @@ class TrainConfig:
     checkpoint_every: int = within(at_least=0, free=True)
     grace: float = within(at_least=0, free=True)
     on_nan: OnError = free()
+    dump_steps: list[int] = field(default=MISSING, metadata={"free": True, "example": "[3, 57]"})
     async_checkpoint: bool = free()
     keep_checkpoints: int = within(at_least=1, free=True)
     keep_best: str | None = free()
@@ -302,10 +303,21 @@ class EvaluateConfig(Config):
 
 
 @dataclass
+class ReplayConfig(Config):
+    """`conf/replay.yaml`: the dump of a step, and settings that replace those of its run."""
+
+    dump: str | None = named()
+    checkpoint: str | None = named()
+
+
+@dataclass
 class CheckDataConfig(Config):
     """`conf/check_data.yaml`: a run's configuration, and the data set to look at."""
 
     check: str | None = path_field(hub=True)
+
+
+COMMANDS = (EvaluateConfig, ReplayConfig, CheckDataConfig)  # the schemas of the entry points beside train
 
 
 def declared(key: str) -> Field[object] | None:
@@ -313,7 +325,7 @@ def declared(key: str) -> Field[object] | None:
     if within_part := re.match(rf"({'|'.join(map(re.escape, OPEN_SECTIONS))})\.[^.]+\.(.+)", key):
         rest = within_part[2]
         key = rest if rest.startswith("reward.") else f"task.{rest}"
-    return _field(EvaluateConfig, key) or _field(CheckDataConfig, key)
+    return next((item for each in COMMANDS if (item := _field(each, key))), None)
 
 
 def is_free(key: str) -> bool:

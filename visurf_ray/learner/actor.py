@@ -20,6 +20,7 @@ from visurf_ray.groups import Group
 from visurf_ray.learner.balance import Shard
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.metrics import StepReport
+from visurf_ray.learner.stored import write_groups
 from visurf_ray.method import LossConfig
 
 
@@ -105,6 +106,9 @@ class LearnerActor:
         reports = self.rank.update(minibatches, loss, self.fetch, learning_rate, step=step)
         self.rank.release()
         return reports
+
+    def write_groups(self, groups: list[Group], folder: Path) -> None:
+        write_groups(groups, folder, self.fetch)
 
     def mean_logprobs(self, shard: Shard) -> list[list[float]]:
         logprobs = self.rank.mean_logprobs(shard, self.fetch)

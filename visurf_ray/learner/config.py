@@ -24,7 +24,7 @@ class RankConfig:
         epochs: passes over the minibatches of an update.
         shares_gpu: whether a rollout engine uses the same GPU; memory is then freed after each call.
         reference: whether to keep the reference policy of the KL term.
-        skip_nan: whether to skip an optimiser step whose gradient is not finite; otherwise it is an error.
+        skip_nan: whether an update goes on after an optimiser step whose loss or gradient is not finite.
     """
 
     model_path: str

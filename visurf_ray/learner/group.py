@@ -20,9 +20,10 @@ from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import Packing
 from visurf_ray.errors import LearnerLostError, StalledError, current_phase, writing
 from visurf_ray.groups import Group, Metrics, Response
+from visurf_ray.learner import stored
 from visurf_ray.learner.balance import Shard, balance, cut, spread
 from visurf_ray.learner.config import RankConfig
-from visurf_ray.learner.metrics import sizes, summarise
+from visurf_ray.learner.metrics import StepReport, sizes, summarise
 from visurf_ray.learner.universal import ranks_of
 from visurf_ray.method import LossConfig, token_weights
 
@@ -119,7 +120,8 @@ class LearnerGroup:
     ) -> Metrics:
         """Train on all groups, in `minibatches` optimiser steps; returns what to log: see `summarise` and `sizes`.
 
-        With `RankConfig.epochs` above 1, these steps are repeated so many times.
+        With `RankConfig.epochs` above 1, these steps are repeated so many times. A step whose loss or gradient is not
+        finite is not taken, and counted in `train/skipped_steps`; see `RankConfig.skip_nan`.
 
         Args:
             learning_rate: of all these steps; None keeps the one before, at first `RankConfig.learning_rate`.
@@ -130,6 +132,13 @@ class LearnerGroup:
             ValueError: there are fewer groups than minibatches.
         """
         begin = time.monotonic()
+        reports = self.reports(groups, loss, learning_rate, step=step)
+        return summarise(reports) | sizes(groups, time.monotonic() - begin)
+
+    def reports(
+        self, groups: Sequence[Group], loss: LossConfig, learning_rate: float | None = None, *, step: int = 0
+    ) -> list[list[StepReport]]:
+        """Train like `update`; returns what each rank reports of each optimiser step."""
         minibatches = [
             self._shards(minibatch, token_weights(minibatch, loss))
             for minibatch in split_evenly(groups, self.minibatches)
@@ -138,8 +147,12 @@ class LearnerGroup:
         with self._turn:
             self._claim_gpus()
             calls = [a.update.remote(s, loss, learning_rate, step) for a, s in zip(self.actors, shards, strict=True)]
-            reports = self._fetch(calls)
-        return summarise(reports) | sizes(groups, time.monotonic() - begin)
+            return self._fetch(calls)
+
+    def write_groups(self, groups: Sequence[Group], folder: Path) -> None:
+        """Have rank 0 write all that the learner gets of the groups into a folder; see `read_groups`."""
+        with self._turn:
+            self._fetch(self.actors[0].write_groups.remote(list(groups), folder))
 
     def mean_logprobs(self, groups: Sequence[Group]) -> list[list[float]]:
         """Return, for each response of each group, the mean log-prob of its tokens in nats under the current policy."""
@@ -247,6 +260,11 @@ class LearnerGroup:
     def _call(self, name: str, *arguments: object) -> list[Any]:
         with self._turn:
             return self._fetch([getattr(actor, name).remote(*arguments) for actor in self.actors])
+
+
+def read_groups(folder: Path) -> list[Group]:
+    """Return the groups that `LearnerGroup.write_groups` has written, with their features in Ray's object store."""
+    return stored.read_groups(folder, ray.put)
 
 
 def split_evenly(groups: Sequence[Group], parts: int) -> list[list[Group]]:

@@ -84,7 +84,7 @@ class StepReport:
         sums: over this rank's tokens.
         grad_norm: of the whole gradient before clipping; the same on all ranks.
         learning_rate: that the step was taken with.
-        skipped: whether it was not taken, because the gradient is not finite; see `train.on_nan`.
+        skipped: whether it was not taken, because the loss or the gradient is not finite; see `train.on_nan`.
     """
 
     sums: UpdateSums

@@ -31,7 +31,7 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.learner.universal import CHECKPOINT_TAG
-from visurf_ray.method import LossConfig, TokenValues, token_losses
+from visurf_ray.method import LossConfig, TokenValues, scaled, token_losses
 from visurf_ray.seeds import seed_of
 from visurf_ray.weights.source import gathered
 from visurf_ray.weights.stored import save_model
@@ -136,6 +136,8 @@ class Rank:
     ) -> list[StepReport]:
         """Take one optimiser step for each minibatch, `epochs` times; returns a report of each step.
 
+        A step whose loss or gradient is not finite is not taken. Unless such steps are skipped, it is the last one.
+
         With several steps the old policy's log-probs are computed once, before the first step. With one they are those
         of its own forward pass. The reference's log-probs are computed before the first step too.
 
@@ -147,9 +149,6 @@ class Rank:
             fetch: returns what a reference refers to (in a cluster, `ray.get`).
             learning_rate: of all steps; None keeps the one before.
             step: of the run; see `LearnerGroup.update`.
-
-        Raises:
-            FloatingPointError: the gradient is not finite, and such steps are not skipped.
         """
         torch.manual_seed(seed_of(self.seed, step, self.rank))
         if learning_rate is not None:
@@ -159,10 +158,13 @@ class Rank:
         old = [[self._logprobs(row) for row in rows] for rows in packed] if len(order) > 1 else None
         compared = self.reference if loss.kl_coef else None
         reference = [[compared.logprobs(row.to(self.device)) for row in rows] for rows in packed] if compared else None
-        return [
-            self._step(packed[index], old[index] if old else None, reference[index] if reference else None, loss)
-            for index in order
-        ]
+        reports: list[StepReport] = []
+        for index in order:
+            compared_with = reference[index] if reference else None
+            reports.append(self._step(packed[index], old[index] if old else None, compared_with, loss))
+            if reports[-1].skipped and not self.config.skip_nan:
+                break
+        return reports
 
     def mean_logprobs(self, shard: Shard, fetch: Fetch) -> list[list[float]]:
         """Return, for each response of each part, the mean log-prob of its tokens in nats; trains nothing."""
@@ -253,17 +255,12 @@ class Rank:
             )
             weighted = (token_losses(tokens, loss) * packed.weight_T).sum()
             # DeepSpeed averages gradients over ranks, but the weights have global denominators.
-            self.engine.backward(weighted * self.world_size)
+            self.engine.backward(scaled(weighted, self.world_size))
             if packed.weight_T.any():
                 sums += update_sums(tokens, weighted, loss)
         self.engine.step()
         grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
         skipped = not math.isfinite(grad_norm)  # DeepSpeed has dropped such a gradient, and taken no step
-        if skipped and not self.config.skip_nan:
-            raise FloatingPointError(
-                "the gradient is not finite, and the step is not taken: lower learner.learning_rate, or skip such "
-                "steps by train.on_nan=skip; the last steps in metrics.jsonl may show why"
-            )
         return StepReport(sums, grad_norm, self.engine.optimizer.param_groups[0]["lr"], skipped)
 
     def _set_optimizer(self, **values: float | tuple[float, float]) -> None:

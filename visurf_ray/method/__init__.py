@@ -41,7 +41,7 @@ from visurf_ray.method.metrics import (
     solved_metrics,
     truncation_metrics,
 )
-from visurf_ray.method.objective import divergences, token_losses, token_weights
+from visurf_ray.method.objective import divergences, scaled, token_losses, token_weights
 from visurf_ray.method.part import Part
 from visurf_ray.method.schedule import loss_scales, mu
 from visurf_ray.method.surrogate import is_clipped, ratios
@@ -59,6 +59,7 @@ __all__ = [
     "is_clipped",
     "is_excess",
     "ratios",
+    "scaled",
     "sft_stage",
     "token_losses",
     "token_weights",

@@ -71,6 +71,11 @@ def token_losses(tokens: TokenValues, config: LossConfig) -> Float[Tensor, " T"]
     return losses
 
 
+def scaled(loss: Float[Tensor, ""], factor: float) -> Float[Tensor, ""]:
+    """Return the loss times a factor. If the loss is not finite its gradient is NaN, even where it would be finite."""
+    return loss * (factor + 0 * loss.detach())
+
+
 def divergences(logprobs_T: Float[Tensor, " T"], reference_logprobs_T: Float[Tensor, " T"]) -> Float[Tensor, " T"]:
     """Return the k3 estimate of KL(π || reference) at each token, in nats: q/p - 1 - log(q/p), never negative.
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import asdict
 from pathlib import Path
 
 from visurf_ray.aliases import Json
@@ -35,6 +36,7 @@ class Monitor:
         total_steps: int,
         run_id: str | None = None,
         start_step: int = 0,
+        repeats: bool = False,
         samples: SampleChooser | None = None,
         warn_logprob_diff: float | None = None,
         warn_equal_rewards: int | None = None,
@@ -49,6 +51,8 @@ class Monitor:
             total_steps: the step at which the run ends.
             run_id: the W&B run of the checkpoint to resume from; None for a new run.
             start_step: the step of that checkpoint. Later rows of `metrics.jsonl` are removed; all rows if it is 0.
+            repeats: whether the rows that are removed will be written again as they were. W&B then keeps those that it
+                has, and does not get them twice.
             samples: chooses the responses to show; None shows none.
             warn_logprob_diff: see `monitor.warn_logprob_diff`.
             warn_equal_rewards: see `monitor.warn_equal_rewards`.
@@ -60,7 +64,7 @@ class Monitor:
             output_dir, config=config, project=project, mode=wandb, run_id=run_id, name=output_dir.name
         )
         self._start_step = start_step
-        self._metrics.rewind(start_step if start_step > 0 else -1)
+        shown = self._metrics.rewind(start_step if start_step > 0 else -1, repeats=repeats and run_id is not None)
         for name in ("summary.json", "report.html"):
             (output_dir / name).unlink(missing_ok=True)
         self._chooser = samples
@@ -73,13 +77,29 @@ class Monitor:
         self._answers: list[tuple[int, list[Sample]]] = []
         self._progress = Progress(total_steps, start_step=start_step)
         self._progress.say(f"W&B   {self._metrics.where}")
+        self._tell_shown(shown)
 
     def rewind(self, step: int) -> None:
-        """Go back to the state after so many steps: remove later rows of `metrics.jsonl`; all rows if it is 0."""
-        self._metrics.rewind(step if step > 0 else -1)
+        """Go back to the state after so many steps, to repeat the later ones: remove their rows of `metrics.jsonl`.
+
+        All rows are removed if it is 0.
+        """
+        self._tell_shown(self._metrics.rewind(step if step > 0 else -1, repeats=True))
         self._samples = [(number, samples) for number, samples in self._samples if int(number) <= step]
         self._answers = [(number, samples) for number, samples in self._answers if number <= step]
         self._progress.take_times()
+
+    def _tell_shown(self, steps: Sequence[int]) -> None:
+        """Tell of steps that W&B has, and that are repeated."""
+        if steps and self._metrics.mode != WandbMode.disabled:
+            self._progress.say(
+                f"W&B   keeps what it has of steps {steps[0]} to {steps[-1]}, as it takes no rows back; metrics.jsonl "
+                "and the report will have them as they are repeated"
+            )
+
+    def faults(self) -> list[dict[str, Json]]:
+        """Return the faults of the run so far, for the checkpoint and the summary."""
+        return [asdict(fault) for fault in self._faults]
 
     @property
     def run_id(self) -> str:

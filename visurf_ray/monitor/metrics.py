@@ -60,6 +60,7 @@ class MetricsLog:
             settings=wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE),
         )
         self._silent = ""  # why W&B does not answer
+        self._shown: set[tuple[int, bool]] = set()  # rows that W&B has already, by step and whether they are scores
         try:
             self._run = begin(mode=_WANDB_MODES[self.mode])
         except wandb.errors.CommError as error:
@@ -82,25 +83,41 @@ class MetricsLog:
         return self._run.url or self.mode
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Append one row. Numbers that are not finite are null in the file; W&B receives them as they are."""
+        """Append one row. Numbers that are not finite are null in the file; W&B receives them as they are.
+
+        W&B does not receive a row that repeats one which `rewind` has removed: it cannot take the first one back.
+        """
         row = {"step": step} | {name: float(value) for name, value in metrics.items()}
         with writing(self.path.name, self.path.parent):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(to_json({"step": step, "time": time.time()} | row) + "\n")
-            self._run.log(row)
+            if (step, _has_scores(row)) not in self._shown:
+                self._run.log(row)
 
     def table(self, step: int, key: str, table: wandb.Table) -> None:
-        """Show a table in W&B under `key`."""
+        """Show a table in W&B under `key`, unless it repeats one, like a row; see `log`."""
+        if (step, key.startswith(_SCORE)) in self._shown:
+            return
         with writing("W&B's table of samples", self.path.parent):
             self._run.log({"step": step, key: table})
 
-    def rewind(self, step: int) -> None:
-        """Remove the rows after `step`; a run that resumes there writes them again."""
+    def rewind(self, step: int, *, repeats: bool = False) -> list[int]:
+        """Remove the rows after `step`; a run that goes on there writes them again.
+
+        Args:
+            repeats: whether it takes the same steps again, and no others. W&B then keeps the rows that it has.
+
+        Returns:
+            The steps of these rows; none without `repeats`.
+        """
+        if repeats:
+            self._shown |= {(row["step"], _has_scores(row)) for row in self.read() if row["step"] > step}
         self._keep(lambda row: row["step"] <= step)
+        return sorted({shown for shown, _ in self._shown if shown > step}) if repeats else []
 
     def drop_evaluation(self, step: int) -> None:
         """Remove the scores of the evaluation after so many steps, which is made again."""
-        self._keep(lambda row: row["step"] != step or not any(name.startswith("eval/") for name in row))
+        self._keep(lambda row: row["step"] != step or not _has_scores(row))
 
     def _keep(self, wanted: Callable[[Row], bool]) -> None:
         write_text(self.path, "".join(to_json(row) + "\n" for row in self.read() if wanted(row)))
@@ -135,6 +152,13 @@ class MetricsLog:
         except ConnectionError:  # `ray job stop` stops W&B's own process together with this one
             with suppress(ConnectionError):
                 wandb.teardown()  # else it is tried when this process exits, with a traceback
+
+
+_SCORE = "eval/"  # the beginning of the names of an evaluation's scores
+
+
+def _has_scores(row: Row) -> bool:
+    return any(name.startswith(_SCORE) for name in row)
 
 
 _WANDB_MODES: dict[WandbMode, Literal["online", "offline", "disabled"]] = {

@@ -10,6 +10,7 @@ import ray
 
 from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.answers.coordinates import readable
+from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import OnError
 from visurf_ray.config.schema import RewardConfig
@@ -44,7 +45,14 @@ class RewardPool:
     A call costs the driver more time than a result, so each call carries many groups and streams the results back.
     """
 
-    def __init__(self, config: RewardConfig, specs: Mapping[str, RewardSpec], *, cluster_timeout: float) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        specs: Mapping[str, RewardSpec],
+        *,
+        cluster_timeout: float,
+        supervisor: Supervisor | None = None,
+    ) -> None:
         """Start the actors and wait until they have loaded the rewards. SAM2 is loaded later, with the first response.
 
         Args:
@@ -52,6 +60,8 @@ class RewardPool:
             specs: The reward of each part (see `Example.part`). Without any no actors start, for a run whose groups
                 have no rollouts.
             cluster_timeout: Seconds that an actor may take to load the rewards: cluster.timeout.
+            supervisor: Records the actors that are lost. It does not limit how often they are replaced: the end of an
+                actor is how a reward that hangs is ended.
 
         Raises:
             RewardError: An actor cannot load a reward.
@@ -60,6 +70,7 @@ class RewardPool:
         self.gpus = config.gpus
         self.timeout = config.timeout
         self.cluster_timeout = cluster_timeout
+        self.supervisor = supervisor
         self.skip = config.on_error == OnError.skip
         self.actors = [self._start() for _ in range(config.workers if self.specs else 0)]
         self._wait_ready(self.actors)
@@ -127,7 +138,7 @@ class RewardPool:
                 count = len(call.groups[0].responses)
                 limit = f"{count * self.timeout:g} s (reward.timeout={self.timeout:g} s × {count} responses)"
                 self._give_up(stream, f"took longer than {limit}")
-                self._replace(call.actor)
+                self._replace(call.actor, f"took longer than {limit}")
         return bool(done)
 
     def _call(self, actor: ActorHandle) -> None:
@@ -188,11 +199,21 @@ class RewardPool:
         print(f"skipped: {failure}", file=sys.stderr, flush=True)
         self.skipped.append(group)
 
-    def _replace(self, actor: ActorHandle) -> None:
-        """Start an actor in place of one that died."""
+    def _replace(self, actor: ActorHandle, why: str | None = None) -> None:
+        """Start an actor in place of one that is lost.
+
+        Args:
+            why: What happened; None: it has died.
+        """
+        number = self.actors.index(actor)
+        role = f"reward worker {number}"
+        if self.supervisor:
+            self.supervisor.lost(role, actor, why)
         new = self._start()
         self._wait_ready([new])
-        self.actors[self.actors.index(actor)] = new
+        if self.supervisor:
+            self.supervisor.settle(role, replaced=True)
+        self.actors[number] = new
         self.idle.append(new)
 
     def _wait_ready(self, actors: list[ActorHandle]) -> None:

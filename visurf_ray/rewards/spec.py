@@ -1,12 +1,13 @@
 """What a run scores responses by: a reward by name, a user's own function, or both, each with its weight."""
 
+import math
 from dataclasses import dataclass, field, replace
 
 from PIL import Image
 
 from visurf_ray.answers.lenient import as_strict
 from visurf_ray.config.task_schema import ScoringConfig
-from visurf_ray.errors import ConfigError, UserError
+from visurf_ray.errors import ConfigError, UserError, short
 from visurf_ray.rewards import load_reward
 from visurf_ray.rewards.function import UserReward, load_function
 from visurf_ray.rewards.reward import Reward, RewardFunction, needs_image, solved_at, thinking_parts
@@ -74,7 +75,7 @@ class RewardSpec:
     def load(self) -> RewardFunction:
         """Return the reward function. Its parts are those of the named reward and of the user's function, weighted.
 
-        The function raises UserError if both have a part of the same name.
+        The function raises UserError if both have a part of the same name, or if their sum is not finite.
 
         Raises:
             UserError: The name, an option or the function does not exist or cannot be used.
@@ -94,6 +95,8 @@ class RewardSpec:
                             "give it another name"
                         )
                     parts[part] = weight * value
+            if not math.isfinite(Reward(parts).total):  # weighted, or added up, they exceed the numbers
+                raise UserError(f"the reward is not finite: {short(parts, 200)}")
             return Reward(parts)
 
         return score
