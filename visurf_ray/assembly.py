@@ -79,7 +79,9 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             score=checked.tasks.score,
             data=data,
             rollouts=rollouts,
-            rewards=RewardPool(config.reward, checked.rewards, cluster_timeout=config.cluster.timeout),
+            rewards=RewardPool(
+                config.reward, checked.rewards, cluster_timeout=config.cluster.timeout, supervisor=supervisor
+            ),
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,

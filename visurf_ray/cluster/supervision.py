@@ -122,7 +122,7 @@ class Supervisor:
             except (ClusterError, ray.exceptions.RayError) as error:
                 self.record(role, f"did not start again: {short(error, 500)}")
                 continue
-            self._settle(role, replaced=True)
+            self.replaced(role)
             return started
         cause = self._open[role].cause
         self._settle(role, replaced=False)
@@ -130,6 +130,10 @@ class Supervisor:
             f"the {role} was lost and is not started again, as cluster.max_restarts={self.max_restarts} allows no more "
             f"restarts within {WINDOW / 60:g} minutes. The first cause: {cause}"
         )
+
+    def replaced(self, role: str) -> None:
+        """Note that a lost role is replaced; `restart` does it itself."""
+        self._settle(role, replaced=True)
 
     def _may_restart(self, role: str) -> bool:
         """Return whether a role may be restarted, and count it; one without a fault always may."""

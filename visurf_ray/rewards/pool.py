@@ -10,6 +10,7 @@ import ray
 
 from visurf_ray.aliases import ActorHandle, Reference
 from visurf_ray.answers.coordinates import readable
+from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import OnError
 from visurf_ray.config.schema import RewardConfig
@@ -42,9 +43,19 @@ class RewardPool:
     """Scores groups on several actors at once.
 
     A call costs the driver more time than a result, so each call carries many groups and streams the results back.
+
+    An actor that dies is replaced, and its groups are scored again, each alone. A group whose actor then dies as well
+    counts as failed.
     """
 
-    def __init__(self, config: RewardConfig, specs: Mapping[str, RewardSpec], *, cluster_timeout: float) -> None:
+    def __init__(
+        self,
+        config: RewardConfig,
+        specs: Mapping[str, RewardSpec],
+        *,
+        cluster_timeout: float,
+        supervisor: Supervisor | None = None,
+    ) -> None:
         """Start the actors and wait until they have loaded the rewards. SAM2 is loaded later, with the first response.
 
         Args:
@@ -52,10 +63,12 @@ class RewardPool:
             specs: The reward of each part (see `Example.part`). Without any no actors start, for a run whose groups
                 have no rollouts.
             cluster_timeout: Seconds that an actor may take to load the rewards: cluster.timeout.
+            supervisor: Is told of actors that are lost. It does not limit how often they are replaced.
 
         Raises:
             RewardError: An actor cannot load a reward.
         """
+        self.supervisor = supervisor
         self.specs = dict(specs)
         self.gpus = config.gpus
         self.timeout = config.timeout
@@ -67,6 +80,7 @@ class RewardPool:
         self.waiting: deque[Group] = deque()
         self.running: dict[ray.ObjectRefGenerator, _Call] = {}
         self.one_by_one = False
+        self.interrupted: set[Group] = set()  # whose actor has died
         self.skipped: list[Group] = []
 
     def submit(self, groups: Iterable[Group]) -> None:
@@ -92,6 +106,7 @@ class RewardPool:
         while self.waiting or self.running:
             self._advance(block=True)
         self.one_by_one = False
+        self.interrupted.clear()
         skipped, self.skipped = self.skipped, []
         return skipped
 
@@ -127,7 +142,7 @@ class RewardPool:
                 count = len(call.groups[0].responses)
                 limit = f"{count * self.timeout:g} s (reward.timeout={self.timeout:g} s × {count} responses)"
                 self._give_up(stream, f"took longer than {limit}")
-                self._replace(call.actor)
+                self._replace(call.actor, f"took longer than {limit}")
         return bool(done)
 
     def _call(self, actor: ActorHandle) -> None:
@@ -160,11 +175,12 @@ class RewardPool:
             self._give_up(stream, f"raised: {error.cause!r}", error)
             self.idle.append(call.actor)
         except ray.exceptions.RayError as error:  # the actor died
-            if len(call.groups) > 1:  # unknown which group killed it: score the groups one by one to find out
-                self.one_by_one = True
-                self.waiting.extend(self.running.pop(stream).groups)
-            else:
+            if call.groups[0] in self.interrupted and len(call.groups) == 1:
                 self._give_up(stream, f"raised: {error!r}", error)
+            else:  # unknown whether a group killed it, and which: score the groups one by one to find out
+                self.one_by_one = True
+                self.interrupted.update(call.groups)
+                self.waiting.extend(self.running.pop(stream).groups)
             self._replace(call.actor)
         else:
             group = call.groups.popleft()
@@ -188,11 +204,17 @@ class RewardPool:
         print(f"skipped: {failure}", file=sys.stderr, flush=True)
         self.skipped.append(group)
 
-    def _replace(self, actor: ActorHandle) -> None:
-        """Start an actor in place of one that died."""
+    def _replace(self, actor: ActorHandle, why: str | None = None) -> None:
+        """Start an actor in place of one that is lost; `why` is None if it has died."""
+        number = self.actors.index(actor)
+        role = f"reward worker {number}"
+        if self.supervisor:
+            self.supervisor.lost(role, actor, why)
         new = self._start()
         self._wait_ready([new])
-        self.actors[self.actors.index(actor)] = new
+        if self.supervisor:
+            self.supervisor.replaced(role)
+        self.actors[number] = new
         self.idle.append(new)
 
     def _wait_ready(self, actors: list[ActorHandle]) -> None:
