@@ -24,7 +24,7 @@ def register() -> None:
     register_sender("gloo", "visurf_ray.weights.gloo", "GlooTrainerEngine")
     if multiprocessing.parent_process() is not None:  # this is a process that vLLM has started
         _end_with_parent()
-        # By default tqdm also locks among processes, by a named semaphore: a process that is killed leaves it in /dev/shm.
+        # By default tqdm locks among processes too, by a semaphore with a name, which stays if the process is killed.
         tqdm.set_lock(threading.RLock())
 
 
