@@ -56,6 +56,7 @@ ROLES = {
     "ray::DataActor": "data actor",
     "ray::LearnerActor": "learner rank",
 }
+OTHERS = {"wandb": "W&B", "gpu_stats": "W&B", "raylet": "Ray, raylet", "gcs_server": "Ray, GCS"}
 # What a run calls the roles that are lost, in summary.json.
 RECORDED = {"rollout actor": "rollout worker", "engine": "rollout worker", "learner rank": "learner"}
 RECORDED |= {"reward actor": "reward worker", "data actor": "data worker"}
@@ -110,8 +111,7 @@ def role_of(process: psutil.Process, root: int) -> str:
     if process.pid == root:
         return "driver"
     name = title(process)
-    role = next((role for prefix, role in ROLES.items() if name.startswith(prefix)), None)
-    return role or ("W&B" if name.startswith(("wandb", "gpu_stats")) else f"Ray: {name}")
+    return next((role for prefix, role in (ROLES | OTHERS).items() if name.startswith(prefix)), "Ray, others")
 
 
 def last_step(folder: Path) -> int:
@@ -251,7 +251,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=20, help="steps between faults")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--compare", action="store_true", help="with the same run without faults")
-    parser.add_argument("--out", type=Path, help="a folder that keeps the runs")
+    parser.add_argument("--out", type=Path, help="a folder for the runs and the samples")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_intermixed_args()
     steps, every = (8, 3) if options.quick else (options.steps, options.every)
@@ -265,7 +265,9 @@ def main() -> None:
         calm = watch(out / "calm", overrides, iter(()))
         results = {"calm_status": calm.status, "calm_rss_slope_mib": slopes(calm, "rss")}
         results |= {"calm_private_slope_mib": slopes(calm, "private"), "calm_seconds": round(calm.seconds)}
+        (out / "calm.json").write_text(json.dumps(calm.samples))
     watched = watch(out / "struck", overrides, drawn(options.seed, steps, every))
+    (out / "struck.json").write_text(json.dumps(watched.samples))
     folder = out / "struck"
     wrong = complaints(folder, steps) + ([f"exit status {watched.status}"] if watched.status else [])
     if (folder / "summary.json").is_file():

@@ -183,7 +183,7 @@ def test_a_learner_that_dies_goes_back_to_its_checkpoint_and_sigterm_saves_the_l
 
 
 @pytest.mark.slow
-def test_a_driver_that_is_killed_leaves_no_process(tmp_path):
+def test_a_driver_that_is_killed_takes_its_actors_and_engines_along(tmp_path):
     run = begin("train", *SMALL, "train.steps=99", f"output_dir={tmp_path / 'run'}", log=tmp_path / "log")
     family = Family(run.pid)
     deadline = time.monotonic() + 240
@@ -194,7 +194,10 @@ def test_a_driver_that_is_killed_leaves_no_process(tmp_path):
     assert family.find("VLLM::EngineCore").is_running()
     run.kill()
     run.wait()
-    assert family.left(seconds=15) == ([], [])
+    left, shared = family.left(seconds=15)
+    # Two processes of Ray itself, which compute nothing: they look for the rest of Ray for a minute.
+    assert set(left) <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"} and not shared
+    assert family.left(seconds=90) == ([], [])
 
 
 @pytest.mark.slow
