@@ -37,12 +37,21 @@ class Family:
         return [title(process) for process in living], sorted(_shared() - self._foreign - _used())
 
 
-def title(process: psutil.Process) -> str:
-    """Return what a process calls itself, such as `ray::RolloutActor`, or its name."""
+def command(process: psutil.Process) -> list[str]:
+    """Return the words of a process's command line; none if it has ended."""
     with suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
-        command = process.cmdline()
-        return command[0].strip() if command and command[0].startswith(("ray::", "VLLM::")) else process.name()
-    return "?"
+        return process.cmdline()
+    return []
+
+
+def title(process: psutil.Process) -> str:
+    """Return what a process calls itself, such as `ray::RolloutActor`, or its name; nothing if it has ended."""
+    words = command(process)
+    if words and words[0].startswith(("ray::", "VLLM::")):
+        return words[0].strip()
+    with suppress(psutil.NoSuchProcess):
+        return process.name()
+    return ""
 
 
 def _lives(process: psutil.Process) -> bool:

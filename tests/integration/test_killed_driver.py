@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from tests.integration.runs import SMALL, rows
-from tests.processes import Family, title
+from tests.processes import Family, command, title
 
 _ROOT = Path(__file__).parents[2]
 _SCRIPT = """
@@ -45,10 +45,10 @@ def cluster() -> Iterator[tuple[subprocess.Popen[bytes], str, dict[str, str]]]:
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "WANDB_MODE": "offline"}
     environment = os.environ | token | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     dashboard, agent = free_port(), free_port()
-    command = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--temp-dir", folder, "--num-cpus=4"]
-    command += [f"--port={free_port()}", f"--ray-client-server-port={free_port()}", "--dashboard-host=127.0.0.1"]
-    command += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
-    head = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    words = ["ray", "start", "--head", "--block", "--disable-usage-stats", "--temp-dir", folder, "--num-cpus=4"]
+    words += [f"--port={free_port()}", f"--ray-client-server-port={free_port()}", "--dashboard-host=127.0.0.1"]
+    words += [f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={agent}"]
+    head = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
     try:
         deadline = time.monotonic() + 120
         while not (listens(dashboard) and listens(agent)):
@@ -69,20 +69,19 @@ def test_a_killed_driver_goes_on_from_its_checkpoint_and_its_actors_have_ended(c
     script = _SCRIPT.format(root=_ROOT, address=address, python=sys.executable)
     overrides = ["train.steps=6", "train.checkpoint_every=1", "eval.every=0", "train.export=false"]
     with log.open("wb") as file:
-        command = ["bash", "-c", script, "job.sh", *SMALL, *overrides, f"output_dir={folder}"]
-        job = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+        words = ["bash", "-c", script, "job.sh", *SMALL, *overrides, f"output_dir={folder}"]
+        job = subprocess.Popen(words, stdout=file, stderr=file, env=environment)
     deadline = time.monotonic() + 240
     while not list(folder.glob("checkpoints/step_*/state.json")):
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.1)
-    of_run = [
-        each for each in family.living() if title(each).startswith(("ray::", "VLLM::")) and "IDLE" not in title(each)
-    ]
-    (driver,) = [each for each in family.living() if each.cmdline()[1:3] == ["-m", "visurf_ray.train"]]
+    actors = tuple(f"ray::{name}Actor" for name in ("Rollout", "Learner", "Data", "Reward"))
+    of_run = [each for each in family.living() if title(each).startswith((*actors, "VLLM::"))]
+    assert len(of_run) == 5
+    (driver,) = [each for each in family.living() if command(each)[1:3] == ["-m", "visurf_ray.train"]]
     driver.kill()
     _, left = psutil.wait_procs(of_run, timeout=10)
-    print([title(each) for each in left])
-    assert not [each for each in left if not title(each).startswith("ray::JobSupervisor")]
+    assert not left, [title(each) for each in left]
     assert job.wait(timeout=240) == 0, log.read_text()
     assert "submitting the run again as run-again-1, from its newest checkpoint (1 of 2 times)" in log.read_text()
     assert [row["step"] for row in rows(folder) if "train/loss" in row] == list(range(1, 7))
