@@ -10,6 +10,9 @@ excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/con
 # Ray's default, Abseil's signal handler in Ray's core ends the driver after 3 s.
 stop_seconds=60
 runtime_env="\"excludes\": $excludes"
+# How often a run that was killed is submitted again, and after how many seconds: meanwhile Ray ends its actors.
+resubmissions=${RESUBMISSIONS:-2}
+settle_seconds=10
 
 export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
 
@@ -59,8 +62,8 @@ quoted_override() { echo "$1='${2//\'/\\\'}'"; }
 submit_job() {
     local folder
     folder=$(python3 -c 'import json, os; print(json.dumps(os.getcwd()))')
-    runtime_env+=", \"env_vars\": {\"RAY_JOB_STOP_SIGNAL\": \"SIGINT\", \"RAY_JOB_STOP_WAIT_TIME_S\": \"$stop_seconds\""
-    runtime_env+=", \"VISURF_RAY_FOLDER\": $folder}"
+    local environment="$runtime_env, \"env_vars\": {\"RAY_JOB_STOP_SIGNAL\": \"SIGINT\", "
+    environment+="\"RAY_JOB_STOP_WAIT_TIME_S\": \"$stop_seconds\", \"VISURF_RAY_FOLDER\": $folder}"
     unset RAY_ADDRESS RAY_API_SERVER_ADDRESS # these take precedence over --address
     # Leave out what Ray's command line prints of itself: hints, packaging, and after a failure the whole log again.
     exec 3> >(
@@ -70,18 +73,46 @@ submit_job() {
     )
     printer=$!
     ray job submit --address "$address" --submission-id "$job" --working-dir "$root" \
-        --runtime-env-json "{$runtime_env}" -- "$@" >&3 2>&1 &
+        --runtime-env-json "{$environment}" -- "$@" >&3 2>&1 &
     follower=$!
     exec 3>&-
 }
 
-# Waits for the job's end. Sets job_status to Ray's status and job_code to the exit status.
+# run_job COMMAND…: submits the job and waits for its end. A run whose program was killed, or whose machine was lost, is
+# submitted again with train.resume=auto, $resubmissions times at most. One that has failed or was stopped is not. Nor is one
+# that begins from a checkpoint that the command names: if it was killed before its own first one, it would begin without it.
+run_job() {
+    local first=$job number command=("$@")
+    for ((number = 0; ; number++)); do
+        job_status=RUNNING
+        submit_job "${command[@]}"
+        await_job
+        if [[ -z $job_killed ]] || ((number == resubmissions)) || names_checkpoint "$@"; then return; fi
+        job=$first-again-$((number + 1))
+        command=("$@" train.resume=auto)
+        say "submitting the run again as $job, from its newest checkpoint ($((number + 1)) of $resubmissions times)" >&2
+        sleep "$settle_seconds"
+    done
+}
+
+# names_checkpoint ARGUMENT…: whether the run begins from a checkpoint that is given by its path.
+names_checkpoint() {
+    local argument
+    for argument in "$@"; do
+        if [[ $argument =~ ^\+*train\.resume= && ! $argument =~ =(auto|null)?$ ]]; then return 0; fi
+    done
+    return 1
+}
+
+# Waits for the job's end. Sets job_status to Ray's status, job_code to the exit status, and job_killed if the program was
+# killed (for want of memory, say), or its machine was lost.
 await_job() {
     wait "$follower" || true
     wait "$printer" || true
-    local told="" silent=0
+    local told="" silent=0 error
+    job_killed=""
     while true; do
-        read -r job_status job_code < <(api "/api/jobs/$job" status driver_exit_code || echo UNKNOWN)
+        read -r job_status job_code error < <(api "/api/jobs/$job" status driver_exit_code error_type || echo UNKNOWN)
         # A busy machine may miss an answer: try again.
         if [[ $job_status == UNKNOWN ]] && ((++silent < 6)); then sleep 5 && continue; fi
         silent=0
@@ -92,6 +123,8 @@ await_job() {
     if [[ $job_status == SUCCEEDED ]]; then job_code=0 && return; fi
     if [[ ! $job_code =~ ^-?[0-9]+$ || $job_code == 0 ]]; then job_code=1; fi # stopped, or Ray itself failed
     if ((job_code < 0)); then job_code=$((128 - job_code)); fi                # killed by a signal
+    if [[ $job_status == FAILED ]] && { [[ $error == *SUPERVISOR_ACTOR_DIED ]] ||
+        ((job_code > 128 && job_code != 130 && job_code != 143)); }; then job_killed=yes; fi
     if [[ $job_status == UNKNOWN ]]; then say "Ray cannot tell what became of the job" >&2 && return; fi
     say "the job did not succeed: $job_status, exit status $job_code" >&2
 }

@@ -152,8 +152,6 @@ if [[ $(<"$root/.venv/installed") == *" gpu"* && $* != *"+experiment="* ]]; then
     if (($(nvidia-smi -L 2>/dev/null | grep -c '^GPU ' || true) == 1)); then on_gpus=(+experiment=one_gpu); fi
 fi
 say "submitting $job; Ctrl-C stops it"
-job_status=RUNNING
 runtime_env+=", \"py_executable\": \"$python\"" # a Ray that runs already may use another environment
-submit_job "$python" -m visurf_ray.train "${on_gpus[@]}" "$@" "$(quoted_override output_dir "$output_dir")"
-await_job
+run_job "$python" -m visurf_ray.train "${on_gpus[@]}" "$@" "$(quoted_override output_dir "$output_dir")"
 exit "$job_code"

@@ -61,9 +61,9 @@ leave() {
     exit "$1"
 }
 say "submitting $job to $address; Ctrl-C leaves it running"
-submit_job python -m visurf_ray.train "$@"
+follower=""
 trap 'leave 130' INT
 trap 'leave 143' TERM HUP
-await_job
+run_job python -m visurf_ray.train "$@"
 if ((job_code == 0)); then say "the run is in $output_dir"; fi
 exit "$job_code"

@@ -28,9 +28,18 @@ _OFFLINE = {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
 
 def run(module: str, *arguments: str, **environment: str) -> CompletedProcess[str]:
     """Run `python -m visurf_ray.<module>` with a Ray of its own."""
-    command = [sys.executable, "-m", f"visurf_ray.{module}", "cluster.address=local", *arguments]
     variables = os.environ | _OFFLINE | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=variables)
+    return subprocess.run(_command(module, *arguments), capture_output=True, text=True, timeout=500, env=variables)
+
+
+def begin(module: str, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
+    """Begin `python -m visurf_ray.<module>` with a Ray of its own; what it prints goes to a file."""
+    with log.open("wb") as file:
+        return subprocess.Popen(_command(module, *arguments), stdout=file, stderr=file, env=os.environ | _OFFLINE)
+
+
+def _command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"visurf_ray.{module}", "cluster.address=local", *arguments]
 
 
 def run_here(module: str, *arguments: str, own: bool = False) -> CompletedProcess[str]:

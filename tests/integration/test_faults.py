@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ import psutil
 import pytest
 import ray
 
-from tests.integration.runs import SMALL, rows, run_here
+from tests.integration.runs import SMALL, begin, rows, run_here
+from tests.processes import Family
 from visurf_ray.driver import Driver
 from visurf_ray.feed.held_out import HeldOut
 from visurf_ray.learner.group import LearnerGroup
@@ -150,17 +152,52 @@ def test_engines_that_die_or_hang_are_replaced_in_every_phase(tmp_path):
 
 
 def test_a_learner_that_dies_goes_back_to_its_checkpoint_and_sigterm_saves_the_last_step(tmp_path):
-    """The signal comes while the learner learns: that step is finished, and saved."""
-    deeds = [
-        Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[0]))),
-        Deed(3, LearnerGroup, "update", lambda driver: os.kill(os.getpid(), signal.SIGTERM)),
-    ]
-    overrides = ["train.steps=9", "eval.every=0", "train.checkpoint_every=2", "train.async_checkpoint=false"]
-    run_with(deeds, tmp_path, *overrides, status=143)
-    trained = [row for row in rows(tmp_path) if "train/loss" in row]
-    assert [(row["step"], row.get("faults")) for row in trained] == [(1, None), (2, None), (3, 1), (4, 1)]
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step_000002", "step_000004"]
-    assert not (tmp_path / "summary.json").exists()
+    """In a process of its own: nothing of it is left."""
+    folder, log = tmp_path / "run", tmp_path / "log"
+    overrides = ["train.steps=99", "eval.every=0", "train.checkpoint_every=2", "train.async_checkpoint=false"]
+    run = begin("train", *SMALL, *overrides, f"output_dir={folder}", log=log)
+    family = Family(run.pid)
+
+    def await_that(is_so: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 240
+        while not is_so():
+            assert run.poll() is None and time.monotonic() < deadline, log.read_text()
+            family.living()
+            time.sleep(0.1)
+
+    def trained() -> list[tuple[int, float | None]]:
+        return [(row["step"], row.get("faults")) for row in rows(folder) if "train/loss" in row]
+
+    await_that((folder / "checkpoints" / "step_000002" / "state.json").exists)
+    family.find("ray::LearnerActor").kill()
+    await_that(lambda: any(faults for _, faults in trained()))
+    time.sleep(0.3)  # in the middle of the next step
+    run.terminate()
+    assert run.wait(timeout=60) == 143, log.read_text()
+    assert family.left(seconds=5) == ([], [])
+    last = len(trained())
+    assert [step for step, _ in trained()] == list(range(1, last + 1)) and trained()[-1][1] == 1
+    saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert saved[-1] == f"step_{last:06d}" and (folder / "checkpoints" / saved[-1] / "state.json").exists()
+    assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_takes_its_actors_and_engines_along(tmp_path):
+    run = begin("train", *SMALL, "train.steps=99", f"output_dir={tmp_path / 'run'}", log=tmp_path / "log")
+    family = Family(run.pid)
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "run" / "metrics.jsonl").exists() or len(rows(tmp_path / "run")) < 3:
+        assert run.poll() is None and time.monotonic() < deadline, (tmp_path / "log").read_text()
+        family.living()
+        time.sleep(0.1)
+    assert family.find("VLLM::EngineCore").is_running()
+    run.kill()
+    run.wait()
+    left, shared = family.left(seconds=15)
+    # Two processes of Ray itself, which compute nothing: they look for the rest of Ray for a minute.
+    assert set(left) <= {"ray::DashboardAgent", "ray::RuntimeEnvAgent"} and not shared
+    assert family.left(seconds=90) == ([], [])
 
 
 @pytest.mark.slow

@@ -89,7 +89,8 @@ import os, time
 def score(response, ground_truth):
     if response == "raise":
         raise ValueError("no")
-    if response == "exit":
+    if response == "exit" or response == "exit once" and not os.path.exists(__file__ + ".dead"):
+        open(__file__ + ".dead", "w").close()
         os._exit(1)
     if response == "hang":
         time.sleep(600)
@@ -133,6 +134,14 @@ def test_with_skip_the_group_is_dropped_and_the_run_goes_on(settings, own, fault
 def test_a_process_that_dies_stops_the_run_by_default(settings, own):
     with pytest.raises(RewardError, match="the reward of example 'bad' raised"):
         score(RewardPool(settings, {"": own}, cluster_timeout=60), [make_group("bad", "", "exit")])
+
+
+def test_a_process_that_is_lost_once_costs_no_group_and_is_noted(settings, own):
+    supervisor = Supervisor(max_restarts=0, patience=60)
+    pool = RewardPool(replace(settings, workers=1), {"": own}, cluster_timeout=60, supervisor=supervisor)
+    group = make_group("a", "", "exit once")
+    assert score(pool, [group]) == [] and group.responses[0].reward == len("exit once")
+    assert [(fault.role, fault.replaced) for fault in supervisor.faults] == [("reward worker 0", True)]
 
 
 def test_a_function_that_the_actors_do_not_find_stops_the_run(settings):

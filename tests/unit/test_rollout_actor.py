@@ -2,10 +2,13 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from itertools import accumulate
 
 import numpy as np
+import pytest
 from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
 from visurf_ray.cluster.placement import Seat
@@ -64,3 +67,21 @@ def test_vllm_reads_the_variables_that_a_worker_on_several_ranks_gets(monkeypatc
     for name, value in found.items():
         monkeypatch.setenv(name, value)
     assert (envs.VLLM_RAY_BUNDLE_INDICES, envs.VLLM_RAY_PER_WORKER_GPUS) == ("4,5", 0.5)
+
+
+ENDING = """
+import multiprocessing, time
+from visurf_ray.rollout.actor import end_with_children
+child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
+child.start()
+end_with_children(unless=lambda: {0})
+child.kill()
+time.sleep({1})
+"""
+
+
+@pytest.mark.parametrize(("to_end", "seconds", "status"), [(False, 500, 1), (True, 0.5, 0)])
+def test_the_actor_ends_when_its_engine_has_died_whatever_it_waits_for(to_end, seconds, status):
+    command = [sys.executable, "-c", ENDING.format(to_end, seconds)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr

@@ -122,14 +122,18 @@ class Supervisor:
             except (ClusterError, ray.exceptions.RayError) as error:
                 self.record(role, f"did not start again: {short(error, 500)}")
                 continue
-            self.settle(role, replaced=True)
+            self.replaced(role)
             return started
         cause = self._open[role].cause
-        self.settle(role, replaced=False)
+        self._settle(role, replaced=False)
         raise ClusterError(
             f"the {role} was lost and is not started again, as cluster.max_restarts={self.max_restarts} allows no more "
             f"restarts within {WINDOW / 60:g} minutes. The first cause: {cause}"
         )
+
+    def replaced(self, role: str) -> None:
+        """Note that a lost role is replaced; `restart` does it itself."""
+        self._settle(role, replaced=True)
 
     def _may_restart(self, role: str) -> bool:
         """Return whether a role may be restarted, and count it; one without a fault always may."""
@@ -142,8 +146,7 @@ class Supervisor:
             self._restarts[role] = [*recent, now] if allowed else recent
         return allowed
 
-    def settle(self, role: str, *, replaced: bool) -> None:
-        """Record that a lost role is replaced, or given up."""
+    def _settle(self, role: str, *, replaced: bool) -> None:
         with self._lock:
             if fault := self._open.pop(role, None):
                 fault.seconds, fault.replaced = round(time.time() - fault.time, 1), replaced

@@ -43,6 +43,9 @@ class RewardPool:
     """Scores groups on several actors at once.
 
     A call costs the driver more time than a result, so each call carries many groups and streams the results back.
+
+    An actor that dies is replaced, and its groups are scored again, each alone. A group whose actor then dies as well
+    counts as failed.
     """
 
     def __init__(
@@ -60,17 +63,16 @@ class RewardPool:
             specs: The reward of each part (see `Example.part`). Without any no actors start, for a run whose groups
                 have no rollouts.
             cluster_timeout: Seconds that an actor may take to load the rewards: cluster.timeout.
-            supervisor: Records the actors that are lost. It does not limit how often they are replaced: the end of an
-                actor is how a reward that hangs is ended.
+            supervisor: Is told of actors that are lost. It does not limit how often they are replaced.
 
         Raises:
             RewardError: An actor cannot load a reward.
         """
+        self.supervisor = supervisor
         self.specs = dict(specs)
         self.gpus = config.gpus
         self.timeout = config.timeout
         self.cluster_timeout = cluster_timeout
-        self.supervisor = supervisor
         self.skip = config.on_error == OnError.skip
         self.actors = [self._start() for _ in range(config.workers if self.specs else 0)]
         self._wait_ready(self.actors)
@@ -78,6 +80,7 @@ class RewardPool:
         self.waiting: deque[Group] = deque()
         self.running: dict[ray.ObjectRefGenerator, _Call] = {}
         self.one_by_one = False
+        self.interrupted: set[Group] = set()  # whose actor has died
         self.skipped: list[Group] = []
 
     def submit(self, groups: Iterable[Group]) -> None:
@@ -103,6 +106,7 @@ class RewardPool:
         while self.waiting or self.running:
             self._advance(block=True)
         self.one_by_one = False
+        self.interrupted.clear()
         skipped, self.skipped = self.skipped, []
         return skipped
 
@@ -171,11 +175,12 @@ class RewardPool:
             self._give_up(stream, f"raised: {error.cause!r}", error)
             self.idle.append(call.actor)
         except ray.exceptions.RayError as error:  # the actor died
-            if len(call.groups) > 1:  # unknown which group killed it: score the groups one by one to find out
-                self.one_by_one = True
-                self.waiting.extend(self.running.pop(stream).groups)
-            else:
+            if call.groups[0] in self.interrupted and len(call.groups) == 1:
                 self._give_up(stream, f"raised: {error!r}", error)
+            else:  # unknown whether a group killed it, and which: score the groups one by one to find out
+                self.one_by_one = True
+                self.interrupted.update(call.groups)
+                self.waiting.extend(self.running.pop(stream).groups)
             self._replace(call.actor)
         else:
             group = call.groups.popleft()
@@ -200,11 +205,7 @@ class RewardPool:
         self.skipped.append(group)
 
     def _replace(self, actor: ActorHandle, why: str | None = None) -> None:
-        """Start an actor in place of one that is lost.
-
-        Args:
-            why: What happened; None: it has died.
-        """
+        """Start an actor in place of one that is lost; `why` is None if it has died."""
         number = self.actors.index(actor)
         role = f"reward worker {number}"
         if self.supervisor:
@@ -212,7 +213,7 @@ class RewardPool:
         new = self._start()
         self._wait_ready([new])
         if self.supervisor:
-            self.supervisor.settle(role, replaced=True)
+            self.supervisor.replaced(role)
         self.actors[number] = new
         self.idle.append(new)
 

@@ -1,15 +1,17 @@
 """The Ray actor of one vLLM engine."""
 
 import asyncio
+import multiprocessing.connection
 import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -197,6 +199,7 @@ class RolloutActor:
         self.deterministic = config.deterministic
         self.running: set[asyncio.Task[Sampled]] = set()
         self.ended = False
+        end_with_children(unless=lambda: self.ended)
         self.adapters: LoRARequest | None = None  # the loaded ones
 
     @ray.method(num_returns=2)
@@ -388,6 +391,22 @@ class RolloutActor:
                 raise
             print("vLLM's engine process has died", file=sys.stderr, flush=True)
             os._exit(1)
+
+
+def end_with_children(unless: Callable[[], bool]) -> None:
+    """Have a thread end this process when a child that `multiprocessing` has started ends, unless it is to end.
+
+    vLLM never answers the calls that its engine's process had not answered when it died.
+    """
+    children = [child.sentinel for child in multiprocessing.active_children()]
+
+    def watch() -> None:
+        multiprocessing.connection.wait(children)
+        if not unless():
+            print("vLLM's engine process has died", file=sys.stderr, flush=True)
+            os._exit(1)
+
+    Thread(target=watch, name="engine", daemon=True).start()
 
 
 def executor(gpus: int) -> Literal["mp", "ray"] | None:

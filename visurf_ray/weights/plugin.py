@@ -6,8 +6,10 @@
 import ctypes
 import multiprocessing
 import signal
+import threading
 from functools import cache
 
+from tqdm import tqdm
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
 CPU_BACKEND = "cpu"  # of an engine; it receives what either of the two senders sends
@@ -22,6 +24,8 @@ def register() -> None:
     register_sender("gloo", "visurf_ray.weights.gloo", "GlooTrainerEngine")
     if multiprocessing.parent_process() is not None:  # this is a process that vLLM has started
         _end_with_parent()
+        # By default tqdm locks among processes too, by a semaphore with a name, which stays if the process is killed.
+        tqdm.set_lock(threading.RLock())
 
 
 def _end_with_parent() -> None:
