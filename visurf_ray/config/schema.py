@@ -306,8 +306,8 @@ class EvaluateConfig(Config):
 class ReplayConfig(Config):
     """`conf/replay.yaml`: the dump of a step, and settings that replace those of its run."""
 
-    dump: str | None = named()
-    checkpoint: str | None = named()
+    dump: str | None = path_field()
+    checkpoint: str | None = path_field()
 
 
 @dataclass
