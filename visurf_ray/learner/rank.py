@@ -72,6 +72,7 @@ class Rank:
             # memory for nothing. ZeRO-3 casts while it partitions.
             dtype=torch.float32 if config.zero_stage == 3 else self.dtype,
             gradient_checkpointing=config.gradient_checkpointing,
+            trust_remote_code=config.trust_remote_code,
         )
         self.adapters = config.trained.apply(model)
         policy = self._policy(model)
@@ -107,6 +108,7 @@ class Rank:
             self.config.model_path,
             dtype=getattr(torch, self.config.dtype),
             gradient_checkpointing=False,
+            trust_remote_code=self.config.trust_remote_code,
         )
         policy = self._policy(model)
         return policy.requires_grad_(False).eval().to(get_accelerator().current_device_name())
