@@ -13,6 +13,8 @@ from subprocess import CompletedProcess
 import pytest
 import ray
 
+from tests.integration.watching import Seen, watched
+
 SMALL = [
     "train.batch_size=4",
     "rollout.n=3",
@@ -28,9 +30,19 @@ _OFFLINE = {"WANDB_MODE": "offline", "WANDB_API_KEY": ""}
 
 def run(module: str, *arguments: str, **environment: str) -> CompletedProcess[str]:
     """Run `python -m visurf_ray.<module>` with a Ray of its own."""
-    command = [sys.executable, "-m", f"visurf_ray.{module}", "cluster.address=local", *arguments]
     variables = os.environ | _OFFLINE | environment
-    return subprocess.run(command, capture_output=True, text=True, timeout=500, env=variables)
+    return subprocess.run(_command(module, *arguments), capture_output=True, text=True, timeout=500, env=variables)
+
+
+def run_watched(
+    module: str, *arguments: str, **environment: str
+) -> AbstractContextManager[tuple[CompletedProcess[str], Seen]]:
+    """Run as `run` does, with canaries for keys in the environment, and look at the processes; see `watching`."""
+    return watched(_command(module, *arguments), _OFFLINE | environment)
+
+
+def _command(module: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"visurf_ray.{module}", "cluster.address=local", *arguments]
 
 
 def run_here(module: str, *arguments: str, own: bool = False) -> CompletedProcess[str]:

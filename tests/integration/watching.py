@@ -55,7 +55,7 @@ class Seen:
 
 def _asked(address: str) -> str:
     """Ask Ray's control store for its nodes, without a token."""
-    with grpc.insecure_channel(address.replace("::", "127.0.0.1")) as channel:
+    with grpc.insecure_channel(address.removeprefix("::ffff:")) as channel:
         store = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
         try:
             store.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=10)

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import platform
 import signal
 import time
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 
 import ray
 from ray._common.utils import get_system_memory
+from ray._private import ray_constants
 
 from visurf_ray.cluster.deaths import deaths_explained
 from visurf_ray.errors import ClusterError
@@ -40,6 +42,10 @@ def connected(address: str) -> Iterator[None]:
     # Ray logs a warning that token authentication is on, its default. It is on purpose.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    if address == "local":
+        # Ray then takes the loopback address for this machine's, as on macOS: no other machine reaches what it starts.
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
         ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:

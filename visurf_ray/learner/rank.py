@@ -42,7 +42,23 @@ ADAPTER_FOLDER = "adapter"
 class Rank:
     """Holds the policy and its optimizer. Call a method on all ranks together: most methods communicate."""
 
-    def __init__(self, config: RankConfig, *, rank: int, world_size: int, address: str, port: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: RankConfig,
+        *,
+        rank: int,
+        world_size: int,
+        address: str,
+        port: int,
+        seed: int,
+        store: str | None = None,
+    ) -> None:
+        """Start the rank, and meet the others.
+
+        Args:
+            address: rank 0's. The ranks meet there, at `port`, unless `store` is given.
+            store: a file, not there yet, in which they meet instead, all of them on one machine.
+        """
         self.config = config
         self.rank = rank
         self.world_size = world_size
@@ -60,7 +76,14 @@ class Rank:
         if get_accelerator().device_name() == "cpu":
             _skip_compiled_collectives()
         limit = timedelta(seconds=config.timeout)
-        deepspeed.init_distributed(get_accelerator().communication_backend_name(), timeout=limit, verbose=False)
+        deepspeed.init_distributed(
+            get_accelerator().communication_backend_name(),
+            timeout=limit,
+            verbose=False,
+            init_method=f"file://{store}" if store else None,
+            rank=rank if store else -1,
+            world_size=world_size if store else -1,
+        )
         # Load the reference unsharded: before HfDeepSpeedConfig makes ZeRO-3 partition what is loaded. With adapters no
         # copy is needed: the policy differs from it by them alone.
         frozen = self._load_frozen() if config.reference and not config.trained.lora_rank else None
