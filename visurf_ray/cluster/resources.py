@@ -2,12 +2,11 @@
 
 import gc
 import logging
-import os
 import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import ray
@@ -42,12 +41,9 @@ def connected(address: str) -> Iterator[None]:
     # Ray logs a warning that token authentication is on, its default. It is on purpose.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    if address == "local":
-        # Ray then takes the loopback address for this machine's, as on macOS: no other machine reaches what it starts.
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-        ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        with _out_of_reach() if address == "local" else nullcontext():
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
         raise ClusterError(
             f"no Ray cluster at cluster.address={address}: start one with `bash launch/local.sh`, "
@@ -63,6 +59,20 @@ def connected(address: str) -> Iterator[None]:
         # ends at once with status 1, so leave it none.
         gc.collect()
         ray.shutdown()
+
+
+@contextmanager
+def _out_of_reach() -> Iterator[None]:
+    """Have a Ray that starts take the loopback address for this machine's, as it does on macOS.
+
+    Otherwise it and the actors listen on the machine's address in its network, where others reach them.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from transformers import AutoModelForImageTextToText
 
 from visurf_ray.learner.trained import Trained, merged_weights
 from visurf_ray.learner.universal import CHECKPOINT_TAG
+from visurf_ray.learner.unpickling import without_code
 from visurf_ray.weights.stored import save_model
 
 _WRAPPER = "model."  # the policy holds the Hugging Face model under this name
@@ -24,8 +25,10 @@ def export_checkpoint(
 
     Raises:
         ValueError: the checkpoint's weights are not those that `trained` names.
+        UserError: its files hold what might run code.
     """
-    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=CHECKPOINT_TAG)
+    with without_code(str(checkpoint)):
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=CHECKPOINT_TAG)
     model = AutoModelForImageTextToText.from_pretrained(
         base_model, dtype=torch.float32, trust_remote_code=trust_remote_code
     )

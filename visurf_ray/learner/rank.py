@@ -31,6 +31,7 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.learner.universal import CHECKPOINT_TAG
+from visurf_ray.learner.unpickling import without_code
 from visurf_ray.method import LossConfig, TokenValues, token_losses
 from visurf_ray.seeds import seed_of
 from visurf_ray.weights.source import gathered
@@ -340,12 +341,14 @@ class Rank:
 
         Raises:
             ValueError: the folder has no such state.
+            UserError: its files hold what might run code.
         """
         # Not strict, because the state has no frozen parameters.
         # DeepSpeed has no other way to say it for one load: it reads its configuration once, at the start.
         self.engine._config.load_universal_checkpoint = converted is not None
         source = str(converted or folder)
-        loaded, _ = self.engine.load_checkpoint(source, tag=CHECKPOINT_TAG, load_module_strict=False)
+        with without_code(source):
+            loaded, _ = self.engine.load_checkpoint(source, tag=CHECKPOINT_TAG, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
         config = self.config  # DeepSpeed has restored the values of the saved run
