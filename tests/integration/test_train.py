@@ -13,6 +13,7 @@ import pytest
 
 from tests.integration.runs import SMALL, is_refused, rows, run_here, run_watched
 from tests.integration.watching import CANARIES, Seen, holding
+from tests.remote_code import save_model_with_code
 from visurf_ray.tasks import TASKS
 
 
@@ -194,6 +195,22 @@ def test_every_drawn_task_is_trained_and_scored(task, tmp_path):
     assert summary["before"] and summary["before"].keys() == summary["after"].keys()
     (step,) = (row for row in rows(tmp_path / "run") if "train/loss" in row)
     assert step["reward/label/total"] >= 1.0 and step["train/grad_norm"] > 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_model_with_trusted_code_of_its_own_is_trained(tmp_path):
+    """Its family is not in transformers; learner, sampler and export take its code."""
+    model = save_model_with_code(tmp_path / "model")
+    settings = [f"model.path={model}", "model.coordinates=pixels", "train.steps=1", f"output_dir={tmp_path}/run"]
+    refused = run_here("train", *SMALL, *settings, own=True)
+    assert is_refused(refused, ["needs code of its own", "model.trust_remote_code=true"]), refused.stderr
+    done = run_here("train", *SMALL, *settings, "model.trust_remote_code=true", own=True)
+    assert done.returncode == 0, done.stderr
+    (step,) = (row for row in rows(tmp_path / "run") if "train/loss" in row)
+    assert step["train/rollout_logprob_diff_max"] < 1e-4
+    export = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
+    assert export["model_type"] == "own_vl" and (tmp_path / "run" / "export" / "modeling_own.py").is_file()
 
 
 def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> Path:
