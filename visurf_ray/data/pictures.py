@@ -224,7 +224,7 @@ def _opened(picture: Picture, where: str) -> Image.Image:
         else:
             path = local_path(picture) if is_address(str(picture)) else Path(picture)
             if path.exists() and not path.is_file():  # a pipe would be waited for
-                raise DataError(f"{short(picture, 500)} is no file")
+                raise DataError(f"{short(picture, 500)} cannot be read as an image (it is no file)")
             image = Image.open(path, formats=_FORMATS)
     except DataError as error:  # the address cannot be fetched, say
         raise DataError(f"{where}: {error}") from error
