@@ -59,8 +59,9 @@ print(*free)')
     say "starting Ray"
     # Ctrl-C must not reach Ray, because the job has to end before its cluster: setsid. If this script is killed, Ray ends
     # too: pdeathsig. Bash lets background processes ignore SIGINT, the signal that stops the job: --default-signal. Ray's
-    # default ports would collide with another Ray on this machine.
-    env --default-signal=INT setsid setpriv --pdeathsig TERM \
+    # default ports would collide with another Ray on this machine. The variable has Ray listen on the loopback address
+    # alone: no other machine is to join this cluster.
+    env --default-signal=INT RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 setsid setpriv --pdeathsig TERM \
         ray start --head --block --disable-usage-stats --temp-dir "$folder" \
         --port "$gcs" --ray-client-server-port "$client" --dashboard-agent-listen-port "$agent" \
         --dashboard-host 127.0.0.1 --dashboard-port "$dashboard" >"$folder/start.log" 2>&1 </dev/null &

@@ -11,6 +11,7 @@ from tests.sam2 import save_sam2
 
 _CACHE = tempfile.mkdtemp(prefix="visurf_ray_tests_")
 os.environ["HF_DATASETS_CACHE"] = _CACHE  # read when `datasets` is imported
+os.environ["HF_MODULES_CACHE"] = f"{_CACHE}/modules"  # of code that comes with models, when transformers is imported
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
 torch.set_num_threads(1)  # the tests' models are small: a second thread waits, far longer where the cores are busy

@@ -188,6 +188,7 @@ def _engine_launcher(
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
         deterministic=rollout.deterministic,
+        trust_remote_code=config.model.trust_remote_code,
     )
     cores = _shares(_cores(config)[0], rollout.workers)
 
@@ -248,9 +249,10 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
     """Return the settings of every learner rank."""
     learner = config.learner
     packing = learner.packing
+    trust = config.model.trust_remote_code
     if packing is Packing.auto:
-        packing = Packing.prefix if attends_causally(config.model.path) else Packing.rows
-    cost = memory.forward_cost(memory.measure(config.model.path, trained_weights(config)))
+        packing = Packing.prefix if attends_causally(config.model.path, trust_remote_code=trust) else Packing.rows
+    cost = memory.forward_cost(memory.measure(config.model.path, trained_weights(config), trust_remote_code=trust))
     return RankConfig(
         model_path=resolve_model(config.model.path),
         temperature=config.rollout.temperature,
@@ -274,6 +276,7 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
         skip_nan=config.train.on_nan is OnError.skip,
+        trust_remote_code=trust,
     )
 
 

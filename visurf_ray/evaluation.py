@@ -3,6 +3,7 @@
 import json
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -36,8 +37,9 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     check_segmenters(config)
     tasks = Tasks.of(config)
     with ExitStack() as stack:
-        config.model.path = as_model(config.checkpoint, output, stack)
-        model_config(config.model.path)  # before the processor's: it tells a family that transformers does not have
+        config.model.path = as_model(config.checkpoint, output, stack, trust_remote_code=config.model.trust_remote_code)
+        # Before the processor: this tells a family that transformers does not have.
+        model_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
         processor = load_processor(config.model)
         check_sampled(config)
         stack.enter_context(connected(config.cluster.address))
@@ -87,7 +89,7 @@ def _write_scores(scores: Metrics, output: Path) -> Metrics:
     return scores
 
 
-def as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
+def as_model(checkpoint: str, output: Path, stack: ExitStack, *, trust_remote_code: bool = False) -> str:
     """Return a folder or hub id that `from_pretrained` loads.
 
     A training checkpoint is converted into a temporary folder in `output`, which all nodes share, until `stack` ends.
@@ -106,9 +108,11 @@ def as_model(checkpoint: str, output: Path, stack: ExitStack) -> str:
     if not run.is_file():
         raise ConfigError(f"checkpoint={checkpoint}: {run}, the configuration of its run, is missing")
     saved = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(run).model)
-    model = cast(ModelConfig, OmegaConf.to_object(saved))
+    # Of the command, not of the run: the files of a run may come from others.
+    model = replace(cast(ModelConfig, OmegaConf.to_object(saved)), trust_remote_code=trust_remote_code)
     output.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
-    export_checkpoint(path, resolve_model(model.path), Trained(**read_state(path).trained), Path(folder))
+    base, trained = resolve_model(model.path), Trained(**read_state(path).trained)
+    export_checkpoint(path, base, trained, Path(folder), trust_remote_code=model.trust_remote_code)
     load_processor(model).save_pretrained(folder)
     return folder

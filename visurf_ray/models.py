@@ -42,25 +42,38 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     return str(folder)
 
 
-def model_config(path: str) -> HFConfig:
-    """Return the configuration of the model at a path (see `resolve_model`). Code that comes with a model is not run.
+def model_config(path: str, *, trust_remote_code: bool = False) -> HFConfig:
+    """Return the configuration of the model at a path (see `resolve_model`).
+
+    Args:
+        trust_remote_code: see `model.trust_remote_code`; without it, code that comes with the model is not run.
 
     Raises:
-        UserError: there is none, or transformers does not know the model's family.
+        UserError: there is none, transformers does not know the model's family, or it needs code that is not trusted.
     """
     from transformers import AutoConfig
 
     found = resolve_model(path)
     try:
-        return AutoConfig.from_pretrained(found, trust_remote_code=False)
+        return AutoConfig.from_pretrained(found, trust_remote_code=trust_remote_code)
     except Exception as error:  # each family's configuration raises what it likes
+        _refuse_code(path, error)
         reason = short(" ".join(str(error).split()), 150)
         if isinstance(error, OSError):
             raise UserError(f"model.path={path}: no model ({reason})") from error
         raise UserError(
             f"model.path={path}: transformers cannot read the model's config.json ({reason}): name a model of a family "
-            "that transformers has; code that comes with a model is not run. For InternVL, these are the models whose "
-            "names end in -hf"
+            "that transformers has. For InternVL, these are the models whose names end in -hf"
+        ) from error
+
+
+def _refuse_code(path: str, error: Exception) -> None:
+    """Raise UserError if `error` is transformers' refusal to run code that comes with a model."""
+    if isinstance(error, ValueError) and "trust_remote_code" in str(error):
+        raise UserError(
+            f"model.path={path}: the model needs code of its own, which is run only if you trust it: read it, and set "
+            "model.trust_remote_code=true, or name a model of a family that transformers has. For InternVL, these are "
+            "the models whose names end in -hf"
         ) from error
 
 
@@ -143,13 +156,13 @@ def banned_token_ids(processor: Processor) -> list[int]:
     return sorted(token for token in found if token is not None)
 
 
-def attends_causally(path: str) -> bool:
+def attends_causally(path: str, *, trust_remote_code: bool = False) -> bool:
     """Return whether each layer of the language model attends to all tokens before and to nothing else.
 
     Layers with linear or sliding-window attention do not. The configuration lists the kinds in `layer_types`; without
     it, all layers are of one kind.
     """
-    text = model_config(path).get_text_config()
+    text = model_config(path, trust_remote_code=trust_remote_code).get_text_config()
     if types := getattr(text, "layer_types", None):
         return set(types) == {"full_attention"}
     return getattr(text, "sliding_window", None) is None
@@ -166,7 +179,7 @@ def coordinates_of(config: ModelConfig) -> Coordinates:
     """
     if config.coordinates is not CoordinateUnit.auto:
         return Coordinates(config.coordinates.value)
-    family = model_config(config.path).model_type
+    family = model_config(config.path, trust_remote_code=config.trust_remote_code).model_type
     return Coordinates.pixels if family in _ANSWER_IN_PIXELS else Coordinates.thousandths
 
 
@@ -179,15 +192,16 @@ def load_processor(config: ModelConfig) -> Processor:
     """Load the model's processor, its image size bounded by `config.max_pixels` if it takes such a bound.
 
     Raises:
-        UserError: there is no model at `config.path`, it has no processor or no chat template, or `config.max_pixels`
-            is too small for it.
+        UserError: there is no model at `config.path`, it has no processor or no chat template, it needs code that is
+            not trusted (`config.trust_remote_code`), or `config.max_pixels` is too small for it.
     """
     from transformers import AutoProcessor
 
     path = resolve_model(config.path)
     try:
-        processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except Exception as error:  # code that comes with a model raises what it likes
+        _refuse_code(config.path, error)
         reason = " ".join(str(error).split())
         if Path(path).is_dir():
             raise UserError(f"model.path={config.path}: no processor ({reason})") from error

@@ -13,6 +13,8 @@ from subprocess import CompletedProcess
 import pytest
 import ray
 
+from tests.integration.watching import Seen, watched
+
 SMALL = [
     "train.batch_size=4",
     "rollout.n=3",
@@ -36,6 +38,13 @@ def begin(module: str, *arguments: str, log: Path) -> subprocess.Popen[bytes]:
     """Begin `python -m visurf_ray.<module>` with a Ray of its own; what it prints goes to a file."""
     with log.open("wb") as file:
         return subprocess.Popen(_command(module, *arguments), stdout=file, stderr=file, env=os.environ | _OFFLINE)
+
+
+def run_watched(
+    module: str, *arguments: str, **environment: str
+) -> AbstractContextManager[tuple[CompletedProcess[str], Seen]]:
+    """Run as `run` does, with canaries for keys in the environment, and look at the processes; see `watching`."""
+    return watched(_command(module, *arguments), _OFFLINE | environment)
 
 
 def _command(module: str, *arguments: str) -> list[str]:

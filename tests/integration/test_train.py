@@ -4,12 +4,16 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from ipaddress import ip_address
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
 
-from tests.integration.runs import SMALL, is_refused, rows, run, run_here
+from tests.integration.runs import SMALL, is_refused, rows, run_here, run_watched
+from tests.integration.watching import CANARIES, Seen, holding
+from tests.remote_code import save_model_with_code
 from visurf_ray.tasks import TASKS
 
 
@@ -30,13 +34,22 @@ def without_compiler(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def finished_run(tmp_path_factory) -> tuple[Path, CompletedProcess[str]]:
-    """The folder and the process of a ViSurf run of two steps with a checkpoint of each; no compiler is there."""
+def watched_run(tmp_path_factory) -> Iterator[tuple[Path, CompletedProcess[str], Seen]]:
+    """A ViSurf run of two steps with a checkpoint of each: its folder, its process, and what was seen of it.
+
+    No compiler is there.
+    """
     folder = tmp_path_factory.mktemp("run")
     settings = ["train.steps=2", "train.checkpoint_every=1", "eval.every=1", f"output_dir={folder}"]
-    done = run("train", *SMALL, *settings, **without_compiler(tmp_path_factory.mktemp("bare")))
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done
+    bare = without_compiler(tmp_path_factory.mktemp("bare"))
+    with run_watched("train", *SMALL, *settings, **bare) as (done, seen):
+        assert done.returncode == 0, done.stderr[-3000:]
+        yield folder, done, seen
+
+
+@pytest.fixture(scope="module")
+def finished_run(watched_run) -> tuple[Path, CompletedProcess[str]]:
+    return watched_run[:2]
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +71,29 @@ def test_a_run_shows_our_lines_alone(finished_run):
     lines = done.stdout.splitlines()
     assert [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in OUR_LINES)] == []
     assert len(lines) == 8 and done.stderr == ""
+
+
+def test_nothing_of_a_run_listens_beyond_this_machine(watched_run):
+    """Ray, vLLM and the ranks. Who reaches Ray nevertheless, such as another user of the machine, needs its token."""
+    seen = watched_run[2]
+    names = {name.split()[0].rpartition("/")[2] for name, _ in seen.sockets}
+    assert {"gcs_server", "raylet", "ray::DashboardAgent"} <= names, "they are looked at"
+    beyond = [(name, at) for name, at in seen.sockets if not ip_address(at.removeprefix("::ffff:")).is_loopback]
+    assert beyond == []
+    assert seen.answer == "UNAUTHENTICATED"
+
+
+def test_no_key_is_in_an_output_or_a_command_line(watched_run):
+    folder, done, seen = watched_run
+    token = Path("~/.ray/auth_token").expanduser()
+    secrets = [*CANARIES.values(), *([token.read_text().strip()] if token.is_file() else [])]
+    texts = [done.stdout, done.stderr, *seen.lines]
+    assert [text for text in texts if any(secret in text for secret in secrets)] == []
+    assert any(seen.logs.rglob("raylet.out")) and any(folder.rglob("*.wandb")), "they are looked at"
+    assert holding([folder, seen.logs], secrets) == []
+    (folder.parent / "canary").mkdir()
+    (folder.parent / "canary" / "log").write_text(f"a {secrets[0]}")
+    assert holding([folder.parent / "canary"], secrets), "a key would be found"
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -159,6 +195,22 @@ def test_every_drawn_task_is_trained_and_scored(task, tmp_path):
     assert summary["before"] and summary["before"].keys() == summary["after"].keys()
     (step,) = (row for row in rows(tmp_path / "run") if "train/loss" in row)
     assert step["reward/label/total"] >= 1.0 and step["train/grad_norm"] > 0.0
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_model_with_trusted_code_of_its_own_is_trained(tmp_path):
+    """Its family is not in transformers; learner, sampler and export take its code."""
+    model = save_model_with_code(tmp_path / "model")
+    settings = [f"model.path={model}", "model.coordinates=pixels", "train.steps=1", f"output_dir={tmp_path}/run"]
+    refused = run_here("train", *SMALL, *settings, own=True)
+    assert is_refused(refused, ["needs code of its own", "model.trust_remote_code=true"]), refused.stderr
+    done = run_here("train", *SMALL, *settings, "model.trust_remote_code=true", own=True)
+    assert done.returncode == 0, done.stderr
+    (step,) = (row for row in rows(tmp_path / "run") if "train/loss" in row)
+    assert step["train/rollout_logprob_diff_max"] < 1e-4
+    export = json.loads((tmp_path / "run" / "export" / "config.json").read_text())
+    assert export["model_type"] == "own_vl" and (tmp_path / "run" / "export" / "modeling_own.py").is_file()
 
 
 def data_file(folder: Path, solution: str = "[]", image: str = "image.png") -> Path:

@@ -39,9 +39,9 @@ def picture(width: int = 100, height: int = 60, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+def encoded(image: Image.Image, kind: str = "PNG", **settings: Any) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, kind)
+    image.save(buffer, kind, **settings)
     return buffer.getvalue()
 
 

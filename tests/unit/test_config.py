@@ -85,6 +85,7 @@ def test_the_walk_over_settings_yields_those_that_are_empty():
 # What the schema itself gives a value, so that users' files of models and tasks need not name it.
 WITH_DEFAULTS = {
     *("model.coordinates", "model.resize", "model.square_side", "model.question"),
+    "model.trust_remote_code",
     *("task.system", "task.outside_paths"),
 }
 

@@ -9,6 +9,7 @@ import importlib
 import inspect
 import json
 import math
+import pickle
 import pkgutil
 import random
 import struct
@@ -23,6 +24,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -34,11 +37,10 @@ from visurf_ray.answers.boxes import MOST_ITEMS, parse_items, parse_targets
 from visurf_ray.answers.coordinates import as_answered, readable
 from visurf_ray.answers.formulas import Truth
 from visurf_ray.answers.rle import objects_in
-from visurf_ray.config.schema import ModelConfig
 from visurf_ray.data.pictures import find_pictures, load_mask, load_picture
+from visurf_ray.data.rows import read_rows
 from visurf_ray.errors import DataError, UserError
 from visurf_ray.groups import Coordinates, Example, Prediction, Prompt
-from visurf_ray.models import load_processor, model_config
 from visurf_ray.rewards import REWARDS
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.scoring.metrics import covered
@@ -259,6 +261,9 @@ quickly = settings(
 )
 
 
+MANY_BOXES = OPEN + "[" + ",".join(['{"bbox_2d":[1,2,3,4]}'] * 100_000) + "]" + CLOSE
+
+
 def nested(depth: int) -> str:
     return OPEN + "[" * depth + "]" * depth + CLOSE
 
@@ -269,6 +274,7 @@ def nested(depth: int) -> str:
 @example(OPEN + '{"a":' * 100_000 + CLOSE)
 @example("<answer>" * 10_000)
 @example("x" * 2**20)
+@example(MANY_BOXES)
 def test_rewards_are_finite_and_within_their_range(text):
     for name, earned in rewards().items():
         most = most_of(name.partition(",")[0])
@@ -286,6 +292,10 @@ def test_metrics_are_finite_and_shares(text):
         assert all(0 <= value <= 1 for value in scores(text).values()), name
 
 
+def test_a_hundred_thousand_boxes_are_no_answer():
+    assert all(score in (0, 1) for score in tasks()["non_object"](MANY_BOXES).values())
+
+
 @quickly
 @given(TEXTS)
 @example(nested(100_000))
@@ -297,6 +307,39 @@ def test_parsers_raise_nothing_but_what_they_declare(text):
         except ValueError as error:
             assert "ValueError:" in (parse.__doc__ or ""), name  # a parser of ground truths
             assert len(str(error)) < 1000, name
+
+
+@quickly
+@given(TEXTS)
+@example(MANY_BOXES.removeprefix(OPEN).removesuffix(CLOSE))
+@example("[" * 100_000 + "]" * 100_000)
+@example("9" * 5000)
+@example("1e400")
+@example("x" * 2**20)
+def test_ground_truths_are_refused_by_their_row_or_used(rows_file, text):
+    """A solution that a task accepts gets a label, and scores of it and of the text itself."""
+    rows_file.write_text(json.dumps({"problem": "it", "solution": text, "image": "own.png"}))
+    for name in TASKS:
+        if name.startswith("miniature"):  # it draws its rows, and reads the solutions of another task
+            continue
+        task = load_task(task_config(name, rows_file), 0)
+        try:
+            (row,) = task.train_rows()
+            task.check(row)
+            asked = Example("a", "it", task.ground_truth(row, 1.0, 1.0), Prompt([], []), row.open_image().size)
+            responses = [text, *(task.label(asked, style) for style in task.styles)]
+        except UserError as error:
+            assert len(str(error)) < 3000 and ("row 0" in str(error) or "rows.jsonl" in str(error)), name
+            continue
+        for response in responses:
+            assert all(0 <= score <= 1 for score in task.score([Prediction.of(asked, response)]).values()), name
+
+
+@pytest.fixture(scope="module")
+def rows_file(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("rows")
+    picture().save(folder / "own.png")
+    return folder / "rows.jsonl"
 
 
 # ---- Time
@@ -341,7 +384,7 @@ def attacks(size: int, *, every: bool = False) -> Iterator[str]:
     yield OPEN + json.dumps([{"bbox_2d": box} for box in cross]) + CLOSE
 
 
-def seconds(call: Callable[[str], object], text: str) -> float:
+def seconds(call: Callable[[Any], object], text: Any) -> float:
     """The processor time of a call."""
     begin = time.thread_time()
     with suppress(ValueError):  # of parsers of ground truths
@@ -367,17 +410,33 @@ def test_time_grows_no_faster_than_the_text():
                 assert longer < 0.2 or longer < 3 * shorter, (name, whole[:60])
 
 
+def count(steps: int) -> int:
+    """A loop that takes 50 ms for LOOP steps on an idle core of these years; a slow or busy one takes longer."""
+    total = 0
+    for step in range(steps):
+        total += step & 1
+    return total
+
+
+LOOP = 1_600_000
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", [rewards, tasks, parsers])
 def test_64_kib_take_50_ms(kind):
-    """A task computes all that it can of a response here, which is done in several places of a run."""
-    allowed = 0.2 if kind is tasks else 0.05
+    """No longer than a loop that takes 50 ms where nothing else runs.
+
+    A task computes all that it can of a response here, which is done in several places of a run, and may take four
+    loops.
+    """
+    allowed = 4 if kind is tasks else 1
     gc.disable()  # a collection takes 0.2 s once SymPy is loaded
     try:
         for text in attacks(64 * KIB, every=True):
             for name, call in kind().items():
-                if seconds(call, text) > allowed:
-                    assert min(seconds(call, text) for _ in range(3)) < allowed, (name, text[:60])
+                if seconds(call, text) > 0.05 * allowed:
+                    loops = min(seconds(call, text) / seconds(count, LOOP) for _ in range(5))
+                    assert loops < allowed, (name, text[:60], loops)
     finally:
         gc.enable()
 
@@ -403,7 +462,7 @@ def test_crossed_boxes_are_measured():
 
 
 @pytest.mark.parametrize("given", ["(" * 60 + "1" + ")" * 60, r"\binom{1000000}{500000}"])
-def test_a_formula_is_judged_in_a_second_however_many_choices_there_are(given):
+def test_a_formula_is_judged_in_half_a_second_however_many_choices_there_are(given):
     choices = tuple(f"x^2-{number}=0" for number in range(26))
     begin = time.thread_time()
     assert not Truth(choices[0], choices).matches(given)
@@ -485,6 +544,69 @@ def test_other_paths_end_in_a_short_message(tmp_path, image):
     assert "row 0" in str(caught.value) and len(str(caught.value)) < 3000
 
 
+CARD = "---\nconfigs:\n- config_name: default\n  %s\n---\n"
+
+
+@pytest.mark.parametrize(
+    "card",
+    [
+        "data_files: ../secret.jsonl",
+        "data_files: FOLDER/secret.jsonl",
+        "data_files: file://FOLDER/secret.jsonl",
+        "data_files: x/../../secret.jsonl",
+        "data_files: [own.jsonl, ../secret.jsonl]",
+        "data_files: http://127.0.0.1:9/secret.jsonl",
+    ],
+)
+def test_the_card_of_a_folder_names_no_file_outside(tmp_path, card):
+    folder = tmp_path / "set"
+    (folder / "x").mkdir(parents=True)
+    for path in (tmp_path / "secret.jsonl", folder / "own.jsonl"):
+        path.write_text(json.dumps({"problem": path.stem, "solution": "[]", "image": []}))
+    (folder / "README.md").write_text(CARD % card.replace("FOLDER", str(tmp_path)))
+    with pytest.raises(DataError, match=r"README\.md names the file .*secret.*task\.outside_paths=true|cannot be read"):
+        read_rows(str(folder))
+    if "http" not in card:
+        assert "secret" in [row.problem for row in read_rows(str(folder), outside=True)]
+    (folder / "README.md").write_text(CARD % "data_files: own.jsonl")
+    assert [row.problem for row in read_rows(str(folder))] == ["own"]
+
+
+def test_no_code_and_no_pickle_of_a_data_set_is_run(tmp_path):
+    """Scripts beside the data, and what older versions of Arrow unpickled as they read a table."""
+    ran = tmp_path / "ran"
+
+    class Runs:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return open, (str(ran), "w")
+
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "set.py").write_text(f"open({str(ran)!r}, 'w')")
+    (folder / "own.txt").write_text("a")
+    with pytest.raises(DataError, match="cannot be read: Dataset scripts are no longer supported"):
+        read_rows(str(folder))
+    for name in ("rows.npy", "rows.npz", "rows.pkl", "rows.pt"):
+        (tmp_path / name).write_bytes(pickle.dumps(Runs()))
+        with pytest.raises(DataError):
+            read_rows(str(tmp_path / name))
+        with pytest.raises(DataError):
+            load_picture(tmp_path / name, "row 0")
+    kept = {
+        "ARROW:extension:name": "arrow.py_extension_type",
+        "ARROW:extension:metadata": pickle.dumps(Runs()),
+        "PANDAS_ATTRS": "x",
+    }
+    schema = pa.schema([pa.field("problem", pa.string(), metadata=kept), pa.field("solution", pa.string())])
+    schema = schema.append(pa.field("images", pa.list_(pa.string())))
+    table = pa.Table.from_arrays(
+        [pa.array(["it"]), pa.array(["[]"]), pa.array([[]], pa.list_(pa.string()))], schema=schema
+    )
+    pq.write_table(table, tmp_path / "rows.parquet")
+    (row,) = read_rows(str(tmp_path / "rows.parquet"))
+    assert row.problem == "it" and not ran.exists()
+
+
 def test_a_row_makes_the_machine_fetch_nothing_from_elsewhere():
     address = "http://169.254.169.254/latest/meta-data"
     for root in ("/data", "https://here/data", "s3://169.254.169.254/data"):
@@ -494,6 +616,9 @@ def test_a_row_makes_the_machine_fetch_nothing_from_elsewhere():
     assert find_pictures("https://here/a.png", "https://here/data", "") == ["https://here/a.png"]
     with pytest.raises(DataError, match="leads out of https://here/data"):
         find_pictures("../a.png", "https://here/data", "row 0")
+    for chain in ("https://here/a.png::file:///etc/passwd", "a.png::reference::file:///etc/passwd"):
+        with pytest.raises(DataError, match=r"row 0: .* is a chain of addresses"):
+            find_pictures(chain, "https://here/data", "row 0")
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -520,17 +645,3 @@ def test_pictures_that_are_bombs_torn_or_programs_are_refused(data):
     for read in (load_picture, load_mask):
         with pytest.raises(DataError, match="row 0"):
             read(data, "row 0")
-
-
-def test_code_in_a_models_folder_is_not_run(tmp_path):
-    ran = tmp_path / "ran"
-    (tmp_path / "mine.py").write_text(f"open({str(ran)!r}, 'w')")
-    config = {"model_type": "mine", "auto_map": {"AutoConfig": "mine.Mine", "AutoProcessor": "mine.Mine"}}
-    for name in ("config.json", "preprocessor_config.json", "tokenizer_config.json"):
-        (tmp_path / name).write_text(json.dumps(config))
-    with pytest.raises(UserError, match=r"model\.path=.*code that comes with a model is not run"):
-        model_config(str(tmp_path))
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2_5_vl"}))
-    with suppress(UserError):
-        load_processor(ModelConfig(path=str(tmp_path), max_pixels=None))
-    assert not ran.exists()

@@ -228,3 +228,22 @@ def test_answers_that_are_missing_or_mixed_up_are_named(change, message):
     assert [[each.response for each in answers] for answers in by_example(predictions)] == [["a", "b"], ["c", "d"]]
     with pytest.raises(DataError, match=message):
         by_example(change(predictions))
+
+
+def test_the_vote_of_answers_that_take_long_to_compare_ends(monkeypatch):
+    """64 hostile formulas are 2,016 pairs, each of which takes as long as `answers.values` allows."""
+    now = 0.0
+    compared = []
+
+    def same(first: str, second: str) -> bool:
+        nonlocal now
+        now += 0.5
+        compared.append((first, second))
+        return False
+
+    monkeypatch.setattr("visurf_ray.scoring.sampled.thread_time", lambda: now)
+    votes = [(f"{number}!!", False) for number in range(64)]
+    assert majority([*votes, ("1!!", True), ("1!!", True)], same) == 0.0, (
+        "the same texts are equal without a comparison"
+    )
+    assert len(compared) <= 66

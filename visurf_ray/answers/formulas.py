@@ -234,7 +234,7 @@ def _braced(text: str, start: int) -> str | None:
 def equal(given: str, truth: str) -> bool:
     """Return whether an answer, which is a formula, a number, a word or an option, equals the true one.
 
-    It is False if that takes more than a second of processor time to tell, on any thread (see `answers.values`).
+    It is False if that takes more than half a second of processor time to tell, on any thread (see `answers.values`).
     """
     return within_limit(lambda: _equal(given, truth), False)
 

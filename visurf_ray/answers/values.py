@@ -49,7 +49,8 @@ from sympy.sets.sets import FiniteSet
 
 T = TypeVar("T")
 
-_SECONDS = 1.0  # of processor time to judge one answer; most take milliseconds
+# Of processor time to judge one answer. Most take milliseconds; the first takes 0.2 s, a garbage collection as long.
+_SECONDS = 0.5
 _CONFIG = NormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none")
 _TWO_NUMBERS = re.compile(r"(?<![_^\d])\d+\s+\d|^\s*\{\d+\}\s*\{")  # latex2sympy adds "12 13" up
 _EXACT = 25_000  # digits up to which large numbers are computed exactly
@@ -248,8 +249,9 @@ class _TooLong(BaseException):
 
 
 def within_limit(compare: Callable[[], T], otherwise: T) -> T:
-    """Return the result of `compare`, or `otherwise` if it takes more than a second of processor time, on any thread.
+    """Return the result of `compare`, or `otherwise` if it takes more than half a second of processor time.
 
+    The time is that of the calling thread, which may be any.
     Such calls must not be nested.
     """
     thread = threading.get_ident()

@@ -6,11 +6,12 @@ import platform
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import ray
 from ray._common.utils import get_system_memory
+from ray._private import ray_constants
 
 from visurf_ray.cluster.deaths import deaths_explained
 from visurf_ray.errors import ClusterError
@@ -41,7 +42,8 @@ def connected(address: str) -> Iterator[None]:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
+        with _out_of_reach() if address == "local" else nullcontext():
+            ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
         raise ClusterError(
             f"no Ray cluster at cluster.address={address}: start one with `bash launch/local.sh`, "
@@ -57,6 +59,20 @@ def connected(address: str) -> Iterator[None]:
         # ends at once with status 1, so leave it none.
         gc.collect()
         ray.shutdown()
+
+
+@contextmanager
+def _out_of_reach() -> Iterator[None]:
+    """Have a Ray that starts take the loopback address for this machine's, as it does on macOS.
+
+    Otherwise it and the actors listen on the machine's address in its network, where others reach them.
+    """
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @dataclass(frozen=True)

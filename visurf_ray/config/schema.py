@@ -240,6 +240,7 @@ class ModelConfig:
     resize: Resize = Resize.smart
     square_side: int = field(default=840, metadata={"bounds": Bounds(at_least=28)})
     question: QuestionForm = QuestionForm.as_is
+    trust_remote_code: bool = field(default=False, metadata={"free": True})
 
 
 @dataclass

@@ -3,12 +3,14 @@
 - A picture is turned as its EXIF orientation says, as viewers show it and people annotate it.
 - Transparent pixels show white.
 - Of an animated picture the first frame is taken.
-- Formats that can run programs (EPS) or are no pixels (SVG) are refused, and so are images above 179 million pixels.
+- Formats that can run programs (EPS) or are no pixels (SVG) are refused.
+- So are images of more than MOST_PIXELS pixels, or of more than LONGEST_SIDE on a side, before they are decoded. Others
+  take at most 12 bytes for each pixel, and for each byte of their file. A JPEG has at most MOST_SCANS scans.
 - Greys of 16 bits are scaled to 8. Pixels that are floats or 32-bit integers have no known range and are refused.
 """
 
 import re
-import struct
+import warnings
 from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
@@ -28,8 +30,12 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", 
 KEYS = ("bytes", "path", "image", "url", "image_url")  # of dictionaries that are a picture; the first one given counts
 _VIDEOS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
-# What Pillow raises for files that are damaged or not images. UnidentifiedImageError is an OSError.
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, Image.DecompressionBombError)
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 178,956,970: Pillow itself refuses larger images
+LONGEST_SIDE = 65_535  # as in JPEG
+MOST_SCANS = 100  # of a JPEG, as in libtiff; progressive ones have about ten
+# Pillow warns of images above half of MOST_PIXELS.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 # Pillow has code for many more; EPS runs Ghostscript, which runs programs that are in the file.
 _FORMATS = ("AVIF", "BMP", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _TURNS = {
@@ -76,13 +82,13 @@ def load_mask(picture: Picture, where: str) -> NDArray[np.bool_]:
         DataError: The picture is missing or damaged.
     """
     image = _decoded(picture, where)
-    turn = _orientation(image)
+    image = _turned(image, _orientation(image))
     if image.mode in ("P", "PA", "LA", "RGBA") or image.has_transparency_data:
-        pixels = np.asarray(_turned(image.convert("RGBA"), turn))
-        return pixels[..., :3].any(axis=-1) & (pixels[..., 3] > 0)
+        bands = (np.asarray(band) for _, band in _bands(image))
+        return np.concatenate([pixels[..., :3].any(axis=-1) & (pixels[..., 3] > 0) for pixels in bands])
     if image.mode in ("CMYK", "YCbCr", "HSV"):
         image = image.convert("RGB")
-    pixels = np.asarray(_turned(image, turn))
+    pixels = np.asarray(image)
     return np.asarray(pixels.any(axis=-1) if pixels.ndim == 3 else pixels != 0)
 
 
@@ -170,6 +176,8 @@ def _named(text: str, root: Path | str, where: str, outside: bool) -> Picture:
         raise DataError(f"{where}: {NO_VIDEO} ({short(text)})")
     if text.lower().startswith("file://"):
         text = str(local_path(text))
+    if not outside and "::" in text and is_address(text if is_address(text) else str(root)):
+        raise DataError(f"{where}: {short(text, 500)} is a chain of addresses; {_TRUST}")
     if is_address(text):
         if not outside and machine_of(text) != machine_of(str(root)):
             raise DataError(
@@ -194,29 +202,64 @@ def _from_base64(text: str, where: str) -> bytes:
 def _decoded(picture: Picture, where: str) -> Image.Image:
     """Return an opened picture with its pixels, neither turned nor converted."""
     image = _opened(picture, where)
+    if (scans := _scans(image)) > MOST_SCANS:
+        raise DataError(
+            f"{where}: the image{_name(picture)} is a JPEG of {scans:,} scans, but may have at most {MOST_SCANS}: save "
+            "it as a JPEG that is not progressive"
+        )
     try:
         image.load()
-    except _BROKEN as error:
+    except Exception as error:  # Pillow raises what it likes for damaged files
         raise DataError(f"{where}: the image{_name(picture)} is damaged ({short(error)})") from error
-    return image
+    return _bounded(image, picture, where)  # an icon may have another size than its header
 
 
 def _opened(picture: Picture, where: str) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
     try:
-        if isinstance(picture, Stored):
-            return Image.open(BytesIO(picture.read()), formats=_FORMATS)
-        if isinstance(picture, bytes):
-            return Image.open(BytesIO(picture), formats=_FORMATS)
-        return Image.open(local_path(picture) if is_address(str(picture)) else picture, formats=_FORMATS)
-    except DataError as error:  # the address cannot be fetched
+        if isinstance(picture, Stored | bytes):
+            file = BytesIO(picture if isinstance(picture, bytes) else picture.read())
+            image = Image.open(file, formats=_FORMATS)
+        else:
+            path = local_path(picture) if is_address(str(picture)) else Path(picture)
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise DataError(f"{short(picture, 500)} cannot be read as an image (it is no file)")
+            image = Image.open(path, formats=_FORMATS)
+    except DataError as error:  # the address cannot be fetched, say
         raise DataError(f"{where}: {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"{where}: there is no image {short(picture, 500)}") from error
-    except _BROKEN as error:
+    except Exception as error:  # Pillow raises what it likes for damaged files
         name = _name(picture).strip() or "the embedded bytes"
         raise DataError(f"{where}: {name} cannot be read as an image ({short(error, 200)})") from error
+    return _bounded(image, picture, where)
+
+
+def _scans(image: Image.Image) -> int:
+    """Return how many scans an opened JPEG has, thumbnails included; 0 for other formats."""
+    file = getattr(image, "fp", None)
+    if image.format not in ("JPEG", "MPO") or file is None:
+        return 0
+    place = file.tell()
+    file.seek(0)
+    found, last = 0, b""
+    while part := file.read(2**20):
+        found += (last + part).count(b"\xff\xda")
+        last = part[-1:]
+    file.seek(place)
+    return found
+
+
+def _bounded(image: Image.Image, picture: Picture, where: str) -> Image.Image:
+    """Return an image that is not decoded yet. Raises DataError if it is too large."""
+    width, height = image.size
+    if width * height <= MOST_PIXELS and max(width, height) <= LONGEST_SIDE:
+        return image
+    raise DataError(
+        f"{where}: the image{_name(picture)} has {width:,} × {height:,} pixels, but may have at most {MOST_PIXELS:,}, "
+        f"and {LONGEST_SIDE:,} on a side: scale it down"
+    )
 
 
 def _name(picture: Picture) -> str:
@@ -227,7 +270,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if there is none or the EXIF data are malformed, as viewers do."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except _BROKEN:
+    except Exception:
         return 1
     return found if found in _TURNS else 1
 
@@ -247,19 +290,29 @@ def _in_rgb(image: Image.Image, where: str) -> Image.Image:
     try:
         if image.mode in ("La", "RGBa"):  # colours that are multiplied by alpha
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
-        if image.has_transparency_data:
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        return image.convert("RGB")
-    except _BROKEN as error:
+        return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+    except Exception as error:  # Pillow raises what it likes for damaged files
         raise DataError(f"{where}: an image of mode {image.mode} cannot be converted to RGB ({error})") from error
+
+
+def _on_white(image: Image.Image) -> Image.Image:
+    """Return an image with transparent pixels in RGB."""
+    shown = Image.new("RGB", image.size, "white")
+    for top, band in _bands(image):
+        shown.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band).convert("RGB"), (0, top))
+    return shown
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the first row and the RGBA image of each 256 rows: converted at once a large image takes gigabytes."""
+    for top in range(0, image.height, 256):
+        yield top, image.crop((0, top, image.width, min(image.height, top + 256))).convert("RGBA")
 
 
 def _scaled(image: Image.Image) -> Image.Image:
     """Return an image of 16-bit greys in RGB. Pixels of the grey that means transparent are white."""
-    pixels = np.asarray(image).astype(np.uint32)
-    greys = np.round(pixels / 257).astype(np.uint8)
+    greys = np.round(np.arange(2**16) / 257).astype(np.uint8)
     key = image.info.get("transparency")
-    if isinstance(key, int):
-        greys[pixels == key] = 255
-    return Image.fromarray(greys).convert("RGB")
+    if isinstance(key, int) and 0 <= key < len(greys):
+        greys[key] = 255
+    return Image.fromarray(greys[np.asarray(image)]).convert("RGB")

@@ -101,7 +101,7 @@ def read_rows(
     outside: bool = False,
 ) -> list[Row]:
     """Read the rows of a source. For the arguments see `load_tables` and `rows_of`. Raises DataError like them."""
-    tables = load_tables(source, rows_in)
+    tables = load_tables(source, rows_in, outside=outside)
     return [
         row for table in tables for row in rows_of(table, image_root, columns, solutions=solutions, outside=outside)
     ]

@@ -6,6 +6,7 @@ all numbers of a column into floats if one is. Here every value has the type tha
 
 import glob
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -144,7 +145,7 @@ def expand(source: str) -> list[str]:
     return [path + ending for path in found]
 
 
-def load_tables(source: str, rows_in: str | None = None) -> list[Table]:
+def load_tables(source: str, rows_in: str | None = None, *, outside: bool = False) -> list[Table]:
     """Load the tables of a source.
 
     Args:
@@ -153,6 +154,7 @@ def load_tables(source: str, rows_in: str | None = None) -> list[Table]:
             `owner/name/configuration`. For a folder or a data set, `:split` may follow; without it the split is
             `train`.
         rows_in: The key of the rows in the object that a .json file holds. None: the file itself is the list of rows.
+        outside: Whether the card of a folder or a data set (README.md) may name files outside of it.
 
     Raises:
         DataError: The source cannot be read, or has no rows.
@@ -180,9 +182,9 @@ def load_tables(source: str, rows_in: str | None = None) -> list[Table]:
             return [_load_file(path, str(path), path.parent, _kind(path.name) or "", rows_in) for path in files]
     owner, *rest = name.split("/")
     if owner and len(rest) == 2 and not folder.is_dir():
-        data = _load_dataset(source, f"{owner}/{rest[0]}", name=rest[1], split=split or "train")
+        data = _load_dataset(source, f"{owner}/{rest[0]}", outside, name=rest[1], split=split or "train")
     else:
-        data = _load_dataset(source, str(folder) if folder.is_dir() else name, split=split or "train")
+        data = _load_dataset(source, str(folder) if folder.is_dir() else name, outside, split=split or "train")
     return [ArrowTable(source, folder, data)]
 
 
@@ -230,14 +232,17 @@ def _load_file(path: Path, source: str, root: Path | str, kind: str, rows_in: st
         raise DataError(f"{source} cannot be read: {error.strerror}") from error
     scanning = ParquetFragmentScanOptions(use_buffered_stream=True, pre_buffer=False)  # not several row groups ahead
     parquet = {"batch_size": _BATCH, "fragment_scan_options": scanning}
-    return ArrowTable(source, root, _load_dataset(source, kind, data_files=str(path), split="train", **parquet))
+    return ArrowTable(source, root, _load_dataset(source, kind, True, data_files=str(path), split="train", **parquet))
 
 
-def _load_dataset(source: str, path: str, **chosen: Json) -> Dataset:
+def _load_dataset(source: str, path: str, outside: bool, **chosen: Json) -> Dataset:
     import datasets  # slow to import, and needed only here
 
     try:
         saved = (Path(path) / "state.json").is_file() and ":" not in source  # by save_to_disk
+        if not saved and not outside:
+            files = datasets.load_dataset_builder(path, name=chosen.get("name")).config.data_files or {}
+            _check_files(source, path, [str(file) for names in files.values() for file in names])
         data = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, **chosen)
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
         reason = short(error.__cause__ or error, 1000)
@@ -250,6 +255,18 @@ def _load_dataset(source: str, path: str, **chosen: Json) -> Dataset:
     if len(data) == 0:
         raise DataError(f"{source} has no rows")
     return data
+
+
+def _check_files(source: str, path: str, files: Sequence[str]) -> None:
+    """Raise DataError if one of the files that a folder's or a data set's card names lies outside of it."""
+    folder = Path(path).absolute()
+    for file in files:
+        inside = Path(os.path.abspath(file)).is_relative_to(folder) if folder.is_dir() else file.startswith("hf://")
+        if not inside:
+            raise DataError(
+                f"{source}: its README.md names the file {short(file, 500)}, which lies outside of it; set "
+                "task.outside_paths=true if you trust the data"
+            )
 
 
 def _read_json(path: Path, source: str, root: Path | str, rows_in: str | None) -> JsonTable:

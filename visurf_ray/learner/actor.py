@@ -33,7 +33,15 @@ class LearnerActor:
         return ray.util.get_node_ip_address(), _free_port()
 
     def start(
-        self, config: RankConfig, rank: int, world_size: int, address: str, port: int, seed: int, cores: list[int]
+        self,
+        config: RankConfig,
+        rank: int,
+        world_size: int,
+        address: str,
+        port: int,
+        seed: int,
+        cores: list[int],
+        store: str | None = None,
     ) -> None:
         import torch
 
@@ -47,7 +55,7 @@ class LearnerActor:
         threads = computing_threads(len(cores))
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)  # its library has read the variable when it was loaded
-        self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed)
+        self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed, store=store)
         self.rank.release()
 
     def connect(

@@ -25,6 +25,7 @@ class RankConfig:
         shares_gpu: whether a rollout engine uses the same GPU; memory is then freed after each call.
         reference: whether to keep the reference policy of the KL term.
         skip_nan: whether an update goes on after an optimiser step whose loss or gradient is not finite.
+        trust_remote_code: see `model.trust_remote_code`.
     """
 
     model_path: str
@@ -49,6 +50,7 @@ class RankConfig:
     shares_gpu: bool = False
     reference: bool = False
     skip_nan: bool = False
+    trust_remote_code: bool = False
 
 
 REFERENCE_FILE = "reference.safetensors"  # in a checkpoint: the reference policy, unless it is the initial one

@@ -8,12 +8,15 @@ from transformers import AutoModelForImageTextToText
 
 from visurf_ray.learner.trained import Trained, merged_weights
 from visurf_ray.learner.universal import CHECKPOINT_TAG
+from visurf_ray.learner.unpickling import without_code
 from visurf_ray.weights.stored import save_model
 
 _WRAPPER = "model."  # the policy holds the Hugging Face model under this name
 
 
-def export_checkpoint(checkpoint: Path, base_model: str, trained: Trained, out: Path) -> None:
+def export_checkpoint(
+    checkpoint: Path, base_model: str, trained: Trained, out: Path, *, trust_remote_code: bool = False
+) -> None:
     """Write the checkpoint's weights to `out` as `from_pretrained` loads them: in float32, adapters merged.
 
     Args:
@@ -22,9 +25,13 @@ def export_checkpoint(checkpoint: Path, base_model: str, trained: Trained, out: 
 
     Raises:
         ValueError: the checkpoint's weights are not those that `trained` names.
+        UserError: its files hold what might run code.
     """
-    state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=CHECKPOINT_TAG)
-    model = AutoModelForImageTextToText.from_pretrained(base_model, dtype=torch.float32)
+    with without_code(str(checkpoint)):
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=CHECKPOINT_TAG)
+    model = AutoModelForImageTextToText.from_pretrained(
+        base_model, dtype=torch.float32, trust_remote_code=trust_remote_code
+    )
     trained.apply(model)
     tied = set(model.all_tied_weights_keys)
     weights = {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}

@@ -64,9 +64,13 @@ class LearnerGroup:
 
     def _start(self, seed: int, cores: Sequence[Sequence[int]]) -> None:
         address, port = self._fetch(self.actors[0].address.remote())
+        # In a Ray that no other machine reaches, ranks meet in a file: PyTorch's store would listen on all addresses.
+        self._meeting = TemporaryDirectory(prefix="visurf_ray-") if address.startswith("127.") else None
+        store = f"{self._meeting.name}/store" if self._meeting else None
+        world = len(self.actors)
         self._fetch(
             [
-                actor.start.remote(self.config, rank, len(self.actors), address, port, seed, list(cores[rank]))
+                actor.start.remote(self.config, rank, world, address, port, seed, list(cores[rank]), store)
                 for rank, actor in enumerate(self.actors)
             ]
         )

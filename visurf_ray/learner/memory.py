@@ -79,19 +79,20 @@ class ModelSize:
     head_trained: bool
 
 
-def measure(path: str, trained: Trained) -> ModelSize:
+def measure(path: str, trained: Trained, *, trust_remote_code: bool = False) -> ModelSize:
     """Return the size of the model at `path` (see `models.resolve_model`), without reading its weights."""
-    return size_of(AutoConfig.from_pretrained(resolve_model(path)), trained)
+    config = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
+    return size_of(config, trained, trust_remote_code=trust_remote_code)
 
 
-def size_of(config: HFConfig, trained: Trained) -> ModelSize:
+def size_of(config: HFConfig, trained: Trained, *, trust_remote_code: bool = False) -> ModelSize:
     """Return the size of the model that a transformers configuration describes.
 
     Raises:
         ConfigError: the model has no layer that `trained.lora_targets` names.
     """
     with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
         trained.apply(model)
     text = config.get_text_config()
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

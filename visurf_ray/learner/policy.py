@@ -56,14 +56,18 @@ class Policy(nn.Module):
         return logprobs, entropy
 
 
-def load_model(path: str, *, dtype: torch.dtype, gradient_checkpointing: bool) -> HFModel:
+def load_model(
+    path: str, *, dtype: torch.dtype, gradient_checkpointing: bool, trust_remote_code: bool = False
+) -> HFModel:
     """Load a model for training; for ZeRO-3, create an `HfDeepSpeedConfig` before and keep a reference to it.
 
     The language model can compute rows by a plan, see `attention.packed_attention`.
     """
     from transformers import AutoModelForImageTextToText
 
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, attn_implementation="sdpa")
+    model = AutoModelForImageTextToText.from_pretrained(
+        path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+    )
     # Not as it loads: transformers would then look for a package that implements VISION.
     vision = VISION if has_sequences(model.config.vision_config) else "sdpa"
     model.set_attn_implementation({"text_config": CASCADE, "vision_config": vision})

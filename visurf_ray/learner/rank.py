@@ -31,6 +31,7 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.reference import EarlierAdapters, FrozenCopy, Reference
 from visurf_ray.learner.trained import adapter_files, merged_weights
 from visurf_ray.learner.universal import CHECKPOINT_TAG
+from visurf_ray.learner.unpickling import without_code
 from visurf_ray.method import LossConfig, TokenValues, scaled, token_losses
 from visurf_ray.seeds import seed_of
 from visurf_ray.weights.source import gathered
@@ -42,7 +43,23 @@ ADAPTER_FOLDER = "adapter"
 class Rank:
     """Holds the policy and its optimizer. Call a method on all ranks together: most methods communicate."""
 
-    def __init__(self, config: RankConfig, *, rank: int, world_size: int, address: str, port: int, seed: int) -> None:
+    def __init__(
+        self,
+        config: RankConfig,
+        *,
+        rank: int,
+        world_size: int,
+        address: str,
+        port: int,
+        seed: int,
+        store: str | None = None,
+    ) -> None:
+        """Start the rank, and meet the others.
+
+        Args:
+            address: rank 0's. The ranks meet there, at `port`, unless `store` is given.
+            store: a file, not there yet, in which they meet instead, all of them on one machine.
+        """
         self.config = config
         self.rank = rank
         self.world_size = world_size
@@ -60,7 +77,14 @@ class Rank:
         if get_accelerator().device_name() == "cpu":
             _skip_compiled_collectives()
         limit = timedelta(seconds=config.timeout)
-        deepspeed.init_distributed(get_accelerator().communication_backend_name(), timeout=limit, verbose=False)
+        deepspeed.init_distributed(
+            get_accelerator().communication_backend_name(),
+            timeout=limit,
+            verbose=False,
+            init_method=f"file://{store}" if store else None,
+            rank=rank if store else -1,
+            world_size=world_size if store else -1,
+        )
         # Load the reference unsharded: before HfDeepSpeedConfig makes ZeRO-3 partition what is loaded. With adapters no
         # copy is needed: the policy differs from it by them alone.
         frozen = self._load_frozen() if config.reference and not config.trained.lora_rank else None
@@ -72,6 +96,7 @@ class Rank:
             # memory for nothing. ZeRO-3 casts while it partitions.
             dtype=torch.float32 if config.zero_stage == 3 else self.dtype,
             gradient_checkpointing=config.gradient_checkpointing,
+            trust_remote_code=config.trust_remote_code,
         )
         self.adapters = config.trained.apply(model)
         policy = self._policy(model)
@@ -107,6 +132,7 @@ class Rank:
             self.config.model_path,
             dtype=getattr(torch, self.config.dtype),
             gradient_checkpointing=False,
+            trust_remote_code=self.config.trust_remote_code,
         )
         policy = self._policy(model)
         return policy.requires_grad_(False).eval().to(get_accelerator().current_device_name())
@@ -312,12 +338,14 @@ class Rank:
 
         Raises:
             ValueError: the folder has no such state.
+            UserError: its files hold what might run code.
         """
         # Not strict, because the state has no frozen parameters.
         # DeepSpeed has no other way to say it for one load: it reads its configuration once, at the start.
         self.engine._config.load_universal_checkpoint = converted is not None
         source = str(converted or folder)
-        loaded, _ = self.engine.load_checkpoint(source, tag=CHECKPOINT_TAG, load_module_strict=False)
+        with without_code(source):
+            loaded, _ = self.engine.load_checkpoint(source, tag=CHECKPOINT_TAG, load_module_strict=False)
         if loaded is None:
             raise ValueError(f"{folder} holds no DeepSpeed checkpoint that {self.world_size} ranks can load")
         config = self.config  # DeepSpeed has restored the values of the saved run

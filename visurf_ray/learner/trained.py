@@ -51,7 +51,7 @@ class Trained:
                 parameter.requires_grad_(not frozen)
         return None
 
-    def check(self, path: str) -> None:
+    def check(self, path: str, *, trust_remote_code: bool = False) -> None:
         """Check that the settings fit the model at a path, without loading its weights.
 
         Raises:
@@ -59,7 +59,8 @@ class Trained:
         """
         try:
             with torch.device("meta"):
-                model = AutoModelForImageTextToText.from_config(AutoConfig.from_pretrained(path))
+                config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+                model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"model.path={path}: no vision-language model ({reason})") from error

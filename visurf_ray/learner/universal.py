@@ -25,6 +25,8 @@ def convert(folder: Path, target: Path) -> None:
     """
     from deepspeed.checkpoint import ds_to_universal
 
+    from visurf_ray.learner.unpickling import without_code
+
     (target / CHECKPOINT_TAG).mkdir()
     arguments = Namespace(
         input_folder=str(folder / CHECKPOINT_TAG),
@@ -35,5 +37,5 @@ def convert(folder: Path, target: Path) -> None:
         strict=True,
         inject_missing_state=True,  # what only Megatron's checkpoints have
     )
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it shows its progress
+    with without_code(str(folder)), redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # it shows its progress
         ds_to_universal.main(arguments)

@@ -5,7 +5,7 @@ Two parts of at most 1 each. accuracy is 1 if the answer equals the ground truth
 originals, whose bugs are fixed here:
 
 - The answer is the last one after the thinking (r1v: the first anywhere). It may contain line breaks.
-- The score does not depend on the thread, and takes a second of processor time at most (see `answers.values`).
+- The score does not depend on the thread, and takes half a second of processor time at most (see `answers.values`).
 - A second thought or a second answer costs the format.
 - White space around the response does not cost the format.
 - Answers are compared by value and unit, not by mathruler (see `answers.formulas`).

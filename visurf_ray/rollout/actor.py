@@ -46,6 +46,7 @@ class EngineConfig:
         adapter_rank: the rank of the adapters that the engine will load; 0: none.
         adapts_vision: whether adapters lie in the vision tower or its projector too.
         deterministic: see `rollout.deterministic`.
+        trust_remote_code: see `model.trust_remote_code`.
     """
 
     model_path: str
@@ -62,6 +63,7 @@ class EngineConfig:
     adapter_rank: int = 0
     adapts_vision: bool = False
     deterministic: bool = False
+    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,7 @@ class RolloutActor:
         load_general_plugins()
         arguments = AsyncEngineArgs(
             model=config.model_path,
+            trust_remote_code=config.trust_remote_code,
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=256,

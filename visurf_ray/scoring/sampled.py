@@ -4,6 +4,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import comb
+from time import thread_time
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.stats import bootstrap
 from visurf_ray.errors import DataError
 from visurf_ray.groups import HIGH, LOW, Metrics, Prediction
 
+_SECONDS = 0.5  # of processor time for each vote
 _RESAMPLES = 500
 _BATCH = 50  # resamples that are in memory at the same time
 
@@ -123,14 +125,20 @@ class _Candidate:
 def majority(votes: Sequence[tuple[str, bool]], same: Callable[[str, str], bool]) -> float:
     """Return 1 if the answer with the most votes is right, else 0; of several with as many, the share that is right.
 
+    Answers that take long to compare, such as hostile formulas, are compared for half a second of processor time for
+    each vote. After that only answers with the same text count as equal.
+
     Args:
         votes: An answer and whether it is right, for each response that has an answer; without any the score is 0.
         same: Tells whether two answers are equal.
     """
     candidates: list[_Candidate] = []
+    end = thread_time() + _SECONDS * len(votes)
     for answer, right in votes:
-        equal = (each for each in candidates if each.answer == answer or same(each.answer, answer))
-        candidate = next(equal, None)
+        candidate = next((each for each in candidates if each.answer == answer), None)
+        if candidate is None:
+            equal = (each for each in candidates if thread_time() < end and same(each.answer, answer))
+            candidate = next(equal, None)
         if candidate is None:
             candidates.append(candidate := _Candidate(answer, right))
         candidate.votes += 1

@@ -40,8 +40,9 @@ class Segmenter:
         """
         check_segmenter(path, key)
         try:
-            self.processor = Sam2Processor.from_pretrained(Path(path).expanduser() if _is_folder(path) else path)
-            model = Sam2Model.from_pretrained(Path(path).expanduser() if _is_folder(path) else path)
+            found = Path(path).expanduser() if _is_folder(path) else path
+            self.processor = Sam2Processor.from_pretrained(found, trust_remote_code=False)  # else it may ask, and wait
+            model = Sam2Model.from_pretrained(found)
         except (OSError, ValueError) as error:
             raise UserError(f"{key}={path} cannot be loaded as a SAM2 model: {error}") from error
         self.device = "cuda" if torch.cuda.is_available() else "cpu"

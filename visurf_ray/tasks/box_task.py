@@ -63,7 +63,8 @@ class BoxTask(Task):
 
     def read(self, source: str) -> list[Row]:
         """Read a table of VisionReasoner's training data (see `rows_of`) or evaluation data (see `data.mask_rows`)."""
-        return [row for table in load_tables(source) for row in self._of_table(table)]
+        tables = load_tables(source, outside=self.config.outside_paths)
+        return [row for table in tables for row in self._of_table(table)]
 
     def _of_table(self, table: Table) -> list[Row]:
         outside = self.config.outside_paths

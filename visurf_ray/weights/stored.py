@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.core_model_loading import revert_weight_conversion
+from transformers.dynamic_module_utils import custom_object_save
 
 from visurf_ray.aliases import HFModel
 
@@ -78,5 +79,7 @@ def save_model(
         index = {"metadata": {"total_size": total}, "weight_map": places}
         (folder / f"{_FILE}.index.json").write_text(json.dumps(index, indent=2) + "\n")
     model.config.dtype, model.config.architectures = model.dtype, [type(model).__name__]
+    if model._auto_class is not None:  # code that came with the model
+        custom_object_save(model, folder, config=model.config)
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)

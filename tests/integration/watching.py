@@ -1,0 +1,103 @@
+"""What a run shows to others while it lasts: the sockets on which its processes listen, and their command lines."""
+
+import os
+import subprocess
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import grpc
+import psutil
+from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
+
+CANARIES = {
+    "WANDB_API_KEY": "c0ffee00" * 5,
+    "HF_TOKEN": "hf_CANARYcanaryCANARYcanary",
+    "AWS_SECRET_ACCESS_KEY": "canaryAWSsecretCANARY",
+}
+_SECONDS = 0.5  # between two looks
+
+
+@dataclass
+class Seen:
+    """What was seen of a run.
+
+    Attributes:
+        sockets: the name of a process and the address on which it listened.
+        lines: the command lines of its processes.
+        answer: what Ray's control store answered to a question without a token, by the name of gRPC's status; None if
+            it was not found.
+        logs: the folder of Ray's logs.
+    """
+
+    sockets: set[tuple[str, str]] = field(default_factory=set)
+    lines: set[str] = field(default_factory=set)
+    answer: str | None = None
+    logs: Path = Path()
+
+    def look(self, of: int) -> None:
+        """Look at a process and all that it has started."""
+        with suppress(psutil.NoSuchProcess):
+            for process in [psutil.Process(of), *psutil.Process(of).children(recursive=True)]:
+                with suppress(psutil.Error):
+                    line = " ".join(process.cmdline())
+                    self.lines.add(line)
+                    for connection in process.net_connections("tcp"):
+                        if connection.status == psutil.CONN_LISTEN:
+                            self.sockets.add((line[:200], connection.laddr.ip))
+                            if "gcs_server" in line and self.answer is None:
+                                self.answer = _asked(f"{connection.laddr.ip}:{connection.laddr.port}")
+
+
+def _asked(address: str) -> str:
+    """Ask Ray's control store for its nodes, without a token."""
+    with grpc.insecure_channel(address.removeprefix("::ffff:")) as channel:
+        store = gcs_service_pb2_grpc.NodeInfoGcsServiceStub(channel)
+        try:
+            store.GetAllNodeInfo(gcs_service_pb2.GetAllNodeInfoRequest(), timeout=10)
+        except grpc.RpcError as error:
+            return str(error.code().name)
+    return "OK"
+
+
+@contextmanager
+def watched(command: list[str], environment: dict[str, str]) -> Iterator[tuple[CompletedProcess[str], Seen]]:
+    """Run a command with canaries for keys in its environment, and look at it meanwhile.
+
+    Ray's logs are there until the context ends.
+    """
+    seen, over = Seen(), threading.Event()
+    with tempfile.TemporaryDirectory(prefix="r", dir="/tmp") as logs:  # short: Ray's sockets are in it
+        seen.logs = Path(logs)
+        variables = os.environ | environment | CANARIES | {"RAY_TMPDIR": logs}
+        with subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
+        ) as process:
+
+            def watch() -> None:
+                while not over.wait(_SECONDS):
+                    seen.look(process.pid)
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            try:
+                stdout, stderr = process.communicate(timeout=500)
+            finally:
+                over.set()
+                watcher.join()
+                process.kill()  # the one that was started here; it does nothing after its end
+        yield CompletedProcess(command, process.returncode, stdout, stderr), seen
+
+
+def holding(folders: list[Path], secrets: list[str]) -> list[Path]:
+    """Return the files below the folders that hold one of the secrets."""
+    files = [Path(base) / name for folder in folders for base, _, names in os.walk(folder) for name in names]
+    return [
+        file
+        for file in files
+        if file.is_file() and not file.is_symlink() and any(each.encode() in file.read_bytes() for each in secrets)
+    ]
