@@ -317,8 +317,12 @@ def _removed_by_errors(folder: Path) -> Iterator[None]:
 
 
 def _replace(partial: Path, final: Path) -> None:
-    shutil.rmtree(final, ignore_errors=True)
+    old = final.parent / f".{final.name}.old.partial"  # only renamed, so that one of both is whole at any time
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
     os.replace(partial, final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def list_files(folder: Path) -> None:

@@ -24,7 +24,7 @@ from visurf_ray.checkpoints import (
 )
 from visurf_ray.config.choices import OnError, Packing
 from visurf_ray.config.schema import Config, to_dict
-from visurf_ray.errors import UserError, short, writing
+from visurf_ray.errors import LearnerLostError, UserError, short, writing
 from visurf_ray.groups import Group, Metrics
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.method import LossConfig
@@ -96,18 +96,21 @@ class Dumps:
 
         Raises:
             UserError: the step was not taken, and train.on_nan is stop.
+            LearnerLostError: the step cannot be dumped, and will be repeated.
         """
         train, learner = self.config.train, self.config.learner
         if "train/skipped_steps" not in metrics or self._told:
             return
-        self._told = True
         unchanged = learner.minibatches * learner.epochs == 1  # else the learner may have taken a part of the step
         try:
             folder = self._dump(update, self.progress.save_now() if unchanged else None)
             command = f"python -m visurf_ray.replay dump={folder}"
             saved = f"its groups are saved: `{command}` repeats it, and names those that are not finite"
+        except LearnerLostError:  # the step will be repeated
+            raise
         except Exception as error:
             saved = f"its groups are not saved: {short(error, 500)}"
+        self._told = True
         message = f"step {update.step + 1}: the loss or its gradient is not finite, and the step is not taken; {saved}"
         if train.on_nan is OnError.stop:
             again = "train.resume=auto " if train.checkpoint_every else ""
@@ -163,9 +166,9 @@ def read_dump(folder: Path) -> Dump:
     except ValidationError as error:
         wrong = ", ".join(".".join(map(str, each["loc"])) for each in error.errors())
         raise DumpError(f"dump={folder}: {_FILE} is of another version of visurf_ray: see {short(wrong)}") from error
-    if unknown := found["loss"].keys() - asdict(dump.loss).keys():
-        names = short(", ".join(sorted(unknown)))
-        raise DumpError(f"dump={folder}: {_FILE} is of another version of visurf_ray: loss.{names} is unknown")
+    if other := found["loss"].keys() ^ asdict(dump.loss).keys():
+        names = short(", ".join(f"loss.{name}" for name in sorted(other)))
+        raise DumpError(f"dump={folder}: {_FILE} is of another version of visurf_ray, which differs in {names}")
     return dump
 
 

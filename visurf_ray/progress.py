@@ -8,7 +8,7 @@ from time import monotonic
 
 from visurf_ray.checkpoints import Best, Checkpoints, State
 from visurf_ray.config.schema import TrainConfig
-from visurf_ray.errors import ConfigError, short
+from visurf_ray.errors import ConfigError, LostError, short
 from visurf_ray.groups import Metrics, without_bounds
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.monitor import Monitor
@@ -76,7 +76,11 @@ class Progress:
         """
         with finishing_first(self.train.grace):
             self._learning = True
-            yield
+            try:
+                yield
+            except LostError:  # raised before anything is learnt
+                self._learning = False
+                raise
             self.state = replace(self.state, **vars(reached))
             self._learning = False
         self._finish()

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from visurf_ray.actors import start_learner_alone
 from visurf_ray.checks import read_learnt
 from visurf_ray.cluster.resources import connected
@@ -22,7 +24,7 @@ from visurf_ray.models import check_model, load_processor, model_config
 
 @dataclass(frozen=True)
 class Alone:
-    """A group, learnt from by the policy before the step as the only one.
+    """What an update on one group alone shows, by the policy before the step.
 
     Attributes:
         id: of its example.
@@ -72,7 +74,8 @@ def repeat(given: ReplayConfig, overrides: Sequence[str]) -> Repeated:
     if start:
         read_learnt(start, config)
     check_model(config.model.path)
-    model_config(config.model.path)  # before the processor's: it tells a family that transformers does not have
+    # Before the processor: this tells a family that transformers does not have.
+    model_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
     processor = load_processor(config.model)
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
@@ -102,7 +105,7 @@ def repeat(given: ReplayConfig, overrides: Sequence[str]) -> Repeated:
 def _groups(folder: Path) -> list[Group]:
     try:
         return read_groups(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DumpError(f"dump={folder}: its groups are of another version of visurf_ray: {error!r}") from error
 
 

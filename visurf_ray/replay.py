@@ -25,7 +25,8 @@ def replay(config: ReplayConfig, overrides: Sequence[str]) -> None:
 
     found = repetition.repeat(config, overrides)
     policy = found.policy or "the initial policy"
-    older = f", which is {found.steps_before} steps older: its numbers are not those of the run"
+    steps = "a step" if found.steps_before == 1 else f"{found.steps_before} steps"
+    older = f", which is {steps} older: its numbers are not those of the run"
     print(f"step {found.step}, from {policy}{older if found.steps_before else ''}")
     width = max(map(len, found.metrics))
     for name, value in sorted(found.metrics.items()):

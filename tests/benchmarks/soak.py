@@ -283,7 +283,7 @@ def main() -> None:
     finish(
         {
             "faults": len(watched.struck),
-            "survived": len(watched.struck) - bool(wrong),
+            "survived": 0 if wrong else len(watched.struck),  # the run survives all of them, or not
             "steps": last_step(folder),
             "rss_slope_mib": slopes(watched, "rss"),
             "private_slope_mib": slopes(watched, "private"),

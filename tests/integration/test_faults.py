@@ -174,7 +174,7 @@ def test_a_learner_that_dies_goes_back_to_its_checkpoint_and_sigterm_saves_the_l
     time.sleep(0.3)  # in the middle of the next step
     run.terminate()
     assert run.wait(timeout=60) == 143, log.read_text()
-    assert family.left(seconds=5) == ([], [])
+    assert family.left(seconds=30) == ([], [])
     last = len(trained())
     assert [step for step, _ in trained()] == list(range(1, last + 1)) and trained()[-1][1] == 1
     saved = sorted(path.name for path in (folder / "checkpoints").iterdir())

@@ -80,9 +80,9 @@ def test_a_killed_driver_goes_on_from_its_checkpoint_and_its_actors_have_ended(c
     assert len(of_run) == 5
     (driver,) = [each for each in family.living() if command(each)[1:3] == ["-m", "visurf_ray.train"]]
     driver.kill()
-    _, left = psutil.wait_procs(of_run, timeout=10)
+    _, left = psutil.wait_procs(of_run, timeout=30)
     assert not left, [title(each) for each in left]
     assert job.wait(timeout=240) == 0, log.read_text()
-    assert "submitting the run again as run-again-1, from its newest checkpoint (1 of 2 times)" in log.read_text()
+    assert "submitting the run again as run-again-1, from its newest checkpoint" in log.read_text()
     assert [row["step"] for row in rows(folder) if "train/loss" in row] == list(range(1, 7))
     assert json.loads((folder / "summary.json").read_text())["steps"] == 6

@@ -163,6 +163,19 @@ def test_saving_a_step_again_replaces_it(folder):
     assert names(folder) == ["step_000020"]
 
 
+def test_while_a_step_is_replaced_its_older_checkpoint_is_whole_until_the_new_one_is(folder, monkeypatch):
+    checkpoints, remove, found = Checkpoints(folder, keep=1), shutil.rmtree, []
+    path = save_whole(checkpoints, State(20), saver("old"))
+
+    def look(*arguments, **options):
+        found.append((path / "weights.bin").read_text())
+        remove(*arguments, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", look)
+    save_whole(checkpoints, State(20), saver("new"))
+    assert found and found[-1] == "new" and set(found) == {"old", "new"}
+
+
 def test_a_partial_folder_is_never_chosen(folder):
     """Torn while writing, or copied without its end."""
     save_whole(Checkpoints(folder, keep=1), State(10), saver())

@@ -502,6 +502,13 @@ def test_an_interrupted_run_saves_its_last_step(tmp_path, ahead):
     assert read_state(tmp_path / "step_000002").position == 8
 
 
+def test_a_run_that_is_interrupted_after_a_batch_was_lost_saves_its_last_step(tmp_path):
+    settings = ["method=rlvr", "train.steps=9", "eval.every=0", "train.checkpoint_every=9"]
+    driver = drive(tmp_path, *settings, raises=[None, None, LostError("an image")], interrupted=3)
+    assert isinstance(driver.result, KeyboardInterrupt)
+    assert [path.name for path in tmp_path.iterdir()] == ["step_000002"]
+
+
 def test_an_interrupted_run_saves_nothing_twice_nor_without_checkpoints(tmp_path):
     settings = ["method=rlvr", "train.steps=9", "eval.every=0"]
     for every, names in (("1", ["step_000001"]), ("0", [])):

@@ -80,7 +80,8 @@ def test_a_dump_that_cannot_be_replayed_is_refused(folder):
     [
         ({"new": 1}, "new is unknown"),
         ({"packing": "folded"}, "packing"),
-        ({"loss": {"clip_higher": 1.0}}, "loss.clip_higher is unknown"),
+        ({"loss": {"clip_higher": 1.0}}, "which differs in loss"),
+        ({"loss": {}}, "which differs in loss"),
         ({"loss": {"ratio": "word"}}, r"loss\.ratio"),
     ],
 )
@@ -132,8 +133,8 @@ def test_groups_are_read_as_they_were_written(tmp_path):
     for one, other in zip((first, second), found, strict=True):
         nothing = Prompt([], [])
         assert replace(other.example, prompt=nothing) == replace(one.example, prompt=nothing)
-        for prompts in ((one.example.prompt, other.example.prompt),):
-            assert prompts[0].token_ids == prompts[1].token_ids and prompts[0].expanded_ids == prompts[1].expanded_ids
+        asked, read = one.example.prompt, other.example.prompt
+        assert asked.token_ids == read.token_ids and asked.expanded_ids == read.expanded_ids
         for response, again in zip(one.responses, other.responses, strict=True):
             tokens, read = response.tokens.resolve(held), again.tokens.resolve(held)
             np.testing.assert_array_equal(tokens.ids, read.ids)
@@ -156,6 +157,14 @@ def test_a_replay_has_the_runs_settings_but_for_those_that_are_given():
     assert (found.seed, found.learner.minibatches, found.method.name) == (5, 2, "gspo")
     assert (found.learner.max_tokens_per_micro_batch, found.cluster.address) == (700, "local")
     assert found.learner.packing is of_run.learner.packing
+
+
+def test_a_dump_does_not_say_whether_code_is_trusted_nor_which_ray_is_used():
+    stored = to_dict(composed("model.trust_remote_code=true", "cluster.address=10.0.0.1:6379"))
+    found = learner_config(stored, given := composed(), [])
+    assert not found.model.trust_remote_code and found.cluster.address == given.cluster.address
+    trusting = composed("model.trust_remote_code=true")
+    assert learner_config(stored, trusting, ["model.trust_remote_code=true"]).model.trust_remote_code
 
 
 def test_settings_that_a_replay_cannot_have_are_refused():

@@ -14,7 +14,8 @@ from visurf_ray.errors import UserError
 from visurf_ray.learner.unpickling import without_code
 
 
-def test_what_deepspeed_writes_is_read(tmp_path):
+def test_what_deepspeed_writes_is_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # as many set since PyTorch 2.6
     written = {
         "loss_scaler": LossScaler(2),
         "zero_stage": ZeroStageEnum.weights,
@@ -26,7 +27,7 @@ def test_what_deepspeed_writes_is_read(tmp_path):
         read = torch.load(tmp_path / "state.pt", weights_only=False)  # as DeepSpeed does
     assert read["zero_stage"] is ZeroStageEnum.weights and read["slices"]["a"].numel == 3
     assert read["loss_scaler"].cur_scale == 2 and read["state"]["group"] == written["state"]["group"]
-    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ and os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
 
 
 def test_code_in_a_state_is_refused_and_not_run(tmp_path):

@@ -42,7 +42,7 @@ def connected(address: str) -> Iterator[None]:
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        with _out_of_reach() if address == "local" else nullcontext():
+        with _loopback_only() if address == "local" else nullcontext():
             ray.init(address=address, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
         raise ClusterError(
@@ -62,8 +62,8 @@ def connected(address: str) -> Iterator[None]:
 
 
 @contextmanager
-def _out_of_reach() -> Iterator[None]:
-    """Have a Ray that starts take the loopback address for this machine's, as it does on macOS.
+def _loopback_only() -> Iterator[None]:
+    """Make a Ray that starts here use 127.0.0.1 as this machine's address, as it does on macOS.
 
     Otherwise it and the actors listen on the machine's address in its network, where others reach them.
     """

@@ -154,7 +154,7 @@ class Supervisor:
             print(f"the {role} is replaced after {fault.seconds:g} s", file=sys.stderr, flush=True)
 
     def recall(self, faults: Sequence[dict[str, Json]]) -> None:
-        """Put faults first that the run had before it was resumed: as dicts, from its checkpoint."""
+        """Insert the faults of the run before it was resumed: dicts, from its checkpoint."""
         self.faults[:0] = [Fault(**fault) for fault in faults]
 
     def _watch(self) -> None:

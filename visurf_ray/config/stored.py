@@ -19,7 +19,9 @@ def learner_config(stored: dict[str, Json], given: Config, overrides: Sequence[s
         stored: as `to_dict` has returned it.
         given: the configuration that the command line asks for. It has the values of `overrides`, which replace those
             of the run.
-        overrides: of the command line; those of settings that a run does not have are passed by.
+        overrides: of the command line. Those of settings that only the command has, such as `dump`, are ignored.
+
+    Whether code of the model is trusted, and which Ray to use, is not taken from the run: its files may come from others.
 
     Raises:
         ConfigError: the configuration is of another version, or an override is not that of a setting.
@@ -30,6 +32,8 @@ def learner_config(stored: dict[str, Json], given: Config, overrides: Sequence[s
     except (OmegaConfBaseException, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"the run's configuration is of another version of visurf_ray: {reason}") from error
+    config.model.trust_remote_code = given.model.trust_remote_code
+    config.cluster.address = given.cluster.address
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
         *path, name = key.split(".")

@@ -65,8 +65,8 @@ class LearnerGroup:
     def _start(self, seed: int, cores: Sequence[Sequence[int]]) -> None:
         address, port = self._fetch(self.actors[0].address.remote())
         # In a Ray that no other machine reaches, ranks meet in a file: PyTorch's store would listen on all addresses.
-        self._meeting = TemporaryDirectory(prefix="visurf_ray-") if address.startswith("127.") else None
-        store = f"{self._meeting.name}/store" if self._meeting else None
+        self._rendezvous = TemporaryDirectory(prefix="visurf_ray-") if address.startswith("127.") else None
+        store = f"{self._rendezvous.name}/store" if self._rendezvous else None
         world = len(self.actors)
         self._fetch(
             [
@@ -245,6 +245,8 @@ class LearnerGroup:
         """End the ranks' processes."""
         for actor in self.actors:
             ray.kill(actor)
+        if self._rendezvous:
+            self._rendezvous.cleanup()
 
     def _fetch(self, references: Reference | Sequence[Reference]) -> Any:
         """Return what references refer to.

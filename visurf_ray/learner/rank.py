@@ -54,7 +54,7 @@ class Rank:
         seed: int,
         store: str | None = None,
     ) -> None:
-        """Start the rank, and meet the others.
+        """Start the rank, and join the process group.
 
         Args:
             address: rank 0's. The ranks meet there, at `port`, unless `store` is given.

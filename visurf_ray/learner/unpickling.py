@@ -12,14 +12,15 @@ from torch.serialization import safe_globals
 
 from visurf_ray.errors import UserError
 
-_FORCE = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"  # see `torch.load`
+_FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"  # see `torch.load`
 
 
 @contextmanager
 def without_code(folder: str) -> Iterator[None]:
-    """Have `torch.load` make tensors, plain values and DeepSpeed's own objects alone, whatever its caller asks for.
+    """Make `torch.load` refuse everything but tensors, plain values and three classes of DeepSpeed.
 
-    DeepSpeed asks for `weights_only=False`, which runs any function that a file names.
+    DeepSpeed asks for `weights_only=False`, which runs any function that a file names. This holds for the whole process:
+    no other thread may call `torch.load` meanwhile.
 
     Args:
         folder: what is read, for the message.
@@ -27,7 +28,7 @@ def without_code(folder: str) -> Iterator[None]:
     Raises:
         UserError: a file holds anything else.
     """
-    before = os.environ.get(_FORCE)
+    before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORBID)}  # torch refuses both at once
     os.environ[_FORCE] = "1"
     try:
         with safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
@@ -38,7 +39,5 @@ def without_code(folder: str) -> Iterator[None]:
             f"({str(error).splitlines()[-1][:200]})"
         ) from error
     finally:
-        if before is None:
-            del os.environ[_FORCE]
-        else:
-            os.environ[_FORCE] = before
+        del os.environ[_FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})

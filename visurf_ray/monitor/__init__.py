@@ -93,8 +93,8 @@ class Monitor:
         """Tell of steps that W&B has, and that are repeated."""
         if steps and self._metrics.mode != WandbMode.disabled:
             self._progress.say(
-                f"W&B   keeps what it has of steps {steps[0]} to {steps[-1]}, as it takes no rows back; metrics.jsonl "
-                "and the report will have them as they are repeated"
+                f"W&B   keeps its rows of steps {steps[0]} to {steps[-1]}, which cannot be replaced; metrics.jsonl and "
+                "the report will have the repeated ones"
             )
 
     def faults(self) -> list[dict[str, Json]]:

@@ -60,7 +60,7 @@ class MetricsLog:
             settings=wandb.Settings(silent=True, console="off", init_timeout=_PATIENCE),
         )
         self._silent = ""  # why W&B does not answer
-        self._shown: set[tuple[int, bool]] = set()  # rows that W&B has already, by step and whether they are scores
+        self._in_wandb: set[tuple[int, bool]] = set()  # rows that W&B has already, by step and whether they are scores
         try:
             self._run = begin(mode=_WANDB_MODES[self.mode])
         except wandb.errors.CommError as error:
@@ -91,12 +91,12 @@ class MetricsLog:
         with writing(self.path.name, self.path.parent):
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(to_json({"step": step, "time": time.time()} | row) + "\n")
-            if (step, _has_scores(row)) not in self._shown:
+            if (step, _has_scores(row)) not in self._in_wandb:
                 self._run.log(row)
 
     def table(self, step: int, key: str, table: wandb.Table) -> None:
         """Show a table in W&B under `key`, unless it repeats one, like a row; see `log`."""
-        if (step, key.startswith(_SCORE)) in self._shown:
+        if (step, key.startswith(_SCORE)) in self._in_wandb:
             return
         with writing("W&B's table of samples", self.path.parent):
             self._run.log({"step": step, key: table})
@@ -111,9 +111,9 @@ class MetricsLog:
             The steps of these rows; none without `repeats`.
         """
         if repeats:
-            self._shown |= {(row["step"], _has_scores(row)) for row in self.read() if row["step"] > step}
+            self._in_wandb |= {(row["step"], _has_scores(row)) for row in self.read() if row["step"] > step}
         self._keep(lambda row: row["step"] <= step)
-        return sorted({shown for shown, _ in self._shown if shown > step}) if repeats else []
+        return sorted({shown for shown, _ in self._in_wandb if shown > step}) if repeats else []
 
     def drop_evaluation(self, step: int) -> None:
         """Remove the scores of the evaluation after so many steps, which is made again."""

@@ -402,6 +402,7 @@ def end_with_children(unless: Callable[[], bool]) -> None:
     vLLM never answers the calls that its engine's process had not answered when it died.
     """
     children = [child.sentinel for child in multiprocessing.active_children()]
+    assert children, "vLLM has started its engine's process"
 
     def watch() -> None:
         multiprocessing.connection.wait(children)
