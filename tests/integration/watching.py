@@ -49,7 +49,10 @@ class Seen:
                     for connection in process.net_connections("tcp"):
                         if connection.status == psutil.CONN_LISTEN:
                             self.sockets.add((line[:200], connection.laddr.ip))
-                            if "gcs_server" in line and self.answer not in ("OK", "UNAUTHENTICATED"):  # it may not be ready
+                            if "gcs_server" in line and self.answer not in (
+                                "OK",
+                                "UNAUTHENTICATED",
+                            ):  # it may not be ready
                                 self.answer = _asked(f"{connection.laddr.ip}:{connection.laddr.port}")
 
 

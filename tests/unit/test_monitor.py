@@ -221,7 +221,7 @@ def test_steps_that_a_learner_repeats_are_in_wandb_once(
     for step in (1, 2, 3):
         monitor.log(step, {"a": step})
     monitor.rewind(1)
-    assert "W&B   keeps what it has of steps 2 to 3" in capsys.readouterr().out
+    assert "W&B   keeps its rows of steps 2 to 3" in capsys.readouterr().out
     found = sent(monitor, monkeypatch)
     for step in (2, 3, 4):
         monitor.log(step, {"a": 10 * step})

@@ -75,8 +75,8 @@ from visurf_ray.rollout.actor import end_with_children
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
 child.start()
 end_with_children(unless=lambda: {0})
-child.kill()
 (thread,) = (each for each in threading.enumerate() if each.name == "engine")
+child.kill()
 thread.join(100)
 sys.exit(2 if thread.is_alive() else 0)
 """

@@ -19,8 +19,8 @@ _FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_
 def without_code(folder: str) -> Iterator[None]:
     """Make `torch.load` refuse everything but tensors, plain values and three classes of DeepSpeed.
 
-    DeepSpeed asks for `weights_only=False`, which runs any function that a file names. This holds for the whole process:
-    no other thread may call `torch.load` meanwhile.
+    DeepSpeed asks for `weights_only=False`, which runs any function that a file names. This holds for the whole
+    process: no other thread may call `torch.load` meanwhile.
 
     Args:
         folder: what is read, for the message.
