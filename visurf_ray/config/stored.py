@@ -21,7 +21,7 @@ def learner_config(stored: dict[str, Json], given: Config, overrides: Sequence[s
             of the run.
         overrides: of the command line. Those of settings that only the command has, such as `dump`, are ignored.
 
-    Whether code of the model is trusted, and which Ray is used, the command decides: a run's files may come from others.
+    The command decides whether code of the model is trusted, and which Ray is used: a run's files may come from others.
 
     Raises:
         ConfigError: the configuration is of another version, or an override is not that of a setting.
