@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 _PORT = 6379  # of Ray's head; a namespace has all ports to itself
@@ -91,8 +90,6 @@ def _remove(machine: Machine) -> None:
 def ray_on(machines: Sequence[Machine], *, cpus: int = 2) -> Iterator[dict[str, str]]:
     """Start a Ray head on the first machine and a node on each other, with token authentication.
 
-    They divide this machine's cores: threads that share a core wait actively, and would take each other's time.
-
     Yields the environment of programs that use this cluster.
     """
     folder = Path(tempfile.mkdtemp(prefix="vst.", dir="/tmp"))  # short: a socket's path has 107 characters at most
@@ -104,7 +101,6 @@ def ray_on(machines: Sequence[Machine], *, cpus: int = 2) -> Iterator[dict[str, 
         "RAY_ADDRESS": head,
     }
     started: list[subprocess.Popen[bytes]] = []
-    cores = sorted(os.sched_getaffinity(0))
     try:
         for number, machine in enumerate(machines):
             role = [f"--address={head}"] if number else ["--head", f"--port={_PORT}"]
@@ -114,12 +110,7 @@ def ray_on(machines: Sequence[Machine], *, cpus: int = 2) -> Iterator[dict[str, 
             log = folder / f"start-{number}.log"
             with log.open("wb") as output:
                 variables = {name: value for name, value in environment.items() if name != "RAY_ADDRESS"}
-                own = partial(os.sched_setaffinity, 0, cores[number :: len(machines)] or cores)
-                started.append(
-                    subprocess.Popen(
-                        machine.command(*command), stdout=output, stderr=output, env=variables, preexec_fn=own
-                    )
-                )
+                started.append(subprocess.Popen(machine.command(*command), stdout=output, stderr=output, env=variables))
             _wait_until_started(started, folder)
         yield environment
     finally:
