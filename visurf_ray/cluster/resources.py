@@ -21,8 +21,9 @@ from visurf_ray.errors import ClusterError
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
 
 # The environment of a deterministic one. By default the order in which Intel's MKL adds depends on where in memory the
-# numbers lie (oneMKL's Developer Guide, "Conditional Numerical Reproducibility").
-SAME_SUMS = {"MKL_CBWR": "AVX2,STRICT"}
+# numbers lie, and on how many threads it takes (oneMKL's Developer Guide, "Conditional Numerical Reproducibility"). On
+# AMD's processors it takes AUTO for AVX2 (MKL_VERBOSE=1 shows it).
+SAME_SUMS = {"MKL_CBWR": "AVX2,STRICT", "MKL_DYNAMIC": "FALSE"}
 
 
 @contextmanager
