@@ -42,6 +42,8 @@ def test_a_run_that_is_killed_is_submitted_again_and_goes_on_from_its_checkpoint
     end, jobs = run(tmp_path, [killed, "SUCCEEDED 0 None"])
     assert end == "SUCCEEDED 0"
     assert jobs == [["first", "seed=1"], ["first-again-1", "seed=1", "train.resume=auto"]]
+    told = "submitting the run again as first-again-1, from its newest checkpoint, if it has one (1 of 2 times)"
+    assert told in (tmp_path / "said").read_text()
 
 
 def test_a_run_that_is_killed_again_and_again_is_given_up(tmp_path):
@@ -107,7 +109,8 @@ def test_the_user_says_how_often_a_run_is_submitted_again(tmp_path, monkeypatch,
 def test_another_number_is_refused_before_anything_is_submitted(tmp_path, given):
     script = _SCRIPT.format(root=_ROOT, arguments="")
     environment = os.environ | {"RESUBMISSIONS": given}
-    done = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment)
+    command = ["bash", "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == 2
     assert f"RESUBMISSIONS must be a whole number from 0 on, not '{given}'" in done.stderr
     assert not list(tmp_path.iterdir())
