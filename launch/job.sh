@@ -10,13 +10,19 @@ excludes='["/[!.]*", "/.?*", "!/visurf_ray", "!/visurf_ray/**", "!/conf", "!/con
 # Ray's default, Abseil's signal handler in Ray's core ends the driver after 3 s.
 stop_seconds=60
 runtime_env="\"excludes\": $excludes"
-# How often a run that was killed is submitted again, and after how many seconds: meanwhile Ray ends its actors.
-resubmissions=${RESUBMISSIONS:-2}
-settle_seconds=10
 
 export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
 
 say() { echo "${0##*/}: $*"; }
+
+# How often a run that was killed is submitted again, and after how many seconds: meanwhile its actors end, within 15 s.
+resubmissions=${RESUBMISSIONS:-2}
+settle_seconds=30
+if [[ ! $resubmissions =~ ^[0-9]+$ ]]; then
+    say "RESUBMISSIONS must be a whole number from 0 on, not '$resubmissions': how often a killed run is submitted again" >&2
+    exit 2
+fi
+resubmissions=$((10#$resubmissions))
 
 # listens HOST PORT: whether something accepts connections there.
 listens() { (exec 3<>"/dev/tcp/$1/$2") 2>/dev/null; }
@@ -44,15 +50,17 @@ nodes() {
         { grep -o '"node_id"' || true; } | wc -l
 }
 
-# given_output_dir ARGUMENT…: prints the value of the last output_dir=…, without Hydra's quotes; nothing without one.
-given_output_dir() {
+# given KEY ARGUMENT…: prints the value of the last KEY=…, without Hydra's quotes; nothing without one.
+given() {
     local argument value=""
-    for argument in "$@"; do
-        if [[ $argument =~ ^(\+\+)?output_dir=(.*)$ ]]; then value=${BASH_REMATCH[2]}; fi
+    for argument in "${@:2}"; do
+        if [[ $argument =~ ^\+*"$1"=(.*)$ ]]; then value=${BASH_REMATCH[1]}; fi
     done
     if [[ $value =~ ^\'(.*)\'$ || $value =~ ^\"(.*)\"$ ]]; then value=${BASH_REMATCH[1]}; fi
     echo "$value"
 }
+
+given_output_dir() { given output_dir "$@"; }
 
 # quoted_override KEY TEXT: prints an override that Hydra reads as exactly this text.
 quoted_override() { echo "$1='${2//\'/\\\'}'"; }
@@ -78,28 +86,34 @@ submit_job() {
     exec 3>&-
 }
 
-# run_job COMMAND…: submits the job and waits for its end. A run whose program was killed, or whose machine was lost, is
-# submitted again with train.resume=auto, $resubmissions times at most. One that has failed or was stopped is not. Nor is one
-# that begins from a checkpoint that the command names: if it was killed before its own first one, it would begin without it.
+# run_job PYTHON -m MODULE ARGUMENT…: submits the job and waits for its end. A run whose program was killed, or whose machine
+# was lost, is submitted again with train.resume=auto, $resubmissions times at most. One that has failed or was stopped is not.
+# Nor is one that begins from a checkpoint that the command names: if it was killed before its own first one, it would begin
+# without it. Nor is a sweep: train.resume=auto refuses those of its runs that are finished.
 run_job() {
     local first=$job number command=("$@")
     for ((number = 0; ; number++)); do
         job_status=RUNNING
         submit_job "${command[@]}"
         await_job
-        if [[ -z $job_killed ]] || ((number == resubmissions)) || names_checkpoint "$@"; then return; fi
+        if [[ -z $job_killed ]] || ((number >= resubmissions)); then return; fi
+        if names_checkpoint "$@" || is_sweep "${@:4}"; then return; fi
         job=$first-again-$((number + 1))
         command=("$@" train.resume=auto)
-        say "submitting the run again as $job, from its newest checkpoint ($((number + 1)) of $resubmissions times)" >&2
+        say "submitting the run again as $job, from its newest checkpoint, if it has one" \
+            "($((number + 1)) of $resubmissions times)" >&2
         sleep "$settle_seconds"
     done
 }
 
 # names_checkpoint ARGUMENT…: whether the run begins from a checkpoint that is given by its path.
-names_checkpoint() {
+names_checkpoint() { [[ ! $(given train.resume "$@") =~ ^(auto|null)?$ ]]; }
+
+# is_sweep ARGUMENT…: whether the arguments start several runs. argparse also takes the beginning of --multirun.
+is_sweep() {
     local argument
     for argument in "$@"; do
-        if [[ $argument =~ ^\+*train\.resume= && ! $argument =~ =(auto|null)?$ ]]; then return 0; fi
+        if [[ $argument =~ ^(-m|--m.*|hydra\.mode=MULTIRUN)$ ]]; then return 0; fi
     done
     return 1
 }
@@ -124,7 +138,7 @@ await_job() {
     if [[ ! $job_code =~ ^-?[0-9]+$ || $job_code == 0 ]]; then job_code=1; fi # stopped, or Ray itself failed
     if ((job_code < 0)); then job_code=$((128 - job_code)); fi                # killed by a signal
     if [[ $job_status == FAILED ]] && { [[ $error == *SUPERVISOR_ACTOR_DIED ]] ||
-        ((job_code > 128 && job_code != 130 && job_code != 143)); }; then job_killed=yes; fi
+        ((job_code > 128 && job_code <= 128 + 64 && job_code != 130 && job_code != 143)); }; then job_killed=yes; fi
     if [[ $job_status == UNKNOWN ]]; then say "Ray cannot tell what became of the job" >&2 && return; fi
     say "the job did not succeed: $job_status, exit status $job_code" >&2
 }

@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parents[2]
 _SCRIPT = """
 set -euo pipefail
 source {root}/launch/job.sh
-root={root} address={address} job=run runtime_env+=', "py_executable": "{python}"'
+root={root} address={address} job=run settle_seconds=10 runtime_env+=', "py_executable": "{python}"'
 run_job {python} -m visurf_ray.train "$@"
 exit "$job_code"
 """
@@ -83,6 +83,7 @@ def test_a_killed_driver_goes_on_from_its_checkpoint_and_its_actors_have_ended(c
     _, left = psutil.wait_procs(of_run, timeout=30)
     assert not left, [title(each) for each in left]
     assert job.wait(timeout=240) == 0, log.read_text()
-    assert "submitting the run again as run-again-1, from its newest checkpoint" in log.read_text()
+    told = "submitting the run again as run-again-1, from its newest checkpoint, if it has one (1 of 2 times)"
+    assert told in log.read_text()
     assert [row["step"] for row in rows(folder) if "train/loss" in row] == list(range(1, 7))
     assert json.loads((folder / "summary.json").read_text())["steps"] == 6

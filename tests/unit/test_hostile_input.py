@@ -21,12 +21,14 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -39,6 +41,7 @@ from visurf_ray.answers.formulas import Truth
 from visurf_ray.answers.rle import objects_in
 from visurf_ray.data.pictures import find_pictures, load_mask, load_picture
 from visurf_ray.data.rows import read_rows
+from visurf_ray.data.tables import load_tables
 from visurf_ray.errors import DataError, UserError
 from visurf_ray.groups import Coordinates, Example, Prediction, Prompt
 from visurf_ray.rewards import REWARDS
@@ -570,6 +573,23 @@ def test_the_card_of_a_folder_names_no_file_outside(tmp_path, card):
         assert "secret" in [row.problem for row in read_rows(str(folder), outside=True)]
     (folder / "README.md").write_text(CARD % "data_files: own.jsonl")
     assert [row.problem for row in read_rows(str(folder))] == ["own"]
+
+
+@pytest.mark.parametrize(
+    "file", ["datasets/other/name@1a/a.parquet", "datasets/owner/name-2@1a/a.parquet", "buckets/owner/name/a.parquet"]
+)
+def test_the_card_of_a_repository_names_no_file_of_another(monkeypatch, file):
+    files = ["hf://datasets/owner/name@1a/a.parquet", "hf://datasets/owner/name/b.parquet"]
+    builder = SimpleNamespace(config=SimpleNamespace(data_files={"train": files}))
+    monkeypatch.setattr("datasets.load_dataset_builder", lambda *_, **__: builder)
+    monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: Dataset.from_list([{"problem": "it"}]))
+    for source in ("owner/name", "owner/name/configuration:test"):
+        (table,) = load_tables(source)
+        assert table.columns == ["problem"]
+    files.append(f"hf://{file}")
+    with pytest.raises(DataError, match=f"README.md names the file hf://{file}, which lies outside of it"):
+        load_tables("owner/name")
+    assert load_tables("owner/name", outside=True)
 
 
 def test_no_code_and_no_pickle_of_a_data_set_is_run(tmp_path):

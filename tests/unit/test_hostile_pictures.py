@@ -6,17 +6,21 @@ bytes of memory for each pixel and each byte of its file, and seconds of process
 
 import json
 import os
+import runpy
 import struct
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tests.unit.conftest import encoded, picture
+from visurf_ray.data import pictures
 from visurf_ray.data.pictures import LONGEST_SIDE, MOST_PIXELS, load_picture, picture_size
 from visurf_ray.errors import DataError
 
@@ -98,10 +102,10 @@ def jpeg_of(width: int, height: int) -> bytes:
     return bytes(data)
 
 
-def many_scans(count: int) -> bytes:
+def many_scans(count: int, between: bytes = b"") -> bytes:
     data = encoded(Image.effect_noise((256, 256), 3).convert("RGB"), "JPEG", progressive=True)
     place = data.rindex(b"\xff\xda")
-    return data[:place] + data[place:-2] * count + b"\xff\xd9"
+    return data[:place] + (between + data[place:-2]) * count + b"\xff\xd9"
 
 
 def many_frames_webp(count: int) -> bytes:
@@ -194,6 +198,10 @@ CASES: dict[str, tuple[Callable[[], bytes], bool | None]] = {
     ),
     "scans.jpg": (lambda: many_scans(1000), False),
     "few-scans.jpg": (lambda: many_scans(1), True),
+    # The bytes of many scans, which are not scans of the first image.
+    "video.jpg": (lambda: encoded(picture(), "JPEG") + os.urandom(10 * MIB), True),
+    "thumbnails.mpo": (lambda: encoded(picture(), "MPO", save_all=True, append_images=[picture()] * 150), True),
+    "comment.jpg": (lambda: encoded(picture(), "JPEG", comment=b"\xff\xda" * 1000), True),
     "mpo-without-end.jpg": (lambda: encoded(picture(), "MPO", save_all=True, append_images=[picture()])[:400], False),
     # Torn.
     **{
@@ -249,8 +257,58 @@ def test_the_limits_are_named():
             load_picture(data, "row 7")
     with pytest.raises(DataError, match=f"row 7: .*exceeds limit of {MOST_PIXELS} pixels"):
         load_picture(png(20_000, 20_000, b""), "row 7")
-    with pytest.raises(DataError, match=r"row 7: the image is a JPEG of 1,\d\d\d scans"):
+    with pytest.raises(DataError, match=r"row 7: the image is a JPEG of more than 100 scans"):
         load_picture(many_scans(1000), "row 7")
+
+
+@pytest.mark.parametrize(
+    "between", [b"a", b"\xff", b"\xff\0", b"\xff\xd0", b"\xff\2", b"\xff\xfe\0\3\xff", b"\xff\xe0\0\0"]
+)
+def test_scans_are_counted_whatever_stands_between_them(between):
+    with pytest.raises(DataError, match="more than 100 scans"):
+        load_picture(many_scans(101, between), "row 7")
+    with suppress(DataError):  # libjpeg accepts some of these
+        assert load_picture(many_scans(50, between), "row 7").size == (256, 256)
+
+
+def test_a_jpeg_of_many_markers_is_read_in_little_time():
+    begin = time.process_time()
+    for repeated in (b"\xff\xd0", b"\xff\0", b"\xff", b"\xff\2"):
+        with suppress(DataError):
+            load_picture(many_scans(1)[:-2] + repeated * (10 * MIB // len(repeated)), "row 7")
+    assert time.process_time() - begin < SECONDS
+
+
+def test_a_torn_jpeg_is_refused_wherever_it_ends():
+    data = encoded(picture(), "JPEG", progressive=True)
+    for end in range(2, len(data) - 2, 7):
+        with pytest.raises(DataError, match=r"^row 7: .*(cannot be read as an image|is damaged)"):
+            load_picture(data[:end], "row 7")
+    for last in (b"\xff", b"\xff\xda", b"\xff\xfe\xff", b"\xff\xfe\xff\xff"):
+        with suppress(DataError):
+            load_picture(data[:-2] + last, "row 7")
+
+
+def test_a_users_module_does_not_change_the_limit(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    module = runpy.run_path(pictures.__file__)
+    assert module["load_picture"](encoded(picture()), "row 7").size == (100, 60)
+    with pytest.raises(DataError, match="may have at most 178,956,970"):
+        module["load_picture"](png(20_000, 20_000, b""), "row 7")
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(Image, "open"), (ImageFile.ImageFile, "load"), (Image.Image, "getexif"), (Image.Image, "convert")],
+)
+def test_a_lack_of_memory_does_not_look_like_damage(monkeypatch, owner, name):
+    def lack(*_, **__):
+        raise MemoryError
+
+    data = encoded(picture().convert("L"), "JPEG")
+    monkeypatch.setattr(owner, name, lack)
+    with pytest.raises(MemoryError):
+        load_picture(data, "row 7")
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):

@@ -30,7 +30,7 @@ ENDINGS = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", 
 KEYS = ("bytes", "path", "image", "url", "image_url")  # of dictionaries that are a picture; the first one given counts
 _VIDEOS = frozenset({".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg"})
 
-MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 0)  # 178,956,970: Pillow itself refuses larger images
+MOST_PIXELS = 178_956_970  # as Pillow, which refuses larger images unless a module of the user has changed its limit
 LONGEST_SIDE = 65_535  # as in JPEG
 MOST_SCANS = 100  # of a JPEG, as in libtiff; progressive ones have about ten
 # Pillow warns of images above half of MOST_PIXELS.
@@ -202,13 +202,15 @@ def _from_base64(text: str, where: str) -> bytes:
 def _decoded(picture: Picture, where: str) -> Image.Image:
     """Return an opened picture with its pixels, neither turned nor converted."""
     image = _opened(picture, where)
-    if (scans := _scans(image)) > MOST_SCANS:
+    if _scans(image) > MOST_SCANS:
         raise DataError(
-            f"{where}: the image{_name(picture)} is a JPEG of {scans:,} scans, but may have at most {MOST_SCANS}: save "
-            "it as a JPEG that is not progressive"
+            f"{where}: the image{_name(picture)} is a JPEG of more than {MOST_SCANS} scans: save it as a JPEG that is "
+            "not progressive"
         )
     try:
         image.load()
+    except MemoryError:  # the picture may be sound
+        raise
     except Exception as error:  # Pillow raises what it likes for damaged files
         raise DataError(f"{where}: the image{_name(picture)} is damaged ({short(error)})") from error
     return _bounded(image, picture, where)  # an icon may have another size than its header
@@ -230,6 +232,8 @@ def _opened(picture: Picture, where: str) -> Image.Image:
         raise DataError(f"{where}: {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"{where}: there is no image {short(picture, 500)}") from error
+    except MemoryError:  # the picture may be sound
+        raise
     except Exception as error:  # Pillow raises what it likes for damaged files
         name = _name(picture).strip() or "the embedded bytes"
         raise DataError(f"{where}: {name} cannot be read as an image ({short(error, 200)})") from error
@@ -237,18 +241,27 @@ def _opened(picture: Picture, where: str) -> Image.Image:
 
 
 def _scans(image: Image.Image) -> int:
-    """Return how many scans an opened JPEG has, thumbnails included; 0 for other formats."""
+    """Return how many scans the first image in an opened JPEG has, MOST_SCANS + 1 at most; 0 for other formats.
+
+    Goes from marker to marker as libjpeg does. Thumbnails, further images and videos in the file do not count.
+    """
     file = getattr(image, "fp", None)
     if image.format not in ("JPEG", "MPO") or file is None:
         return 0
-    place = file.tell()
+    before = file.tell()
     file.seek(0)
-    found, last = 0, b""
-    while part := file.read(2**20):
-        found += (last + part).count(b"\xff\xda")
-        last = part[-1:]
-    file.seek(place)
-    return found
+    data = file.read()
+    file.seek(before)
+    scans, place = 0, 0
+    while scans <= MOST_SCANS and (marker := _MARKER.search(data, place)) and marker[1] != b"\xd9":
+        scans += marker[1] == b"\xda"
+        place = marker.end() + max(2, int.from_bytes(data[marker.end() : marker.end() + 2]))
+    return scans
+
+
+# The markers of a JPEG that begin a segment, whose length follows in two bytes, and the one that ends the image, FF D9.
+# FF DA begins a scan. Its data have no such markers, but others: FF 00 and FF D0 to FF D7, which have no length.
+_MARKER = re.compile(rb"\xff([\xc0-\xc7\xc9-\xcf\xd9-\xdd\xe0-\xef\xfe])")
 
 
 def _bounded(image: Image.Image, picture: Picture, where: str) -> Image.Image:
@@ -270,6 +283,8 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if there is none or the EXIF data are malformed, as viewers do."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
+    except MemoryError:
+        raise
     except Exception:
         return 1
     return found if found in _TURNS else 1
@@ -291,6 +306,8 @@ def _in_rgb(image: Image.Image, where: str) -> Image.Image:
         if image.mode in ("La", "RGBa"):  # colours that are multiplied by alpha
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
         return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+    except MemoryError:  # the picture may be sound
+        raise
     except Exception as error:  # Pillow raises what it likes for damaged files
         raise DataError(f"{where}: an image of mode {image.mode} cannot be converted to RGB ({error})") from error
 

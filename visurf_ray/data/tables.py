@@ -258,10 +258,11 @@ def _load_dataset(source: str, path: str, outside: bool, **chosen: Json) -> Data
 
 
 def _check_files(source: str, path: str, files: Sequence[str]) -> None:
-    """Raise DataError if one of the files that a folder's or a data set's card names lies outside of it."""
+    """Raise DataError if a file that a card names lies outside of its folder, or of its repository on the hub."""
     folder = Path(path).absolute()
+    repository = (f"hf://datasets/{path}/", f"hf://datasets/{path}@")  # a revision follows the @
     for file in files:
-        inside = Path(os.path.abspath(file)).is_relative_to(folder) if folder.is_dir() else file.startswith("hf://")
+        inside = Path(os.path.abspath(file)).is_relative_to(folder) if folder.is_dir() else file.startswith(repository)
         if not inside:
             raise DataError(
                 f"{source}: its README.md names the file {short(file, 500)}, which lies outside of it; set "
