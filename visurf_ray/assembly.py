@@ -121,12 +121,9 @@ def run_through(driver: Driver, state: State, checkpoint: Path | None, superviso
             return driver.run(state)
         except LearnerLostError as error:
             supervisor.record("learner", str(error), phase_of(error))
-        folder, state = driver.progress.checkpoints.newest or start
-        why = (
-            ""
-            if driver.progress.checkpoints.newest
-            else ": the run has written no checkpoint yet (train.checkpoint_every)"
-        )
+        newest = driver.progress.checkpoints.newest
+        folder, state = newest or start
+        why = "" if newest else ": the run has written no checkpoint yet (train.checkpoint_every)"
         print(f"the learner goes back to step {state.step}{why}", file=sys.stderr, flush=True)
         with during("restart"):
             scratch = Path(driver.config.output_dir).resolve()

@@ -317,7 +317,7 @@ def _removed_by_errors(folder: Path) -> Iterator[None]:
 
 
 def _replace(partial: Path, final: Path) -> None:
-    old = final.parent / f".{final.name}.old.partial"  # only renamed, so that one of both is whole at any time
+    old = final.parent / f".{final.name}.old.partial"  # renamed, not removed, until the new folder has its name
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         os.replace(final, old)

@@ -142,10 +142,10 @@ def write_dump(dump: Dump, folder: Path, write_groups: Callable[[Path], None]) -
     """
     with writing(f"the groups of step {dump.step}", folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder) as partial:
-            write_groups(partial)
-            (partial / _FILE).write_text(json.dumps(asdict(dump)))
-            list_files(partial)
+        with written_whole(folder) as unfinished:
+            write_groups(unfinished)
+            (unfinished / _FILE).write_text(json.dumps(asdict(dump)))
+            list_files(unfinished)
 
 
 def read_dump(folder: Path) -> Dump:
@@ -183,6 +183,7 @@ def find_start(dump: Dump, folder: Path, checkpoint: str | None = None) -> tuple
 
     Raises:
         DumpError: the checkpoint is gone, damaged, or of a later step.
+        CheckpointError: another version of the program wrote it.
     """
     checkpoints = Checkpoints(folder.parent.parent / "checkpoints", keep=1)
     if checkpoint is None and dump.checkpoint is None:

@@ -63,7 +63,7 @@ class RewardPool:
             specs: The reward of each part (see `Example.part`). Without any no actors start, for a run whose groups
                 have no rollouts.
             cluster_timeout: Seconds that an actor may take to load the rewards: cluster.timeout.
-            supervisor: Is told of actors that are lost. It does not limit how often they are replaced.
+            supervisor: Records the actors that are lost. Replacements are not limited by cluster.max_restarts.
 
         Raises:
             RewardError: An actor cannot load a reward.
