@@ -277,6 +277,7 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
         reference=bool(config.method.kl_coef),
         skip_nan=config.train.on_nan is OnError.skip,
         trust_remote_code=trust,
+        deterministic=config.rollout.deterministic,
     )
 
 

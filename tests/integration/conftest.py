@@ -48,8 +48,7 @@ def loader(config, processor):
 def ray_cluster() -> Iterator[None]:
     import ray
 
-    # Two GPUs that no test computes on: test_placement.py asks where actors come to lie.
-    ray.init(address="local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False)
+    ray.init(address="local", num_cpus=8, include_dashboard=False, log_to_driver=False)  # with the machine's own GPUs
     yield
     from tests.integration import kept
 

@@ -328,6 +328,22 @@ def test_a_checkpoint_exports_to_the_weights_of_its_run(make_learner, batches, c
         torch.testing.assert_close(found[name].float(), weight.float(), atol=1e-7, rtol=0, msg=name)
 
 
+def test_a_deterministic_rank_adds_what_tokens_share_in_one_order(make_learner):
+    def sums(_actor) -> set[bytes]:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(2)
+        generator = torch.Generator().manual_seed(0)
+        hidden = torch.randn(400, 64, generator=generator, requires_grad=True)
+        column_T = torch.tensor([99] * 40 + list(range(100, 400)) + [99] * 300)  # responses begin at a prompt's end
+        grad = torch.randn(len(column_T), 64, generator=generator)
+        found = {torch.autograd.grad(hidden[column_T], hidden, grad)[0].numpy().tobytes() for _ in range(500)}
+        torch.set_num_threads(threads)
+        return found
+
+    learner = make_learner(deterministic=True)
+    assert len(ray.get(learner.actors[0].__ray_call__.remote(sums))) == 1
+
+
 @pytest.mark.parametrize(("ranks", "stage"), [(1, 1), (2, 2), (2, 3)])
 def test_a_step_whose_gradient_is_not_finite_is_not_taken(make_learner, batches, tmp_path, ranks, stage):
     good, other = batches

@@ -26,6 +26,7 @@ class RankConfig:
         reference: whether to keep the reference policy of the KL term.
         skip_nan: whether an update goes on after an optimiser step whose loss or gradient is not finite.
         trust_remote_code: see `model.trust_remote_code`.
+        deterministic: see `rollout.deterministic`.
     """
 
     model_path: str
@@ -51,6 +52,7 @@ class RankConfig:
     reference: bool = False
     skip_nan: bool = False
     trust_remote_code: bool = False
+    deterministic: bool = False
 
 
 REFERENCE_FILE = "reference.safetensors"  # in a checkpoint: the reference policy, unless it is the initial one

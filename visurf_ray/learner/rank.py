@@ -73,6 +73,8 @@ class Rank:
             "MASTER_PORT": str(port),
         }
         torch.manual_seed(seed)
+        # Else threads add the gradients of a position that many tokens look at in any order.
+        torch.use_deterministic_algorithms(config.deterministic)
         self.dtype = getattr(torch, config.dtype)
         if get_accelerator().device_name() == "cpu":
             _skip_compiled_collectives()
