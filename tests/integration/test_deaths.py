@@ -68,6 +68,28 @@ def test_the_message_has_the_actor_its_node_the_phase_and_the_end_of_its_log():
     assert lines == [f"  line {number}" for number in range(10, 30)]
 
 
+def test_the_message_of_a_failed_start_has_the_log_before_the_error():
+    """As that of an engine, whose own process writes why it ends."""
+
+    @ray.remote(num_cpus=0)
+    class Stillborn:
+        def __init__(self) -> None:
+            print("the root cause", file=sys.stderr, flush=True)
+            self.fail(50)
+
+        def fail(self, depth: int) -> None:
+            if not depth:
+                raise RuntimeError("see the root cause above")
+            self.fail(depth - 1)
+
+        def ready(self) -> None: ...
+
+    with pytest.raises(ClusterError) as failure, deaths_explained():
+        ray.get(Stillborn.remote().ready.remote())
+    expected = "The last 2 lines of its log:\n  the root cause\n  RuntimeError: see the root cause above"
+    assert str(failure.value).endswith(expected)
+
+
 def test_the_log_of_an_actor_on_another_node():
     folder = Path("/tmp") / f"vst.{os.getpid()}"  # a node of its own with a folder of its own
     command = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]

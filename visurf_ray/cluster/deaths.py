@@ -15,6 +15,7 @@ from visurf_ray.errors import ClusterError, StalledError, UserError, causes, pha
 
 _LINES = 20  # of a log
 _READ = 2**16  # bytes at the end of a log that are read
+_START_FAILED = "Exception raised in creation task:"
 _PATIENCE = 2.0  # seconds until Ray knows of all deaths
 _RECENT = 10.0  # seconds
 _UNEXPECTED = (ActorDiedErrorContext.WORKER_DIED, ActorDiedErrorContext.NODE_DIED)
@@ -137,4 +138,8 @@ def _end(file: Path) -> list[str]:
         opened.seek(max(0, file.stat().st_size - _READ))
         text = opened.read().decode(errors="replace")
     # Ray marks actors, jobs and tasks in the logs by lines such as ":actor_name:LearnerActor".
-    return [short(line, 300) for line in text.splitlines() if line.strip() and not line.startswith(":")]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith(":")]
+    # Where the start of an actor fails, Ray writes the traceback. Its last line leaves room for what comes before, such
+    # as the reason that an engine's own process has written.
+    traceback = next((at for at, line in enumerate(lines) if line.startswith(_START_FAILED)), len(lines))
+    return [short(line, 300) for line in [*lines[:traceback], *lines[traceback:][-1:]]]
