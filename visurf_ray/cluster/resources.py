@@ -133,8 +133,9 @@ def wait_ready(references: list[ray.ObjectRef], what: str, timeout: float) -> No
     try:
         ray.get(references, timeout=timeout)
     except ray.exceptions.RayActorError as error:
+        *_, last = str(error).splitlines()  # the traceback leads through Ray and vLLM
         raise ClusterError(
-            f"{what} died while starting, usually for lack of memory (rollout.memory): {error}"
+            f"{what} died while starting, usually for lack of memory (rollout.memory): {last}"
         ) from error
     except ray.exceptions.GetTimeoutError as error:
         raise ClusterError(
