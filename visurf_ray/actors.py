@@ -10,7 +10,7 @@ from pathlib import Path
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import plan_run, trained_weights
 from visurf_ray.cluster.reservation import reserved
-from visurf_ray.cluster.resources import KEEP_MEMORY, SAME_SUMS, cluster_nodes, wait_ready
+from visurf_ray.cluster.resources import ON_CPU, SAME_SUMS, cluster_nodes, wait_ready
 from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.choices import ImportanceLevel, OnError, Packing
 from visurf_ray.config.schema import Config
@@ -221,7 +221,7 @@ def start_learner(
         claim_gpus: as for `LearnerGroup`.
     """
     learner, rank = config.learner, rank_config(config, processor)
-    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **KEEP_MEMORY}
+    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **ON_CPU}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment |= SAME_SUMS if config.rollout.deterministic else {}
 

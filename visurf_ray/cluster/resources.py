@@ -17,8 +17,14 @@ from visurf_ray.cluster.deaths import deaths_explained
 from visurf_ray.errors import ClusterError
 
 # The environment of a process that computes on a CPU. By default glibc returns large freed blocks to the kernel, and
-# faulting them in again takes a tenth of a step and a third of a weight sync.
-KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**36), "MALLOC_TOP_PAD_": str(2**26)}
+# faulting them in again takes a tenth of a step and a third of a weight sync. And by default OpenMP's threads wait for
+# one another by spinning: where another process runs on one of their cores, sampling takes three times as long or more.
+ON_CPU = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**36),
+    "MALLOC_TOP_PAD_": str(2**26),
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
 
 # The environment of a deterministic one. By default the order in which Intel's MKL adds depends on where in memory the
 # numbers lie, and on how many threads it takes (oneMKL's Developer Guide, "Conditional Numerical Reproducibility"). On

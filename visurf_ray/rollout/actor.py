@@ -18,7 +18,7 @@ import numpy as np
 import ray
 from numpy.typing import NDArray
 
-from visurf_ray.cluster.resources import KEEP_MEMORY, SAME_SUMS
+from visurf_ray.cluster.resources import ON_CPU, SAME_SUMS
 from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS
@@ -157,7 +157,7 @@ class RolloutActor:
             if cores:
                 os.sched_setaffinity(0, cores)
             os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to 1 for an actor with less than one CPU
-            os.environ.update(KEEP_MEMORY)  # of the engine's process, which starts later
+            os.environ.update(ON_CPU)  # of the engine's process, which starts later
             os.environ.update(SAME_SUMS if config.deterministic else {})
             if config.enforce_eager:
                 # vLLM's sampler is compiled even so, which needs a C++ compiler and takes half a minute.
