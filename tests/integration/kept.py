@@ -2,11 +2,11 @@
 
 `run_here` lends them to one run after the other. A run finds them as it would find new ones: data actors have read
 nothing, learner actors hold no learner, and an engine has the settings that the run asks for, and takes the learner's
-weights or has never taken any.
+weights or has those of its model.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
@@ -14,31 +14,53 @@ from typing import Any
 
 import pytest
 import ray
+import torch
+from torch import nn
 
+from tests.integration.reader import Reader
 from visurf_ray import actors
 from visurf_ray.feed import feed
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
+from visurf_ray.learner.policy import load_model
 from visurf_ray.models import resolve_model
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor
 from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.weights.sender import WeightSender
 
 _engines: dict[str, Any] = {}  # by what they were made with, see `engine`
 _learners: dict[int, list[Any]] = {}  # by the number of ranks
 _data: list[Any] = []
 
 
-def engine(*arguments: Any, learns: bool = True) -> Any:
+def engine(*arguments: Any) -> Any:
     """Return an engine that was made with these arguments of `RolloutActor`, the same one at every call.
 
-    Args:
-        learns: whether it takes a learner's weights. One for evaluations has those of its model.
+    It has the weights that it has last taken.
     """
-    key = f"{arguments} {learns}"
+    key = str(arguments)
     if key not in _engines:
-        _engines[key] = RolloutActor.options(num_cpus=0).remote(*arguments)
+        _engines[key] = Reader.options(num_cpus=0).remote(*arguments)
     ray.get(_engines[key].abort.remote())  # what a failed test has left
     return _engines[key]
+
+
+def open_transfer(
+    model: nn.Module, engines: list[Any], *, address: str = "", port: int = 0, one_machine: bool = True
+) -> WeightSender:
+    """Open the transfer of a model's weights from this process to engines."""
+    return WeightSender(
+        model,
+        engines,
+        rank=0,
+        gpu_workers=0,
+        colocated=False,
+        address=address,
+        port=port,
+        one_machine=one_machine,
+        start_timeout=60,
+        timeout=60,
+    )
 
 
 def learners(ranks: int) -> list[Any]:
@@ -63,16 +85,20 @@ def end() -> None:
 
 
 @contextmanager
-def lent(*, learns: bool) -> Iterator[None]:
+def lent(kinds: Collection[str], *, learns: bool) -> Iterator[None]:
     """Lend actors to the run inside the context.
 
     Args:
+        kinds: of `runs.ALL`.
         learns: whether the run trains.
     """
     with pytest.MonkeyPatch.context() as patch:
-        _lend_data(patch)
-        _lend_learners(patch)
-        _lend_engines(patch, learns)
+        if "data" in kinds:
+            _lend_data(patch)
+        if "learners" in kinds:
+            _lend_learners(patch)
+        if "engines" in kinds:
+            _lend_engines(patch, learns)
         yield
 
 
@@ -119,7 +145,12 @@ def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
     def take(place: dict[str, Any], settings: EngineConfig, *arguments: Any) -> Any:
         if settings.model_path != miniature or settings.adapter_rank or not settings.images:
             return RolloutActor.options(**place).remote(settings, *arguments)
-        return engine(settings, *arguments, learns=learns)
+        kept = engine(settings, *arguments)
+        if not learns:  # another run may have sent it others
+            sender = open_transfer(load_model(miniature, dtype=torch.float32, gradient_checkpointing=False), [kept])
+            sender.send()
+            sender.close()
+        return kept
 
     def shut_down_own(pool: RolloutPool) -> None:
         if any(actor not in _engines.values() for actor in pool.actors):

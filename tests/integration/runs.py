@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -51,19 +52,21 @@ def _command(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", f"visurf_ray.{module}", "cluster.address=local", *arguments]
 
 
-def run_here(module: str, *arguments: str, own: bool = False) -> CompletedProcess[str]:
+ALL = ("data", "learners", "engines")  # the kinds of actors that `run_here` lends to a run
+
+
+def run_here(module: str, *arguments: str, own: Collection[str] = ()) -> CompletedProcess[str]:
     """Run `python -m visurf_ray.<module>` in this process, on the Ray cluster that it is connected to if it is.
 
     It starts in a fraction of the time that `run` takes: neither Ray nor the imports of this process start again, and
     the run borrows actors that have started, see `kept`.
 
     Args:
-        own: whether the run starts and ends all its actors itself nevertheless.
+        own: the kinds of actors that the run starts and ends itself nevertheless; see `ALL`.
     """
     command = [f"visurf_ray.{module}", "cluster.address=local", *arguments]
     stdout, stderr = io.StringIO(), io.StringIO()
-    lent = nullcontext() if own else _lent(module)
-    with pytest.MonkeyPatch.context() as patch, lent, redirect_stdout(stdout), redirect_stderr(stderr):
+    with pytest.MonkeyPatch.context() as patch, _lent(module, own), redirect_stdout(stdout), redirect_stderr(stderr):
         for name, value in _OFFLINE.items():
             patch.setenv(name, value)
         patch.setattr("sys.argv", command)
@@ -71,12 +74,12 @@ def run_here(module: str, *arguments: str, own: bool = False) -> CompletedProces
     return CompletedProcess(command, status, stdout.getvalue(), stderr.getvalue())
 
 
-def _lent(module: str) -> AbstractContextManager[None]:
+def _lent(module: str, own: Collection[str]) -> AbstractContextManager[None]:
     if not ray.is_initialized():
         return nullcontext()
     from tests.integration import kept  # imports what a run imports
 
-    return kept.lent(learns=module == "train")
+    return kept.lent(set(ALL) - set(own), learns=module == "train")
 
 
 def rows(folder: Path) -> list[dict]:

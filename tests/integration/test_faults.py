@@ -14,7 +14,7 @@ import psutil
 import pytest
 import ray
 
-from tests.integration.runs import SMALL, begin, rows, run_here
+from tests.integration.runs import ALL, SMALL, begin, rows, run_here
 from tests.processes import Family
 from visurf_ray.driver import Driver
 from visurf_ray.feed.held_out import HeldOut
@@ -77,7 +77,7 @@ def run_with(deeds: list[Deed], folder: Path, *overrides: str, status: int = 0) 
         hook(Monitor, "show_samples", lambda _, __, groups: learnt.update(group.example.id for group in groups))
         for kind, method in {(deed.kind, deed.method) for deed in deeds}:
             hook(kind, method, due(kind, method))
-        done = run_here("train", *SMALL, f"output_dir={folder}", *overrides, own=True)
+        done = run_here("train", *SMALL, f"output_dir={folder}", *overrides, own=ALL)
     assert done.returncode == status, done.stderr[-5000:]
     print(done.stderr)
     assert left == []

@@ -70,7 +70,7 @@ def test_sft_trains_without_engines_and_without_a_reward(engines_at_updates, que
     settings = ["method=sft", "task=vqa", f"task.train={questions}", f"task.held_out={questions}"]
     settings += ["train.steps=2", "eval.every=0", "train.checkpoint_every=0", f"output_dir={tmp_path}/run"]
     small = [setting for setting in SMALL if not setting.startswith("task.")]
-    done = run_here("train", *small, *settings, own=True)
+    done = run_here("train", *small, *settings, own=["engines"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert engines_at_updates == [0, 0]
     steps = [row for row in rows(tmp_path / "run") if "train/loss" in row]
@@ -88,7 +88,7 @@ def test_two_stages_share_the_data_and_have_engines_in_the_second_alone(engines_
     settings += ["method.sft_learning_rate=1e-3", "learner.schedule=linear", "learner.learning_rate=1e-4"]
     settings += ["train.steps=3", "train.checkpoint_every=1", "train.keep_checkpoints=3", "eval.every=0"]
     settings += ["rollout.oversample=1", f"output_dir={folder}"]
-    done = run_here("train", *SMALL, *settings, own=True)
+    done = run_here("train", *SMALL, *settings, own=["engines"])
     assert done.returncode == 0, done.stderr[-3000:]
     assert engines_at_updates[0] == 0 and min(engines_at_updates[1:]) >= 2
     steps = [row for row in rows(folder) if "train/loss" in row]

@@ -3,11 +3,12 @@
 import math
 import re
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 
-from tests.integration.runs import SMALL, is_refused, rows, run_here
+from tests.integration.runs import ALL, SMALL, is_refused, rows, run_here
 from visurf_ray.method import Method
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -16,12 +17,12 @@ QUICK = [*SMALL, "task.held_out=4", "eval.every=0", "train.export=false", "learn
 NUMBER = re.compile(r"^ *(train/\S+) (\S+)(?:  \(logged: (.*)\))?$", re.MULTILINE)
 
 
-def train(folder: Path, *overrides: str, own: bool = False) -> None:
+def train(folder: Path, *overrides: str, own: Collection[str] = ()) -> None:
     done = run_here("train", *QUICK, *overrides, f"output_dir={folder}", own=own)
     assert done.returncode == 0, done.stderr
 
 
-def replay(dump: Path, *overrides: str, own: bool = False) -> str:
+def replay(dump: Path, *overrides: str, own: Collection[str] = ()) -> str:
     done = run_here("replay", f"dump={dump}", *overrides, own=own)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -86,8 +87,8 @@ def test_a_step_that_is_not_finite_ends_the_run_and_its_replay_names_the_group(t
 @pytest.mark.slow
 @pytest.mark.parametrize("case", [[], ["learner.ranks=2", "learner.zero_stage=3", "learner.lora.rank=4"]])
 def test_a_deterministic_step_is_repeated_bit_for_bit(tmp_path, case):
-    train(tmp_path, "train.steps=2", "train.dump_steps=[1,2]", "rollout.deterministic=true", *case, own=True)
+    train(tmp_path, "train.steps=2", "train.dump_steps=[1,2]", "rollout.deterministic=true", *case, own=ALL)
     for step in (1, 2):
-        printed = replay(tmp_path / "dumps" / f"step_{step:06d}", own=True)
+        printed = replay(tmp_path / "dumps" / f"step_{step:06d}", own=ALL)
         for name, (value, logged) in numbers(printed, tmp_path, step).items():
             assert value == logged, name

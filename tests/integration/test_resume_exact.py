@@ -37,7 +37,7 @@ def numbers(folder: Path) -> list[dict[str, float]]:
 
 
 def train(folder: Path, *settings: str) -> None:
-    done = run_here("train", *SETTINGS, *settings, f"output_dir={folder}", own=True)
+    done = run_here("train", *SETTINGS, *settings, f"output_dir={folder}", own=["learners", "engines"])
     assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -10,6 +10,7 @@ import ray
 import torch
 
 from tests.integration import kept
+from tests.integration.kept import open_transfer
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
 from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Group, Response, Source, Tokens
@@ -21,7 +22,6 @@ from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.tasks import load_task
-from visurf_ray.weights.sender import WeightSender
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -138,6 +138,12 @@ def test_groups_come_back_in_order_with_sampled_tokens(pool, examples, processor
         assert len({response.tokens.store for response in group.responses}) == 1, "one store for a group"
 
 
+def test_an_engine_whose_threads_wait_leaves_its_cores_to_others(pool):
+    """The engine's process has the environment of its actor."""
+    (policy,) = ray.get([actor.__ray_call__.remote(lambda _: os.environ["OMP_WAIT_POLICY"]) for actor in pool.actors])
+    assert policy == "PASSIVE"
+
+
 def test_one_prompt_of_so_many_brings_log_probs(pool, examples):
     some = RolloutPool(
         lambda: pool.actors, sampling=replace(pool.sampling, logprobs_every=2), max_in_flight=8, timeout=600
@@ -164,21 +170,6 @@ def test_sampler_and_learner_agree_and_still_do_after_an_update(
         learner.send_weights()
         metrics = train_step(config, processor, sampled(pool, examples), learner)
         assert metrics["train/rollout_logprob_diff_max"] < 1e-4
-
-
-def open_transfer(model, engines, *, address="", port=0, one_machine=True) -> WeightSender:
-    return WeightSender(
-        model,
-        engines,
-        rank=0,
-        gpu_workers=0,
-        colocated=False,
-        address=address,
-        port=port,
-        one_machine=one_machine,
-        start_timeout=60,
-        timeout=60,
-    )
 
 
 def unfinished(pool) -> int:

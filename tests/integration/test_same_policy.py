@@ -1,20 +1,20 @@
 """Sampler and learner are one policy: an update changes the log-probs of both alike, in both dtypes."""
 
-import os
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import ray
 
+from tests.integration import kept
 from tests.integration.groups import make_groups
+from tests.integration.reader import Reader
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
-from visurf_ray.config.choices import Dtype, HeadDtype
+from tests.integration.test_rollout import all_cores, settings
+from visurf_ray.config.choices import Dtype
 from visurf_ray.learner.balance import GroupPart
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
-from visurf_ray.models import resolve_model
-from visurf_ray.rollout.actor import EngineConfig, RolloutActor
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -23,47 +23,17 @@ EVERYWHERE = replace(LANGUAGE, lora_targets=["q_proj", "v_proj", "up_proj", "vis
 FULL = Trained()
 
 
-@ray.remote(num_cpus=0.5)
-class Reader(RolloutActor.__ray_actor_class__):
-    """An engine that reads responses as parts of prompts."""
-
-    async def read(self, prompt: list[int], responses: list[list[int]], image) -> list[np.ndarray]:
-        """Return the log-prob of each token of each response."""
-        from vllm import SamplingParams, TokensPrompt
-
-        parameters = SamplingParams(max_tokens=1, prompt_logprobs=0)
-        found = []
-        for number, response in enumerate(responses):
-            tokens = TokensPrompt(prompt_token_ids=[*prompt, *response], multi_modal_data={"image": image})
-            async for output in self.engine.generate(tokens, parameters, str(number), lora_request=self.adapters):
-                final = output
-            last = list(zip(final.prompt_token_ids, final.prompt_logprobs, strict=True))[-len(response) :]
-            found.append(np.array([choices[token].logprob for token, choices in last]))
-        return found
-
-
 @pytest.fixture(scope="module")
 def engine_of(config):
     """The engine of a dtype, for adapters of any targets or for whole weights; started at the first call."""
     engines = {}
 
     def get(dtype: Dtype, adapters: bool):
+        if dtype is Dtype.float32 and not adapters:
+            return kept.engine(settings(config), all_cores())
         if (dtype, adapters) not in engines:
-            settings = EngineConfig(
-                model_path=resolve_model(config.model.path),
-                dtype=dtype,
-                max_model_len=512,
-                memory=0.1,
-                gpus=0,
-                enforce_eager=True,
-                sleeps=False,
-                seed=0,
-                head_dtype=HeadDtype.float32,
-                banned=(),
-                adapter_rank=16 if adapters else 0,
-                adapts_vision=adapters,
-            )
-            engine = Reader.remote(settings, sorted(os.sched_getaffinity(0)))
+            asked = replace(settings(config), dtype=dtype, adapter_rank=16 if adapters else 0, adapts_vision=adapters)
+            engine = Reader.options(num_cpus=0).remote(asked, all_cores())
             ray.get(engine.ready.remote())
             engines[dtype, adapters] = engine
         return engines[dtype, adapters]

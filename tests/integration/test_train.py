@@ -11,7 +11,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.integration.runs import SMALL, is_refused, rows, run_here, run_watched
+from tests.integration.runs import ALL, SMALL, is_refused, rows, run_here, run_watched
 from tests.integration.watching import CANARIES, Seen, holding
 from tests.remote_code import save_model_with_code
 from visurf_ray.tasks import TASKS
@@ -203,9 +203,9 @@ def test_a_model_with_trusted_code_of_its_own_is_trained(tmp_path):
     """Its family is not in transformers; learner, sampler and export take its code."""
     model = save_model_with_code(tmp_path / "model")
     settings = [f"model.path={model}", "model.coordinates=pixels", "train.steps=1", f"output_dir={tmp_path}/run"]
-    refused = run_here("train", *SMALL, *settings, own=True)
+    refused = run_here("train", *SMALL, *settings, own=ALL)
     assert is_refused(refused, ["needs code of its own", "model.trust_remote_code=true"]), refused.stderr
-    done = run_here("train", *SMALL, *settings, "model.trust_remote_code=true", own=True)
+    done = run_here("train", *SMALL, *settings, "model.trust_remote_code=true", own=ALL)
     assert done.returncode == 0, done.stderr
     (step,) = (row for row in rows(tmp_path / "run") if "train/loss" in row)
     assert step["train/rollout_logprob_diff_max"] < 1e-4

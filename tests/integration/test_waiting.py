@@ -98,7 +98,7 @@ def test_a_rank_that_hangs_ends_the_run(tmp_path, monkeypatch):
 
     monkeypatch.setattr(LearnerGroup, "update", hanging)
     settings = ["train.steps=1", "eval.every=0", "cluster.max_restarts=0", f"output_dir={tmp_path}/run"]
-    done = run_here("train", *SMALL, *settings, own=True)
+    done = run_here("train", *SMALL, *settings, own=["learners"])
     assert done.returncode == 2, done.stderr[-3000:]
     hung = f"LearnerActor (process {processes[0]}, "
     line = done.stderr.splitlines()[-1]
