@@ -6,6 +6,7 @@ weights or has those of its model.
 """
 
 import gc
+import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -28,21 +29,17 @@ from visurf_ray.rollout.actor import EngineConfig, RolloutActor
 from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.weights.sender import WeightSender
 
-_engines: dict[str, Any] = {}  # by what they were made with, see `engine`
+_engines: dict[EngineConfig, Any] = {}
 _learners: dict[int, list[Any]] = {}  # by the number of ranks
 _data: list[Any] = []
 
 
-def engine(*arguments: Any) -> Any:
-    """Return an engine that was made with these arguments of `RolloutActor`, the same one at every call.
-
-    It has the weights that it has last taken.
-    """
-    key = str(arguments)
-    if key not in _engines:
-        _engines[key] = Reader.options(num_cpus=0).remote(*arguments)
-    ray.get(_engines[key].abort.remote())  # what a failed test has left
-    return _engines[key]
+def engine(settings: EngineConfig) -> Any:
+    """Return an engine with these settings, the same one at every call. It has the weights that it has last taken."""
+    if settings not in _engines:
+        _engines[settings] = Reader.options(num_cpus=0).remote(settings, sorted(os.sched_getaffinity(0)))
+    ray.get(_engines[settings].abort.remote())  # what a failed test has left
+    return _engines[settings]
 
 
 def open_transfer(
@@ -139,18 +136,23 @@ def _lend_learners(patch: pytest.MonkeyPatch) -> None:
 
 
 def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
-    """Lend what most runs ask for: the miniature, without adapters, with images. Others start and end their own."""
+    """Lend what most runs ask for: one of the miniature, without adapters, with images. Others are the run's own.
+
+    A lent engine computes on all cores, also in a run that would give it some of them.
+    """
     shut_down, miniature = RolloutPool.shut_down, resolve_model("miniature")
+    taken: list[EngineConfig] = []
 
     def take(place: dict[str, Any], settings: EngineConfig, *arguments: Any) -> Any:
-        if settings.model_path != miniature or settings.adapter_rank or not settings.images:
+        if settings.model_path != miniature or settings.adapter_rank or not settings.images or settings in taken:
             return RolloutActor.options(**place).remote(settings, *arguments)
-        kept = engine(settings, *arguments)
+        taken.append(settings)
+        found = engine(settings)
         if not learns:  # another run may have sent it others
-            sender = open_transfer(load_model(miniature, dtype=torch.float32, gradient_checkpointing=False), [kept])
+            sender = open_transfer(load_model(miniature, dtype=torch.float32, gradient_checkpointing=False), [found])
             sender.send()
             sender.close()
-        return kept
+        return found
 
     def shut_down_own(pool: RolloutPool) -> None:
         if any(actor not in _engines.values() for actor in pool.actors):

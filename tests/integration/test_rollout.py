@@ -76,7 +76,7 @@ def model(config):
 @pytest.fixture(scope="module")
 def pool(config, model):
     """An engine, with the base model's weights."""
-    pool = make_pool([kept.engine(settings(config), all_cores())])
+    pool = make_pool([kept.engine(settings(config))])
     open_transfer(model, pool.actors).send()
     return pool
 

@@ -30,7 +30,7 @@ def engine_of(config):
 
     def get(dtype: Dtype, adapters: bool):
         if dtype is Dtype.float32 and not adapters:
-            return kept.engine(settings(config), all_cores())
+            return kept.engine(settings(config))
         if (dtype, adapters) not in engines:
             asked = replace(settings(config), dtype=dtype, adapter_rank=16 if adapters else 0, adapts_vision=adapters)
             engine = Reader.options(num_cpus=0).remote(asked, all_cores())
@@ -75,8 +75,9 @@ def groups(loader):
 @pytest.mark.parametrize(
     ("dtype", "trained", "rate", "tolerance"),
     [
-        (Dtype.float32, LANGUAGE, 1e-4, 1e-3),
-        (Dtype.float32, EVERYWHERE, 1e-4, 1e-3),
+        # A default test of adapters in float32 is test_lora's run.
+        pytest.param(Dtype.float32, LANGUAGE, 1e-4, 1e-3, marks=pytest.mark.slow),
+        pytest.param(Dtype.float32, EVERYWHERE, 1e-4, 1e-3, marks=pytest.mark.slow),
         (Dtype.float32, FULL, 1e-4, 1e-3),
         # Merged into bfloat16 weights, a third of this step would be lost. A tenth of it would not stand out from the
         # 0.015 nats by which the kernels of both sides differ.
