@@ -30,7 +30,7 @@ step "import contracts" lint-imports
 if (($#)); then
     step pytest pytest -m "not slow" "$@"
 else
-    step "unit tests" pytest -m "not slow" --numprocesses "$(nproc)" tests/unit
+    step "unit tests" pytest -m "not slow" --numprocesses "$(nproc)" --dist loadgroup tests/unit
     # One process: several engines and learners at once would take each other's cores and memory.
     step pytest pytest -m "not slow" tests/integration
 fi

@@ -224,13 +224,18 @@ CASES: dict[str, tuple[Callable[[], bytes], bool | None]] = {
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory) -> dict[str, list[tuple[str, int, float]]]:
-    """By name: what came of the picture and of its mask, their memory and their processor time."""
+def pictures_folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("pictures")
     for name, (make, _) in CASES.items():
         (folder / name).write_bytes(make())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def opened(pictures_folder) -> dict[str, list[tuple[str, int, float]]]:
+    """By name: what came of the picture and of its mask, their memory and their processor time."""
     environment = os.environ | {"PATH": ""}  # Ghostscript could not be run either, but would be looked for
-    command = [sys.executable, "-W", "ignore", "-c", _OPEN_ALL, str(folder)]
+    command = [sys.executable, "-W", "ignore", "-c", _OPEN_ALL, str(pictures_folder)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment, check=False)
     found: dict[str, list[tuple[str, int, float]]] = {}
     for line in done.stdout.splitlines():
@@ -240,10 +245,11 @@ def opened(tmp_path_factory) -> dict[str, list[tuple[str, int, float]]]:
     return found
 
 
+@pytest.mark.xdist_group("pictures")  # one process makes and opens them, and not each
 @pytest.mark.parametrize("name", CASES)
-def test_a_picture_is_refused_by_its_row_or_opened_and_costs_little(opened, name):
+def test_a_picture_is_refused_by_its_row_or_opened_and_costs_little(pictures_folder, opened, name):
     opens = CASES[name][1]
-    size = (SIDE * SIDE if name.startswith("full") else 0) + len(CASES[name][0]())
+    size = (SIDE * SIDE if name.startswith("full") else 0) + (pictures_folder / name).stat().st_size
     for result, memory, seconds in opened[name]:
         assert result == "opened" or (result.startswith("DataError: row 7: ") and len(result) < 1000), result
         assert opens is None or (result == "opened") is opens, result
