@@ -1,15 +1,15 @@
-"""Starts the actors of a run: data, segmenter, rollout workers and learner ranks."""
+"""Starts the actors of a run: data, rewards, segmenter, rollout workers and learner ranks."""
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
-from visurf_ray.checks import plan_run, trained_weights
-from visurf_ray.cluster.reservation import reserved
+from visurf_ray.checks import plan_run, reward_demand, segmenter_demand, trained_weights
+from visurf_ray.cluster.reservation import Places, reserved
 from visurf_ray.cluster.resources import ON_CPU, SAME_SUMS, cluster_nodes, wait_ready
 from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.choices import ImportanceLevel, OnError, Packing
@@ -22,6 +22,8 @@ from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
+from visurf_ray.rewards.pool import RewardPool
+from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.engines import Replacing
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
@@ -47,7 +49,32 @@ def start_data(config: Config, *, train: bool = True, supervisor: Supervisor | N
 
 
 @during("start")
-def start_segmentation(config: Config) -> Segmentation | None:
+def reserve(config: Config, stack: ExitStack, *, learns: bool = True, samples: bool = True) -> Places:
+    """Reserve what the actors of a run need, until `stack` ends; returns where to start each. Arguments of `plan_run`.
+
+    Raises:
+        ClusterError: the cluster does not have what they need, or no longer.
+    """
+    plan = plan_run(config, cluster_nodes(), learns=learns, samples=samples)
+    return stack.enter_context(reserved(plan, config.cluster.start_timeout))
+
+
+@during("start")
+def start_rewards(
+    config: Config, rewards: Mapping[str, RewardSpec], places: Places, supervisor: Supervisor
+) -> RewardPool:
+    """Start the reward workers; `rewards` has the reward of each part. Raises RewardError like `RewardPool`."""
+    return RewardPool(
+        config.reward,
+        rewards,
+        cluster_timeout=config.cluster.timeout,
+        places=places.others.get(reward_demand(config).name),
+        supervisor=supervisor,
+    )
+
+
+@during("start")
+def start_segmentation(config: Config, places: Places) -> Segmentation | None:
     """Start the segmenter of evaluations, if a task.segmenter names one.
 
     Raises:
@@ -56,9 +83,10 @@ def start_segmentation(config: Config) -> Segmentation | None:
     if not config.segmenter:
         return None
     tasks = {**config.parts, **config.eval.sets}
+    (place,) = places.others.get(segmenter_demand(config).name, [None])
     return Segmentation(
         config.segmenter,
-        config.eval.segmenter_gpus,
+        place,
         timeout=config.cluster.timeout,
         parts=[name for name, task in tasks.items() if task.segmenter],
         strict=config.answers.strict,
@@ -70,6 +98,7 @@ def start_policy(
     config: Config,
     processor: Processor,
     stack: ExitStack,
+    places: Places,
     *,
     images: int = 1,
     checkpoint: Path | None = None,
@@ -79,7 +108,8 @@ def start_policy(
     """Start learner ranks, and connect them with a pool of rollout workers.
 
     Args:
-        stack: ends the processes, and frees reserved GPUs.
+        stack: ends the processes.
+        places: where to start them, see `reserve`.
         images: the most images of a prompt.
         checkpoint: the learner's state to continue from.
         engines: whether to start the rollout workers as well, at the same time; otherwise they start when they are
@@ -87,10 +117,8 @@ def start_policy(
         supervisor: has lost actors replaced; None: the loss of one is an error.
 
     Raises:
-        ClusterError: the cluster does not have what they need, or no longer.
+        ClusterError: they do not start.
     """
-    plan = plan_run(config, cluster_nodes())
-    places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
     rollouts = make_rollouts(
         config, processor, places.workers, trained_weights(config), images=images, supervisor=supervisor
     )
@@ -126,8 +154,7 @@ def start_learner_alone(config: Config, processor: Processor, stack: ExitStack) 
     Raises:
         ClusterError: the cluster does not have what they need, or no longer.
     """
-    plan = plan_run(config, cluster_nodes(), samples=False)
-    places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
+    places = reserve(config, stack, samples=False)
     learner = start_learner(config, processor, places.ranks)
     stack.callback(learner.shut_down)
     return learner

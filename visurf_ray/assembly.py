@@ -11,7 +11,7 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from visurf_ray.actors import start_data, start_policy, start_segmentation
+from visurf_ray.actors import reserve, start_data, start_policy, start_rewards, start_segmentation
 from visurf_ray.aliases import Json, Processor
 from visurf_ray.checkpoints import Checkpoints, State, written_whole
 from visurf_ray.checks import check, check_budget, plan_run, versions, with_rows
@@ -27,7 +27,6 @@ from visurf_ray.hub import upload
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.proof import TOLERANCE, prove_packing
 from visurf_ray.monitor import Monitor, SampleChooser, write_card
-from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.pool import PROBE_TOKENS, RolloutPool
 from visurf_ray.stages import build_stages
 from visurf_ray.tasks.tasks import Tasks
@@ -56,17 +55,19 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         stages = build_stages(config, checked.tasks, processor.tokenizer, checked.rewards)
         sampling_stages = [stage.plan for stage in stages if stage.method.samples]
         samples_now = any(plan.first <= state.step < plan.last for plan in sampling_stages)
+        places = reserve(config, stack)
         rollouts, learner = start_policy(
             config,
             processor,
             stack,
+            places,
             images=data.findings.most_images,
             checkpoint=checked.resume,
             engines=samples_now or state.before is None,  # which a run without a checkpoint evaluates first
             supervisor=supervisor,
         )
         print(prove(config, data, processor, rollouts, learner), flush=True)
-        segmentation = start_segmentation(config)
+        segmentation = start_segmentation(config, places)
         output.mkdir(parents=True, exist_ok=True)
         with writing("config.yaml", output):
             OmegaConf.save(OmegaConf.structured(config), output / "config.yaml")
@@ -80,9 +81,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             score=checked.tasks.score,
             data=data,
             rollouts=rollouts,
-            rewards=RewardPool(
-                config.reward, checked.rewards, cluster_timeout=config.cluster.timeout, supervisor=supervisor
-            ),
+            rewards=start_rewards(config, checked.rewards, places, supervisor),
             learner=learner,
             checkpoints=Checkpoints(output / "checkpoints", config.train.keep_checkpoints),
             monitor=monitor,

@@ -287,8 +287,7 @@ def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True, samp
         ClusterError: they do not fit the nodes. The message has what is asked for, and what each node has free.
     """
     rollout, learner, rewards = config.rollout, config.learner, reward_demand(config)
-    segmenters = int(config.segmenter is not None)
-    others = (rewards, Demand("segmenter", "eval.segmenter_gpus", segmenters, config.eval.segmenter_gpus, 0))
+    others = (rewards, segmenter_demand(config))
     sizes = Sizes(
         Demand("learner ranks", "learner.ranks", learner.ranks if learns else 0, learner.gpus, learner.cpus),
         Demand("rollout workers", "rollout.workers", rollout.workers if samples else 0, rollout.gpus, rollout.cpus),
@@ -314,6 +313,10 @@ def trained_weights(config: Config) -> Trained:
 def reward_demand(config: Config) -> Demand:
     count = config.reward.workers if config.method.rollouts else 0
     return Demand("reward workers", "reward.workers", count, config.reward.gpus, 0)
+
+
+def segmenter_demand(config: Config) -> Demand:
+    return Demand("segmenter", "eval.segmenter_gpus", int(bool(config.segmenter)), config.eval.segmenter_gpus, 0)
 
 
 def _initial_state(config: Config, resume: Path | None) -> State:

@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from visurf_ray.checks import check, check_budget, plan_run, reward_demand, trained_weights, with_rows
+from visurf_ray.checks import check, check_budget, plan_run, reward_demand, segmenter_demand, trained_weights, with_rows
 from visurf_ray.cluster.placement import Plan
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config.schema import Config
@@ -199,7 +199,8 @@ def _imagined(config: Config) -> list[Node]:
     Raises:
         ClusterError: it fits no number of such nodes.
     """
-    gpus, everything = float(config.cluster.gpus_per_node), float(config.learner.ranks + config.rollout.workers)
+    others = reward_demand(config).count + segmenter_demand(config).count
+    gpus, everything = float(config.cluster.gpus_per_node), config.learner.ranks + config.rollout.workers + others
     cpus = everything * max(1.0, config.learner.cpus, config.rollout.cpus)  # CPUs are no reason to refuse
     total, free = {"GPU": gpus}, {"GPU": gpus, "CPU": cpus}
     nodes = [Node("node 1 (imagined)", total, free)]

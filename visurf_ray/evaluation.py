@@ -9,12 +9,11 @@ from typing import cast
 
 from omegaconf import OmegaConf
 
-from visurf_ray.actors import make_rollouts, start_data, start_segmentation
+from visurf_ray.actors import make_rollouts, reserve, start_data, start_segmentation
 from visurf_ray.assembly import write_dropped
 from visurf_ray.checkpoints import read_state
-from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, plan_run, writable
-from visurf_ray.cluster.reservation import reserved
-from visurf_ray.cluster.resources import cluster_nodes, connected
+from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, writable
+from visurf_ray.cluster.resources import connected
 from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, during, writing
@@ -43,8 +42,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         processor = load_processor(config.model)
         check_sampled(config)
         stack.enter_context(connected(config.cluster.address))
-        plan = plan_run(config, cluster_nodes(), learns=False)
-        places = stack.enter_context(reserved(plan, config.cluster.start_timeout))
+        places = reserve(config, stack, learns=False)
         data = start_data(config, train=False)
         supervisor = Supervisor(config.cluster.max_restarts, config.cluster.health_timeout)
         stack.callback(supervisor.close)
@@ -53,7 +51,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         stack.callback(rollouts.shut_down)
         with during("start"):
             rollouts.launch()
-            segmentation = start_segmentation(config)
+            segmentation = start_segmentation(config, places)
             rollouts.wait()
         with during("evaluate"):
             examples = data.held_out(config.eval.examples)

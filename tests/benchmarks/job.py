@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from visurf_ray.actors import start_data, start_policy
+from visurf_ray.actors import reserve, start_data, start_policy
 from visurf_ray.assembly import exempt_from_collection
 from visurf_ray.checkpoints import Checkpoints
 from visurf_ray.cluster.resources import connected
@@ -84,6 +84,6 @@ def started(*overrides: str, device: str = "cpu") -> Iterator[Job]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         stack.enter_context(connected("local"))
         data = start_data(config)
-        rollouts, learner = start_policy(config, processor, stack)
+        rollouts, learner = start_policy(config, processor, stack, reserve(config, stack))
         stack.enter_context(exempt_from_collection())
         yield Job(data, rollouts, learner, processor, list(overrides), folder)

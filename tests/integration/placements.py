@@ -54,11 +54,18 @@ class Stub:
         return assigned
 
 
-def sizes(ranks: int, workers: int, gpus: int, *, colocated: bool) -> Sizes:
+OTHERS = (
+    Demand("reward workers", "reward.workers", 3, 0.25, 0),
+    Demand("segmenter", "eval.segmenter_gpus", 1, 1, 0),
+)
+
+
+def sizes(ranks: int, workers: int, gpus: int, *, colocated: bool, others: Sequence[Demand] = ()) -> Sizes:
     return Sizes(
         Demand("learner ranks", "learner.ranks", ranks, min(gpus, 1), CPUS),
         Demand("rollout workers", "rollout.workers", workers, gpus, CPUS),
         colocated,
+        others,
     )
 
 
@@ -66,14 +73,17 @@ def report(found: Plan) -> dict[str, Any]:
     """Reserve the plan, and return what actors on it see; the nodes by their positions in the list."""
     position = {node.id: index for index, node in enumerate(found.nodes)}
     with reserved(found, timeout=30) as places:
-        actors = [
-            [Stub.options(**options).remote() for options in each]  # type: ignore[attr-defined]
-            for each in (places.ranks, places.workers)
-        ]
-        seen = [ray.get([actor.seen.remote() for actor in each], timeout=60) for each in actors]
-    for each in (*seen[0], *seen[1]):
-        each["node"] = position[each["node"]]
-    return {"ranks": seen[0], "workers": seen[1]}
+        free = [node.free.get("GPU", 0) for node in cluster_nodes()]  # before any actor has started
+        options = {"ranks": places.ranks, "workers": places.workers, **places.others}
+        actors = {
+            name: [Stub.options(**place).remote() for place in each]  # type: ignore[attr-defined]
+            for name, each in options.items()
+        }
+        seen = {name: ray.get([actor.seen.remote() for actor in each], timeout=60) for name, each in actors.items()}
+    for each in seen.values():
+        for actor in each:
+            actor["node"] = position[actor["node"]]
+    return {**seen, "free": free}
 
 
 @contextmanager
@@ -123,6 +133,8 @@ def main() -> None:
             ("stacks", (5, 5), sizes(4, 2, 2, colocated=True)),
             ("apart", (5, 3), sizes(4, 1, 4, colocated=False)),
             ("cpus", (0, 0), sizes(2, 2, 0, colocated=False)),
+            ("others", (4, 8), sizes(2, 2, 1, colocated=True, others=OTHERS)),
+            ("only others", (0, 0), sizes(1, 1, 0, colocated=False, others=OTHERS)),
         ):
             with taken(*others):
                 found[name] = report(plan(asked, cluster_nodes()))
@@ -132,6 +144,10 @@ def main() -> None:
         with taken(5, 5):  # six are free, three on each
             found["fragmented"] = refused((plan, one_of_four, cluster_nodes()), timeout=30)
             found["late"] = refused((lambda: early,), timeout=1)
+        with taken(6, 8):
+            found["no room for others"] = refused(
+                (plan, sizes(1, 1, 1, colocated=False, others=OTHERS), cluster_nodes()), timeout=30
+            )
         wait_until_free()  # also what was asked for in vain
     finally:
         ray.shutdown()

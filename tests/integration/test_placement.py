@@ -54,6 +54,26 @@ def test_apart_a_worker_has_its_gpus_on_one_node_and_ranks_fill_node_after_node(
     assert len({*on(ranks), *on([worker])}) == 8, "no GPU has two actors"
 
 
+def test_reward_workers_and_the_segmenter_have_reserved_gpus_of_their_own(seen):
+    """Four GPUs are free on one node, none on the other: two for the pairs, one for the segmenter, one for rewards."""
+    found = seen["others"]
+    assert found["free"] == [0, pytest.approx(0.25), 0], "nothing else can take them while the actors start"
+    rewards, (segmenter,) = found["reward workers"], found["segmenter"]
+    assert [len(reward["gpus"]) for reward in rewards] == [1, 1, 1] and len(set(on(rewards))) == 1
+    assert len({*on(found["ranks"]), *on([segmenter]), *on(rewards)}) == 4, "whole GPUs are nobody else's"
+
+
+def test_reward_workers_and_the_segmenter_have_gpus_though_ranks_and_workers_have_none(seen):
+    found = seen["only others"]
+    assert len({*on(found["segmenter"]), *on(found["reward workers"])}) == 2
+    assert on(found["ranks"]) == on(found["workers"]) == []
+
+
+def test_gpus_that_are_too_few_for_reward_workers_are_refused_at_once(seen):
+    found = seen["no room for others"]
+    assert found["seconds"] < 1 and "3 reward workers (reward.workers=3) with 0.25 GPU" in found["error"]
+
+
 def test_actors_without_gpus_are_spread(seen):
     found = seen["cpus"]
     assert nodes(found["workers"]) == [0, 1] and nodes(found["ranks"]) == [2, 0]

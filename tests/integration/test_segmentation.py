@@ -36,7 +36,7 @@ def test_predictions_get_the_mask_of_the_stored_image(sam2):
     images = {example.id: ray.put(image) for example, image in zip(examples, stored, strict=True)}
     answers = [ANSWER, "no answer"]
     predictions = [Prediction.of(example, answer) for example, answer in zip(examples, answers, strict=True)]
-    segmentation = Segmentation(sam2, 0, timeout=60)
+    segmentation = Segmentation(sam2, timeout=60)
     first, second = segmentation.segment(examples, predictions, lambda example: images[example.id])
     expected = Segmenter(sam2, "task.segmenter").segment(stored[0], prompts_of(ANSWER, 2.0, 2.0))
     assert first.mask == encode(expected) and expected.any()
@@ -49,7 +49,7 @@ def test_a_segmenter_that_is_none_is_told(tmp_path):
     from visurf_ray.errors import UserError
 
     with pytest.raises(UserError, match=r"task\.segmenter=/nowhere: there is no such folder"):
-        Segmentation("/nowhere", 0, timeout=60)
+        Segmentation("/nowhere", timeout=60)
 
 
 @pytest.mark.usefixtures("ray_cluster")

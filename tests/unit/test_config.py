@@ -422,6 +422,12 @@ COLOCATED_VALUES = {
         ("colocation_without_a_rank_for_each_gpu", COLOCATED_VALUES | {"rollout__workers": 2}),
         ("colocation_without_a_rank_for_each_gpu", COLOCATED_VALUES | {"rollout__gpus": 2, "learner__ranks": 3}),
         ("colocation_without_a_rank_for_each_gpu", COLOCATED_VALUES | {"learner__gpus": 0}),
+        ("gpus_of_others_that_none_can_have", {"reward__gpus": 1.5}),
+        ("gpus_of_others_that_none_can_have", {"eval__segmenter_gpus": 2.25}),
+        (
+            "gpus_of_others_that_none_can_have",
+            COLOCATED_VALUES | {"rollout__gpus": 2, "learner__ranks": 2, "reward__gpus": 2},
+        ),
         ("colocation_without_room", COLOCATED_VALUES | {"rollout__memory": 1.0}),
         (
             "sampling_ahead_on_shared_gpus",

@@ -195,6 +195,7 @@ def test_a_drawing_without_gpus():
         ("+experiment=four_nodes_72b task.train=a task.held_out=b", 4),
         ("+experiment=one_node_8_gpus cluster.gpus_per_node=4", 2),
         ("+experiment=one_node_8_gpus_async rollout.gpus=3 rollout.workers=5 reward.gpus=0.5", 3),
+        ("rollout.gpus=1 learner.gpus=1 cluster.gpus_per_node=1 reward.gpus=1 reward.workers=4", 6),
     ],
 )
 def test_as_many_nodes_are_imagined_as_the_run_needs(settings, nodes):

@@ -1,21 +1,30 @@
 """The plan of a run: many shapes on many clusters, without Ray."""
 
 from itertools import pairwise
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
+import ray
 from ray.util.placement_group import PlacementGroup
 
+from visurf_ray.actors import start_rewards, start_segmentation
+from visurf_ray.checks import plan_run
 from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
-from visurf_ray.cluster.reservation import _bundles, _in_bundles
+from visurf_ray.cluster.reservation import _bundles, _places
 from visurf_ray.cluster.resources import Node
+from visurf_ray.config.load import load_config
 from visurf_ray.errors import ClusterError
+from visurf_ray.rewards import pool
+from visurf_ray.rewards.spec import RewardSpec
+from visurf_ray.scoring import segmentation
 
 
 def nodes(*gpus: float, cpus: float = 64) -> list[Node]:
     """Nodes with so many free GPUs each, of 8."""
     return [
-        Node(f"node-{index}", {"GPU": 8.0, "CPU": cpus}, {"GPU": free, "CPU": cpus}, f"id-{index}")
+        Node(f"node-{index}", {"GPU": 8.0, "CPU": cpus}, {"GPU": free, "CPU": cpus}, f"{index:056x}")
         for index, free in enumerate(gpus)
     ]
 
@@ -74,6 +83,21 @@ def test_a_colocated_worker_stands_on_consecutive_ranks():
     found = plan(colocated(4, 4), nodes(8, 8))
     assert [seat.ranks for seat in found.workers] == [(0, 1, 2, 3), (4, 5, 6, 7), (8, 9, 10, 11), (12, 13, 14, 15)]
     assert [seat.gpus for seat in found.workers] == [0] * 4
+
+
+def test_shares_of_a_gpu_lie_on_gpus_that_nobody_has_whole():
+    """Two shares of 0.6 need two GPUs, though both together are 1.2."""
+    rewards, segmenter = Demand("rewards", "reward.workers", 2, 0.6, 0), Demand("segmenter", "key", 1, 0.4, 0)
+    found = plan(sizes(3, 3, others=[segmenter, rewards]), nodes(8))
+    assert [(name, seat.gpus) for name, seat in found.others] == [("rewards", 0.6)] * 2 + [("segmenter", 0.4)]
+    assert plan(sizes(1, 1, others=[segmenter]), nodes(2.5)).others, "on the half GPU"
+    for asked, free in (
+        (sizes(4, 3, others=[rewards]), 8),
+        (sizes(3, 3, others=[Demand("rewards", "reward.workers", 3, 0.6, 0)]), 8),
+        (sizes(1, 1, others=[rewards]), 2.5),
+    ):
+        with pytest.raises(ClusterError, match=r"0\.6 GPU"):
+            plan(asked, nodes(free))
 
 
 def test_others_go_to_what_is_left():
@@ -155,7 +179,7 @@ def test_actors_that_ask_for_nothing_fit_everywhere():
 
 def test_the_options_of_actors_on_shared_gpus():
     """The bundles of the placement group are those of the ranks, in their order."""
-    places = _in_bundles(plan(colocated(2), nodes(8)), GROUP)
+    places = _places(plan(colocated(2), nodes(8)), GROUP)
     for each in (places.ranks, places.workers):
         assert [options["scheduling_strategy"].placement_group_bundle_index for options in each] == [0, 1]
         assert [(options["num_gpus"], options["num_cpus"]) for options in each] == [(0.5, 0.5)] * 2
@@ -163,7 +187,7 @@ def test_the_options_of_actors_on_shared_gpus():
 
 
 def test_the_options_of_a_worker_on_the_gpus_of_several_ranks():
-    places = _in_bundles(plan(colocated(2, 4), nodes(8)), GROUP)
+    places = _places(plan(colocated(2, 4), nodes(8)), GROUP)
     assert [options["num_gpus"] for options in places.ranks] == [0.5] * 8
     assert [options["num_gpus"] for options in places.workers] == [0, 0]
     assert [options["scheduling_strategy"].placement_group_bundle_index for options in places.workers] == [0, 4]
@@ -174,10 +198,40 @@ def test_the_options_of_a_worker_on_the_gpus_of_several_ranks():
 
 
 def test_the_options_of_actors_apart():
-    places = _in_bundles(plan(sizes(3, 2, 2), nodes(8)), GROUP)
+    places = _places(plan(sizes(3, 2, 2), nodes(8)), GROUP)
     assert [options["num_gpus"] for options in places.ranks] == [1] * 3
     assert [options["num_gpus"] for options in places.workers] == [2] * 2
     assert [options["scheduling_strategy"].placement_group_bundle_index for options in places.workers] == [3, 4]
+
+
+@pytest.mark.parametrize(("asked", "first"), [(sizes(2, 2), 4), (colocated(2), 2), (sizes(2, 2, 0), 0)])
+def test_others_have_bundles_of_their_own_after_those_of_ranks_and_workers(asked, first):
+    rewards, segmenter = Demand("reward workers", "reward.workers", 2, 0.25, 0), Demand("segmenter", "key", 1, 1, 0)
+    found = plan(Sizes(asked.ranks, asked.workers, asked.colocated, [rewards, segmenter]), nodes(8))
+    assert [bundle["GPU"] for bundle in _bundles(found)[0]] == [1] * first + [1, 0.25, 0.25]
+    places = _places(found, GROUP).others
+    (segmenter_place,), reward_places = places["segmenter"], places["reward workers"]
+    bundles = [each["scheduling_strategy"].placement_group_bundle_index for each in (segmenter_place, *reward_places)]
+    assert bundles == [first, first + 1, first + 2]
+    assert [each["num_gpus"] for each in (segmenter_place, *reward_places)] == [1, 0.25, 0.25]
+
+
+def test_reward_workers_and_the_segmenter_start_in_their_bundles(monkeypatch):
+    overrides = ["rollout.gpus=1", "learner.gpus=1", "reward.gpus=0.5", "reward.workers=2"]
+    config = load_config([*overrides, "task.segmenter=a/b", "eval.segmenter_gpus=1"])
+    started: list[tuple[int, float]] = []
+
+    def remote(**place):
+        started.append((place["scheduling_strategy"].placement_group_bundle_index, place["num_gpus"]))
+        return lambda kind: SimpleNamespace(remote=lambda *_: MagicMock())
+
+    monkeypatch.setattr(ray, "remote", remote)
+    for room in (pool, segmentation):
+        monkeypatch.setattr(room, "fetch", lambda *_: None)
+    places = _places(plan_run(config, nodes(8)), GROUP)
+    start_segmentation(config, places)
+    start_rewards(config, {"": RewardSpec("math")}, places, None)
+    assert started == [(2, 1), (3, 0.5), (4, 0.5)]
 
 
 GROUP = PlacementGroup.empty()

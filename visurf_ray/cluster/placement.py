@@ -1,16 +1,19 @@
-"""Where the learner ranks and rollout workers of a run go: a plan on the free resources of a cluster's nodes.
+"""Where the actors of a run that need resources go: a plan on the free resources of a cluster's nodes.
 
 With GPUs:
 
 - A worker's GPUs lie on one node.
 - Ranks fill node after node, as many on each as it holds, so that ZeRO's collectives cross few nodes.
 - Colocated, a worker of N GPUs stands on those of N consecutive ranks of one node.
+- Reward workers and the segmenter get what is left, the larger ones first. A share of a GPU is of one that has no rank
+  and no worker.
 
 Without GPUs the actors are spread over the nodes: each goes to the node with the fewest of its kind.
 
 `cluster/reservation.py` reserves a plan.
 """
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +48,7 @@ class Sizes:
         ranks: the learner ranks; an evaluation has none.
         workers: the rollout workers.
         colocated: whether workers stand on the GPUs of the ranks; there are then as many ranks as GPUs of all workers.
-        others: actors that Ray puts where there is room beside these.
+        others: further actors with GPUs, each kind under a name of its own.
     """
 
     ranks: Demand
@@ -77,7 +80,7 @@ class Seat:
 
 @dataclass(frozen=True)
 class Plan:
-    """The seats of ranks and workers, by their numbers, on `nodes`; and the nodes of others, by their names."""
+    """The seats of ranks and workers, by their numbers, on `nodes`; and those of others, with their names."""
 
     nodes: Sequence[Node]
     ranks: Sequence[Seat]
@@ -115,15 +118,27 @@ class _NoRoomError(Exception):
 
 @dataclass
 class _Room:
-    """What is left of a node while a plan is made."""
+    """What is left of a node while a plan is made.
+
+    Attributes:
+        gpus: whole ones.
+        shares: what is left of each GPU that is taken in part.
+        seated: the number of actors without GPUs, by the key of their kind.
+    """
 
     node: int
     gpus: float
     cpus: float
-    seated: Counter[str] = field(default_factory=Counter)  # actors without GPUs, by the key of their kind
+    shares: list[float] = field(default_factory=list)
+    seated: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        whole = (self.gpus + _ROUNDING) // 1
+        self.shares, self.gpus = [self.gpus - whole], whole
 
     def holds(self, gpus: float, cpus: float) -> bool:
-        return self.gpus >= gpus - _ROUNDING and self.cpus >= cpus - _ROUNDING
+        in_part = gpus < 1 and max(self.shares) >= gpus - _ROUNDING
+        return (in_part or self.gpus >= math.ceil(gpus)) and self.cpus >= cpus - _ROUNDING
 
     def times(self, gpus: float, cpus: float) -> int:
         """Return how many actors of this size fit."""
@@ -131,7 +146,15 @@ class _Room:
         return max(0, min(counts))
 
     def seat(self, gpus: float, cpus: float, ranks: tuple[int, ...] = ()) -> Seat:
-        self.gpus -= gpus
+        if 0 < gpus < 1:
+            share = min((share for share in self.shares if share >= gpus - _ROUNDING), default=1.0)  # as Ray chooses
+            if share < 1:
+                self.shares.remove(share)
+            else:
+                self.gpus -= 1
+            self.shares.append(share - gpus)
+        else:
+            self.gpus -= gpus
         self.cpus -= cpus
         return Seat(self.node, gpus, cpus, ranks)
 

@@ -1,11 +1,13 @@
 """Reserves a plan: one placement group of Ray for the whole run, in which each bundle is bound to its node.
 
-Without GPUs nothing is reserved: actors are sent to their nodes.
+For actors without GPUs nothing is reserved: they are sent to their nodes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -19,15 +21,16 @@ from visurf_ray.errors import ClusterError
 
 @dataclass(frozen=True)
 class Places:
-    """Ray's options of each rank and of each worker."""
+    """Ray's options of each rank, of each worker, and of others by their names."""
 
     ranks: Sequence[ActorOptions]
     workers: Sequence[ActorOptions]
+    others: Mapping[str, Sequence[ActorOptions]]
 
 
 @contextmanager
 def reserved(plan: Plan, timeout: float) -> Iterator[Places]:
-    """Reserve the seats of ranks and workers inside the context. At the end the actors on reserved GPUs end as well.
+    """Reserve the seats of a plan inside the context. At the end the actors on reserved GPUs end as well.
 
     Args:
         timeout: seconds to wait for the GPUs, which others may have taken since the plan was made.
@@ -35,10 +38,10 @@ def reserved(plan: Plan, timeout: float) -> Iterator[Places]:
     Raises:
         ClusterError: they are not free in time.
     """
-    if not any(seat.gpus for seat in (*plan.ranks, *plan.workers)):
-        yield Places(_on_nodes(plan.nodes, plan.ranks), _on_nodes(plan.nodes, plan.workers))
-        return
     bundles, nodes = _bundles(plan)
+    if not bundles:
+        yield _places(plan, PlacementGroup.empty())
+        return
     group = placement_group(bundles, bundle_label_selector=[{"ray.io/node-id": node.id} for node in nodes])
     try:
         if not ray.wait([group.ready()], timeout=timeout)[0]:
@@ -47,24 +50,13 @@ def reserved(plan: Plan, timeout: float) -> Iterator[Places]:
                 f"since the check. Wait for them, or free or add resources. The cluster has\n"
                 f"{free_of_each(cluster_nodes())}"
             )
-        yield _in_bundles(plan, group)
+        yield _places(plan, group)
     finally:
         remove_placement_group(group)
 
 
-def _on_nodes(nodes: Sequence[Node], seats: Sequence[Seat]) -> list[ActorOptions]:
-    return [
-        {
-            "num_cpus": seat.cpus,
-            "num_gpus": 0,
-            "scheduling_strategy": NodeAffinitySchedulingStrategy(nodes[seat.node].id, soft=False),
-        }
-        for seat in seats
-    ]
-
-
 def _bundles(plan: Plan) -> tuple[list[dict[str, float]], list[Node]]:
-    """Return the bundles, and the node of each: of every rank, then of every worker with GPUs of its own.
+    """Return the bundles, and the node of each: of ranks, workers and others, of each that has GPUs of its own.
 
     A colocated worker's CPUs are in the bundle of its first rank.
     """
@@ -72,28 +64,41 @@ def _bundles(plan: Plan) -> tuple[list[dict[str, float]], list[Node]]:
     for worker in plan.workers:
         if worker.ranks:
             cpus[worker.ranks[0]] += worker.cpus
-    own = [seat for seat in plan.workers if not seat.ranks]
-    seats = [*zip(plan.ranks, cpus, strict=True), *((seat, seat.cpus) for seat in own)]
+    others = [*plan.workers, *(seat for _, seat in plan.others)]
+    seats = [*zip(plan.ranks, cpus, strict=True), *((seat, seat.cpus) for seat in others)]
+    seats = [(seat, each) for seat, each in seats if seat.gpus]
     bundles = [{"GPU": seat.gpus} | ({"CPU": each} if each else {}) for seat, each in seats]
     return bundles, [plan.nodes[seat.node] for seat, _ in seats]
 
 
-def _in_bundles(plan: Plan, group: PlacementGroup) -> Places:
-    def options(bundle: int, gpus: float, cpus: float) -> ActorOptions:
+def _places(plan: Plan, group: PlacementGroup) -> Places:
+    """Return where to start the actors of a plan: in the bundles of `_bundles`, or on nodes."""
+    bundles = count()
+
+    def in_bundle(bundle: int, gpus: float, cpus: float) -> ActorOptions:
         strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
         return {"num_gpus": gpus, "num_cpus": cpus, "scheduling_strategy": strategy}
 
+    def own(seat: Seat, gpus: float) -> ActorOptions:
+        if seat.gpus:
+            return in_bundle(next(bundles), gpus, seat.cpus)
+        node = NodeAffinitySchedulingStrategy(plan.nodes[seat.node].id, soft=False)
+        return {"num_gpus": 0, "num_cpus": seat.cpus, "scheduling_strategy": node}
+
     shared = any(worker.ranks for worker in plan.workers)
-    ranks = [options(rank, _SHARE if shared else seat.gpus, seat.cpus) for rank, seat in enumerate(plan.ranks)]
+    ranks = [own(seat, _SHARE if shared else seat.gpus) for seat in plan.ranks]
     workers = []
-    for number, seat in enumerate(plan.workers):
+    for seat in plan.workers:
         if not seat.ranks:
-            workers.append(options(len(plan.ranks) + number, seat.gpus, seat.cpus))
+            workers.append(own(seat, seat.gpus))
         elif len(seat.ranks) == 1:
-            workers.append(options(seat.ranks[0], _SHARE, seat.cpus))
+            workers.append(in_bundle(seat.ranks[0], _SHARE, seat.cpus))
         else:  # vLLM starts an actor in the bundle of each rank, which takes the share
-            workers.append(options(seat.ranks[0], 0, seat.cpus) | {"runtime_env": {"env_vars": _bundles_of(seat)}})
-    return Places(ranks, workers)
+            workers.append(in_bundle(seat.ranks[0], 0, seat.cpus) | {"runtime_env": {"env_vars": _bundles_of(seat)}})
+    others = defaultdict(list)
+    for name, seat in plan.others:
+        others[name].append(own(seat, seat.gpus))
+    return Places(ranks, workers, dict(others))
 
 
 _SHARE = 0.5  # of a GPU that a rank and a worker share

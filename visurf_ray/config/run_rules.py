@@ -80,6 +80,18 @@ def colocation_without_a_rank_for_each_gpu(config: Config) -> str | None:
     return None
 
 
+def gpus_of_others_that_none_can_have(config: Config) -> str | None:
+    for key, gpus in (("reward.gpus", config.reward.gpus), ("eval.segmenter_gpus", config.eval.segmenter_gpus)):
+        if gpus > 1 and gpus != int(gpus):
+            return f"{key}={gpus:g} must be a share of one GPU, such as 0.5, or a whole number"
+        if gpus > 1 and config.colocated and config.rollout.gpus > 1:  # all are in one placement group
+            return (
+                f"{key}={gpus:g}: with cluster.layout=colocated and rollout.gpus={config.rollout.gpus} vLLM allows no "
+                "actor of the run more than one GPU: set it to at most 1, or choose cluster.layout=disaggregated"
+            )
+    return None
+
+
 def colocation_without_room(config: Config) -> str | None:
     if config.colocated and config.rollout.memory >= 1:
         return (
@@ -187,6 +199,7 @@ RUN_RULES: tuple[Rule, ...] = (
     importance_without_room,
     devices_of_two_kinds,
     colocation_without_a_rank_for_each_gpu,
+    gpus_of_others_that_none_can_have,
     colocation_without_room,
     sampling_ahead_on_shared_gpus,
     frozen_weights_that_no_sync_restores,

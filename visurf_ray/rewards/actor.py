@@ -4,13 +4,13 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import ray
 
-from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.aliases import ActorHandle, ActorOptions, Reference
 from visurf_ray.rewards.spec import RewardSpec
 
 
-def start_actor(specs: Mapping[str, RewardSpec], gpus: float) -> ActorHandle:
-    """Start a reward actor that reserves this number of GPUs, possibly fractional."""
-    return ray.remote(num_cpus=0, num_gpus=gpus)(RewardActor).remote(specs)
+def start_actor(specs: Mapping[str, RewardSpec], place: ActorOptions) -> ActorHandle:
+    """Start a reward actor with Ray's options `place`."""
+    return ray.remote(**place)(RewardActor).remote(specs)
 
 
 class RewardActor:

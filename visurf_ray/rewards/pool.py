@@ -3,12 +3,12 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 
-from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.aliases import ActorHandle, ActorOptions, Reference
 from visurf_ray.answers.coordinates import readable
 from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.cluster.waiting import fetch
@@ -54,15 +54,17 @@ class RewardPool:
         specs: Mapping[str, RewardSpec],
         *,
         cluster_timeout: float,
+        places: Sequence[ActorOptions] | None = None,
         supervisor: Supervisor | None = None,
     ) -> None:
         """Start the actors and wait until they have loaded the rewards. SAM2 is loaded later, with the first response.
 
         Args:
-            config: The number of actors, their GPUs, the time limit, and what happens when a reward fails.
+            config: The number of actors, the time limit, and what happens when a reward fails.
             specs: The reward of each part (see `Example.part`). Without any no actors start, for a run whose groups
                 have no rollouts.
             cluster_timeout: Seconds that an actor may take to load the rewards: cluster.timeout.
+            places: Ray's options of each actor, see `cluster.reservation`; None: without GPUs, where there is room.
             supervisor: Records the actors that are lost. Replacements are not limited by cluster.max_restarts.
 
         Raises:
@@ -70,11 +72,11 @@ class RewardPool:
         """
         self.supervisor = supervisor
         self.specs = dict(specs)
-        self.gpus = config.gpus
+        self.places = places or [{"num_cpus": 0}] * config.workers
         self.timeout = config.timeout
         self.cluster_timeout = cluster_timeout
         self.skip = config.on_error == OnError.skip
-        self.actors = [self._start() for _ in range(config.workers if self.specs else 0)]
+        self.actors = [start_actor(self.specs, place) for place in (self.places if self.specs else ())]
         self._wait_ready(self.actors)
         self.idle = deque(self.actors)
         self.waiting: deque[Group] = deque()
@@ -114,9 +116,6 @@ class RewardPool:
         """Score none of the submitted groups that are not being scored yet; returns when the others are scored."""
         self.waiting.clear()
         self.wait()
-
-    def _start(self) -> ActorHandle:
-        return start_actor(self.specs, self.gpus)
 
     def _advance(self, *, block: bool) -> bool:
         """Give waiting groups to idle actors, take a result if there is one, and enforce the deadlines.
@@ -210,7 +209,7 @@ class RewardPool:
         role = f"reward worker {number}"
         if self.supervisor:
             self.supervisor.lost(role, actor, why)
-        new = self._start()
+        new = start_actor(self.specs, self.places[number])
         self._wait_ready([new])
         if self.supervisor:
             self.supervisor.replaced(role)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import ray
 from PIL import Image
 
-from visurf_ray.aliases import ActorHandle, Reference
+from visurf_ray.aliases import ActorHandle, ActorOptions, Reference
 from visurf_ray.answers.coordinates import readable
 from visurf_ray.answers.lenient import as_strict
 from visurf_ray.answers.rle import Rle, encode
@@ -42,21 +42,23 @@ class SegmenterActor:
 _AHEAD = 16  # answers whose masks are being made while further images are read
 
 
-def _start_actor(gpus: float) -> ActorHandle:
-    return ray.remote(num_cpus=0, num_gpus=gpus)(SegmenterActor).remote()
-
-
 class Segmentation:
     """Adds masks to predictions."""
 
     def __init__(
-        self, path: str, gpus: float, *, timeout: float, parts: Collection[str] = ("",), strict: bool = True
+        self,
+        path: str,
+        place: ActorOptions | None = None,
+        *,
+        timeout: float,
+        parts: Collection[str] = ("",),
+        strict: bool = True,
     ) -> None:
         """Start the actor and load the model.
 
         Args:
             path: SAM2's folder or hub id.
-            gpus: The number of GPUs, possibly fractional, that the actor reserves.
+            place: Ray's options of the actor, see `cluster.reservation`; None: without GPUs, where there is room.
             timeout: Seconds that the actor may take to load the model, and for each mask: cluster.timeout.
             parts: The parts and held-out sets whose answers get masks.
             strict: The value of answers.strict.
@@ -67,7 +69,7 @@ class Segmentation:
         self.timeout = timeout
         self.parts = parts
         self.strict = strict
-        self.actor: ActorHandle = _start_actor(gpus)
+        self.actor: ActorHandle = ray.remote(**(place or {"num_cpus": 0}))(SegmenterActor).remote()
         fetch(self.actor.open.remote(path), timeout)
 
     def segment(
