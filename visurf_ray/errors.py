@@ -54,6 +54,14 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
         error = inner if isinstance(inner, BaseException) else error.__cause__
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Return whether an error, or one of its causes, tells of a lack of memory: what was being read may be sound."""
+    return any(
+        isinstance(cause, MemoryError) or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)
+        for cause in causes(error)
+    )
+
+
 @contextmanager
 def during(phase: str) -> Iterator[None]:
     """Note on an error that leaves the context in which phase of the run it arose; the innermost phase stays noted."""

@@ -195,6 +195,11 @@ def test_an_error_in_a_method_names_file_and_line_before_a_run(load, processor, 
         loader_of(task, processor)
 
 
+def test_a_lack_of_memory_in_a_method_is_no_error_of_the_row(load, processor):
+    with pytest.raises(MemoryError):
+        loader_of(load("def check(self, row):\n    raise MemoryError"), processor)
+
+
 def test_an_error_in_check_refuses_the_row(load, processor):
     task = load("def check(self, row):\n    int(row.solution)", solution="three")
     with pytest.raises(DataError, match=r"data\.jsonl, row 0: ValueError: invalid literal .*line 10, in check"):

@@ -4,6 +4,7 @@ All are opened in one process, which measures each: a picture is refused with it
 bytes of memory for each pixel and each byte of its file, and seconds of processor time.
 """
 
+import errno
 import json
 import os
 import runpy
@@ -15,6 +16,7 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from PIL import Image, ImageFile
@@ -32,6 +34,7 @@ SECONDS = 10.0  # of processor time; these take less than 2 s
 _OPEN_ALL = """
 import json, sys, time
 from pathlib import Path
+from unittest.mock import Mock
 from visurf_ray.data.pictures import load_mask, load_picture
 
 def memory(key):
@@ -307,13 +310,11 @@ def test_a_users_module_does_not_change_the_limit(monkeypatch):
     ("owner", "name"),
     [(Image, "open"), (ImageFile.ImageFile, "load"), (Image.Image, "getexif"), (Image.Image, "convert")],
 )
-def test_a_lack_of_memory_does_not_look_like_damage(monkeypatch, owner, name):
-    def lack(*_, **__):
-        raise MemoryError
-
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_a_lack_of_memory_does_not_look_like_damage(monkeypatch, owner, name, error):
     data = encoded(picture().convert("L"), "JPEG")
-    monkeypatch.setattr(owner, name, lack)
-    with pytest.raises(MemoryError):
+    monkeypatch.setattr(owner, name, Mock(side_effect=error))
+    with pytest.raises(type(error)):
         load_picture(data, "row 7")
 
 

@@ -1,11 +1,15 @@
 """Tables: encodings, types that are not guessed, lists of files, patterns and addresses."""
 
+import errno
 import json
 import re
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from unittest.mock import Mock
 
+import datasets
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -298,8 +302,6 @@ def test_tables_and_pictures_at_an_address(folder, served, write_parquet):
 
 
 def test_addresses_of_files_and_of_other_protocols(folder):
-    import fsspec
-
     source = lines(folder / "a b.jsonl", ROW)
     (row,) = read_rows(f"file://{source.replace(' ', '%20')}")
     assert row.open_image().size == (100, 60)
@@ -318,9 +320,25 @@ def test_addresses_of_files_and_of_other_protocols(folder):
             read_rows(address)
 
 
-def test_pictures_below_an_address_of_their_own(folder):
-    import fsspec
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "Cannot allocate memory")])
+def test_a_lack_of_memory_does_not_look_like_data_that_cannot_be_fetched(monkeypatch, error):
+    monkeypatch.setattr(fsspec, "url_to_fs", Mock(side_effect=error))
+    with pytest.raises(type(error)):
+        read_rows("memory://set/lacking.jsonl")
 
+
+def test_a_lack_of_memory_does_not_look_like_a_damaged_table(folder, write_parquet, monkeypatch):
+    """`datasets` hides what it has met behind an error of its own."""
+    source = write_parquet({"problem": "p"}, name="rows.parquet")
+    generation = datasets.exceptions.DatasetGenerationError("An error occurred while generating the dataset")
+    for lack in (MemoryError(), pa.ArrowMemoryError("malloc of size 128 failed")):
+        generation.__cause__ = lack
+        monkeypatch.setattr(datasets, "load_dataset", Mock(side_effect=generation))
+        with pytest.raises(datasets.exceptions.DatasetGenerationError):
+            read_rows(source)
+
+
+def test_pictures_below_an_address_of_their_own(folder):
     with fsspec.open("memory://pictures/a.png", "wb") as file:
         file.write(encoded(picture()))
     source = lines(folder / "rows.jsonl", ROW)
@@ -355,8 +373,6 @@ def test_a_folder_of_save_to_disk_is_read(folder):
 
 def test_a_parquet_file_may_lie_in_any_store_of_fsspec(write_parquet):
     """`memory://` stands for `s3://`, `gs://` and `hf://`, whose libraries need a network."""
-    import fsspec
-
     with open(write_parquet({}, {}), "rb") as file:
         fsspec.filesystem("memory").pipe("/bucket/rows.parquet", file.read())
     rows = read_rows("memory://bucket/rows.parquet")

@@ -72,7 +72,7 @@ def same_value(given: str, truth: str, ratio: Expr = S.One) -> bool:
     """
     try:
         return _same(_read(given), _read(truth), ratio)
-    except Exception:  # SymPy raises what it likes where it cannot compute
+    except Exception:  # SymPy raises what it likes where it cannot compute, a MemoryError for a number that is too long
         return False
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 from visurf_ray.aliases import Json
 from visurf_ray.data.remote import is_address, local_path, machine_of
 from visurf_ray.data.stored import Stored, decode_text, is_encoded
-from visurf_ray.errors import DataError, short
+from visurf_ray.errors import DataError, lacks_memory, short
 
 Picture = str | Path | bytes | Stored | Image.Image
 
@@ -209,9 +209,9 @@ def _decoded(picture: Picture, where: str) -> Image.Image:
         )
     try:
         image.load()
-    except MemoryError:  # the picture may be sound
-        raise
     except Exception as error:  # Pillow raises what it likes for damaged files
+        if lacks_memory(error):
+            raise
         raise DataError(f"{where}: the image{_name(picture)} is damaged ({short(error)})") from error
     return _bounded(image, picture, where)  # an icon may have another size than its header
 
@@ -232,9 +232,9 @@ def _opened(picture: Picture, where: str) -> Image.Image:
         raise DataError(f"{where}: {error}") from error
     except FileNotFoundError as error:
         raise DataError(f"{where}: there is no image {short(picture, 500)}") from error
-    except MemoryError:  # the picture may be sound
-        raise
     except Exception as error:  # Pillow raises what it likes for damaged files
+        if lacks_memory(error):
+            raise
         name = _name(picture).strip() or "the embedded bytes"
         raise DataError(f"{where}: {name} cannot be read as an image ({short(error, 200)})") from error
     return _bounded(image, picture, where)
@@ -283,9 +283,9 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1 to 8; 1 if there is none or the EXIF data are malformed, as viewers do."""
     try:
         found = image.getexif().get(_ORIENTATION, 1)
-    except MemoryError:
-        raise
-    except Exception:
+    except Exception as error:
+        if lacks_memory(error):
+            raise
         return 1
     return found if found in _TURNS else 1
 
@@ -306,9 +306,9 @@ def _in_rgb(image: Image.Image, where: str) -> Image.Image:
         if image.mode in ("La", "RGBa"):  # colours that are multiplied by alpha
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
         return _on_white(image) if image.has_transparency_data else image.convert("RGB")
-    except MemoryError:  # the picture may be sound
-        raise
     except Exception as error:  # Pillow raises what it likes for damaged files
+        if lacks_memory(error):
+            raise
         raise DataError(f"{where}: an image of mode {image.mode} cannot be converted to RGB ({error})") from error
 
 

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from visurf_ray.errors import DataError, short
+from visurf_ray.errors import DataError, lacks_memory, short
 
 _ADDRESS = re.compile(r"[a-z][a-z0-9+.-]*://", re.IGNORECASE)
 
@@ -56,5 +56,7 @@ def local_path(address: str | Path) -> Path:
                 os.replace(f"{folder}/file", found)
         return found
     except Exception as error:  # each protocol raises errors of its own library
+        if lacks_memory(error):
+            raise
         reason = short(f"{type(error).__name__}: {error}", 300)
         raise DataError(f"{short(text, 500)} cannot be fetched: {reason}") from error

@@ -21,7 +21,7 @@ from visurf_ray.data.remote import is_address, local_path, path_of
 from visurf_ray.data.row_groups import with_small_row_groups
 from visurf_ray.data.stored import stored_lines, stored_values
 from visurf_ray.data.texts import RECODE, read_lines, read_text
-from visurf_ray.errors import DataError, short
+from visurf_ray.errors import DataError, lacks_memory, short
 
 _KINDS = {".parquet": "parquet", ".jsonl": "json", ".json": "json"}
 _BATCH = 32  # rows of a parquet file that are in memory at the same time
@@ -245,6 +245,8 @@ def _load_dataset(source: str, path: str, outside: bool, **chosen: Json) -> Data
             _check_files(source, path, [str(file) for names in files.values() for file in names])
         data = datasets.load_from_disk(path) if saved else datasets.load_dataset(path, **chosen)
     except (datasets.exceptions.DatasetGenerationError, OSError, ValueError, RuntimeError) as error:
+        if lacks_memory(error):
+            raise
         reason = short(error.__cause__ or error, 1000)
         if "data_files" in chosen or Path(path).is_dir():
             raise DataError(f"{source} cannot be read: {reason}") from error

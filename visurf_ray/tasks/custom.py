@@ -10,7 +10,7 @@ from typing import Any
 from visurf_ray import users_code
 from visurf_ray.config.schema import TaskConfig
 from visurf_ray.data.rows import Row
-from visurf_ray.errors import ConfigError, DataError, UserError, short
+from visurf_ray.errors import ConfigError, DataError, UserError, lacks_memory, short
 from visurf_ray.groups import Example
 from visurf_ray.tasks.task import Task
 
@@ -105,6 +105,8 @@ def _guarded(key: str, name: str, method: Callable[..., Any]) -> Callable[..., A
         except UserError:
             raise
         except Exception as error:  # whatever the user's code raises
+            if lacks_memory(error):  # the row may be sound
+                raise
             place = users_code.place_of(error, file)
             raise DataError(f"{about or key}: {users_code.described(error)} ({place})") from error
         wanted = _METHODS.get(name, "")
