@@ -1,5 +1,6 @@
 """Restarts are bounded, the first cause is kept, and what is lost is asked for again. Ray is not needed."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -136,3 +137,15 @@ def test_faults_before_a_resume_come_first():
     supervisor.recall([asdict(fault) for fault in before.faults])
     assert [fault.role for fault in supervisor.faults] == ["engine", "data worker 0"]
     assert supervisor.faults[0] == before.faults[0]
+
+
+def test_what_was_lost_when_a_checkpoint_was_written_is_replaced_by_the_run_that_resumes_from_it():
+    before, supervisor = Supervisor(1, 1), Supervisor(1, 1)
+    before.record("engine", "died twice")
+    with pytest.raises(ClusterError):
+        before.restart("engine", failing(ClusterError("no memory")))  # it is given up
+    before.record("data worker 0", "died")
+    saved = json.loads(json.dumps([asdict(fault) for fault in before.faults]))
+    assert [(fault["replaced"], fault["seconds"]) for fault in saved] == [(False, 0.0), (False, None)]
+    supervisor.recall(saved)
+    assert [(fault.replaced, fault.seconds) for fault in supervisor.faults] == [(False, 0.0), (True, None)]

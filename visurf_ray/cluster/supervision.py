@@ -30,7 +30,8 @@ class Fault:
         cause: what happened to it first.
         phase: the phase of the run in which it was noticed.
         time: when it was noticed, in seconds since 1970.
-        seconds: until it was replaced, or given up.
+        seconds: until it was replaced, or given up. None: neither has happened, or the run was stopped before and then
+            resumed, which has replaced it.
         replaced: whether it was.
         step: the step that was logged next; the monitor notes it.
     """
@@ -39,7 +40,7 @@ class Fault:
     cause: str
     phase: str | None
     time: float
-    seconds: float = 0.0
+    seconds: float | None = None
     replaced: bool = False
     step: int | None = None
 
@@ -154,8 +155,14 @@ class Supervisor:
             print(f"the {role} is replaced after {fault.seconds:g} s", file=sys.stderr, flush=True)
 
     def recall(self, faults: Sequence[dict[str, Json]]) -> None:
-        """Insert the faults of the run before it was resumed: dicts, from its checkpoint."""
-        self.faults[:0] = [Fault(**fault) for fault in faults]
+        """Insert the faults of the run before it was resumed: dicts, from its checkpoint.
+
+        A role that was lost and neither replaced nor given up then is replaced now: a resumed run starts all anew.
+        """
+        before = [Fault(**fault) for fault in faults]
+        for fault in before:
+            fault.replaced |= fault.seconds is None
+        self.faults[:0] = before
 
     def _watch(self) -> None:
         """Look at all watched actors, turn after turn.
