@@ -15,7 +15,8 @@ export no_proxy="${no_proxy:+$no_proxy,}127.0.0.1,localhost"
 
 say() { echo "${0##*/}: $*"; }
 
-# How often a run that was killed is submitted again, and after how many seconds: meanwhile its actors end, within 15 s.
+# How often a run that was killed is submitted again, and after how many seconds: meanwhile its actors end, within 15 s, and
+# free the memory of their GPUs. If they take longer, the run waits for them itself, but only if it had begun to train.
 resubmissions=${RESUBMISSIONS:-2}
 settle_seconds=30
 if [[ ! $resubmissions =~ ^[0-9]+$ ]]; then

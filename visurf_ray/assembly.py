@@ -15,7 +15,8 @@ from visurf_ray.actors import reserve, start_data, start_policy, start_rewards, 
 from visurf_ray.aliases import Json, Processor
 from visurf_ray.checkpoints import Checkpoints, State, written_whole
 from visurf_ray.checks import check, check_budget, plan_run, versions, with_rows
-from visurf_ray.cluster.resources import cluster_nodes, connected
+from visurf_ray.cluster.reservation import await_room
+from visurf_ray.cluster.resources import connected
 from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.driver import Driver
@@ -42,7 +43,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
     output, processor = checked.output, checked.processor
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
-        plan_run(config, cluster_nodes())  # refuses what does not fit, before the data are read
+        await_room(partial(plan_run, config), patience(config, output))  # before the data are read
         supervisor = Supervisor(config.cluster.max_restarts, config.cluster.health_timeout)
         stack.callback(supervisor.close)
         data = start_data(config, supervisor=supervisor)
@@ -101,6 +102,16 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
     if config.train.push_to_hub:
         print(f"uploaded to {upload(output / 'export', config.train.push_to_hub)}", flush=True)
     return output
+
+
+def patience(config: Config, output: Path) -> float:
+    """Return how many seconds a run waits for resources before it is refused; a new one does not wait.
+
+    With train.resume=auto a run goes on from the one in its output folder. If that one's driver was killed, its actors
+    take a while to end; new machines take a while to join the cluster.
+    """
+    goes_on = config.train.resume == "auto" and (output / "config.yaml").is_file()
+    return config.cluster.start_timeout if goes_on else 0.0
 
 
 def run_through(driver: Driver, state: State, checkpoint: Path | None, supervisor: Supervisor) -> dict[str, Json]:

@@ -10,15 +10,17 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
+from threading import Timer
 from typing import Any
 
 import ray
 from ray.cluster_utils import Cluster
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
-from visurf_ray.cluster.reservation import reserved
+from visurf_ray.cluster.reservation import await_room, reserved
 from visurf_ray.cluster.resources import cluster_nodes
 from visurf_ray.errors import ClusterError
 
@@ -87,17 +89,17 @@ def report(found: Plan) -> dict[str, Any]:
 
 
 @contextmanager
-def taken(*gpus: int) -> Iterator[None]:
-    """Take so many GPUs of each node; returns to all free."""
+def taken(*gpus: int) -> Iterator[PlacementGroup | None]:
+    """Take so many GPUs of each node, with the group that is yielded; returns to all free."""
     wait_until_free()
     named = [node for node in cluster_nodes() if node.total.get("GPU")]
     bundles = [({"GPU": count}, {"ray.io/node-id": node.id}) for count, node in zip(gpus, named, strict=True) if count]
     if not bundles:
-        yield
+        yield None
         return
     group = placement_group([bundle for bundle, _ in bundles], bundle_label_selector=[label for _, label in bundles])
     ray.get(group.ready(), timeout=30)
-    yield
+    yield group
     remove_placement_group(group)
 
 
@@ -144,6 +146,11 @@ def main() -> None:
         with taken(5, 5):  # six are free, three on each
             found["fragmented"] = refused((plan, one_of_four, cluster_nodes()), timeout=30)
             found["late"] = refused((lambda: early,), timeout=1)
+        with taken(8, 8) as group:
+            begin = time.monotonic()
+            Timer(2, remove_placement_group, [group]).start()
+            await_room(partial(plan, sizes(2, 2, 1, colocated=True)), 30)
+            found["waited"] = time.monotonic() - begin
         with taken(6, 8):
             found["no room for others"] = refused(
                 (plan, sizes(1, 1, 1, colocated=False, others=OTHERS), cluster_nodes()), timeout=30

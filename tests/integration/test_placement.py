@@ -74,6 +74,10 @@ def test_gpus_that_are_too_few_for_reward_workers_are_refused_at_once(seen):
     assert found["seconds"] < 1 and "3 reward workers (reward.workers=3) with 0.25 GPU" in found["error"]
 
 
+def test_a_run_that_goes_on_waits_until_what_it_had_is_free(seen):
+    assert 2 <= seen["waited"] < 10
+
+
 def test_actors_without_gpus_are_spread(seen):
     found = seen["cpus"]
     assert nodes(found["workers"]) == [0, 1] and nodes(found["ranks"]) == [2, 0]

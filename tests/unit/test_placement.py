@@ -1,5 +1,6 @@
 """The plan of a run: many shapes on many clusters, without Ray."""
 
+from functools import partial
 from itertools import pairwise
 from types import SimpleNamespace
 from unittest.mock import MagicMock
@@ -10,9 +11,11 @@ import ray
 from ray.util.placement_group import PlacementGroup
 
 from visurf_ray.actors import start_rewards, start_segmentation
+from visurf_ray.assembly import patience
 from visurf_ray.checks import plan_run
+from visurf_ray.cluster import reservation
 from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
-from visurf_ray.cluster.reservation import _bundles, _places
+from visurf_ray.cluster.reservation import _bundles, _places, await_room
 from visurf_ray.cluster.resources import Node
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import ClusterError
@@ -214,6 +217,44 @@ def test_others_have_bundles_of_their_own_after_those_of_ranks_and_workers(asked
     bundles = [each["scheduling_strategy"].placement_group_bundle_index for each in (segmenter_place, *reward_places)]
     assert bundles == [first, first + 1, first + 2]
     assert [each["num_gpus"] for each in (segmenter_place, *reward_places)] == [1, 0.25, 0.25]
+
+
+@pytest.fixture
+def cluster(monkeypatch):
+    """What the cluster has at each look, and a clock that sleeping moves on."""
+    states, now = [], [0.0]
+    monkeypatch.setattr(reservation, "cluster_nodes", lambda: states.pop(0) if len(states) > 1 else states[0])
+    monkeypatch.setattr(reservation.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(reservation.time, "sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    return states, now
+
+
+def test_a_run_that_goes_on_waits_for_what_it_had_and_says_so_once(cluster, capsys):
+    states, now = cluster
+    states += [nodes(0), nodes(1), nodes(2)]
+    await_room(partial(plan, colocated(2)), 300)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert now == [2] and line == (
+        "the run goes on from an earlier one, whose resources are not free yet: it requests 2 rollout workers "
+        "(rollout.workers=2) with 1 GPU of ranks on one node, 0.5 CPU each and 2 learner ranks (learner.ranks=2) with "
+        "1 GPU, 0.5 CPU each. Waiting for them up to 300 s (cluster.start_timeout)"
+    )
+
+
+@pytest.mark.parametrize("seconds", [0, 3])
+def test_it_waits_so_long_and_no_longer_and_a_new_run_not_at_all(cluster, capsys, seconds):
+    states, now = cluster
+    states += [nodes(1)]
+    with pytest.raises(ClusterError, match=r"does not fit the cluster.*\n.*8 GPU \(1 free\)"):
+        await_room(partial(plan, colocated(2)), seconds)
+    assert now == [seconds] and len(capsys.readouterr().out.splitlines()) == (seconds > 0)
+
+
+def test_only_a_run_that_goes_on_waits(tmp_path):
+    resumed = load_config(["train.resume=auto", "cluster.start_timeout=77"])
+    assert patience(resumed, tmp_path) == 0
+    (tmp_path / "config.yaml").touch()
+    assert patience(resumed, tmp_path) == 77 and patience(load_config([]), tmp_path) == 0
 
 
 def test_reward_workers_and_the_segmenter_start_in_their_bundles(monkeypatch):

@@ -3,8 +3,9 @@
 For actors without GPUs nothing is reserved: they are sent to their nodes.
 """
 
+import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -26,6 +27,35 @@ class Places:
     ranks: Sequence[ActorOptions]
     workers: Sequence[ActorOptions]
     others: Mapping[str, Sequence[ActorOptions]]
+
+
+def await_room(plan_on: Callable[[Sequence[Node]], Plan], seconds: float) -> None:
+    """Wait until a run fits what is free on the cluster's nodes, and say so, if it does not fit at once.
+
+    Args:
+        plan_on: plans the run on nodes; raises ClusterError if it does not fit.
+        seconds: the longest wait. 0: none.
+
+    Raises:
+        ClusterError: it does not fit in time.
+    """
+    deadline, told = time.monotonic() + seconds, False
+    while True:
+        try:
+            plan_on(cluster_nodes())
+            return
+        except ClusterError as error:
+            if time.monotonic() >= deadline:
+                raise
+            request = str(error).partition(": ")[2].partition(". Lower ")[0]
+        if not told:
+            print(
+                f"the run goes on from an earlier one, whose resources are not free yet: {request}. Waiting for them "
+                f"up to {seconds:g} s (cluster.start_timeout)",
+                flush=True,
+            )
+            told = True
+        time.sleep(1)
 
 
 @contextmanager

@@ -42,6 +42,10 @@ class SegmenterActor:
 _AHEAD = 16  # answers whose masks are being made while further images are read
 
 
+def _start_actor(place: ActorOptions) -> ActorHandle:
+    return ray.remote(**place)(SegmenterActor).remote()
+
+
 class Segmentation:
     """Adds masks to predictions."""
 
@@ -69,7 +73,7 @@ class Segmentation:
         self.timeout = timeout
         self.parts = parts
         self.strict = strict
-        self.actor: ActorHandle = ray.remote(**(place or {"num_cpus": 0}))(SegmenterActor).remote()
+        self.actor = _start_actor(place or {"num_cpus": 0})
         fetch(self.actor.open.remote(path), timeout)
 
     def segment(
