@@ -7,12 +7,13 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from threading import Event
+from types import SimpleNamespace
 
 import pytest
 import torch
 from vllm.distributed.weight_transfer.base import ParamMeta, WeightSource
 
-from visurf_ray.weights import gloo
+from visurf_ray.weights import gloo, interface
 from visurf_ray.weights.cpu_engine import CpuEngine, CpuUpdateInfo
 from visurf_ray.weights.interface import use_interface
 
@@ -216,6 +217,22 @@ def test_gloo_uses_the_interface_of_an_address_unless_the_user_names_one(monkeyp
     assert "GLOO_SOCKET_IFNAME" not in os.environ
     use_interface("127.0.0.1")
     assert os.environ["GLOO_SOCKET_IFNAME"] == "lo"
+
+
+def test_on_the_loopback_address_nccl_and_vllm_stay_there_unless_the_user_says_otherwise(monkeypatch):
+    variables = {"NCCL_SOCKET_IFNAME": "=lo", "VLLM_HOST_IP": "127.0.0.1"}
+    for name in ("GLOO_SOCKET_IFNAME", *variables):
+        monkeypatch.setenv(name, "chosen")
+    use_interface("127.0.0.1")
+    assert {os.environ[name] for name in variables} == {"chosen"}
+    for name in variables:
+        monkeypatch.delenv(name)
+    with monkeypatch.context() as patch:
+        patch.setattr(interface.psutil, "net_if_addrs", lambda: {"eth0": [SimpleNamespace(address="192.0.2.1")]})
+        use_interface("192.0.2.1")  # several machines may belong to the run
+    assert not variables.keys() & os.environ.keys()
+    use_interface("127.0.0.1")
+    assert {name: os.environ[name] for name in variables} == variables
 
 
 def test_a_sender_that_has_gone_ends_the_engines_wait():

@@ -23,6 +23,7 @@ from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS
 from visurf_ray.seeds import seed_of
+from visurf_ray.weights.interface import use_interface
 
 if TYPE_CHECKING:  # vLLM reads its environment variables on import, so the actor imports it after setting them
     from vllm import SamplingParams, TokensPrompt
@@ -132,6 +133,7 @@ class RolloutActor:
         """
         os.environ["VLLM_LOGGING_LEVEL"] = os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")
         os.environ["VLLM_NO_USAGE_STATS"] = "1"
+        use_interface(ray.util.get_node_ip_address())
         self.has_gpus = bool(config.gpus)
         self.processes = max(1, config.gpus)
         self.first_process = 0  # see `join`
@@ -140,11 +142,9 @@ class RolloutActor:
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # vLLM pickles the handles of GPU memory
         memory: dict[str, Any] = {"gpu_memory_utilization": config.memory, "tensor_parallel_size": config.gpus}
         if not config.gpus:
-            from visurf_ray.weights.interface import use_interface
             from visurf_ray.weights.plugin import CPU_BACKEND
 
             backend = CPU_BACKEND
-            use_interface(ray.util.get_node_ip_address())
             memory = {
                 "kv_cache_memory_bytes": int(config.memory * 2**30),
                 # A prompt's samples share its whole blocks only, and the CPU's default block has 128 tokens.
