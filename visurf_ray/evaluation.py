@@ -3,10 +3,12 @@
 import json
 import tempfile
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from visurf_ray.actors import make_rollouts, reserve, start_data, start_segmentation
@@ -36,7 +38,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     check_segmenters(config)
     tasks = Tasks.of(config)
     with ExitStack() as stack:
-        config.model.path = as_model(config.checkpoint, output, stack, trust_remote_code=config.model.trust_remote_code)
+        config.model, adapters = as_model(config.checkpoint, config.model, output, stack)
         # Before the processor: this tells a family that transformers does not have.
         model_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
         processor = load_processor(config.model)
@@ -47,8 +49,11 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         supervisor = Supervisor(config.cluster.max_restarts, config.cluster.health_timeout)
         stack.callback(supervisor.close)
         images = data.findings.most_images
-        rollouts = make_rollouts(config, processor, places.workers, images=images, supervisor=supervisor)
+        trained = adapters.trained if adapters else None
+        rollouts = make_rollouts(config, processor, places.workers, trained, images=images, supervisor=supervisor)
         stack.callback(rollouts.shut_down)
+        if adapters:
+            rollouts.serve(adapters.files)
         with during("start"):
             rollouts.launch()
             segmentation = start_segmentation(config, places)
@@ -87,10 +92,21 @@ def _write_scores(scores: Metrics, output: Path) -> Metrics:
     return scores
 
 
-def as_model(checkpoint: str, output: Path, stack: ExitStack, *, trust_remote_code: bool = False) -> str:
-    """Return a folder or hub id that `from_pretrained` loads.
+@dataclass(frozen=True)
+class Adapters:
+    """Adapters of a training checkpoint: which they are, and PEFT's files with them; see `checkpoint_adapters`."""
 
-    A training checkpoint is converted into a temporary folder in `output`, which all nodes share, until `stack` ends.
+    trained: Trained
+    files: dict[str, NDArray[np.uint8]]
+
+
+def as_model(
+    checkpoint: str, settings: ModelConfig, output: Path, stack: ExitStack
+) -> tuple[ModelConfig, Adapters | None]:
+    """Return the settings with a folder or hub id that `from_pretrained` loads, and the adapters to load beside it.
+
+    A training checkpoint with adapters is the model that its run started from, and these. Another one is converted into
+    a temporary folder in `output`, which all nodes share, until `stack` ends.
     """
     path = Path(checkpoint).expanduser()
     if (path / "metrics.jsonl").is_file() and not (path / "config.json").is_file():
@@ -99,18 +115,22 @@ def as_model(checkpoint: str, output: Path, stack: ExitStack, *, trust_remote_co
             "checkpoints/step_…"
         )
     if not (path / "state.json").is_file():
-        return resolve_model(checkpoint, "checkpoint")
-    from visurf_ray.learner.export import export_checkpoint
+        return replace(settings, path=resolve_model(checkpoint, "checkpoint")), None
+    from visurf_ray.learner.export import checkpoint_adapters, export_checkpoint
 
     run = path.resolve().parent.parent / "config.yaml"
     if not run.is_file():
         raise ConfigError(f"checkpoint={checkpoint}: {run}, the configuration of its run, is missing")
     saved = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(run).model)
     # Of the command, not of the run: the files of a run may come from others.
-    model = replace(cast(ModelConfig, OmegaConf.to_object(saved)), trust_remote_code=trust_remote_code)
+    trust = settings.trust_remote_code
+    model = replace(cast(ModelConfig, OmegaConf.to_object(saved)), trust_remote_code=trust)
+    base, trained = resolve_model(model.path), Trained(**read_state(path).trained)
+    if trained.lora_rank:
+        adapters = Adapters(trained, checkpoint_adapters(path, base, trained, trust_remote_code=trust))
+        return replace(settings, path=base, max_pixels=settings.max_pixels or model.max_pixels), adapters
     output.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
-    base, trained = resolve_model(model.path), Trained(**read_state(path).trained)
-    export_checkpoint(path, base, trained, Path(folder), trust_remote_code=model.trust_remote_code)
+    export_checkpoint(path, base, trained, Path(folder), trust_remote_code=trust)
     load_processor(model).save_pretrained(folder)
-    return folder
+    return replace(settings, path=folder), None

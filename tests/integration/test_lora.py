@@ -2,8 +2,10 @@
 
 import json
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
@@ -14,6 +16,7 @@ from tests.integration.groups import make_groups
 from tests.integration.runs import SMALL, rows, run_here
 from tests.integration.test_learner import LORA, batches, distance, loaded, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_policy import losses_of, packed_groups, plain_rows
+from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError
 from visurf_ray.evaluation import as_model
 from visurf_ray.learner.policy import Policy, load_model
@@ -236,10 +239,24 @@ def test_the_sampler_has_the_learners_adapters(finished):
     assert (finished / "export" / "adapter" / "adapter_model.safetensors").is_file()
 
 
-def test_a_checkpoint_is_evaluated_with_the_weights_of_its_runs_export(finished, tmp_path):
+def test_the_adapters_of_a_checkpoint_are_those_of_its_runs_export(finished, tmp_path):
+    settings = replace(load_config([]).model, path="another")
     with ExitStack() as stack:
-        ours = loaded(as_model(f"{finished}/checkpoints/step_000002", tmp_path, stack))
-    assert distance(ours, loaded(finished / "export")) < 1e-7
+        model, adapters = as_model(f"{finished}/checkpoints/step_000002", settings, tmp_path, stack)
+    assert model.path == resolve_model("miniature") and not list(tmp_path.iterdir()), "nothing is merged"
+    exported, stored = finished / "export" / "adapter", "adapter_config.json"
+    ours = safetensors.torch.load(adapters.files["adapter_model.safetensors"].tobytes())
+    theirs = safetensors.torch.load_file(exported / "adapter_model.safetensors")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert json.loads(adapters.files[stored].tobytes()) == json.loads((exported / stored).read_text())
+
+
+def test_a_checkpoint_is_evaluated_with_its_adapters(finished, tmp_path):
+    done = run_here("evaluate", f"checkpoint={finished}/checkpoints/step_000002", *SMALL, f"output_dir={tmp_path}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((finished / "summary.json").read_text())
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    assert found == pytest.approx(summary["after"]) and found != pytest.approx(summary["before"])
 
 
 def test_a_run_goes_on_with_the_same_adapters_only(finished):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText
 
+from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError
 from visurf_ray.evaluation import as_model
 from visurf_ray.miniature.base_model import BASE_MODEL
@@ -62,4 +63,4 @@ def test_a_small_model_is_one_file(model, tmp_path):
 def test_the_folder_of_a_run_is_no_model_but_holds_some(tmp_path):
     (tmp_path / "metrics.jsonl").touch()
     with ExitStack() as stack, pytest.raises(ConfigError, match=r"is the folder of a run: .* export/ or one of"):
-        as_model(str(tmp_path), tmp_path, stack)
+        as_model(str(tmp_path), load_config([]).model, tmp_path, stack)

@@ -1,12 +1,15 @@
-"""Conversion of a DeepSpeed checkpoint into a Hugging Face model, without starting a rank."""
+"""Conversion of a DeepSpeed checkpoint into a Hugging Face model or adapters, without starting a rank."""
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from transformers import AutoModelForImageTextToText
+from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-from visurf_ray.learner.trained import Trained, merged_weights
+from visurf_ray.aliases import HFModel
+from visurf_ray.learner.trained import Trained, adapter_files, merged_weights
 from visurf_ray.learner.universal import CHECKPOINT_TAG
 from visurf_ray.learner.unpickling import without_code
 from visurf_ray.weights.stored import save_model
@@ -27,16 +30,37 @@ def export_checkpoint(
         ValueError: the checkpoint's weights are not those that `trained` names.
         UserError: its files hold what might run code.
     """
-    with without_code(str(checkpoint)):
-        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=CHECKPOINT_TAG)
     model = AutoModelForImageTextToText.from_pretrained(
         base_model, dtype=torch.float32, trust_remote_code=trust_remote_code
     )
     trained.apply(model)
+    _load(model, checkpoint, base_model)
+    save_model(model, merged_weights(model, model.named_parameters()), out)
+
+
+def checkpoint_adapters(
+    checkpoint: Path, base_model: str, trained: Trained, *, trust_remote_code: bool = False
+) -> dict[str, NDArray[np.uint8]]:
+    """Return the checkpoint's adapters in float32 as PEFT stores them: the contents of each file by its name.
+
+    Arguments and errors are those of `export_checkpoint`. Loads no weights of the base model.
+    """
+    with torch.device("meta"):
+        config = AutoConfig.from_pretrained(base_model, trust_remote_code=trust_remote_code)
+        model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+    adapters = trained.apply(model)
+    assert adapters, "the checkpoint has adapters"
+    _load(model, checkpoint, base_model)
+    return adapter_files(adapters)
+
+
+def _load(model: HFModel, checkpoint: Path, base_model: str) -> None:
+    """Give a model the weights of the checkpoint, in place of its trained ones."""
+    with without_code(str(checkpoint)):
+        state = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag=CHECKPOINT_TAG)
     tied = set(model.all_tied_weights_keys)
     weights = {name.removeprefix(_WRAPPER): tensor for name, tensor in state.items()}
     expected = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if wrong := expected - tied ^ weights.keys() - tied:
         raise ValueError(f"{checkpoint} does not fit {base_model}: {sorted(wrong)[:3]}")
-    model.load_state_dict(weights, strict=False)
-    save_model(model, merged_weights(model, model.named_parameters()), out)
+    model.load_state_dict(weights, strict=False, assign=model.device.type == "meta")

@@ -8,7 +8,9 @@ from itertools import islice
 from threading import Lock
 from typing import Protocol
 
+import numpy as np
 import ray
+from numpy.typing import NDArray
 
 from visurf_ray.aliases import ActorHandle
 from visurf_ray.cluster.waiting import fetch, wait_for
@@ -108,6 +110,15 @@ class RolloutPool:
     def connect(self, link: WeightLink) -> None:
         """Connect the pool to a learner. Without one, engines sample with the weights that they start with."""
         self._link = link
+
+    def serve(self, adapters: dict[str, NDArray[np.uint8]]) -> None:
+        """Have engines load these adapters when they start, in place of a learner's weights; see `load_adapters`."""
+        stored = ray.put(adapters)
+
+        def send() -> None:
+            fetch([engine.load_adapters.remote(stored) for engine in self.actors], self.timeout)
+
+        self.connect(WeightLink(lambda engines: None, send, lambda: None))
 
     def reconnect(self) -> None:
         """Connect the engines to a learner that has started anew, and have them take its weights."""
