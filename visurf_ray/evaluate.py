@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from visurf_ray.config.app import run_app
+from visurf_ray.config.choices import Layout
 from visurf_ray.config.schema import EvaluateConfig
 from visurf_ray.errors import ConfigError
 from visurf_ray.groups import bounds_of, without_bounds
@@ -44,10 +45,12 @@ def evaluate(config: EvaluateConfig, overrides: Sequence[str]) -> None:
 
 
 def set_defaults(config: EvaluateConfig, overrides: Sequence[str]) -> None:
-    """Set output_dir and eval.examples, unless the command line gives them.
+    """Set output_dir and eval.examples, unless the command line gives them, and the layout.
 
-    Values in a file of conf/experiment/ do not count as given, because they are meant for the training run.
+    Values in a file of conf/experiment/ do not count as given, because they are meant for the training run. There is no
+    learner with which rollout workers could share GPUs, and which would wake them.
     """
+    config.cluster.layout = Layout.disaggregated
     given = {override.lstrip("+").partition("=")[0] for override in overrides}
     if "output_dir" not in given and config.checkpoint is not None:
         config.output_dir = f"{config.checkpoint.rstrip('/')}-evaluation"

@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from tests.integration.runs import is_refused, run_here
 from tests.unit.conftest import composed
 from visurf_ray.config.app import run_app
+from visurf_ray.config.choices import Layout
 from visurf_ray.config.schema import Config, EvaluateConfig, to_dict
 from visurf_ray.errors import UserError
 from visurf_ray.evaluate import set_defaults
@@ -181,6 +182,13 @@ def test_an_evaluation_ignores_the_folder_and_the_examples_of_an_experiment():
     config = to_evaluate()
     set_defaults(config, ["checkpoint=runs/a/export", "output_dir=there", "eval.examples=9"])
     assert (config.output_dir, config.eval.examples) == ("there", 9)
+
+
+def test_workers_of_an_evaluation_share_no_gpus_and_do_not_sleep():
+    config = to_evaluate()
+    config.cluster.layout = Layout.colocated  # as in +experiment=one_gpu
+    set_defaults(config, ["+experiment=one_gpu", "checkpoint=runs/a/export"])
+    assert not config.colocated
 
 
 def to_evaluate() -> EvaluateConfig:
