@@ -213,7 +213,7 @@ class RewardPool:
         new = self._start()
         self._wait_ready([new])
         if self.supervisor:
-            self.supervisor.replaced(role)
+            self.supervisor.settle(role, replaced=True)
         self.actors[number] = new
         self.idle.append(new)
 
