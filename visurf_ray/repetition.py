@@ -90,8 +90,7 @@ def repeat(given: ReplayConfig, overrides: Sequence[str]) -> Repeated:
         reports = learner.reports(groups, dump.loss, dump.learning_rate, step=number)
         if not all(report.skipped for report in reports[0]):  # the policy has changed
             _go_to(learner, start, takes_reference)
-        learner.minibatches = 1
-        alone = [learner.reports([group], dump.loss, 0.0, step=number) for group in groups]
+        alone = [learner.reports([group], dump.loss, 0.0, step=number, minibatches=1) for group in groups]
     return Repeated(
         dump.step,
         start,

@@ -140,14 +140,22 @@ class LearnerGroup:
         return summarise(reports) | sizes(groups, time.monotonic() - begin)
 
     def reports(
-        self, groups: Sequence[Group], loss: LossConfig, learning_rate: float | None = None, *, step: int = 0
+        self,
+        groups: Sequence[Group],
+        loss: LossConfig,
+        learning_rate: float | None = None,
+        *,
+        step: int = 0,
+        minibatches: int | None = None,
     ) -> list[list[StepReport]]:
-        """Train like `update`; returns what each rank reports of each optimiser step."""
-        minibatches = [
-            self._shards(minibatch, token_weights(minibatch, loss))
-            for minibatch in split_evenly(groups, self.minibatches)
-        ]
-        shards = list(zip(*minibatches, strict=True))  # of each rank
+        """Train like `update`; returns what each rank reports of each optimiser step.
+
+        Args:
+            minibatches: optimiser steps of this update; None: as of every update.
+        """
+        split = split_evenly(groups, minibatches or self.minibatches)
+        of_minibatches = [self._shards(minibatch, token_weights(minibatch, loss)) for minibatch in split]
+        shards = list(zip(*of_minibatches, strict=True))  # of each rank
         with self._turn:
             self._claim_gpus()
             calls = [a.update.remote(s, loss, learning_rate, step) for a, s in zip(self.actors, shards, strict=True)]
