@@ -66,11 +66,12 @@ class LearnerGroup:
         address, port = self._fetch(self.actors[0].address.remote())
         # In a Ray that no other machine reaches, ranks meet in a file: PyTorch's store would listen on all addresses.
         self._rendezvous = TemporaryDirectory(prefix="visurf_ray-") if address.startswith("127.") else None
-        store = f"{self._rendezvous.name}/store" if self._rendezvous else None
+        host = f"[{address}]" if ":" in address else address  # brackets: of an IPv6 address
+        init_method = f"file://{self._rendezvous.name}/store" if self._rendezvous else f"tcp://{host}:{port}"
         world = len(self.actors)
         self._fetch(
             [
-                actor.start.remote(self.config, rank, world, address, port, seed, list(cores[rank]), store)
+                actor.start.remote(self.config, rank, world, init_method, seed, list(cores[rank]))
                 for rank, actor in enumerate(self.actors)
             ]
         )
