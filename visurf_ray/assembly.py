@@ -54,7 +54,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
         stages = build_stages(config, checked.tasks, processor.tokenizer, checked.rewards)
-        sampling_stages = [stage.plan for stage in stages if stage.method.samples]
+        sampling_stages = [stage.plan for stage in stages if stage.method.has_rollouts]
         samples_now = any(plan.first <= state.step < plan.last for plan in sampling_stages)
         rollouts, learner = start_policy(
             config,

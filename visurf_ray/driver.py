@@ -164,7 +164,7 @@ class Driver:
         """Collect the groups of a step (Algorithm 1, from the batch to its rewards)."""
         stage = self.stage(number)
         method, size, step = stage.method, stage.plan.batch_size, number - stage.plan.first
-        filling = method.filling(size, prompts=self.rollouts.prompts(size) if method.samples else size)
+        filling = method.filling(size, prompts=self.rollouts.prompts(size) if method.has_rollouts else size)
         groups: list[Group] = []
         metrics: Metrics = {"reward/skipped": 0.0}
         left_out, dropped = self.data.left_out, len(self.data.dropped)
@@ -203,7 +203,7 @@ class Driver:
         """
         stage = self.stage(number)
         method, step = stage.method, number - stage.plan.first
-        sampled = self.rollouts.sample(examples, enough) if method.samples else without_rollouts(examples)
+        sampled = self.rollouts.sample(examples, enough) if method.has_rollouts else without_rollouts(examples)
         found: dict[int, Group] = {}
         with phase("sample"), closing(sampled):
             for finished in sampled:
@@ -238,7 +238,7 @@ class Driver:
         Raises:
             ConfigError: there is no metric of the name that train.keep_best has.
         """
-        stay, settings = self.stage(step).method.samples, self.config.eval
+        stay, settings = self.stage(step).method.has_rollouts, self.config.eval
         held_out = self.data.held_out(settings.examples)
         with self.monitor.phase("evaluate"):
             predictions = again_if_lost(
