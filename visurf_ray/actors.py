@@ -21,7 +21,7 @@ from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
+from visurf_ray.models import attends_causally, banned_token_ids, resolved
 from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
 from visurf_ray.rollout.engines import Replacing
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
@@ -174,7 +174,7 @@ def _engine_launcher(
     """Return what begins to start the vLLM engine with a number, from 0."""
     rollout = config.rollout
     engine = EngineConfig(
-        model_path=resolve_model(config.model.path),
+        model=resolved(config.model),
         dtype=rollout.dtype,
         max_model_len=rollout.max_model_len,
         memory=rollout.memory,
@@ -188,7 +188,6 @@ def _engine_launcher(
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
         deterministic=rollout.deterministic,
-        trust_remote_code=config.model.trust_remote_code,
     )
     cores = _shares(_cores(config)[0], rollout.workers)
 
@@ -249,12 +248,11 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
     """Return the settings of every learner rank."""
     learner = config.learner
     packing = learner.packing
-    trust = config.model.trust_remote_code
     if packing is Packing.auto:
-        packing = Packing.prefix if attends_causally(config.model.path, trust_remote_code=trust) else Packing.rows
-    cost = memory.forward_cost(memory.measure(config.model.path, trained_weights(config), trust_remote_code=trust))
+        packing = Packing.prefix if attends_causally(config.model) else Packing.rows
+    cost = memory.forward_cost(memory.measure(config.model, trained_weights(config)))
     return RankConfig(
-        model_path=resolve_model(config.model.path),
+        model=resolved(config.model),
         temperature=config.rollout.temperature,
         banned=tuple(banned_token_ids(processor)),
         zero_stage=learner.zero_stage,
@@ -276,7 +274,6 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
         skip_nan=config.train.on_nan is OnError.skip,
-        trust_remote_code=trust,
         deterministic=config.rollout.deterministic,
     )
 

@@ -22,7 +22,7 @@ from visurf_ray.feed.strictness import over_budget
 from visurf_ray.hub import check_upload
 from visurf_ray.learner.config import REFERENCE_FILE
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import attends_causally, check_model, load_processor, model_config, resolve_model
+from visurf_ray.models import attends_causally, check_model, load_processor, model_config, resolved
 from visurf_ray.monitor import check_wandb
 from visurf_ray.paper_rows import find_row
 from visurf_ray.rewards.spec import RewardSpec
@@ -76,12 +76,11 @@ def check(config: Config, *, here: bool = True) -> Checked:
     if here:
         check_vllm(config)
     check_model(config.model.path)
-    trust = config.model.trust_remote_code
-    model_config(config.model.path, trust_remote_code=trust)  # before the processor: it tells an unknown family
+    model_config(config.model)  # before the processor: it tells an unknown family
     processor = load_processor(config.model)
     check_family(config, processor)
     check_sampled(config)
-    trained_weights(config).check(resolve_model(config.model.path), trust_remote_code=trust)
+    trained_weights(config).check(resolved(config.model))
     check_segmenters(config)
     tasks = Tasks.of(config, model=config.model)
     rewards = load_rewards(config, tasks) if config.method.rollouts else {}
@@ -183,8 +182,7 @@ def check_family(config: Config, processor: Processor) -> None:
         ConfigError: the processor is another family's, the weights are quantised, the language model does not allow
             the packing, or vLLM does not load adapters of it.
     """
-    path, trust = config.model.path, config.model.trust_remote_code
-    model = model_config(path, trust_remote_code=trust)
+    path, model = config.model.path, model_config(config.model)
     kind, takes = model.model_type, PROCESSOR_MAPPING_NAMES.get(model.model_type)
     if takes not in (None, type(processor).__name__):
         raise ConfigError(
@@ -196,7 +194,7 @@ def check_family(config: Config, processor: Processor) -> None:
         raise ConfigError(
             f"model.path={path}: quantised weights cannot be trained: name the model that is not quantised"
         )
-    if config.learner.packing is Packing.prefix and not attends_causally(path, trust_remote_code=trust):
+    if config.learner.packing is Packing.prefix and not attends_causally(config.model):
         raise ConfigError(
             f"learner.packing=prefix: {kind} has layers with linear or sliding-window attention: use rows, or auto"
         )
@@ -232,7 +230,7 @@ def check_sampled(config: Config) -> None:
     """
     if config.rollout.gpus:
         return
-    kind = model_config(config.model.path, trust_remote_code=config.model.trust_remote_code).model_type
+    kind = model_config(config.model).model_type
     if kind in _NOT_ON_A_CPU:
         raise ConfigError(f"rollout.gpus=0: without GPUs vLLM cannot sample {kind}: {_NOT_ON_A_CPU[kind]}")
     if kind in _BFLOAT16_ON_A_CPU and config.rollout.dtype != Dtype.bfloat16:

@@ -44,7 +44,7 @@ def dry_run(config: Config) -> None:
     with CheckProgress() as progress:
         data = Mixture(config, train=True, put=lambda value: value, progress=progress.show)
     findings = data.findings
-    size = memory.measure(config.model.path, trained_weights(config), trust_remote_code=config.model.trust_remote_code)
+    size = memory.measure(config.model, trained_weights(config))
     check_budget(config, findings.longest["train"], findings.longest_labelled)
     with_rows(checked, findings, override=config.train.resume_override)
     longest = max(findings.longest.values()) or max_prompt_tokens(config)  # of which no row was checked

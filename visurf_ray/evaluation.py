@@ -20,7 +20,7 @@ from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, during, writing
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import load_processor, model_config, resolve_model
+from visurf_ray.models import load_processor, model_config, resolve_model, resolved
 from visurf_ray.scoring.predictions import read_predictions, write_predictions
 from visurf_ray.tasks.tasks import Tasks
 
@@ -39,7 +39,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     with ExitStack() as stack:
         config.model.path = as_model(config.checkpoint, output, stack, trust_remote_code=config.model.trust_remote_code)
         # Before the processor: this tells a family that transformers does not have.
-        model_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        model_config(config.model)
         processor = load_processor(config.model)
         check_sampled(config)
         stack.enter_context(connected(config.cluster.address))
@@ -112,7 +112,6 @@ def as_model(checkpoint: str, output: Path, stack: ExitStack, *, trust_remote_co
     model = replace(cast(ModelConfig, OmegaConf.to_object(saved)), trust_remote_code=trust_remote_code)
     output.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
-    base, trained = resolve_model(model.path), Trained(**read_state(path).trained)
-    export_checkpoint(path, base, trained, Path(folder), trust_remote_code=model.trust_remote_code)
+    export_checkpoint(path, resolved(model), Trained(**read_state(path).trained), Path(folder))
     load_processor(model).save_pretrained(folder)
     return folder

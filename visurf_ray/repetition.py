@@ -75,7 +75,7 @@ def repeat(given: ReplayConfig, overrides: Sequence[str]) -> Repeated:
         read_learnt(start, config)
     check_model(config.model.path)
     # Before the processor: this tells a family that transformers does not have.
-    model_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    model_config(config.model)
     processor = load_processor(config.model)
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))

@@ -25,6 +25,7 @@ import torch
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.models import random_group
 from visurf_ray.config.choices import Dtype, HeadDtype
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cut
 from visurf_ray.learner.cost import TOKENS
@@ -162,7 +163,7 @@ def measure(case: Case, folder: str, device: str, repeats: int) -> dict[str, Any
 
     size = SIZES[case.size]
     config = RankConfig(
-        model_path=folder,
+        model=ModelSource(folder),
         temperature=1.0,
         banned=(),
         zero_stage=case.zero_stage,

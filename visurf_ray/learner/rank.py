@@ -77,12 +77,11 @@ class Rank:
         settings = self._deepspeed_settings()
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
         model = load_model(
-            config.model_path,
+            config.model,
             # DeepSpeed copies its float32 masters from weights in the training dtype, so loading in float32 would take
             # memory for nothing. ZeRO-3 casts while it partitions.
             dtype=torch.float32 if config.zero_stage == 3 else self.dtype,
             gradient_checkpointing=config.gradient_checkpointing,
-            trust_remote_code=config.trust_remote_code,
         )
         self.adapters = config.trained.apply(model)
         policy = self._policy(model)
@@ -114,12 +113,7 @@ class Rank:
 
     def _load_frozen(self) -> Policy:
         """Load the initial policy, frozen, in the training dtype."""
-        model = load_model(
-            self.config.model_path,
-            dtype=getattr(torch, self.config.dtype),
-            gradient_checkpointing=False,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        model = load_model(self.config.model, dtype=self.dtype, gradient_checkpointing=False)
         policy = self._policy(model)
         return policy.requires_grad_(False).eval().to(get_accelerator().current_device_name())
 

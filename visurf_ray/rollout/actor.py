@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from visurf_ray.cluster.resources import ON_CPU, SAME_SUMS
 from visurf_ray.config.choices import Dtype, HeadDtype
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.groups import Example, Response, Source, Tokens, TokenSpan
 from visurf_ray.models import BANNED_BIAS
 from visurf_ray.seeds import seed_of
@@ -36,7 +37,7 @@ class EngineConfig:
     """Settings of an engine; see `conf/config.yaml`.
 
     Attributes:
-        model_path: a folder or a hub id.
+        model: its path is a folder or a hub id; see `models.resolved`.
         memory: the KV cache in GiB on a CPU, the share of the GPU's memory otherwise.
         gpus: GPUs of the engine (tensor parallel); 0 samples on the CPU.
         sleeps: whether the engine shares its GPUs with learner ranks, and sleeps while these compute.
@@ -46,10 +47,9 @@ class EngineConfig:
         adapter_rank: the rank of the adapters that the engine will load; 0: none.
         adapts_vision: whether adapters lie in the vision tower or its projector too.
         deterministic: see `rollout.deterministic`.
-        trust_remote_code: see `model.trust_remote_code`.
     """
 
-    model_path: str
+    model: ModelSource
     dtype: Dtype
     max_model_len: int
     memory: float
@@ -63,7 +63,6 @@ class EngineConfig:
     adapter_rank: int = 0
     adapts_vision: bool = False
     deterministic: bool = False
-    trust_remote_code: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,8 +168,8 @@ class RolloutActor:
 
         load_general_plugins()
         arguments = AsyncEngineArgs(
-            model=config.model_path,
-            trust_remote_code=config.trust_remote_code,
+            model=config.model.path,
+            trust_remote_code=config.model.trust_remote_code,
             dtype=config.dtype,
             max_model_len=config.max_model_len,
             max_num_seqs=256,
@@ -332,7 +331,7 @@ class RolloutActor:
 
         Args:
             files: the contents of each file of a PEFT adapter, by its name. Weights that have no adapter are those of
-                `model_path`.
+                the engine's model.
         """
         from vllm.lora.request import LoRARequest
 
