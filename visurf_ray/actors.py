@@ -22,9 +22,10 @@ from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.trained import Trained
 from visurf_ray.models import attends_causally, banned_token_ids, resolved
-from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.actor import RolloutActor, Sampling
 from visurf_ray.rollout.engines import Replacing
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
+from visurf_ray.rollout.vllm_engine import EngineConfig
 from visurf_ray.scoring.segmentation import Segmentation
 
 

@@ -19,8 +19,9 @@ from visurf_ray.method import LossConfig, Method, Part
 from visurf_ray.models import banned_token_ids, load_processor, resolved
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
-from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.actor import RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.rollout.vllm_engine import EngineConfig
 from visurf_ray.tasks import load_task
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
