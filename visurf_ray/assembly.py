@@ -13,7 +13,8 @@ from omegaconf import OmegaConf
 
 from visurf_ray.actors import start_data, start_policy, start_segmentation
 from visurf_ray.aliases import Json, Processor
-from visurf_ray.checkpoints import Checkpoints, State, written_whole
+from visurf_ray.checkpoints.stored import State
+from visurf_ray.checkpoints.writing import Checkpoints, written_whole
 from visurf_ray.checks import check, check_budget, plan_run, versions, with_rows
 from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.cluster.supervision import Supervisor

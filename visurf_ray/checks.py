@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from visurf_ray.aliases import Processor
-from visurf_ray.checkpoints import Checkpoints, State, find_resume, read_state
+from visurf_ray.checkpoints.stored import State, all_checkpoints, find_resume, read_state
 from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
 from visurf_ray.cluster.resources import Node
 from visurf_ray.config.choices import Dtype, Packing
@@ -361,7 +361,7 @@ def _check_folder(resume: Path, state: State, output: Path) -> None:
     own = output / "checkpoints"
     if resume.resolve().parent == own or not (output / "metrics.jsonl").exists():
         return
-    if all(read_state(path).run_id != state.run_id for path in Checkpoints(own, keep=1).all()):
+    if all(read_state(path).run_id != state.run_id for path in all_checkpoints(own)):
         raise ConfigError(
             f"output_dir={output} already holds a run, and train.resume={resume} is no checkpoint of it: choose "
             "another folder"

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from visurf_ray.aliases import Json
-from visurf_ray.checkpoints import Checkpoints, State
+from visurf_ray.checkpoints.stored import State
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.cluster.supervision import again_if_lost
 from visurf_ray.config.schema import Config
 from visurf_ray.dumps import Dumps, Update

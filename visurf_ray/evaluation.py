@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from visurf_ray.actors import make_rollouts, start_data, start_segmentation
 from visurf_ray.assembly import write_dropped
-from visurf_ray.checkpoints import read_state
+from visurf_ray.checkpoints.stored import read_state
 from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, plan_run, writable
 from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import cluster_nodes, connected

@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
 from tests.unit.test_checkpoints import small_disk  # noqa: F401  # a fixture
-from visurf_ray.checkpoints import Checkpoints, State
+from visurf_ray.checkpoints.stored import State
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.config.choices import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
 from visurf_ray.errors import DiskFullError
 from visurf_ray.groups import Group
