@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
-from visurf_ray.checks import plan_run, trained_weights
+from visurf_ray.checks import plan_run
 from visurf_ray.cluster.reservation import reserved
 from visurf_ray.cluster.resources import ON_CPU, SAME_SUMS, cluster_nodes, wait_ready
 from visurf_ray.cluster.supervision import Supervisor
@@ -20,7 +20,7 @@ from visurf_ray.learner import memory
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
-from visurf_ray.learner.trained import Trained
+from visurf_ray.learner.trained import Trained, trained_weights
 from visurf_ray.models import attends_causally, banned_token_ids, resolved
 from visurf_ray.rollout.actor import RolloutActor, Sampling
 from visurf_ray.rollout.engines import Replacing

@@ -15,7 +15,7 @@ from visurf_ray.actors import start_data, start_policy, start_segmentation
 from visurf_ray.aliases import Json, Processor
 from visurf_ray.checkpoints.stored import State
 from visurf_ray.checkpoints.writing import Checkpoints, written_whole
-from visurf_ray.checks import check, check_budget, plan_run, versions, with_rows
+from visurf_ray.checks import check, check_budget, plan_run, versions
 from visurf_ray.cluster.resources import cluster_nodes, connected
 from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.schema import Config, to_dict
@@ -28,6 +28,7 @@ from visurf_ray.hub import upload
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.proof import TOLERANCE, prove_packing
 from visurf_ray.monitor import Monitor, SampleChooser, write_card
+from visurf_ray.resume_checks import with_rows
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rollout.pool import PROBE_TOKENS, RolloutPool
 from visurf_ray.stages import build_stages
@@ -49,7 +50,7 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         stack.callback(supervisor.close)
         data = start_data(config, supervisor=supervisor)
         check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
-        state = with_rows(checked, data.findings, override=config.train.resume_override)
+        state = with_rows(checked.state, checked.resume, data.findings, override=config.train.resume_override)
         supervisor.recall(state.faults)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True

@@ -10,7 +10,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from visurf_ray.actors import start_learner_alone
-from visurf_ray.checks import read_learnt
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.schema import ReplayConfig
 from visurf_ray.config.stages import StagePlan, plan_stages
@@ -20,6 +19,7 @@ from visurf_ray.groups import Group, Metrics, Source
 from visurf_ray.learner.group import LearnerGroup, read_groups
 from visurf_ray.learner.metrics import StepReport, summarise
 from visurf_ray.models import check_model, load_processor, model_config
+from visurf_ray.resume_checks import read_learnt
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from visurf_ray.checkpoints.stored import (
     read_state,
 )
 from visurf_ray.checkpoints.writing import Checkpoints
-from visurf_ray.checks import _check_folder, _check_steps_left, _initial_state
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError, DiskFullError, LearnerLostError, StalledError, UserError, WriteError
+from visurf_ray.resume_checks import _check_folder, _check_steps_left, _initial_state
 
 
 def saver(text: str = "weights") -> Callable[[Path], None]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from visurf_ray.aliases import HFModel
-from visurf_ray.config.schema import ModelSource
+from visurf_ray.config.schema import Config, ModelSource
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.parts import ModelPart, parameters_of, part_of
 from visurf_ray.names import nearest
@@ -94,6 +94,19 @@ class Trained:
     def adapts_vision(self) -> bool:
         """Whether adapters lie in the vision tower or its projector."""
         return bool(self.lora_rank) and any("." in name for name in self.lora_targets or ())
+
+
+def trained_weights(config: Config) -> Trained:
+    """Return which weights the run trains. Settings without effect keep their defaults: equal runs compare equal."""
+    learner, lora = config.learner, config.learner.lora
+    if not lora.rank:
+        return Trained(freeze_vision=learner.freeze_vision, freeze_projector=learner.freeze_projector)
+    return Trained(
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        lora_targets=None if lora.targets is None else list(lora.targets),
+    )
 
 
 def adaptable(model: HFModel) -> dict[str, list[str]]:
