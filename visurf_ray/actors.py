@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
-from visurf_ray.checks import plan_run, reward_demand, segmenter_demand, trained_weights
+from visurf_ray.checks import plan_run, reward_demand, segmenter_demand
 from visurf_ray.cluster.reservation import Places, reserved
 from visurf_ray.cluster.resources import ON_CPU, SAME_SUMS, cluster_nodes, wait_ready
 from visurf_ray.cluster.supervision import Supervisor
@@ -20,13 +20,14 @@ from visurf_ray.learner import memory
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.config import RankConfig
 from visurf_ray.learner.group import LearnerGroup
-from visurf_ray.learner.trained import Trained
-from visurf_ray.models import attends_causally, banned_token_ids, resolve_model
+from visurf_ray.learner.trained import Trained, trained_weights
+from visurf_ray.models import attends_causally, banned_token_ids, resolved
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
-from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.actor import RolloutActor, Sampling
 from visurf_ray.rollout.engines import Replacing
 from visurf_ray.rollout.pool import RolloutPool, WeightLink
+from visurf_ray.rollout.vllm_engine import EngineConfig
 from visurf_ray.scoring.segmentation import Segmentation
 
 
@@ -201,7 +202,7 @@ def _engine_launcher(
     """Return what begins to start the vLLM engine with a number, from 0."""
     rollout = config.rollout
     engine = EngineConfig(
-        model_path=resolve_model(config.model.path),
+        model=resolved(config.model),
         dtype=rollout.dtype,
         max_model_len=rollout.max_model_len,
         memory=rollout.memory,
@@ -215,7 +216,6 @@ def _engine_launcher(
         adapter_rank=trained.lora_rank if trained else 0,
         adapts_vision=trained.adapts_vision if trained else False,
         deterministic=rollout.deterministic,
-        trust_remote_code=config.model.trust_remote_code,
     )
     cores = _shares(_cores(config)[0], rollout.workers)
 
@@ -276,12 +276,11 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
     """Return the settings of every learner rank."""
     learner = config.learner
     packing = learner.packing
-    trust = config.model.trust_remote_code
     if packing is Packing.auto:
-        packing = Packing.prefix if attends_causally(config.model.path, trust_remote_code=trust) else Packing.rows
-    cost = memory.forward_cost(memory.measure(config.model.path, trained_weights(config), trust_remote_code=trust))
+        packing = Packing.prefix if attends_causally(config.model) else Packing.rows
+    cost = memory.forward_cost(memory.measure(config.model, trained_weights(config)))
     return RankConfig(
-        model_path=resolve_model(config.model.path),
+        model=resolved(config.model),
         temperature=config.rollout.temperature,
         banned=tuple(banned_token_ids(processor)),
         zero_stage=learner.zero_stage,
@@ -303,7 +302,6 @@ def rank_config(config: Config, processor: Processor) -> RankConfig:
         shares_gpu=config.colocated,
         reference=bool(config.method.kl_coef),
         skip_nan=config.train.on_nan is OnError.skip,
-        trust_remote_code=trust,
         deterministic=config.rollout.deterministic,
     )
 

@@ -13,8 +13,9 @@ from omegaconf import OmegaConf
 
 from visurf_ray.actors import reserve, start_data, start_policy, start_rewards, start_segmentation
 from visurf_ray.aliases import Json, Processor
-from visurf_ray.checkpoints import Checkpoints, State, written_whole
-from visurf_ray.checks import check, check_budget, plan_run, versions, with_rows
+from visurf_ray.checkpoints.stored import State
+from visurf_ray.checkpoints.writing import Checkpoints, written_whole
+from visurf_ray.checks import check, check_budget, plan_run, versions
 from visurf_ray.cluster.reservation import await_room
 from visurf_ray.cluster.resources import connected
 from visurf_ray.cluster.supervision import Supervisor
@@ -28,6 +29,7 @@ from visurf_ray.hub import upload
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.proof import TOLERANCE, prove_packing
 from visurf_ray.monitor import Monitor, SampleChooser, write_card
+from visurf_ray.resume_checks import with_rows
 from visurf_ray.rollout.pool import PROBE_TOKENS, RolloutPool
 from visurf_ray.stages import build_stages
 from visurf_ray.tasks.tasks import Tasks
@@ -48,13 +50,13 @@ def train(config: Config, overrides: Sequence[str] = ()) -> Path:
         stack.callback(supervisor.close)
         data = start_data(config, supervisor=supervisor)
         check_budget(config, data.findings.longest["train"], data.findings.longest_labelled)
-        state = with_rows(checked, data.findings, override=config.train.resume_override)
+        state = with_rows(checked.state, checked.resume, data.findings, override=config.train.resume_override)
         supervisor.recall(state.faults)
         print(
             f"starting {config.rollout.workers} rollout worker(s), {config.learner.ranks} learner rank(s)", flush=True
         )
         stages = build_stages(config, checked.tasks, processor.tokenizer, checked.rewards)
-        sampling_stages = [stage.plan for stage in stages if stage.method.samples]
+        sampling_stages = [stage.plan for stage in stages if stage.method.has_rollouts]
         samples_now = any(plan.first <= state.step < plan.last for plan in sampling_stages)
         places = reserve(config, stack)
         rollouts, learner = start_policy(

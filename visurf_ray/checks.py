@@ -3,28 +3,25 @@
 import importlib.metadata
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from visurf_ray.aliases import Processor
-from visurf_ray.checkpoints import Checkpoints, State, find_resume, read_state
+from visurf_ray.checkpoints.stored import State
 from visurf_ray.cluster.placement import Demand, Plan, Sizes, plan
 from visurf_ray.cluster.resources import Node
 from visurf_ray.config.choices import Dtype, Packing
-from visurf_ray.config.resuming import check_changes
-from visurf_ray.config.schema import Config, PartConfig, to_dict
+from visurf_ray.config.schema import Config, PartConfig
 from visurf_ray.errors import ConfigError, naming
-from visurf_ray.feed.fingerprint import check_rows
-from visurf_ray.feed.mixture import Findings
 from visurf_ray.feed.strictness import over_budget
 from visurf_ray.hub import check_upload
-from visurf_ray.learner.config import REFERENCE_FILE
-from visurf_ray.learner.trained import Trained
-from visurf_ray.models import attends_causally, check_model, load_processor, model_config, resolve_model
+from visurf_ray.learner.trained import trained_weights
+from visurf_ray.models import attends_causally, check_model, load_processor, model_config, resolved
 from visurf_ray.monitor import check_wandb
 from visurf_ray.paper_rows import find_row
+from visurf_ray.resume_checks import starting_state
 from visurf_ray.rewards.spec import RewardSpec
 from visurf_ray.scoring.segmenter import check_segmenter
 from visurf_ray.tasks.task import Task
@@ -76,26 +73,17 @@ def check(config: Config, *, here: bool = True) -> Checked:
     if here:
         check_vllm(config)
     check_model(config.model.path)
-    trust = config.model.trust_remote_code
-    model_config(config.model.path, trust_remote_code=trust)  # before the processor: it tells an unknown family
+    model_config(config.model)  # before the processor: it tells an unknown family
     processor = load_processor(config.model)
     check_family(config, processor)
     check_sampled(config)
-    trained_weights(config).check(resolve_model(config.model.path), trust_remote_code=trust)
+    trained_weights(config).check(resolved(config.model))
     check_segmenters(config)
     tasks = Tasks.of(config, model=config.model)
     rewards = load_rewards(config, tasks) if config.method.rollouts else {}
     check_style(config, tasks)
     output = writable(config.output_dir)
-    resume = find_resume(config.train.resume, output / "checkpoints")
-    if resume is None and (output / "metrics.jsonl").exists() and config.train.resume is None:
-        raise ConfigError(
-            f"output_dir={output} already holds a run: choose another folder, or set train.resume=auto to continue it"
-        )
-    state = _initial_state(config, resume)
-    if resume:
-        _check_folder(resume, state, output)
-    _check_steps_left(config.train.steps, resume, state, output)
+    state, resume = starting_state(config, output)
     return Checked(tasks, rewards, processor, output, resume, state)
 
 
@@ -183,8 +171,7 @@ def check_family(config: Config, processor: Processor) -> None:
         ConfigError: the processor is another family's, the weights are quantised, the language model does not allow
             the packing, or vLLM does not load adapters of it.
     """
-    path, trust = config.model.path, config.model.trust_remote_code
-    model = model_config(path, trust_remote_code=trust)
+    path, model = config.model.path, model_config(config.model)
     kind, takes = model.model_type, PROCESSOR_MAPPING_NAMES.get(model.model_type)
     if takes not in (None, type(processor).__name__):
         raise ConfigError(
@@ -196,7 +183,7 @@ def check_family(config: Config, processor: Processor) -> None:
         raise ConfigError(
             f"model.path={path}: quantised weights cannot be trained: name the model that is not quantised"
         )
-    if config.learner.packing is Packing.prefix and not attends_causally(path, trust_remote_code=trust):
+    if config.learner.packing is Packing.prefix and not attends_causally(config.model):
         raise ConfigError(
             f"learner.packing=prefix: {kind} has layers with linear or sliding-window attention: use rows, or auto"
         )
@@ -232,7 +219,7 @@ def check_sampled(config: Config) -> None:
     """
     if config.rollout.gpus:
         return
-    kind = model_config(config.model.path, trust_remote_code=config.model.trust_remote_code).model_type
+    kind = model_config(config.model).model_type
     if kind in _NOT_ON_A_CPU:
         raise ConfigError(f"rollout.gpus=0: without GPUs vLLM cannot sample {kind}: {_NOT_ON_A_CPU[kind]}")
     if kind in _BFLOAT16_ON_A_CPU and config.rollout.dtype != Dtype.bfloat16:
@@ -261,21 +248,6 @@ def check_budget(config: Config, prompt: int, labelled: int) -> None:
         raise ConfigError(excess)
 
 
-def with_rows(checked: Checked, findings: Findings, *, override: bool) -> State:
-    """Return the state to start from, with the fingerprints of the training rows.
-
-    Args:
-        override: the value of train.resume_override.
-
-    Raises:
-        DataError: the checkpoint was written with other rows.
-    """
-    now = findings.fingerprints
-    if checked.resume and (line := check_rows(checked.state.rows, now, checked.resume, override=override)):
-        print(line, flush=True)
-    return replace(checked.state, rows={name: asdict(found) for name, found in now.items()})
-
-
 def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True, samples: bool = True) -> Plan:
     """Return where the actors go. Rollout workers count for every method: they run during evaluations.
 
@@ -297,19 +269,6 @@ def plan_run(config: Config, nodes: Sequence[Node], *, learns: bool = True, samp
     return plan(sizes, nodes)
 
 
-def trained_weights(config: Config) -> Trained:
-    """Return which weights the run trains. Settings without effect keep their defaults: equal runs compare equal."""
-    learner, lora = config.learner, config.learner.lora
-    if not lora.rank:
-        return Trained(freeze_vision=learner.freeze_vision, freeze_projector=learner.freeze_projector)
-    return Trained(
-        lora_rank=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        lora_targets=None if lora.targets is None else list(lora.targets),
-    )
-
-
 def reward_demand(config: Config) -> Demand:
     count = config.reward.workers if config.method.rollouts else 0
     return Demand("reward workers", "reward.workers", count, config.reward.gpus, 0)
@@ -317,78 +276,6 @@ def reward_demand(config: Config) -> Demand:
 
 def segmenter_demand(config: Config) -> Demand:
     return Demand("segmenter", "eval.segmenter_gpus", int(bool(config.segmenter)), config.eval.segmenter_gpus, 0)
-
-
-def _initial_state(config: Config, resume: Path | None) -> State:
-    """Return the state to start from: a new one, or the checkpoint's.
-
-    Raises:
-        ConfigError: if the checkpoint was written with another ZeRO stage or other trained weights, or lacks the KL
-            term's reference; or a setting has changed that alters what is learnt.
-    """
-    if resume is None:
-        return State(trained=asdict(trained_weights(config)), config=to_dict(config))
-    state = read_learnt(resume, config)
-    switch = config.method.sft_steps
-    if config.method.kl_coef and 0 < switch < state.step and not (resume / REFERENCE_FILE).is_file():
-        raise ConfigError(
-            f"{resume} has no {REFERENCE_FILE}, the policy after method.sft_steps={switch} with which the KL term "
-            "compares: it was written with method.kl_coef=0 or other stages. Continue with these, or from a checkpoint "
-            f"of step {switch} or before"
-        )
-    if changes := check_changes(state.config, config, resume):
-        print(changes, flush=True)
-    return replace(state, config=to_dict(config))
-
-
-def read_learnt(resume: Path, config: Config) -> State:
-    """Return the state of a checkpoint whose weights the learner of a configuration can load.
-
-    Raises:
-        ConfigError: it was written with another ZeRO stage, or other trained weights.
-    """
-    stage, trained = config.learner.zero_stage, asdict(trained_weights(config))
-    state = read_state(resume)
-    if (before := state.config["learner"]["zero_stage"]) != stage:  # DeepSpeed's files are those of a stage
-        raise ConfigError(f"{resume} was written with learner.zero_stage={before}: continue with it, not with {stage}")
-    for name in (name for name, value in trained.items() if state.trained.get(name) != value):
-        key = f"learner.{name.replace('lora_', 'lora.')}"
-        raise ConfigError(f"{resume} was written with {key}={state.trained.get(name)}: continue with this value")
-    return state
-
-
-def _check_folder(resume: Path, state: State, output: Path) -> None:
-    """Check that a checkpoint from elsewhere does not continue in another run's folder, which would replace that run.
-
-    Raises:
-        ConfigError: it does.
-    """
-    own = output / "checkpoints"
-    if resume.resolve().parent == own or not (output / "metrics.jsonl").exists():
-        return
-    if all(read_state(path).run_id != state.run_id for path in Checkpoints(own, keep=1).all()):
-        raise ConfigError(
-            f"output_dir={output} already holds a run, and train.resume={resume} is no checkpoint of it: choose "
-            "another folder"
-        )
-
-
-def _check_steps_left(steps: int, resume: Path | None, state: State, output: Path) -> None:
-    """Check that a run which is resumed has something left to do.
-
-    A run that was interrupted after its last step, before its report, may be resumed to evaluate and export its policy.
-
-    Raises:
-        ConfigError: train.steps is below the steps that the checkpoint has done, or equal to those of a finished run.
-    """
-    unfinished = (output / "metrics.jsonl").exists() and not (output / "summary.json").exists()
-    if resume is None or state.step < steps or (state.step == steps and unfinished):
-        return
-    raise ConfigError(
-        f"train.steps={steps}: the checkpoint {resume} has done {state.step} steps, so none is left. train.steps "
-        f"counts all steps of a run: set it above {state.step} to train on, or set train.resume=null and another "
-        "output_dir to start anew"
-    )
 
 
 _PACKAGES = ("torch", "transformers", "ray", "deepspeed", "peft", "wandb")

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 
 from visurf_ray.aliases import Json
-from visurf_ray.checkpoints import Checkpoints, State
+from visurf_ray.checkpoints.stored import State
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.cluster.supervision import again_if_lost
 from visurf_ray.config.schema import Config
 from visurf_ray.dumps import Dumps, Update
@@ -164,7 +165,7 @@ class Driver:
         """Collect the groups of a step (Algorithm 1, from the batch to its rewards)."""
         stage = self.stage(number)
         method, size, step = stage.method, stage.plan.batch_size, number - stage.plan.first
-        filling = method.filling(size, prompts=self.rollouts.prompts(size) if method.samples else size)
+        filling = method.filling(size, prompts=self.rollouts.prompts(size) if method.has_rollouts else size)
         groups: list[Group] = []
         metrics: Metrics = {"reward/skipped": 0.0}
         left_out, dropped = self.data.left_out, len(self.data.dropped)
@@ -203,7 +204,7 @@ class Driver:
         """
         stage = self.stage(number)
         method, step = stage.method, number - stage.plan.first
-        sampled = self.rollouts.sample(examples, enough) if method.samples else without_rollouts(examples)
+        sampled = self.rollouts.sample(examples, enough) if method.has_rollouts else without_rollouts(examples)
         found: dict[int, Group] = {}
         with phase("sample"), closing(sampled):
             for finished in sampled:
@@ -238,7 +239,7 @@ class Driver:
         Raises:
             ConfigError: there is no metric of the name that train.keep_best has.
         """
-        stay, settings = self.stage(step).method.samples, self.config.eval
+        stay, settings = self.stage(step).method.has_rollouts, self.config.eval
         held_out = self.data.held_out(settings.examples)
         with self.monitor.phase("evaluate"):
             predictions = again_if_lost(

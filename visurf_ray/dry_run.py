@@ -11,7 +11,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from visurf_ray.checks import check, check_budget, plan_run, reward_demand, segmenter_demand, trained_weights, with_rows
+from visurf_ray.checks import check, check_budget, plan_run, reward_demand, segmenter_demand
 from visurf_ray.cluster.placement import Plan
 from visurf_ray.cluster.resources import Node, cluster_nodes, connected, this_machine
 from visurf_ray.config.schema import Config
@@ -23,6 +23,8 @@ from visurf_ray.feed.strictness import max_prompt_tokens
 from visurf_ray.footprint import Footprint, Need, check_memory, footprint, in_memory, in_units, needs
 from visurf_ray.learner import memory
 from visurf_ray.learner.memory import ModelSize, Sizes
+from visurf_ray.learner.trained import trained_weights
+from visurf_ray.resume_checks import with_rows
 
 
 def dry_run(config: Config) -> None:
@@ -44,9 +46,9 @@ def dry_run(config: Config) -> None:
     with CheckProgress() as progress:
         data = Mixture(config, train=True, put=lambda value: value, progress=progress.show)
     findings = data.findings
-    size = memory.measure(config.model.path, trained_weights(config), trust_remote_code=config.model.trust_remote_code)
+    size = memory.measure(config.model, trained_weights(config))
     check_budget(config, findings.longest["train"], findings.longest_labelled)
-    with_rows(checked, findings, override=config.train.resume_override)
+    with_rows(checked.state, checked.resume, findings, override=config.train.resume_override)
     longest = max(findings.longest.values()) or max_prompt_tokens(config)  # of which no row was checked
     found = footprint(config, size, prompt=longest, gpu=_gpu_memory(config))
     compared = needs(config, plan, found)

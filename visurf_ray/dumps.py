@@ -13,15 +13,8 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from visurf_ray.aliases import Json
-from visurf_ray.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    damage,
-    list_files,
-    read_fields,
-    read_state,
-    written_whole,
-)
+from visurf_ray.checkpoints.stored import CheckpointError, all_checkpoints, damage, list_files, read_fields, read_state
+from visurf_ray.checkpoints.writing import written_whole
 from visurf_ray.config.choices import OnError, Packing
 from visurf_ray.config.schema import Config, to_dict
 from visurf_ray.errors import LearnerLostError, UserError, short, writing
@@ -185,13 +178,13 @@ def find_start(dump: Dump, folder: Path, checkpoint: str | None = None) -> tuple
         DumpError: the checkpoint is gone, damaged, or of a later step.
         CheckpointError: another version of the program wrote it.
     """
-    checkpoints = Checkpoints(folder.parent.parent / "checkpoints", keep=1)
+    checkpoints = folder.parent.parent / "checkpoints"
     if checkpoint is None and dump.checkpoint is None:
-        for path in reversed(checkpoints.all()):
+        for path in reversed(all_checkpoints(checkpoints)):
             if damage(path) is None and (done := read_state(path).step) < dump.step:
                 return path, done
         return None, 0
-    path = Path(checkpoint) if checkpoint else checkpoints.folder / str(dump.checkpoint)
+    path = Path(checkpoint) if checkpoint else checkpoints / str(dump.checkpoint)
     which = f"checkpoint={path}" if checkpoint else f"dump={folder}: the checkpoint before the step, {path},"
     cure = f"Name one of a step before {dump.step} by checkpoint=…"
     if not path.is_dir():

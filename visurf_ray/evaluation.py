@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 from visurf_ray.actors import make_rollouts, reserve, start_data, start_segmentation
 from visurf_ray.assembly import write_dropped
-from visurf_ray.checkpoints import read_state
+from visurf_ray.checkpoints.stored import read_state
 from visurf_ray.checks import check_sampled, check_segmenters, check_vllm, writable
 from visurf_ray.cluster.resources import connected
 from visurf_ray.cluster.supervision import Supervisor
@@ -21,7 +21,7 @@ from visurf_ray.config.schema import EvaluateConfig, ModelConfig
 from visurf_ray.errors import ConfigError, during, writing
 from visurf_ray.groups import Metrics
 from visurf_ray.learner.trained import Trained
-from visurf_ray.models import load_processor, model_config, resolve_model
+from visurf_ray.models import load_processor, model_config, resolve_model, resolved
 from visurf_ray.scoring.predictions import read_predictions, write_predictions
 from visurf_ray.tasks.tasks import Tasks
 
@@ -40,7 +40,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     with ExitStack() as stack:
         config.model, adapters = as_model(config.checkpoint, config.model, output, stack)
         # Before the processor: this tells a family that transformers does not have.
-        model_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
+        model_config(config.model)
         processor = load_processor(config.model)
         check_sampled(config)
         stack.enter_context(connected(config.cluster.address))
@@ -123,14 +123,13 @@ def as_model(
         raise ConfigError(f"checkpoint={checkpoint}: {run}, the configuration of its run, is missing")
     saved = OmegaConf.merge(OmegaConf.structured(ModelConfig), OmegaConf.load(run).model)
     # Of the command, not of the run: the files of a run may come from others.
-    trust = settings.trust_remote_code
-    model = replace(cast(ModelConfig, OmegaConf.to_object(saved)), trust_remote_code=trust)
-    base, trained = resolve_model(model.path), Trained(**read_state(path).trained)
+    model = replace(cast(ModelConfig, OmegaConf.to_object(saved)), trust_remote_code=settings.trust_remote_code)
+    base, trained = resolved(model), Trained(**read_state(path).trained)
     if trained.lora_rank:
-        adapters = Adapters(trained, checkpoint_adapters(path, base, trained, trust_remote_code=trust))
-        return replace(settings, path=base, max_pixels=settings.max_pixels or model.max_pixels), adapters
+        adapters = Adapters(trained, checkpoint_adapters(path, base, trained))
+        return replace(settings, path=base.path, max_pixels=settings.max_pixels or model.max_pixels), adapters
     output.mkdir(parents=True, exist_ok=True)
     folder = stack.enter_context(tempfile.TemporaryDirectory(dir=output, prefix="model-"))
-    export_checkpoint(path, base, trained, Path(folder), trust_remote_code=trust)
+    export_checkpoint(path, base, trained, Path(folder))
     load_processor(model).save_pretrained(folder)
     return replace(settings, path=folder), None

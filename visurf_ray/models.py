@@ -5,7 +5,7 @@ from pathlib import Path
 
 from visurf_ray.aliases import HFConfig, Processor
 from visurf_ray.config.choices import CoordinateUnit
-from visurf_ray.config.schema import ModelConfig
+from visurf_ray.config.schema import ModelConfig, ModelSource
 from visurf_ray.errors import UserError, short
 from visurf_ray.groups import Coordinates
 
@@ -42,20 +42,22 @@ def resolve_model(path: str, key: str = "model.path") -> str:
     return str(folder)
 
 
-def model_config(path: str, *, trust_remote_code: bool = False) -> HFConfig:
-    """Return the configuration of the model at a path (see `resolve_model`).
+def resolved(model: ModelSource) -> ModelSource:
+    """Return a source whose path is what `resolve_model` returns; raises UserError like it."""
+    return ModelSource(resolve_model(model.path), model.trust_remote_code)
 
-    Args:
-        trust_remote_code: see `model.trust_remote_code`; without it, code that comes with the model is not run.
+
+def model_config(model: ModelSource) -> HFConfig:
+    """Return the model's configuration.
 
     Raises:
         UserError: there is none, transformers does not know the model's family, or it needs code that is not trusted.
     """
     from transformers import AutoConfig
 
-    found = resolve_model(path)
+    path, found = model.path, resolve_model(model.path)
     try:
-        return AutoConfig.from_pretrained(found, trust_remote_code=trust_remote_code)
+        return AutoConfig.from_pretrained(found, trust_remote_code=model.trust_remote_code)
     except Exception as error:  # each family's configuration raises what it likes
         _refuse_code(path, error)
         reason = short(" ".join(str(error).split()), 150)
@@ -156,13 +158,13 @@ def banned_token_ids(processor: Processor) -> list[int]:
     return sorted(token for token in found if token is not None)
 
 
-def attends_causally(path: str, *, trust_remote_code: bool = False) -> bool:
+def attends_causally(model: ModelSource) -> bool:
     """Return whether each layer of the language model attends to all tokens before and to nothing else.
 
     Layers with linear or sliding-window attention do not. The configuration lists the kinds in `layer_types`; without
     it, all layers are of one kind.
     """
-    text = model_config(path, trust_remote_code=trust_remote_code).get_text_config()
+    text = model_config(model).get_text_config()
     if types := getattr(text, "layer_types", None):
         return set(types) == {"full_attention"}
     return getattr(text, "sliding_window", None) is None
@@ -179,7 +181,7 @@ def coordinates_of(config: ModelConfig) -> Coordinates:
     """
     if config.coordinates is not CoordinateUnit.auto:
         return Coordinates(config.coordinates.value)
-    family = model_config(config.path, trust_remote_code=config.trust_remote_code).model_type
+    family = model_config(config).model_type
     return Coordinates.pixels if family in _ANSWER_IN_PIXELS else Coordinates.thousandths
 
 

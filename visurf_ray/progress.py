@@ -6,7 +6,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from time import monotonic
 
-from visurf_ray.checkpoints import Best, Checkpoints, State
+from visurf_ray.checkpoints.stored import Best, State, folder_name
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.config.schema import TrainConfig
 from visurf_ray.errors import ConfigError, LostError, short
 from visurf_ray.groups import Metrics, without_bounds
@@ -115,14 +116,14 @@ class Progress:
             return None
         # The checkpoint that the run was resumed from is written again, and stays the best if it was.
         self._save(self.best if self.best and self.best.step == self.state.step else None)
-        return self.checkpoints.name(self.state.step)
+        return folder_name(self.state.step)
 
     def _better(self, scores: Metrics | None) -> Best | None:
         """Return the evaluation after the last step if train.keep_best has a value and it is the best so far."""
         metric, step = self.train.keep_best, self.state.step
         if scores is None or metric is None:
             return None
-        found = Best(metric, scores[metric.removeprefix("-")], step, self.checkpoints.name(step))
+        found = Best(metric, scores[metric.removeprefix("-")], step, folder_name(step))
         return found if found.beats(self.best) else None
 
     def _save(self, best: Best | None = None) -> None:

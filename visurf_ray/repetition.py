@@ -10,7 +10,6 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from visurf_ray.actors import start_learner_alone
-from visurf_ray.checks import read_learnt
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.schema import ReplayConfig
 from visurf_ray.config.stages import StagePlan, plan_stages
@@ -20,6 +19,7 @@ from visurf_ray.groups import Group, Metrics, Source
 from visurf_ray.learner.group import LearnerGroup, read_groups
 from visurf_ray.learner.metrics import StepReport, summarise
 from visurf_ray.models import check_model, load_processor, model_config
+from visurf_ray.resume_checks import read_learnt
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def repeat(given: ReplayConfig, overrides: Sequence[str]) -> Repeated:
         read_learnt(start, config)
     check_model(config.model.path)
     # Before the processor: this tells a family that transformers does not have.
-    model_config(config.model.path, trust_remote_code=config.model.trust_remote_code)
+    model_config(config.model)
     processor = load_processor(config.model)
     with ExitStack() as stack:
         stack.enter_context(connected(config.cluster.address))
@@ -90,8 +90,7 @@ def repeat(given: ReplayConfig, overrides: Sequence[str]) -> Repeated:
         reports = learner.reports(groups, dump.loss, dump.learning_rate, step=number)
         if not all(report.skipped for report in reports[0]):  # the policy has changed
             _go_to(learner, start, takes_reference)
-        learner.minibatches = 1
-        alone = [learner.reports([group], dump.loss, 0.0, step=number) for group in groups]
+        alone = [learner.reports([group], dump.loss, 0.0, step=number, minibatches=1) for group in groups]
     return Repeated(
         dump.step,
         start,

@@ -10,7 +10,7 @@ from typing import Any
 
 from visurf_ray.actors import reserve, start_data, start_policy
 from visurf_ray.assembly import exempt_from_collection
-from visurf_ray.checkpoints import Checkpoints
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.choices import WandbMode
 from visurf_ray.config.load import load_config

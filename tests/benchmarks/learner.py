@@ -12,7 +12,6 @@ can do in that time at its dense bfloat16 peak.
 
 import json
 import os
-import socket
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 from tests.benchmarks.harness import arguments, finish, start, table
 from tests.benchmarks.models import random_group
 from visurf_ray.config.choices import Dtype, HeadDtype
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.groups import Group
 from visurf_ray.learner.balance import cut
 from visurf_ray.learner.cost import TOKENS
@@ -163,7 +163,7 @@ def measure(case: Case, folder: str, device: str, repeats: int) -> dict[str, Any
 
     size = SIZES[case.size]
     config = RankConfig(
-        model_path=folder,
+        model=ModelSource(folder),
         temperature=1.0,
         banned=(),
         zero_stage=case.zero_stage,
@@ -181,10 +181,7 @@ def measure(case: Case, folder: str, device: str, repeats: int) -> dict[str, Any
         async_checkpoint=False,
         dtype=Dtype.bfloat16 if device == "cuda" else Dtype.float32,
     )
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    rank = Rank(config, rank=0, world_size=1, address="127.0.0.1", port=port, seed=0)
+    rank = Rank(config, rank=0, world_size=1, init_method="tcp://127.0.0.1:0", seed=0)  # 0: any port that is free
     groups = make_groups(size, case.plain)
     shard = cut(groups, token_weights(groups, LossConfig()), config.max_tokens_per_micro_batch)
     seconds = []

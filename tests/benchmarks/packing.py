@@ -19,6 +19,7 @@ from tests.benchmarks.harness import arguments, finish, interleaved, start, tabl
 from tests.benchmarks.models import random_group
 from tests.unit.groups import held, ids
 from visurf_ray.aliases import HFModel
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.groups import Group, Response
 from visurf_ray.learner.packing import pack_prefix
 from visurf_ray.learner.policy import Policy, load_model
@@ -104,9 +105,9 @@ def plain_rows(model: HFModel, group: Group, responses: Sequence[Response], devi
 def measure(folder: str, case: Case, device: str, repeats: int) -> dict[str, float | str]:
     group = case.group()
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
-    plain = load_model(folder, dtype=dtype, gradient_checkpointing=False).to(device)
+    plain = load_model(ModelSource(folder), dtype=dtype, gradient_checkpointing=False).to(device)
     plain.set_attn_implementation({"text_config": "sdpa", "vision_config": "sdpa"})
-    packed = load_model(folder, dtype=dtype, gradient_checkpointing=False).to(device)
+    packed = load_model(ModelSource(folder), dtype=dtype, gradient_checkpointing=False).to(device)
     policy = Policy(packed, 1.0, (), chunk=512)
     even = len(set(case.lengths)) == 1
     batches = [group.responses] if even else [[response] for response in group.responses]

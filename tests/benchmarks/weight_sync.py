@@ -27,6 +27,7 @@ from tests.benchmarks.models import write_model
 from visurf_ray.actors import make_rollouts
 from visurf_ray.cluster.resources import connected
 from visurf_ray.config.load import load_config
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.learner.trained import Trained, adapter_files
 from visurf_ray.models import load_processor
 
@@ -47,7 +48,7 @@ class Sender:
         from visurf_ray.learner.policy import load_model
         from visurf_ray.weights.sender import WeightSender
 
-        self.model = load_model(path, dtype=torch.float32, gradient_checkpointing=False)
+        self.model = load_model(ModelSource(path), dtype=torch.float32, gradient_checkpointing=False)
         self.sender = WeightSender(
             self.model,
             [full],
@@ -90,7 +91,7 @@ class Broadcaster:
         from visurf_ray.weights.sender import WeightSender
 
         address, (first, second) = ray.util.get_node_ip_address(), _free_ports(2)
-        self.model = load_model(path, dtype=torch.float32, gradient_checkpointing=False)
+        self.model = load_model(ModelSource(path), dtype=torch.float32, gradient_checkpointing=False)
         self.sender = WeightSender(
             self.model,
             [engine],

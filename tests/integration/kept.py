@@ -20,26 +20,29 @@ from torch import nn
 
 from tests.integration.reader import Reader
 from visurf_ray import actors
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.feed import feed
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.policy import load_model
-from visurf_ray.models import resolve_model
-from visurf_ray.rollout.actor import EngineConfig, RolloutActor
+from visurf_ray.models import resolved
+from visurf_ray.rollout.actor import RolloutActor
 from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.rollout.vllm_engine import EngineConfig
 from visurf_ray.weights.sender import WeightSender
 
-_engines: dict[EngineConfig, Any] = {}
+_engines: dict[str, Any] = {}  # by their settings, as text
 _learners: dict[int, list[Any]] = {}  # by the number of ranks
 _data: list[Any] = []
 
 
 def engine(settings: EngineConfig) -> Any:
     """Return an engine with these settings, the same one at every call. It has the weights that it has last taken."""
-    if settings not in _engines:
-        _engines[settings] = Reader.options(num_cpus=0).remote(settings, sorted(os.sched_getaffinity(0)))
-    ray.get(_engines[settings].abort.remote())  # what a failed test has left
-    return _engines[settings]
+    key = repr(settings)
+    if key not in _engines:
+        _engines[key] = Reader.options(num_cpus=0).remote(settings, sorted(os.sched_getaffinity(0)))
+    ray.get(_engines[key].abort.remote())  # what a failed test has left
+    return _engines[key]
 
 
 def open_transfer(
@@ -140,11 +143,11 @@ def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
 
     A lent engine computes on all cores, also in a run that would give it some of them.
     """
-    shut_down, miniature = RolloutPool.shut_down, resolve_model("miniature")
+    shut_down, miniature = RolloutPool.shut_down, resolved(ModelSource("miniature"))
     taken: list[EngineConfig] = []
 
     def take(place: dict[str, Any], settings: EngineConfig, *arguments: Any) -> Any:
-        if settings.model_path != miniature or settings.adapter_rank or not settings.images or settings in taken:
+        if settings.model != miniature or settings.adapter_rank or not settings.images or settings in taken:
             return RolloutActor.options(**place).remote(settings, *arguments)
         taken.append(settings)
         found = engine(settings)

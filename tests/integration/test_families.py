@@ -15,7 +15,7 @@ from PIL import Image
 from tests.integration.architectures import plain_logprobs
 from tests.integration.families import FAMILIES, make_family
 from tests.integration.runs import SMALL, is_refused, rows, run_here
-from visurf_ray.config.schema import ModelConfig
+from visurf_ray.config.schema import ModelConfig, ModelSource
 from visurf_ray.feed.prompts import PromptMaker
 from visurf_ray.groups import Example, Group, Response, Source, TokenSpan
 from visurf_ray.learner.packing import pack_prefix, pack_rows
@@ -46,7 +46,7 @@ def train(family, folder, *settings):
         tolerance = 0.3
     done = run_here("train", *SMALL, *settings, f"model.path={model}", f"output_dir={folder}/run")
     assert done.returncode == 0, done.stderr
-    packing = "prefix" if attends_causally(model) else "rows"
+    packing = "prefix" if attends_causally(ModelSource(model)) else "rows"
     assert f"learner.packing={packing}" in done.stdout
     steps = [row for row in rows(folder / "run") if "train/loss" in row]
     assert [row["step"] for row in steps] == [1, 2]
@@ -140,13 +140,13 @@ def test_both_packings_compute_what_the_model_does(family, folder):
     """For prompts with an image, with two of different sizes, and with none; the prefix packing in one row."""
     path = folder(family)
     groups = make_groups(path, [(112, 84)], [(60, 60), (112, 56)], [], [(56, 140)])
-    model = load_model(path, dtype=torch.float32, gradient_checkpointing=False).eval()
+    model = load_model(ModelSource(path), dtype=torch.float32, gradient_checkpointing=False).eval()
     with torch.no_grad():
         expected = torch.cat([plain_logprobs(model, group) for group in groups])
         policy = Policy(model, 1.0, (), chunk=64)
         packed = [pack_rows(group, [1.0] * 3, fetch=held, dtype=torch.float32) for group in groups]
         torch.testing.assert_close(torch.cat([policy(rows)[0] for rows in packed]), expected, atol=1e-5, rtol=0)
-        if attends_causally(path):
+        if attends_causally(ModelSource(path)):
             row = pack_prefix(groups, [[1.0] * 3] * 4, model, fetch=held, dtype=torch.float32)
             torch.testing.assert_close(policy(row)[0], expected, atol=1e-5, rtol=0)
 
@@ -156,14 +156,14 @@ def test_a_prompt_without_an_image_uses_all_parameters_where_ranks_must(family, 
     """Its log-probs stay, and what only images use gets a gradient of 0: no rank waits for another."""
     path = folder(family)
     group, with_image = make_groups(path, [], [(56, 56)])
-    model = load_model(path, dtype=torch.float32, gradient_checkpointing=True)
+    model = load_model(ModelSource(path), dtype=torch.float32, gradient_checkpointing=True)
     policy = Policy(model, 1.0, (), chunk=64)
     options = {"fetch": held, "dtype": torch.float32}
     alone = policy(pack_rows(group, [1.0] * 3, **options))[0].detach()
     policy(pack_rows(with_image, [1.0] * 3, **options))[0].sum().backward()
     used = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
     packings = [pack_rows(group, [1.0] * 3, all_parameters=True, **options)]
-    if attends_causally(path):
+    if attends_causally(ModelSource(path)):
         packings.append(pack_prefix([group], [[1.0] * 3], model, all_parameters=True, **options))
     for packed in packings:
         model.zero_grad()

@@ -4,7 +4,8 @@ import pytest
 
 from tests.unit.test_curriculum import MIXED
 from tests.unit.test_driver import Learner, Monitor, Rollouts, Tokenizer
-from visurf_ray.checkpoints import Checkpoints, State, read_state
+from visurf_ray.checkpoints.stored import State, read_state
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.checks import load_rewards
 from visurf_ray.config.load import load_config
 from visurf_ray.driver import Driver

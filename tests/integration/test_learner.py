@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText
 from tests.integration.groups import make_groups
 from tests.integration.test_policy import losses_of, packed_groups
 from tests.unit.test_checkpoints import small_disk  # noqa: F401  # a fixture
-from visurf_ray.checkpoints import Checkpoints, State
+from visurf_ray.checkpoints.stored import State
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.config.choices import Clip, HeadDtype, ImportanceLevel, LabelTerm, OnExcess, RatioLevel
 from visurf_ray.errors import DiskFullError
 from visurf_ray.groups import Group
@@ -20,7 +21,7 @@ from visurf_ray.learner.group import LearnerGroup, read_groups
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import Importance, LossConfig
-from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.models import banned_token_ids, resolved
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -30,7 +31,7 @@ LEAST = 120  # tokens that hold a prompt and any response: most groups are cut i
 
 def rank_config(config, processor, **changes) -> RankConfig:
     settings = {
-        "model_path": resolve_model(config.model.path),
+        "model": resolved(config.model),
         "temperature": 1.0,
         "banned": tuple(banned_token_ids(processor)),
         "zero_stage": 1,
@@ -91,7 +92,7 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 @pytest.fixture(scope="module")
 def reference(config, processor, loader):
     """Two steps of a plain PyTorch loop in one process: the weights, and each step's loss and gradient norm."""
-    model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
+    model = load_model(resolved(config.model), dtype=torch.float32, gradient_checkpointing=False)
     policy = Policy(model, 1.0, banned_token_ids(processor), chunk=64)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.999), weight_decay=0.01)
     losses, norms = [], []
@@ -148,7 +149,7 @@ def test_micro_batches_change_no_term_of_the_objective_and_no_metric(make_learne
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_mean_logprobs_are_those_of_each_response(make_learner, batches, config, processor, loader, ranks):
-    model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
+    model = load_model(resolved(config.model), dtype=torch.float32, gradient_checkpointing=False)
     policy = Policy(model, 1.0, banned_token_ids(processor), chunk=64)
     found = make_learner(ranks, max_tokens_per_micro_batch=300).mean_logprobs(batches[0])
     for group, means in zip(make_groups(loader, 6, seed=0), found, strict=True):
@@ -321,7 +322,7 @@ def test_a_checkpoint_exports_to_the_weights_of_its_run(make_learner, batches, c
     learner.update(batches[0], LossConfig())
     learner.save(tmp_path / "state")
     expected = exported(learner, tmp_path / "run")
-    export_checkpoint(tmp_path / "state", resolve_model(config.model.path), trained, tmp_path / "offline")
+    export_checkpoint(tmp_path / "state", resolved(config.model), trained, tmp_path / "offline")
     found = loaded(tmp_path / "offline")
     assert found.keys() == expected.keys()
     for name, weight in expected.items():

@@ -17,6 +17,7 @@ from tests.integration.runs import SMALL, rows, run_here
 from tests.integration.test_learner import LORA, batches, distance, loaded, make_learner  # noqa: F401  # fixtures
 from tests.integration.test_policy import losses_of, packed_groups, plain_rows
 from visurf_ray.config.load import load_config
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.errors import ConfigError
 from visurf_ray.evaluation import as_model
 from visurf_ray.learner.policy import Policy, load_model
@@ -28,7 +29,7 @@ from visurf_ray.weights.stored import stored_name
 
 
 def load(path):
-    return load_model(path, dtype=torch.float32, gradient_checkpointing=False)
+    return load_model(ModelSource(path), dtype=torch.float32, gradient_checkpointing=False)
 
 
 @pytest.fixture

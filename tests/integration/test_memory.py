@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from tests.integration.test_learner import batches, rank_config  # noqa: F401  # a fixture
 from visurf_ray.config.load import load_config
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.learner.actor import LearnerActor
 from visurf_ray.learner.group import LearnerGroup
 from visurf_ray.learner.memory import measure, model_states
@@ -102,7 +103,7 @@ def test_model_states_are_what_the_engine_holds(watched_learner, batches, stage,
         f"learner.dtype={dtype}",
         "learner.ranks=2",
     ]
-    device, host = model_states(measure("miniature", Trained()), load_config(settings).learner)
+    device, host = model_states(measure(ModelSource("miniature"), Trained()), load_config(settings).learner)
     expected = sum(device.values()) + sum(host.values())
     assert 0.9 * expected < measured < 1.25 * expected
 
@@ -165,7 +166,7 @@ def test_the_export_needs_a_layer_and_a_file_beside_the_states(config, processor
     options = {"num_cpus": 0, "runtime_env": {"env_vars": environment}}
     actors = [LearnerActor.options(**options).remote() for _ in range(2)]
     try:
-        settings = rank_config(config, processor, zero_stage=3, model_path=large_model)
+        settings = rank_config(config, processor, zero_stage=3, model=ModelSource(large_model))
         learner = LearnerGroup(actors, settings, seed=0, minibatches=1, cores=[[]] * 2)
         layer = ray.get(actors[0].__ray_call__.remote(largest_layer))
         ray.get([actor.__ray_call__.remote(forget_the_peak, SHARD) for actor in actors])

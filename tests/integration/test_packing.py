@@ -5,6 +5,7 @@ import torch
 
 from tests.integration.architectures import ARCHITECTURES, TEXT, make_groups, make_model, plain_logprobs
 from tests.unit.groups import held
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.groups import Response, Source, TokenSpan
 from visurf_ray.learner import attention
 from visurf_ray.learner.packing import pack_prefix
@@ -19,7 +20,7 @@ def path(request, tmp_path_factory) -> str:
 
 
 def load(path, checkpointing=False, dtype=torch.float32):
-    return load_model(path, dtype=dtype, gradient_checkpointing=checkpointing)
+    return load_model(ModelSource(path), dtype=dtype, gradient_checkpointing=checkpointing)
 
 
 def ragged_groups(model):
@@ -134,4 +135,4 @@ def test_models_with_sliding_windows_share_no_prefix(tmp_path, processor):
     ]
     for model in models:
         processor.save_pretrained(model)
-    assert [attends_causally(model) for model in models] == [False, True]
+    assert [attends_causally(ModelSource(model)) for model in models] == [False, True]

@@ -12,11 +12,11 @@ from visurf_ray.groups import Response, Source, Tokens, TokenSpan
 from visurf_ray.learner.packing import pack_prefix
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.method import LossConfig, TokenValues, token_losses, token_weights
-from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.models import banned_token_ids, resolved
 
 
 def load(config):
-    return load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
+    return load_model(resolved(config.model), dtype=torch.float32, gradient_checkpointing=False)
 
 
 @pytest.fixture(scope="module")

@@ -16,11 +16,12 @@ from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.groups import Group, Response, Source, Tokens
 from visurf_ray.learner.policy import load_model
 from visurf_ray.method import LossConfig, Method, Part
-from visurf_ray.models import banned_token_ids, load_processor, resolve_model
+from visurf_ray.models import banned_token_ids, load_processor, resolved
 from visurf_ray.rewards.pool import RewardPool
 from visurf_ray.rewards.spec import RewardSpec
-from visurf_ray.rollout.actor import EngineConfig, RolloutActor, Sampling
+from visurf_ray.rollout.actor import RolloutActor, Sampling
 from visurf_ray.rollout.pool import RolloutPool
+from visurf_ray.rollout.vllm_engine import EngineConfig
 from visurf_ray.tasks import load_task
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 def settings(config) -> EngineConfig:
     return EngineConfig(
-        model_path=resolve_model(config.model.path),
+        model=resolved(config.model),
         dtype=Dtype.float32,
         max_model_len=512,
         memory=0.25,
@@ -70,7 +71,7 @@ def examples(loader):
 
 @pytest.fixture(scope="module")
 def model(config):
-    return load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
+    return load_model(resolved(config.model), dtype=torch.float32, gradient_checkpointing=False)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.schedule import learning_rates
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig, TokenValues, token_losses
-from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.models import banned_token_ids, resolved
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -24,8 +24,7 @@ KL = LossConfig(kl_coef=0.1)
 @pytest.fixture
 def plain_policy(config, processor):
     """A policy on its own, for a plain PyTorch loop."""
-    path = resolve_model(config.model.path)
-    model = load_model(path, dtype=torch.float32, gradient_checkpointing=False)
+    model = load_model(resolved(config.model), dtype=torch.float32, gradient_checkpointing=False)
     return Policy(model, 1.0, banned_token_ids(processor), chunk=64)
 
 

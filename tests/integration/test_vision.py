@@ -5,6 +5,7 @@ import torch
 from transformers import AutoModelForImageTextToText
 
 from tests.integration.architectures import ARCHITECTURES, configuration, make_model
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.learner import vision
 from visurf_ray.learner.policy import load_model
 from visurf_ray.learner.vision import VISION, vision_arguments
@@ -86,5 +87,5 @@ def test_equal_windows_share_a_call_and_lengths_stay_on_the_host(monkeypatch):
 def test_the_learner_loads_models_with_it(tmp_path):
     for architecture in ARCHITECTURES:
         folder = make_model(architecture, tmp_path / architecture)
-        model = load_model(folder, dtype=torch.float32, gradient_checkpointing=False)
+        model = load_model(ModelSource(folder), dtype=torch.float32, gradient_checkpointing=False)
         assert model.model.visual.config._attn_implementation == VISION

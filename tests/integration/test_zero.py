@@ -12,7 +12,7 @@ from tests.integration.test_policy import losses_of, packed_groups
 from visurf_ray.learner.policy import Policy, load_model
 from visurf_ray.learner.trained import Trained
 from visurf_ray.method import LossConfig
-from visurf_ray.models import banned_token_ids, resolve_model
+from visurf_ray.models import banned_token_ids, resolved
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -41,7 +41,7 @@ def plain(config, processor, loader):
     """The plain loop, by whether the vision tower is frozen: the first gradient and the weights after ten steps."""
 
     def run(frozen: bool):
-        model = load_model(resolve_model(config.model.path), dtype=torch.float32, gradient_checkpointing=False)
+        model = load_model(resolved(config.model), dtype=torch.float32, gradient_checkpointing=False)
         model.model.visual.requires_grad_(not frozen)
         policy = Policy(model, 1.0, banned_token_ids(processor), chunk=64)
         trained = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}

@@ -12,10 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from visurf_ray.checkpoints import Best, CheckpointError, Checkpoints, State, find_resume, read_state
-from visurf_ray.checks import _check_folder, _check_steps_left, _initial_state
+from visurf_ray.checkpoints.stored import (
+    Best,
+    CheckpointError,
+    State,
+    all_checkpoints,
+    find_resume,
+    folder_name,
+    read_state,
+)
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.config.load import load_config
 from visurf_ray.errors import ConfigError, DiskFullError, LearnerLostError, StalledError, UserError, WriteError
+from visurf_ray.resume_checks import _check_folder, _check_steps_left, _initial_state
 
 
 def saver(text: str = "weights") -> Callable[[Path], None]:
@@ -28,7 +37,7 @@ def saver(text: str = "weights") -> Callable[[Path], None]:
 def save_whole(checkpoints: Checkpoints, state: State, save: Callable[[Path], None]) -> Path:
     checkpoints.begin(state, save, lambda wait: True)
     checkpoints.finish(wait=False)
-    return checkpoints.folder / checkpoints.name(state.step)
+    return checkpoints.folder / folder_name(state.step)
 
 
 @pytest.fixture
@@ -103,7 +112,7 @@ def test_the_newest_are_kept(folder, keep):
     checkpoints = Checkpoints(folder, keep=keep)
     for step in (10, 20, 30, 40):
         save_whole(checkpoints, State(step), saver())
-        assert checkpoints.all()[-1].name == f"step_{step:06d}"
+        assert all_checkpoints(folder)[-1].name == f"step_{step:06d}"
     assert names(folder) == [f"step_{step:06d}" for step in (10, 20, 30, 40)[-keep:]]
 
 
@@ -112,7 +121,7 @@ def test_steps_are_ordered_as_numbers(folder):
     checkpoints = Checkpoints(folder, keep=2)
     for step in (999_998, 999_999, 1_000_000, 1_000_001):
         save_whole(checkpoints, State(step), saver())
-    assert [read_state(path).step for path in checkpoints.all()] == [1_000_000, 1_000_001]
+    assert [read_state(path).step for path in all_checkpoints(folder)] == [1_000_000, 1_000_001]
     newest = find_resume("auto", folder)
     assert newest is not None and read_state(newest).step == 1_000_001
 

@@ -245,7 +245,7 @@ def test_a_label_whose_factor_is_0_is_not_there(make_method, overrides, step, th
     method.style = "spaced"
     one = group([1.0, 2.0])
     method.append_label(one, step)
-    assert (one.label is not None) is there is method.labels(step)
+    assert (one.label is not None) is there is method.has_labels(step)
     method.style = None
     assert method.aligns(step, [example()]) is there
 

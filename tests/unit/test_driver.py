@@ -10,7 +10,8 @@ import pytest
 
 from tests.unit.conftest import composed
 from tests.unit.groups import example
-from visurf_ray.checkpoints import Checkpoints, State, read_state
+from visurf_ray.checkpoints.stored import State, read_state
+from visurf_ray.checkpoints.writing import Checkpoints
 from visurf_ray.driver import Driver
 from visurf_ray.dumps import find_start, read_dump
 from visurf_ray.errors import ConfigError, LostError, UserError, WriteError

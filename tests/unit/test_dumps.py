@@ -11,7 +11,7 @@ import torch
 
 from tests.unit.conftest import composed
 from tests.unit.groups import group, held
-from visurf_ray.checkpoints import State, list_files
+from visurf_ray.checkpoints.stored import State, list_files
 from visurf_ray.config.choices import ImportanceLevel, OnExcess, Packing, RatioLevel
 from visurf_ray.config.schema import to_dict
 from visurf_ray.config.stored import learner_config

@@ -5,7 +5,7 @@ from transformers import Qwen2_5_VLConfig
 
 from tests.unit.conftest import composed
 from tests.unit.test_memory import qwen2_5_vl_7b
-from visurf_ray.checks import plan_run, trained_weights
+from visurf_ray.checks import plan_run
 from visurf_ray.cluster.placement import Plan
 from visurf_ray.cluster.resources import Node
 from visurf_ray.config.load import CONFIG_DIR
@@ -13,6 +13,7 @@ from visurf_ray.dry_run import _drawing, _imagined
 from visurf_ray.errors import ClusterError, ConfigError
 from visurf_ray.footprint import Footprint, check_memory, footprint, needs
 from visurf_ray.learner.memory import size_of
+from visurf_ray.learner.trained import trained_weights
 
 GIB = 2**30
 

@@ -2,6 +2,7 @@
 
 import math
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +30,8 @@ from visurf_ray.learner.sums import Tally
 class Rank:
     """A handle of a rank, whose calls are recorded and return `result`."""
 
+    node = "10.0.0.1"
+
     def __init__(self, calls: list, result: object = None) -> None:
         self.calls = calls
         self.result = result
@@ -36,7 +39,7 @@ class Rank:
     def __getattr__(self, name: str):
         def remote(*arguments):
             self.calls.append((name, *arguments))
-            return ("", 0) if name == "address" else self.result
+            return (self.node, 5) if name == "address" else self.result
 
         return SimpleNamespace(remote=remote)
 
@@ -93,6 +96,19 @@ def test_which_errors_tell_that_the_learner_is_lost(make_group, monkeypatch, err
     monkeypatch.setattr("visurf_ray.learner.group.death_among", lambda actors, phase: death)
     with pytest.raises(LearnerLostError if expected else type(error), match=expected):
         group.take_reference()
+
+
+@pytest.mark.parametrize(
+    ("node", "expected"),
+    [("127.0.0.1", r"file:///.+/store"), ("10.0.0.2", r"tcp://10\.0\.0\.2:5"), ("fd00::2", r"tcp://\[fd00::2\]:5")],
+)
+def test_where_ranks_meet(make_group, monkeypatch, node, expected):
+    """In a Ray that no other machine reaches, nothing listens."""
+    monkeypatch.setattr(Rank, "node", node)
+    calls = []
+    make_group(calls, None, None)._begin()
+    meetings = [call[4] for call in calls if call[0] == "start"]
+    assert len(meetings) == 2 and len(set(meetings)) == 1 and re.fullmatch(expected, meetings[0])
 
 
 def test_a_learner_that_starts_anew_packs_as_before_and_loads_its_checkpoint(make_group, monkeypatch):

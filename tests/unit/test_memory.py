@@ -5,6 +5,7 @@ import torch
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLConfig
 
 from tests.unit.conftest import composed
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.learner.memory import (
     activations,
     buffers,
@@ -75,7 +76,7 @@ def test_the_miniature_is_as_large_as_its_file():
     with safe_open(MINIATURE / "model.safetensors", "pt") as weights:
         shapes = {name: weights.get_slice(name).get_shape() for name in weights.keys()}  # noqa: SIM118  # no mapping
     count = {name: torch.Size(shape).numel() for name, shape in shapes.items()}
-    size = measure("miniature", ALL)
+    size = measure(ModelSource("miniature"), ALL)
     assert size.parameters == sum(count.values())
     assert size.vision_parameters == sum(number for name, number in count.items() if "visual" in name)
 

@@ -15,7 +15,7 @@ from transformers import AutoProcessor, LlavaConfig, MistralConfig
 from visurf_ray.aliases import Json
 from visurf_ray.checks import check
 from visurf_ray.config.load import load_config
-from visurf_ray.config.schema import ModelConfig
+from visurf_ray.config.schema import ModelConfig, ModelSource
 from visurf_ray.errors import UserError
 from visurf_ray.models import (
     MINIATURE,
@@ -187,7 +187,7 @@ def test_a_list_in_place_of_a_configuration_is_refused(edited):
     path = edited()
     Path(path, "config.json").write_text("[]")
     with pytest.raises(UserError, match=r"cannot read the model's config\.json"):
-        model_config(path)
+        model_config(ModelSource(path))
 
 
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
@@ -246,4 +246,4 @@ def test_a_sliding_window_of_all_layers_is_no_causal_attention(model_folder, win
     folder = model_folder(*WHOLE)
     text = MistralConfig(num_hidden_layers=2, sliding_window=window)
     LlavaConfig(text_config=text).save_pretrained(folder)
-    assert attends_causally(str(folder)) is causal
+    assert attends_causally(ModelSource(str(folder))) is causal

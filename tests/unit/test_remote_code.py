@@ -9,7 +9,7 @@ import torch
 from tests.remote_code import save_model_with_code
 from visurf_ray.checks import check
 from visurf_ray.config.load import load_config
-from visurf_ray.config.schema import ModelConfig
+from visurf_ray.config.schema import ModelConfig, ModelSource
 from visurf_ray.errors import UserError
 from visurf_ray.learner.memory import measure
 from visurf_ray.learner.policy import load_model
@@ -36,9 +36,9 @@ def test_a_model_that_needs_code_is_refused_in_one_line(folder, capsys):
     with pytest.raises(UserError, match=r"model\.trust_remote_code=true"):
         load_processor(ModelConfig(path=str(folder), max_pixels=None))
     for load in (
-        lambda: load_model(str(folder), dtype=torch.float32, gradient_checkpointing=False),
-        lambda: measure(str(folder), Trained()),
-        lambda: Trained().check(str(folder)),
+        lambda: load_model(ModelSource(str(folder)), dtype=torch.float32, gradient_checkpointing=False),
+        lambda: measure(ModelSource(str(folder)), Trained()),
+        lambda: Trained().check(ModelSource(str(folder))),
     ):
         with pytest.raises((ValueError, UserError), match="trust_remote_code"):
             load()
@@ -53,7 +53,7 @@ def test_code_that_is_not_needed_is_not_run(folder):
         known = {"model_type": "qwen2_5_vl"} if name == "config.json" else {"processor_class": "Qwen2_5_VLProcessor"}
         (folder / name).write_text(json.dumps(content | known))
     check(load_config([f"model.path={folder}", f"output_dir={folder}/run"]))
-    load_model(str(folder), dtype=torch.float32, gradient_checkpointing=False)
+    load_model(ModelSource(str(folder)), dtype=torch.float32, gradient_checkpointing=False)
     assert ran(folder) == set()
 
 
@@ -61,19 +61,20 @@ def test_a_model_is_loaded_and_exported_with_code_that_is_trusted(folder, tmp_pa
     config = load_config([f"model.path={folder}", TRUST, f"output_dir={tmp_path}/run"])
     processor = check(config).processor
     assert type(processor).__name__ == "OwnProcessor"
-    assert model_config(str(folder), trust_remote_code=True).model_type == "own_vl"
-    assert attends_causally(str(folder), trust_remote_code=True)
-    assert measure(str(folder), Trained(), trust_remote_code=True).parameters > 1e6
-    model = load_model(str(folder), dtype=torch.float32, gradient_checkpointing=False, trust_remote_code=True)
+    trusted = ModelSource(str(folder), trust_remote_code=True)
+    assert model_config(trusted).model_type == "own_vl"
+    assert attends_causally(trusted)
+    assert measure(trusted, Trained()).parameters > 1e6
+    model = load_model(trusted, dtype=torch.float32, gradient_checkpointing=False)
     assert type(model).__name__ == "OwnForConditionalGeneration"
     assert ran(folder) == {"configuration_own.py", "modeling_own.py", "processing_own.py"}
 
     export = tmp_path / "export"
     save_model(model, model.named_parameters(), export)
     processor.save_pretrained(export)
-    again = load_model(str(export), dtype=torch.float32, gradient_checkpointing=False, trust_remote_code=True)
-    assert type(again).__name__ == "OwnForConditionalGeneration"
     exported = ModelConfig(path=str(export), max_pixels=None, trust_remote_code=True)
+    again = load_model(exported, dtype=torch.float32, gradient_checkpointing=False)
+    assert type(again).__name__ == "OwnForConditionalGeneration"
     assert type(load_processor(exported)).__name__ == "OwnProcessor"
 
 
@@ -83,4 +84,4 @@ def test_code_that_fails_is_named(folder):
         load_processor(ModelConfig(path=str(folder), max_pixels=None, trust_remote_code=True))
     (folder / "configuration_own.py").write_text("1 / 0\n")
     with pytest.raises(UserError, match=r"model\.path=.*division by zero"):
-        model_config(str(folder), trust_remote_code=True)
+        model_config(ModelSource(str(folder), trust_remote_code=True))

@@ -14,7 +14,8 @@ from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 from visurf_ray.cluster.placement import Seat
 from visurf_ray.cluster.reservation import _bundles_of
 from visurf_ray.groups import Response, Source, Tokens, TokenSpan
-from visurf_ray.rollout.actor import Sampled, executor, in_one_store, own_ranks
+from visurf_ray.rollout.actor import Sampled, in_one_store, own_ranks
+from visurf_ray.rollout.vllm_engine import executor
 
 
 def test_every_engine_takes_nccl_ranks_of_its_own():
@@ -71,7 +72,7 @@ def test_vllm_reads_the_variables_that_a_worker_on_several_ranks_gets(monkeypatc
 
 ENDING = """
 import multiprocessing, sys, threading, time
-from visurf_ray.rollout.actor import end_with_children
+from visurf_ray.rollout.vllm_engine import end_with_children
 child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), daemon=True)
 child.start()
 end_with_children(unless=lambda: {0})

@@ -174,7 +174,7 @@ def test_mu_rises_linearly_and_falls_by_a_cosine(make_method, overrides, expecte
     losses = [method.loss(step) for step in (0, 5, 10, 20, 30)]
     assert [loss.label_scale for loss in losses] == pytest.approx(expected)
     assert [loss.rollout_scale for loss in losses] == pytest.approx([1 - mu for mu in expected])
-    if method.labels(5):
+    if method.has_labels(5):
         assert method.assign_advantages([group([1.0, 2.0], 6.0)], 5)["train/mu"] == pytest.approx(expected[1])
 
 
@@ -200,5 +200,5 @@ def test_the_first_stage_is_plain_sft_whatever_follows(make_method, name):
     metrics = method.assign_advantages([one])
     sft = make_method("method=sft")
     assert token_weights([one], method.loss(0)) == token_weights([one], sft.loss(0)) == [[0.25]]
-    assert method.loss(0).label_term == "ce" and method.labels(0) and len(one.responses) == 1
+    assert method.loss(0).label_term == "ce" and method.has_labels(0) and len(one.responses) == 1
     assert all(name.startswith("reward/label/") for name in metrics)

@@ -123,18 +123,22 @@ class Supervisor:
             except (ClusterError, ray.exceptions.RayError) as error:
                 self.record(role, f"did not start again: {short(error, 500)}")
                 continue
-            self.replaced(role)
+            self.settle(role, replaced=True)
             return started
         cause = self._open[role].cause
-        self._settle(role, replaced=False)
+        self.settle(role, replaced=False)
         raise ClusterError(
             f"the {role} was lost and is not started again, as cluster.max_restarts={self.max_restarts} allows no more "
             f"restarts within {WINDOW / 60:g} minutes. The first cause: {cause}"
         )
 
-    def replaced(self, role: str) -> None:
-        """Note that a lost role is replaced; `restart` does it itself."""
-        self._settle(role, replaced=True)
+    def settle(self, role: str, *, replaced: bool) -> None:
+        """Note that a lost role is replaced, or given up; `restart` does it itself."""
+        with self._lock:
+            if fault := self._open.pop(role, None):
+                fault.seconds, fault.replaced = round(time.time() - fault.time, 1), replaced
+        if fault and replaced:
+            print(f"the {role} is replaced after {fault.seconds:g} s", file=sys.stderr, flush=True)
 
     def _may_restart(self, role: str) -> bool:
         """Return whether a role may be restarted, and count it; one without a fault always may."""
@@ -146,13 +150,6 @@ class Supervisor:
             allowed = len(recent) < self.max_restarts
             self._restarts[role] = [*recent, now] if allowed else recent
         return allowed
-
-    def _settle(self, role: str, *, replaced: bool) -> None:
-        with self._lock:
-            if fault := self._open.pop(role, None):
-                fault.seconds, fault.replaced = round(time.time() - fault.time, 1), replaced
-        if fault and replaced:
-            print(f"the {role} is replaced after {fault.seconds:g} s", file=sys.stderr, flush=True)
 
     def recall(self, faults: Sequence[dict[str, Json]]) -> None:
         """Insert the faults of the run before it was resumed: dicts, from its checkpoint.

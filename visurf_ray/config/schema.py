@@ -232,15 +232,21 @@ class MethodConfig:
 
 
 @dataclass
-class ModelConfig:
+class ModelSource:
+    """Where a model is, and whether code that comes with it may run."""
+
     path: str = path_field(hub=True, words=("miniature",))
+    trust_remote_code: bool = field(default=False, metadata={"free": True})
+
+
+@dataclass
+class ModelConfig(ModelSource):
     max_pixels: int | None = within(at_least=1)
     # With defaults, so that files of models that users have need not name them; conf/config.yaml says what they mean.
     coordinates: CoordinateUnit = CoordinateUnit.auto
     resize: Resize = Resize.smart
     square_side: int = field(default=840, metadata={"bounds": Bounds(at_least=28)})
     question: QuestionForm = QuestionForm.as_is
-    trust_remote_code: bool = field(default=False, metadata={"free": True})
 
 
 @dataclass

@@ -33,15 +33,7 @@ class LearnerActor:
         return ray.util.get_node_ip_address(), _free_port()
 
     def start(
-        self,
-        config: RankConfig,
-        rank: int,
-        world_size: int,
-        address: str,
-        port: int,
-        seed: int,
-        cores: list[int],
-        store: str | None = None,
+        self, config: RankConfig, rank: int, world_size: int, init_method: str, seed: int, cores: list[int]
     ) -> None:
         import torch
 
@@ -55,7 +47,7 @@ class LearnerActor:
         threads = computing_threads(len(cores))
         os.environ["OMP_NUM_THREADS"] = str(threads)
         torch.set_num_threads(threads)  # its library has read the variable when it was loaded
-        self.rank = Rank(config, rank=rank, world_size=world_size, address=address, port=port, seed=seed, store=store)
+        self.rank = Rank(config, rank=rank, world_size=world_size, init_method=init_method, seed=seed)
         self.rank.release()
 
     def connect(

@@ -6,6 +6,7 @@ Separate from `rank`, so that the driver imports neither DeepSpeed nor vLLM.
 from dataclasses import dataclass
 
 from visurf_ray.config.choices import Dtype, HeadDtype
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.learner.cost import TOKENS, Cost
 from visurf_ray.learner.trained import Trained
 
@@ -15,7 +16,7 @@ class RankConfig:
     """Settings of a rank; see `conf/config.yaml`.
 
     Attributes:
-        model_path: a folder or a hub id.
+        model: as for `policy.load_model`.
         banned: token ids that are never sampled.
         cost: of groups, by which rows and ranks are balanced.
         learning_rate: until an update sets another.
@@ -25,11 +26,10 @@ class RankConfig:
         shares_gpu: whether a rollout engine uses the same GPU; memory is then freed after each call.
         reference: whether to keep the reference policy of the KL term.
         skip_nan: whether an update goes on after an optimiser step whose loss or gradient is not finite.
-        trust_remote_code: see `model.trust_remote_code`.
         deterministic: see `rollout.deterministic`.
     """
 
-    model_path: str
+    model: ModelSource
     temperature: float
     banned: tuple[int, ...]
     zero_stage: int
@@ -51,7 +51,6 @@ class RankConfig:
     shares_gpu: bool = False
     reference: bool = False
     skip_nan: bool = False
-    trust_remote_code: bool = False
     deterministic: bool = False
 
 

@@ -66,11 +66,12 @@ class LearnerGroup:
         address, port = self._fetch(self.actors[0].address.remote())
         # In a Ray that no other machine reaches, ranks meet in a file: PyTorch's store would listen on all addresses.
         self._rendezvous = TemporaryDirectory(prefix="visurf_ray-") if address.startswith("127.") else None
-        store = f"{self._rendezvous.name}/store" if self._rendezvous else None
+        host = f"[{address}]" if ":" in address else address  # brackets: of an IPv6 address
+        init_method = f"file://{self._rendezvous.name}/store" if self._rendezvous else f"tcp://{host}:{port}"
         world = len(self.actors)
         self._fetch(
             [
-                actor.start.remote(self.config, rank, world, address, port, seed, list(cores[rank]), store)
+                actor.start.remote(self.config, rank, world, init_method, seed, list(cores[rank]))
                 for rank, actor in enumerate(self.actors)
             ]
         )
@@ -140,14 +141,22 @@ class LearnerGroup:
         return summarise(reports) | sizes(groups, time.monotonic() - begin)
 
     def reports(
-        self, groups: Sequence[Group], loss: LossConfig, learning_rate: float | None = None, *, step: int = 0
+        self,
+        groups: Sequence[Group],
+        loss: LossConfig,
+        learning_rate: float | None = None,
+        *,
+        step: int = 0,
+        minibatches: int | None = None,
     ) -> list[list[StepReport]]:
-        """Train like `update`; returns what each rank reports of each optimiser step."""
-        minibatches = [
-            self._shards(minibatch, token_weights(minibatch, loss))
-            for minibatch in split_evenly(groups, self.minibatches)
-        ]
-        shards = list(zip(*minibatches, strict=True))  # of each rank
+        """Train like `update`; returns what each rank reports of each optimiser step.
+
+        Args:
+            minibatches: optimiser steps of this update; None: as of every update.
+        """
+        split = split_evenly(groups, minibatches or self.minibatches)
+        of_minibatches = [self._shards(minibatch, token_weights(minibatch, loss)) for minibatch in split]
+        shards = list(zip(*of_minibatches, strict=True))  # of each rank
         with self._turn:
             self._claim_gpus()
             calls = [a.update.remote(s, loss, learning_rate, step) for a, s in zip(self.actors, shards, strict=True)]

@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from visurf_ray.aliases import HFConfig, HFModel
-from visurf_ray.config.schema import LearnerConfig
+from visurf_ray.config.schema import LearnerConfig, ModelSource
 from visurf_ray.learner.cost import Cost
 from visurf_ray.learner.parts import ModelPart, parameters_of, part_of
 from visurf_ray.learner.trained import Trained
@@ -79,10 +79,11 @@ class ModelSize:
     head_trained: bool
 
 
-def measure(path: str, trained: Trained, *, trust_remote_code: bool = False) -> ModelSize:
-    """Return the size of the model at `path` (see `models.resolve_model`), without reading its weights."""
-    config = AutoConfig.from_pretrained(resolve_model(path), trust_remote_code=trust_remote_code)
-    return size_of(config, trained, trust_remote_code=trust_remote_code)
+def measure(model: ModelSource, trained: Trained) -> ModelSize:
+    """Return the size of a model, without reading its weights."""
+    trust = model.trust_remote_code
+    config = AutoConfig.from_pretrained(resolve_model(model.path), trust_remote_code=trust)
+    return size_of(config, trained, trust_remote_code=trust)
 
 
 def size_of(config: HFConfig, trained: Trained, *, trust_remote_code: bool = False) -> ModelSize:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from visurf_ray.aliases import HFModel
 from visurf_ray.config.choices import HeadDtype
+from visurf_ray.config.schema import ModelSource
 from visurf_ray.learner.attention import CASCADE
 from visurf_ray.learner.logprob import LogprobHead
 from visurf_ray.learner.packing import GRIDS, PackedGroups
@@ -56,17 +57,18 @@ class Policy(nn.Module):
         return logprobs, entropy
 
 
-def load_model(
-    path: str, *, dtype: torch.dtype, gradient_checkpointing: bool, trust_remote_code: bool = False
-) -> HFModel:
+def load_model(source: ModelSource, *, dtype: torch.dtype, gradient_checkpointing: bool) -> HFModel:
     """Load a model for training; for ZeRO-3, create an `HfDeepSpeedConfig` before and keep a reference to it.
 
     The language model can compute rows by a plan, see `attention.packed_attention`.
+
+    Args:
+        source: with a path that `from_pretrained` takes; see `models.resolved`.
     """
     from transformers import AutoModelForImageTextToText
 
     model = AutoModelForImageTextToText.from_pretrained(
-        path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=trust_remote_code
+        source.path, dtype=dtype, attn_implementation="sdpa", trust_remote_code=source.trust_remote_code
     )
     # Not as it loads: transformers would then look for a package that implements VISION.
     vision = VISION if has_sequences(model.config.vision_config) else "sdpa"

@@ -43,35 +43,18 @@ ADAPTER_FOLDER = "adapter"
 class Rank:
     """Holds the policy and its optimizer. Call a method on all ranks together: most methods communicate."""
 
-    def __init__(
-        self,
-        config: RankConfig,
-        *,
-        rank: int,
-        world_size: int,
-        address: str,
-        port: int,
-        seed: int,
-        store: str | None = None,
-    ) -> None:
+    def __init__(self, config: RankConfig, *, rank: int, world_size: int, init_method: str, seed: int) -> None:
         """Start the rank, and join the process group.
 
         Args:
-            address: rank 0's. The ranks meet there, at `port`, unless `store` is given.
-            store: a file, not there yet, in which they meet instead, all of them on one machine.
+            init_method: where the ranks meet, as `torch.distributed.init_process_group` takes it.
         """
         self.config = config
         self.rank = rank
         self.world_size = world_size
         self.seed = seed
         self.cost = config.cost
-        os.environ |= {
-            "RANK": str(rank),
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": address,
-            "MASTER_PORT": str(port),
-        }
+        os.environ |= {"RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size)}
         torch.manual_seed(seed)
         # Else threads add the gradients of a position that many tokens look at in any order.
         torch.use_deterministic_algorithms(config.deterministic)
@@ -83,9 +66,10 @@ class Rank:
             get_accelerator().communication_backend_name(),
             timeout=limit,
             verbose=False,
-            init_method=f"file://{store}" if store else None,
-            rank=rank if store else -1,
-            world_size=world_size if store else -1,
+            auto_mpi_discovery=False,
+            init_method=init_method,
+            rank=rank,
+            world_size=world_size,
         )
         # Load the reference unsharded: before HfDeepSpeedConfig makes ZeRO-3 partition what is loaded. With adapters no
         # copy is needed: the policy differs from it by them alone.
@@ -93,12 +77,11 @@ class Rank:
         settings = self._deepspeed_settings()
         self._zero3 = HfDeepSpeedConfig(settings) if config.zero_stage == 3 else None  # must outlive from_pretrained
         model = load_model(
-            config.model_path,
+            config.model,
             # DeepSpeed copies its float32 masters from weights in the training dtype, so loading in float32 would take
             # memory for nothing. ZeRO-3 casts while it partitions.
             dtype=torch.float32 if config.zero_stage == 3 else self.dtype,
             gradient_checkpointing=config.gradient_checkpointing,
-            trust_remote_code=config.trust_remote_code,
         )
         self.adapters = config.trained.apply(model)
         policy = self._policy(model)
@@ -130,12 +113,7 @@ class Rank:
 
     def _load_frozen(self) -> Policy:
         """Load the initial policy, frozen, in the training dtype."""
-        model = load_model(
-            self.config.model_path,
-            dtype=getattr(torch, self.config.dtype),
-            gradient_checkpointing=False,
-            trust_remote_code=self.config.trust_remote_code,
-        )
+        model = load_model(self.config.model, dtype=self.dtype, gradient_checkpointing=False)
         policy = self._policy(model)
         return policy.requires_grad_(False).eval().to(get_accelerator().current_device_name())
 

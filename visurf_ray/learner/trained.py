@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from visurf_ray.aliases import HFModel
+from visurf_ray.config.schema import Config, ModelSource
 from visurf_ray.errors import ConfigError
 from visurf_ray.learner.parts import ModelPart, parameters_of, part_of
 from visurf_ray.names import nearest
@@ -51,19 +52,23 @@ class Trained:
                 parameter.requires_grad_(not frozen)
         return None
 
-    def check(self, path: str, *, trust_remote_code: bool = False) -> None:
-        """Check that the settings fit the model at a path, without loading its weights.
+    def check(self, source: ModelSource) -> None:
+        """Check that the settings fit a model, without loading its weights.
+
+        Args:
+            source: as for `policy.load_model`.
 
         Raises:
-            ConfigError: there is no vision-language model at the path, or `apply` raises.
+            ConfigError: there is no vision-language model at its path, or `apply` raises.
         """
+        trust = source.trust_remote_code
         try:
             with torch.device("meta"):
-                config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-                model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust_remote_code)
+                config = AutoConfig.from_pretrained(source.path, trust_remote_code=trust)
+                model = AutoModelForImageTextToText.from_config(config, trust_remote_code=trust)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
-            raise ConfigError(f"model.path={path}: no vision-language model ({reason})") from error
+            raise ConfigError(f"model.path={source.path}: no vision-language model ({reason})") from error
         self.apply(model)
 
     def _add_adapters(self, model: HFModel) -> PeftModel:
@@ -89,6 +94,19 @@ class Trained:
     def adapts_vision(self) -> bool:
         """Whether adapters lie in the vision tower or its projector."""
         return bool(self.lora_rank) and any("." in name for name in self.lora_targets or ())
+
+
+def trained_weights(config: Config) -> Trained:
+    """Return which weights the run trains. Settings without effect keep their defaults: equal runs compare equal."""
+    learner, lora = config.learner, config.learner.lora
+    if not lora.rank:
+        return Trained(freeze_vision=learner.freeze_vision, freeze_projector=learner.freeze_projector)
+    return Trained(
+        lora_rank=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        lora_targets=None if lora.targets is None else list(lora.targets),
+    )
 
 
 def adaptable(model: HFModel) -> dict[str, list[str]]:

@@ -125,21 +125,21 @@ class Method:
             self.styles = {name: style for name, style in known.items() if style in self.parts[name].styles}
 
     @property
-    def samples(self) -> bool:
+    def has_rollouts(self) -> bool:
         """Whether groups hold rollouts."""
         return self.config.rollouts
 
     @property
-    def chooses(self) -> bool:
+    def selects_groups(self) -> bool:
         """Whether it learns from a selection of the groups; see `instructive`."""
-        return self.config.dynamic_sampling and not self._labels_teach
+        return self.config.dynamic_sampling and not self._labels_have_ce
 
     @property
-    def _labels_teach(self) -> bool:
+    def _labels_have_ce(self) -> bool:
         """Whether labels have a cross-entropy, which teaches whatever the rollouts earn."""
         return self.config.label and self.config.label_term in SUPERVISED
 
-    def labels(self, step: int) -> bool:
+    def has_labels(self, step: int) -> bool:
         """Return whether groups have a label at a step; steps count from 0. They have none where its factor is 0."""
         return self.config.label and loss_scales(self.config, step)[0] > 0.0
 
@@ -170,7 +170,7 @@ class Method:
 
     def append_label(self, group: Group, step: int) -> None:
         """Append the ground truth in the aligned style to the group, if groups have labels at the step."""
-        if self.labels(step):
+        if self.has_labels(step):
             part = group.example.part
             # A part that a refill was the first to draw is aligned at the next step only.
             style = self.styles.get(part, self.parts[part].styles[0])
@@ -188,7 +188,7 @@ class Method:
         That is so every `style_every` steps, and where examples are of a part that has no style yet.
         """
         due = step % self.config.style_every == 0 or any(example.part not in self.styles for example in examples)
-        return due and self.config.style == LabelStyle.auto and self.labels(step)
+        return due and self.config.style == LabelStyle.auto and self.has_labels(step)
 
     def in_each_style(self, examples: Sequence[Example]) -> list[Group]:
         """Return, for each example, a group of its label in each style: the input of `LearnerGroup.mean_logprobs`."""
@@ -236,7 +236,7 @@ class Method:
                 f"method.overlong=filter left {len(filled)} of {len(groups)} groups, and learner.minibatches "
                 f"needs {at_least}: raise rollout.max_tokens, or set method.overlong=punish"
             )
-        if not self.chooses:
+        if not self.selects_groups:
             return filled
         kept: list[Group] = []
         others: list[Group] = []
@@ -257,14 +257,14 @@ class Method:
             size: groups of a full batch.
             prompts: how many to draw at first.
         """
-        return Filling(size, first=prompts, max_refills=self.config.max_refills, dynamic=self.chooses)
+        return Filling(size, first=prompts, max_refills=self.config.max_refills, dynamic=self.selects_groups)
 
     def count_instructive(self, groups: Sequence[Group], step: int) -> int:
         """Return how many of the scored groups `instructive` would choose after `assign_advantages`.
 
         It leaves the groups as they are.
         """
-        if not self.chooses:
+        if not self.selects_groups:
             return len(groups)
         copies = [Group(group.example, [_copy(response) for response in group.responses]) for group in groups]
         self.assign_advantages(copies, step)
@@ -295,7 +295,7 @@ class Method:
             metrics["train/mu"] = mixed
         for group in groups:
             self._compare(group)
-        if not self._labels_teach:
+        if not self._labels_have_ce:
             metrics |= instructive_metrics(groups)
         return metrics | advantage_metrics(active)
 

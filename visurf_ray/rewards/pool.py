@@ -212,7 +212,7 @@ class RewardPool:
         new = start_actor(self.specs, self.places[number])
         self._wait_ready([new])
         if self.supervisor:
-            self.supervisor.replaced(role)
+            self.supervisor.settle(role, replaced=True)
         self.actors[number] = new
         self.idle.append(new)
 

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: what they hold, which one it resumes from, and how they are written."""
