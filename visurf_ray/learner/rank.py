@@ -58,6 +58,7 @@ class Rank:
         torch.manual_seed(seed)
         # Else threads add the gradients of a position that many tokens look at in any order.
         torch.use_deterministic_algorithms(config.deterministic)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed reserves gigabytes that it never uses
         self.dtype = getattr(torch, config.dtype)
         if get_accelerator().device_name() == "cpu":
             _skip_compiled_collectives()
