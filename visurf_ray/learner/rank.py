@@ -58,7 +58,8 @@ class Rank:
         torch.manual_seed(seed)
         # Else threads add the gradients of a position that many tokens look at in any order.
         torch.use_deterministic_algorithms(config.deterministic)
-        torch.utils.deterministic.fill_uninitialized_memory = False  # DeepSpeed reserves gigabytes that it never uses
+        # Else PyTorch fills the gigabytes that DeepSpeed reserves and never uses.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # of its module's class
         self.dtype = getattr(torch, config.dtype)
         if get_accelerator().device_name() == "cpu":
             _skip_compiled_collectives()
