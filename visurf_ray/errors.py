@@ -63,6 +63,22 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 @contextmanager
+def refused_as(message: str) -> Iterator[None]:
+    """Turn an error inside the context into a DataError: the message, with the error's own in brackets.
+
+    A DataError and a lack of memory stay what they are.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:
+        if lacks_memory(error):
+            raise
+        raise DataError(f"{message} ({short(error, 200)})") from error
+
+
+@contextmanager
 def during(phase: str) -> Iterator[None]:
     """Note on an error that leaves the context in which phase of the run it arose; the innermost phase stays noted."""
     before = _CURRENT.set(phase)

@@ -88,11 +88,23 @@ class Plan:
     others: Sequence[tuple[str, Seat]] = ()
 
 
+class NoRoomError(ClusterError):
+    """A cluster's nodes do not hold a run. The message has what was asked for, and what each node has free.
+
+    Attributes:
+        request: what was asked for.
+    """
+
+    def __init__(self, message: str, request: str) -> None:
+        super().__init__(message)
+        self.request = request
+
+
 def plan(sizes: Sizes, nodes: Sequence[Node]) -> Plan:
     """Return where each actor of a run goes on the nodes' free resources.
 
     Raises:
-        ClusterError: they do not hold it. The message has what was asked for, and what each node has free.
+        NoRoomError: they do not hold it.
     """
     rooms = [_Room(index, node.free.get("GPU", 0), node.free.get("CPU", 0)) for index, node in enumerate(nodes)]
     try:
@@ -107,12 +119,12 @@ def plan(sizes: Sizes, nodes: Sequence[Node]) -> Plan:
             for each in sorted(sizes.others, key=lambda demand: -demand.gpus)
             for _ in range(each.count)
         ]
-    except _NoRoomError as error:
-        raise ClusterError(_refusal(sizes, nodes)) from error
+    except _FullError as error:
+        raise _refusal(sizes, nodes) from error
     return Plan(nodes, ranks, workers, others)
 
 
-class _NoRoomError(Exception):
+class _FullError(Exception):
     """No node has what an actor needs."""
 
 
@@ -166,7 +178,7 @@ def _fullest(rooms: Sequence[_Room], gpus: float, cpus: float) -> _Room:
     """Return the room with the fewest GPUs that holds an actor: larger gaps stay for larger actors."""
     found = [room for room in rooms if room.holds(gpus, cpus)]
     if not found:
-        raise _NoRoomError
+        raise _FullError
     return min(found, key=lambda room: room.gpus)
 
 
@@ -179,7 +191,7 @@ def _fill(rooms: Sequence[_Room], count: int, gpus: float, cpus: float) -> Itera
         fitting = [(min(count, room.times(gpus, cpus)), -room.gpus, -room.node) for room in rooms]
         here, _, node = max(fitting, default=(0, 0, 0))
         if not here:
-            raise _NoRoomError
+            raise _FullError
         yield from [rooms[-node]] * here
         count -= here
 
@@ -213,24 +225,25 @@ def _spread(sizes: Sizes, rooms: Sequence[_Room]) -> tuple[list[Seat], list[Seat
         for _ in range(each.count):
             found = [room for room in rooms if room.holds(0, each.cpus)]
             if not found:
-                raise _NoRoomError
+                raise _FullError
             room = min(found, key=lambda room: (room.seated[each.key], room.seated.total()))
             room.seated[each.key] += 1
             seats[each.key].append(room.seat(0, each.cpus))
     return seats[sizes.ranks.key], seats[sizes.workers.key]
 
 
-def _refusal(sizes: Sizes, nodes: Sequence[Node]) -> str:
+def _refusal(sizes: Sizes, nodes: Sequence[Node]) -> NoRoomError:
     demands = [each for each in (sizes.workers, sizes.ranks, *sizes.others) if each.count and (each.gpus or each.cpus)]
-    asked = " and ".join(
+    request = " and ".join(
         f"{each.count} {each.name} ({each.key}={each.count}) with {each.gpus:g} GPU{_rule(sizes, each)}, "
         f"{each.cpus:g} CPU each"
         for each in demands
     )
     keys = " or ".join(each.key for each in demands)
-    return (
-        f"the run does not fit the cluster: it requests {asked}. Lower {keys}, or free or add resources. "
-        f"The cluster has\n{free_of_each(nodes)}"
+    return NoRoomError(
+        f"the run does not fit the cluster: it requests {request}. Lower {keys}, or free or add resources. "
+        f"The cluster has\n{free_of_each(nodes)}",
+        request,
     )
 
 

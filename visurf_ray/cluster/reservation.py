@@ -15,7 +15,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from visurf_ray.aliases import ActorOptions
-from visurf_ray.cluster.placement import Plan, Seat, free_of_each
+from visurf_ray.cluster.placement import NoRoomError, Plan, Seat, free_of_each
 from visurf_ray.cluster.resources import Node, cluster_nodes
 from visurf_ray.errors import ClusterError
 
@@ -33,25 +33,25 @@ def await_room(plan_on: Callable[[Sequence[Node]], Plan], seconds: float) -> Non
     """Wait until a run fits what is free on the cluster's nodes, and say so, if it does not fit at once.
 
     Args:
-        plan_on: plans the run on nodes; raises ClusterError if it does not fit.
+        plan_on: plans the run on nodes; raises NoRoomError if it does not fit.
         seconds: the longest wait. 0: none.
 
     Raises:
-        ClusterError: it does not fit in time.
+        NoRoomError: it does not fit in time.
     """
     deadline, told = time.monotonic() + seconds, False
     while True:
         try:
             plan_on(cluster_nodes())
             return
-        except ClusterError as error:
+        except NoRoomError as error:
             if time.monotonic() >= deadline:
                 raise
-            request = str(error).partition(": ")[2].partition(". Lower ")[0]
+            request = error.request
         if not told:
             print(
-                f"the run goes on from an earlier one, whose resources are not free yet: {request}. Waiting for them "
-                f"up to {seconds:g} s (cluster.start_timeout)",
+                f"the run goes on from an earlier one, whose resources are not free yet: it requests {request}. "
+                f"Waiting for them up to {seconds:g} s (cluster.start_timeout)",
                 flush=True,
             )
             told = True

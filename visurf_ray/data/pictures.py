@@ -22,7 +22,7 @@ from PIL import Image
 from visurf_ray.aliases import Json
 from visurf_ray.data.remote import is_address, local_path, machine_of
 from visurf_ray.data.stored import Stored, decode_text, is_encoded
-from visurf_ray.errors import DataError, lacks_memory, short
+from visurf_ray.errors import DataError, lacks_memory, refused_as, short
 
 Picture = str | Path | bytes | Stored | Image.Image
 
@@ -207,37 +207,32 @@ def _decoded(picture: Picture, where: str) -> Image.Image:
             f"{where}: the image{_name(picture)} is a JPEG of more than {MOST_SCANS} scans: save it as a JPEG that is "
             "not progressive"
         )
-    try:
+    with refused_as(f"{where}: the image{_name(picture)} is damaged"):  # Pillow raises what it likes
         image.load()
-    except Exception as error:  # Pillow raises what it likes for damaged files
-        if lacks_memory(error):
-            raise
-        raise DataError(f"{where}: the image{_name(picture)} is damaged ({short(error)})") from error
     return _bounded(image, picture, where)  # an icon may have another size than its header
 
 
 def _opened(picture: Picture, where: str) -> Image.Image:
     if isinstance(picture, Image.Image):
         return picture
-    try:
-        if isinstance(picture, Stored | bytes):
-            file = BytesIO(picture if isinstance(picture, bytes) else picture.read())
-            image = Image.open(file, formats=_FORMATS)
-        else:
-            path = local_path(picture) if is_address(str(picture)) else Path(picture)
-            if path.exists() and not path.is_file():  # a pipe would be waited for
-                raise DataError(f"{short(picture, 500)} cannot be read as an image (it is no file)")
-            image = Image.open(path, formats=_FORMATS)
-    except DataError as error:  # the address cannot be fetched, say
-        raise DataError(f"{where}: {error}") from error
-    except FileNotFoundError as error:
-        raise DataError(f"{where}: there is no image {short(picture, 500)}") from error
-    except Exception as error:  # Pillow raises what it likes for damaged files
-        if lacks_memory(error):
-            raise
-        name = _name(picture).strip() or "the embedded bytes"
-        raise DataError(f"{where}: {name} cannot be read as an image ({short(error, 200)})") from error
+    name = _name(picture).strip() or "the embedded bytes"
+    with refused_as(f"{where}: {name} cannot be read as an image"):  # Pillow raises what it likes for damaged files
+        image = Image.open(_file(picture, where), formats=_FORMATS)
     return _bounded(image, picture, where)
+
+
+def _file(picture: str | Path | bytes | Stored, where: str) -> Path | BytesIO:
+    if isinstance(picture, Stored | bytes):
+        return BytesIO(picture if isinstance(picture, bytes) else picture.read())
+    try:
+        path = local_path(picture) if is_address(str(picture)) else Path(picture)
+    except DataError as error:  # the address cannot be fetched
+        raise DataError(f"{where}: {error}") from error
+    if not path.exists():
+        raise DataError(f"{where}: there is no image {short(picture, 500)}")
+    if not path.is_file():  # a pipe would be waited for
+        raise DataError(f"{where}: {short(picture, 500)} cannot be read as an image (it is no file)")
+    return path
 
 
 def _scans(image: Image.Image) -> int:
@@ -302,14 +297,10 @@ def _in_rgb(image: Image.Image, where: str) -> Image.Image:
     if image.mode in ("I", "F"):
         kind = "floats" if image.mode == "F" else "32-bit integers"
         raise DataError(f"{where}: the image's pixels are {kind}, whose range is unknown: save it with 8 or 16 bits")
-    try:
+    with refused_as(f"{where}: an image of mode {image.mode} cannot be converted to RGB"):
         if image.mode in ("La", "RGBa"):  # colours that are multiplied by alpha
             image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
         return _on_white(image) if image.has_transparency_data else image.convert("RGB")
-    except Exception as error:  # Pillow raises what it likes for damaged files
-        if lacks_memory(error):
-            raise
-        raise DataError(f"{where}: an image of mode {image.mode} cannot be converted to RGB ({error})") from error
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -59,15 +59,12 @@ class LearnerGroup:
         self.timeout = config.timeout
         self._turn = Lock()  # ranks run in lockstep: all must receive the calls of several threads in one order
         self._launch = launch
+        self._rendezvous: TemporaryDirectory[str] | None = None
         self._begin = partial(self._start, seed, cores)
         self._begin()
 
     def _start(self, seed: int, cores: Sequence[Sequence[int]]) -> None:
-        address, port = self._fetch(self.actors[0].address.remote())
-        # In a Ray that no other machine reaches, ranks meet in a file: PyTorch's store would listen on all addresses.
-        self._rendezvous = TemporaryDirectory(prefix="visurf_ray-") if address.startswith("127.") else None
-        host = f"[{address}]" if ":" in address else address  # brackets: of an IPv6 address
-        init_method = f"file://{self._rendezvous.name}/store" if self._rendezvous else f"tcp://{host}:{port}"
+        init_method = self._init_method()
         world = len(self.actors)
         self._fetch(
             [
@@ -75,6 +72,14 @@ class LearnerGroup:
                 for rank, actor in enumerate(self.actors)
             ]
         )
+
+    def _init_method(self) -> str:
+        """Return the address, in PyTorch's form, where ranks meet."""
+        address, port = self._fetch(self.actors[0].address.remote())
+        if address.startswith("127."):  # no other machine reaches this Ray, and PyTorch's store would listen to all
+            self._rendezvous = TemporaryDirectory(prefix="visurf_ray-")
+            return f"file://{self._rendezvous.name}/store"
+        return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"  # brackets: IPv6
 
     def restart(self, folder: Path | None, scratch: Path | None = None) -> None:
         """Start the ranks anew, after a LearnerLostError; the weight transfer is closed then.
