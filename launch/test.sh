@@ -31,6 +31,6 @@ if (($#)); then
     step pytest pytest -m "not slow" "$@"
 else
     step "unit tests" pytest -m "not slow" --numprocesses "$(nproc)" --dist loadgroup tests/unit
-    # One process: several engines and learners at once would take each other's cores and memory.
-    step pytest pytest -m "not slow" tests/integration
+    # Two processes, whatever the number of cores: more would take too much memory. See tests/integration/conftest.py.
+    step pytest pytest -m "not slow" --numprocesses 2 --dist loadgroup tests/integration
 fi

@@ -30,11 +30,17 @@ class Family:
         return found
 
     def left(self, seconds: float) -> tuple[list[str], list[str]]:
-        """Return the members that still live after so many seconds, and the names in /dev/shm that nobody uses."""
+        """Return the members that still live after so many seconds, and the names in /dev/shm that nobody uses.
+
+        Waits for both: another program may be about to use such a name.
+        """
         deadline = time.monotonic() + seconds
-        while (living := self.living()) and time.monotonic() < deadline:
+        while True:
+            living = self.living()
+            unused = [] if living else sorted(_shared() - self._foreign - _used())
+            if not (living or unused) or time.monotonic() >= deadline:
+                return [title(process) for process in living], unused
             time.sleep(0.1)
-        return [title(process) for process in living], sorted(_shared() - self._foreign - _used())
 
 
 def command(process: psutil.Process) -> list[str]:

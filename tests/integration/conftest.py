@@ -9,6 +9,25 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
+# The files of tests that start most of what they need themselves.
+_APART = {
+    "test_" + name
+    for name in (
+        *("deaths", "disconnecting", "families", "faults", "launch", "placement", "pool", "resume_exact"),
+        *("same_policy", "segmentation", "slurm", "two_nodes", "waiting", "wheel"),
+    )
+}
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Group the tests for two processes that take about as long: one shares actors, see `kept`, and one has the rest.
+
+    Read by `--dist loadgroup`.
+    """
+    name = item.path.stem
+    item.add_marker(pytest.mark.xdist_group(name if name in _APART else "kept"))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory) -> Iterator[None]:
     """Checks of rows are remembered among tests alone, and not in the user's cache."""

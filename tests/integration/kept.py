@@ -31,18 +31,36 @@ from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.rollout.vllm_engine import EngineConfig
 from visurf_ray.weights.sender import WeightSender
 
-_engines: dict[str, Any] = {}  # by their settings, as text
+_engines: dict[str, Any] = {}  # by their settings, as text; the one that was asked for last is the last
 _learners: dict[int, list[Any]] = {}  # by the number of ranks
 _data: list[Any] = []
 
 
+_MOST_ENGINES = 2  # each takes 2 GiB with its actor
+
+
 def engine(settings: EngineConfig) -> Any:
-    """Return an engine with these settings, the same one at every call. It has the weights that it has last taken."""
+    """Return an engine with these settings: one that was there before, or a new one in place of the oldest.
+
+    It has the weights that it has last taken.
+    """
     key = repr(settings)
-    if key not in _engines:
-        _engines[key] = Reader.options(num_cpus=0).remote(settings, sorted(os.sched_getaffinity(0)))
-    ray.get(_engines[key].abort.remote())  # what a failed test has left
-    return _engines[key]
+    found = _engines.pop(key, None)
+    if found is None:
+        if len(_engines) == _MOST_ENGINES:
+            _end_engines([_engines.pop(next(iter(_engines)))])
+        found = Reader.options(num_cpus=0).remote(settings, sorted(os.sched_getaffinity(0)))
+    _engines[key] = found
+    ray.get(found.abort.remote())  # what a failed test has left
+    return found
+
+
+def _end_engines(ending: list[Any]) -> None:
+    if not ending:
+        return
+    ray.wait([actor.shut_down.remote() for actor in ending], num_returns=len(ending), timeout=30)
+    for actor in ending:
+        ray.kill(actor)
 
 
 def open_transfer(
@@ -77,8 +95,8 @@ def learners(ranks: int) -> list[Any]:
 
 def end() -> None:
     """End all of them."""
-    ray.wait([actor.shut_down.remote() for actor in _engines.values()], num_returns=len(_engines), timeout=30)
-    for actor in [*_engines.values(), *_data, *(actor for ranks in _learners.values() for actor in ranks)]:
+    _end_engines(list(_engines.values()))
+    for actor in [*_data, *(actor for ranks in _learners.values() for actor in ranks)]:
         ray.kill(actor)
     for kept in (_engines, _learners, _data):
         kept.clear()
@@ -139,7 +157,7 @@ def _lend_learners(patch: pytest.MonkeyPatch) -> None:
 
 
 def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
-    """Lend what most runs ask for: one of the miniature, without adapters, with images. Others are the run's own.
+    """Lend engines of the miniature, one of each kind. Others are the run's own.
 
     A lent engine computes on all cores, also in a run that would give it some of them.
     """
@@ -147,11 +165,11 @@ def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
     taken: list[EngineConfig] = []
 
     def take(place: dict[str, Any], settings: EngineConfig, *arguments: Any) -> Any:
-        if settings.model != miniature or settings.adapter_rank or not settings.images or settings in taken:
+        if settings.model != miniature or settings in taken:
             return RolloutActor.options(**place).remote(settings, *arguments)
         taken.append(settings)
         found = engine(settings)
-        if not learns:  # another run may have sent it others
+        if not (learns or settings.adapter_rank):  # another run may have sent it other weights
             sender = open_transfer(load_model(miniature, dtype=torch.float32, gradient_checkpointing=False), [found])
             sender.send()
             sender.close()

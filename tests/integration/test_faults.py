@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,7 +45,9 @@ class Deed:
     act: Callable[[Driver], None]
 
 
-def run_with(deeds: list[Deed], folder: Path, *overrides: str, status: int = 0) -> Counter[str]:
+def run_with(
+    deeds: list[Deed], folder: Path, *overrides: str, own: Collection[str] = ALL, status: int = 0
+) -> Counter[str]:
     """Train with faults; returns how often each example was learnt."""
     running: dict[str, Driver] = {}
     now = {"step": -1}
@@ -77,7 +79,7 @@ def run_with(deeds: list[Deed], folder: Path, *overrides: str, status: int = 0) 
         hook(Monitor, "show_samples", lambda _, __, groups: learnt.update(group.example.id for group in groups))
         for kind, method in {(deed.kind, deed.method) for deed in deeds}:
             hook(kind, method, due(kind, method))
-        done = run_here("train", *SMALL, f"output_dir={folder}", *overrides, own=ALL)
+        done = run_here("train", *SMALL, f"output_dir={folder}", *overrides, own=own)
     assert done.returncode == status, done.stderr[-5000:]
     print(done.stderr)
     assert left == []
@@ -152,34 +154,48 @@ def test_engines_that_die_or_hang_are_replaced_in_every_phase(tmp_path):
 
 
 def test_a_learner_that_dies_goes_back_to_its_checkpoint_and_sigterm_saves_the_last_step(tmp_path):
-    """In a process of its own: nothing of it is left."""
-    folder, log = tmp_path / "run", tmp_path / "log"
+    """And ends the processes of learner and engine."""
+    started: list[psutil.Process] = []
+
+    def terminate(driver: Driver) -> None:
+        of_actors = map(process_of, [*driver.learner.actors, *driver.rollouts.actors])
+        started.extend(map(psutil.Process, [*of_actors, engine_of(driver.rollouts.actors[0])]))
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    deeds = [
+        Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[0]))),
+        Deed(4, LearnerGroup, "update", terminate),
+    ]
     overrides = ["train.steps=99", "eval.every=0", "train.checkpoint_every=2", "train.async_checkpoint=false"]
+    run_with(deeds, tmp_path, *overrides, own=["learners", "engines"], status=143)
+    assert_saved(tmp_path, faults=1)
+    assert len(started) == 3 and psutil.wait_procs(started, timeout=30)[1] == []
+
+
+def assert_saved(folder: Path, *, faults: int) -> None:
+    """A run that was stopped has logged each step once, and saved the last one."""
+    trained = [(row["step"], row.get("faults", 0)) for row in rows(folder) if "train/loss" in row]
+    assert [step for step, _ in trained] == list(range(1, len(trained) + 1)) and trained[-1][1] == faults
+    saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
+    assert saved[-1] == f"step_{len(trained):06d}" and (folder / "checkpoints" / saved[-1] / "state.json").exists()
+    assert not (folder / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_sigterm_ends_a_process_of_its_own_and_all_that_it_has_started(tmp_path):
+    folder, log = tmp_path / "run", tmp_path / "log"
+    overrides = ["train.steps=99", "eval.every=0", "train.checkpoint_every=2"]
     run = begin("train", *SMALL, *overrides, f"output_dir={folder}", log=log)
     family = Family(run.pid)
-
-    def await_that(is_so: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 240
-        while not is_so():
-            assert run.poll() is None and time.monotonic() < deadline, log.read_text()
-            family.living()
-            time.sleep(0.1)
-
-    def trained() -> list[tuple[int, float | None]]:
-        return [(row["step"], row.get("faults")) for row in rows(folder) if "train/loss" in row]
-
-    await_that((folder / "checkpoints" / "step_000002" / "state.json").exists)
-    family.find("ray::LearnerActor").kill()
-    await_that(lambda: any(faults for _, faults in trained()))
-    time.sleep(0.3)  # in the middle of the next step
+    deadline = time.monotonic() + 240
+    while not list(folder.glob("checkpoints/step_*/state.json")):
+        assert run.poll() is None and time.monotonic() < deadline, log.read_text()
+        family.living()
+        time.sleep(0.1)
     run.terminate()
     assert run.wait(timeout=60) == 143, log.read_text()
     assert family.left(seconds=30) == ([], [])
-    last = len(trained())
-    assert [step for step, _ in trained()] == list(range(1, last + 1)) and trained()[-1][1] == 1
-    saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert saved[-1] == f"step_{last:06d}" and (folder / "checkpoints" / saved[-1] / "state.json").exists()
-    assert not (folder / "summary.json").exists()
+    assert_saved(folder, faults=0)
 
 
 @pytest.mark.slow

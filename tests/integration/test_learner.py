@@ -247,33 +247,37 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "stage", "trained"),
+    ("before", "after", "stage", "trained", "dtype"),
     [
-        (2, 1, 1, LORA),
-        (1, 2, 3, Trained()),
-        pytest.param(1, 2, 2, Trained(freeze_vision=True), marks=pytest.mark.slow),
-        pytest.param(2, 1, 2, Trained(), marks=pytest.mark.slow),
-        pytest.param(2, 1, 3, LORA, marks=pytest.mark.slow),
-        pytest.param(2, 3, 3, Trained(freeze_vision=True), marks=pytest.mark.slow),
+        (2, 1, 1, LORA, "float32"),
+        (1, 2, 3, Trained(), "float32"),
+        pytest.param(1, 2, 2, Trained(freeze_vision=True), "float32", marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, Trained(), "float32", marks=pytest.mark.slow),
+        pytest.param(2, 1, 3, LORA, "float32", marks=pytest.mark.slow),
+        pytest.param(2, 3, 3, Trained(freeze_vision=True), "float32", marks=pytest.mark.slow),
+        pytest.param(1, 2, 1, Trained(), "bfloat16", marks=pytest.mark.slow),
+        pytest.param(2, 1, 2, Trained(), "bfloat16", marks=pytest.mark.slow),
+        pytest.param(2, 1, 3, LORA, "bfloat16", marks=pytest.mark.slow),
     ],
 )
 def test_another_number_of_ranks_continues_as_if_nothing_had_happened(
-    make_learner, batches, tmp_path, before, after, stage, trained
+    make_learner, batches, tmp_path, before, after, stage, trained, dtype
 ):
-    learner = make_learner(before, zero_stage=stage, trained=trained)
+    tolerance = 1e-4 if dtype == "float32" else 1e-3  # other parts of a gradient are rounded
+    learner = make_learner(before, zero_stage=stage, trained=trained, dtype=dtype)
     learner.update(batches[0], LossConfig())
     learner.save(tmp_path / "state")
     metrics = learner.update(batches[1], LossConfig())
     expected = exported(learner, tmp_path / "one")
-    continued = make_learner(after, zero_stage=stage, trained=trained)
+    continued = make_learner(after, zero_stage=stage, trained=trained, dtype=dtype)
     continued.load(tmp_path / "state", scratch=tmp_path / "run" / "output")
     assert list((tmp_path / "run" / "output").iterdir()) == [], "nothing of the conversion is left"
     found = continued.update(batches[1], LossConfig())
     for name in ("train/loss", "train/grad_norm", "train/learning_rate"):
-        assert found[name] == pytest.approx(metrics[name], rel=1e-4), name
-    assert distance(exported(continued, tmp_path / "other"), expected) < 1e-4
+        assert found[name] == pytest.approx(metrics[name], rel=tolerance), name
+    assert distance(exported(continued, tmp_path / "other"), expected) < tolerance
     continued.save(tmp_path / "again")  # its own checkpoints are loaded as usual
-    again = make_learner(after, zero_stage=stage, trained=trained)
+    again = make_learner(after, zero_stage=stage, trained=trained, dtype=dtype)
     again.load(tmp_path / "again")
 
 

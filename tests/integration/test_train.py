@@ -73,6 +73,11 @@ def test_a_run_shows_our_lines_alone(finished_run):
     assert len(lines) == 8 and done.stderr == ""
 
 
+def test_nothing_of_a_run_is_left_after_its_end(watched_run):
+    """No process, and nothing in /dev/shm."""
+    assert watched_run[2].left == ([], [])
+
+
 def test_nothing_of_a_run_listens_beyond_this_machine(watched_run):
     """Ray, vLLM and the ranks. Who reaches Ray nevertheless, such as another user of the machine, needs its token."""
     seen = watched_run[2]

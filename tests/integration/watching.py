@@ -14,6 +14,8 @@ import grpc
 import psutil
 from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
+from tests.processes import Family
+
 CANARIES = {
     "WANDB_API_KEY": "c0ffee00" * 5,
     "HF_TOKEN": "hf_CANARYcanaryCANARYcanary",
@@ -32,28 +34,27 @@ class Seen:
         answer: what Ray's control store answered to a question without a token, by the name of gRPC's status; None if
             it was not found.
         logs: the folder of Ray's logs.
+        left: its processes that lived on after its end, and the names in /dev/shm that it has left.
     """
 
     sockets: set[tuple[str, str]] = field(default_factory=set)
     lines: set[str] = field(default_factory=set)
     answer: str | None = None
     logs: Path = Path()
+    left: tuple[list[str], list[str]] = ([], [])
 
-    def look(self, of: int) -> None:
-        """Look at a process and all that it has started."""
-        with suppress(psutil.NoSuchProcess):
-            for process in [psutil.Process(of), *psutil.Process(of).children(recursive=True)]:
-                with suppress(psutil.Error):
-                    line = " ".join(process.cmdline())
-                    self.lines.add(line)
-                    for connection in process.net_connections("tcp"):
-                        if connection.status == psutil.CONN_LISTEN:
-                            self.sockets.add((line[:200], connection.laddr.ip))
-                            if "gcs_server" in line and self.answer not in (
-                                "OK",
-                                "UNAUTHENTICATED",
-                            ):  # it may not be ready
-                                self.answer = _asked(f"{connection.laddr.ip}:{connection.laddr.port}")
+    def look(self, family: Family) -> None:
+        """Look at all its processes."""
+        for process in family.living():
+            with suppress(psutil.Error):
+                line = " ".join(process.cmdline())
+                self.lines.add(line)
+                for connection in process.net_connections("tcp"):
+                    if connection.status == psutil.CONN_LISTEN:
+                        self.sockets.add((line[:200], connection.laddr.ip))
+                        asked = self.answer in ("OK", "UNAUTHENTICATED")  # else it may not have been ready
+                        if "gcs_server" in line and not asked:
+                            self.answer = _asked(f"{connection.laddr.ip}:{connection.laddr.port}")
 
 
 def _asked(address: str) -> str:
@@ -80,10 +81,11 @@ def watched(command: list[str], environment: dict[str, str]) -> Iterator[tuple[C
         with subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=variables
         ) as process:
+            family = Family(process.pid)
 
             def watch() -> None:
                 while not over.wait(_SECONDS):
-                    seen.look(process.pid)
+                    seen.look(family)
 
             watcher = threading.Thread(target=watch)
             watcher.start()
@@ -93,6 +95,7 @@ def watched(command: list[str], environment: dict[str, str]) -> Iterator[tuple[C
                 over.set()
                 watcher.join()
                 process.kill()  # the one that was started here; it does nothing after its end
+            seen.left = family.left(seconds=30)
         yield CompletedProcess(command, process.returncode, stdout, stderr), seen
 
 
