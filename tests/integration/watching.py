@@ -47,7 +47,7 @@ class Seen:
         """Look at all its processes."""
         for process in family.living():
             with suppress(psutil.Error):
-                line = " ".join(process.cmdline())
+                line = " ".join(process.cmdline()) or process.name()  # while a process begins or ends it has none
                 self.lines.add(line)
                 for connection in process.net_connections("tcp"):
                     if connection.status == psutil.CONN_LISTEN:
