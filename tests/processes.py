@@ -37,7 +37,7 @@ class Family:
         deadline = time.monotonic() + seconds
         while True:
             living = self.living()
-            unused = [] if living else sorted(_shared() - self._foreign - _used())
+            unused = sorted(_shared() - self._foreign - _used())
             if not (living or unused) or time.monotonic() >= deadline:
                 return [title(process) for process in living], unused
             time.sleep(0.1)

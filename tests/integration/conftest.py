@@ -20,9 +20,10 @@ _APART = {
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Group the tests for two processes that take about as long: one shares actors, see `kept`, and one has the rest.
+    """Set the test's group, by which `--dist loadgroup` shares the tests out to two processes.
 
-    Read by `--dist loadgroup`.
+    The tests that share actors, see `kept`, are one group. The other process runs the groups of all other files, which
+    take about as long.
     """
     name = item.path.stem
     item.add_marker(pytest.mark.xdist_group(name if name in _APART else "kept"))

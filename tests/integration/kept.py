@@ -31,18 +31,16 @@ from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.rollout.vllm_engine import EngineConfig
 from visurf_ray.weights.sender import WeightSender
 
-_engines: dict[str, Any] = {}  # by their settings, as text; the one that was asked for last is the last
+_engines: dict[str, Any] = {}  # by their settings, as text; the least recently used is the first
+_MOST_ENGINES = 2  # each takes 2 GiB with its actor
 _learners: dict[int, list[Any]] = {}  # by the number of ranks
 _data: list[Any] = []
 
 
-_MOST_ENGINES = 2  # each takes 2 GiB with its actor
-
-
 def engine(settings: EngineConfig) -> Any:
-    """Return an engine with these settings: one that was there before, or a new one in place of the oldest.
+    """Return the engine with these settings. It has the weights that it has last taken.
 
-    It has the weights that it has last taken.
+    If there is none, one is started; if there are too many then, the least recently used ends.
     """
     key = repr(settings)
     found = _engines.pop(key, None)

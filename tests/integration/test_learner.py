@@ -263,7 +263,7 @@ def test_a_checkpoint_continues_as_if_nothing_had_happened(
 def test_another_number_of_ranks_continues_as_if_nothing_had_happened(
     make_learner, batches, tmp_path, before, after, stage, trained, dtype
 ):
-    tolerance = 1e-4 if dtype == "float32" else 1e-3  # other parts of a gradient are rounded
+    tolerance = 1e-4 if dtype == "float32" else 1e-3  # each rank rounds its part of a gradient
     learner = make_learner(before, zero_stage=stage, trained=trained, dtype=dtype)
     learner.update(batches[0], LossConfig())
     learner.save(tmp_path / "state")
