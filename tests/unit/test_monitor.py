@@ -347,19 +347,25 @@ log.finish()
     assert "upload with: wandb sync" in done.stdout
 
 
-def test_a_run_whose_wandb_process_was_stopped_as_well_ends_without_a_traceback(tmp_path: Path) -> None:
-    code = """
-import sys, time
+@pytest.mark.parametrize(
+    ("before", "after"), [("", "log.fail()"), ("log.finish()", "")], ids=["in a run", "between two runs of a sweep"]
+)
+def test_a_process_whose_wandb_process_was_stopped_as_well_ends_without_a_traceback(
+    tmp_path: Path, before: str, after: str
+) -> None:
+    code = f"""
+import sys
 from pathlib import Path
 import psutil
 from visurf_ray.monitor import metrics
 log = metrics.MetricsLog(
-    Path(sys.argv[1]), config={}, project="test", mode=metrics.WandbMode.offline, run_id=None, name="test"
+    Path(sys.argv[1]), config={{}}, project="test", mode=metrics.WandbMode.offline, run_id=None, name="test"
 )
+{before}
 for process in psutil.Process().children(recursive=True):
     process.terminate()
     process.wait()
-log.fail()
+{after}
 print("closed")
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)

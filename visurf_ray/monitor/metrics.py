@@ -1,5 +1,6 @@
 """A run's metrics: one JSON object per line in `metrics.jsonl`, and under the same names in W&B."""
 
+import atexit
 import json
 import os
 import time
@@ -66,6 +67,8 @@ class MetricsLog:
         except wandb.errors.CommError as error:
             self.mode, self._silent = WandbMode.offline, " ".join(str(error).split())
             self._run = begin(mode="offline")
+        atexit.unregister(_end_wandb)
+        atexit.register(_end_wandb)  # after W&B's own, and so called before it
         # Not W&B's own step, which can only grow: ours goes back when a run resumes from an older checkpoint.
         self._run.define_metric("*", step_metric="step")
 
@@ -147,11 +150,14 @@ class MetricsLog:
 
     def fail(self) -> None:
         """Close the W&B run, and mark it as failed."""
-        try:
+        with suppress(ConnectionError):  # `ray job stop` stops W&B's own process together with this one
             self._run.finish(exit_code=1)
-        except ConnectionError:  # `ray job stop` stops W&B's own process together with this one
-            with suppress(ConnectionError):
-                wandb.teardown()  # else it is tried when this process exits, with a traceback
+
+
+def _end_wandb() -> None:
+    """End W&B's own process when this one exits. W&B does so as well, with a traceback if its process has ended."""
+    with suppress(ConnectionError):
+        wandb.teardown()
 
 
 _SCORE = "eval/"  # the beginning of the names of an evaluation's scores
