@@ -6,6 +6,7 @@ samples, data_check.html, into output_dir. Without `task=` the task is guessed f
 
 import sys
 from collections.abc import Sequence
+from functools import cache
 
 from visurf_ray.config.app import run_app
 from visurf_ray.config.load import compose_again
@@ -34,6 +35,7 @@ def check_data(config: CheckDataConfig, overrides: Sequence[str]) -> None:
     accepted: dict[str, int] = {}
     if "task" not in given:
 
+        @cache
         def with_task(name: str) -> CheckDataConfig:
             return compose_again([*overrides, f"task={name}"], CheckDataConfig)
 

@@ -137,10 +137,12 @@ def unknown_addition(line: CommandLine) -> str | None:
     Call it while Hydra is initialised.
     """
     added = [o.key_or_group for o in _parsed(line.overrides) if o.is_add() or o.is_force_add()]
+    groups = line.groups()
+    added = [key for key in added if key not in groups and not _of_a_part(key)]
     if not added:
         return None
-    known = {*line.groups(), *(keys := line.keys())}
-    return next((unknown_key(key, keys) for key in added if key not in known and not _of_a_part(key)), None)
+    keys = line.keys()
+    return next((unknown_key(key, keys) for key in added if key not in keys), None)
 
 
 def _of_a_part(key: str) -> bool:
