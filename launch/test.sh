@@ -25,7 +25,7 @@ step() {
 
 step "ruff check" ruff check
 step "ruff format" ruff format --check
-step mypy mypy visurf_ray tests/benchmarks
+step mypy mypy --num-workers "$(nproc)" visurf_ray tests/benchmarks
 step "import contracts" lint-imports
 if (($#)); then
     step pytest pytest -m "not slow" "$@"

@@ -264,7 +264,7 @@ quickly = settings(
 )
 
 
-MANY_BOXES = OPEN + "[" + ",".join(['{"bbox_2d":[1,2,3,4]}'] * 100_000) + "]" + CLOSE
+MANY_BOXES = OPEN + "[" + ",".join(['{"bbox_2d":[1,2,3,4]}'] * 20_000) + "]" + CLOSE
 
 
 def nested(depth: int) -> str:
@@ -295,7 +295,7 @@ def test_metrics_are_finite_and_shares(text):
         assert all(0 <= value <= 1 for value in scores(text).values()), name
 
 
-def test_a_hundred_thousand_boxes_are_no_answer():
+def test_twenty_thousand_boxes_are_no_answer():
     assert all(score in (0, 1) for score in tasks()["non_object"](MANY_BOXES).values())
 
 

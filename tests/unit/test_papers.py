@@ -23,6 +23,8 @@ from visurf_ray.monitor.report import write_report
 from visurf_ray.paper_rows import PaperRow, find_row, paper_rows, table_titles
 from visurf_ray.rewards.spec import RewardSpec
 
+# One process composes the rows, and not each: most tests need the same ones.
+pytestmark = pytest.mark.xdist_group("papers")
 EXPERIMENTS = ["paper", "visual_rft"]  # those that rows use
 METHODS = ("sft", "rlvr", "sft_then_rlvr", "visurf")
 # What the paper reports of each task.
