@@ -71,7 +71,9 @@ install() {
             index=(--extra-index-url https://download.pytorch.org/whl/cpu)
         fi
     fi
-    "$python" -m pip install "${index[@]}" -e ".[$extras]"
+    # pip would compile one file after the other: half of the time.
+    "$python" -m pip install --no-compile "${index[@]}" -e ".[$extras]"
+    "$python" -m compileall -qq -j 0 "$venv/lib" || true # some packages hold templates that are no Python
     if [[ $device == cpu ]]; then
         # PyPI's builds of these are for CUDA: beside a CPU torch their import dies, and transformers and vLLM import them
         # wherever they are installed. vLLM lists them, and uses them for audio alone.
