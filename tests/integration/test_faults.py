@@ -31,7 +31,7 @@ def process_of(actor) -> int:
 
 def engine_of(actor) -> int:
     """The process of vLLM's engine, which the actor has started."""
-    (child,) = [each for each in psutil.Process(process_of(actor)).children() if "EngineCore" in each.name()]
+    (child,) = [each for each in psutil.Process(process_of(actor)).children() if "VLLM" in each.name()]
     return child.pid
 
 
@@ -98,22 +98,35 @@ def finished(folder: Path, steps: int) -> list[dict]:
     return json.loads((folder / "summary.json").read_text())["faults"]
 
 
-def test_engines_and_data_actors_that_die_or_hang_are_replaced(tmp_path):
-    """One engine dies while it samples, the child of another while it idles, a third hangs in an evaluation."""
+def test_a_run_survives_each_of_its_actors_and_sigterm_saves_its_last_step(tmp_path):
+    """One engine dies while it samples, the child of another while it idles, a third hangs in an evaluation.
+
+    A learner that dies goes back to its checkpoint. SIGTERM ends the processes of learner and engines.
+    """
+    started: list[psutil.Process] = []
+
+    def terminate(driver: Driver) -> None:
+        of_actors = map(process_of, [*driver.learner.actors, *driver.rollouts.actors])
+        started.extend(map(psutil.Process, [*of_actors, *map(engine_of, driver.rollouts.actors)]))
+        os.kill(os.getpid(), signal.SIGTERM)
+
     deeds = [
         Deed(1, RewardPool, "submit", kill(lambda driver: process_of(driver.rollouts.actors[0]))),
         Deed(1, LearnerGroup, "update", kill(lambda driver: engine_of(driver.rollouts.actors[0]))),
         Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.data._workers[0]))),
         Deed(3, HeldOut, "__iter__", kill(lambda driver: engine_of(driver.rollouts.actors[0]), signal.SIGSTOP)),
+        Deed(4, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[0]))),
+        Deed(6, LearnerGroup, "update", terminate),
     ]
-    overrides = ["eval.every=4", "rollout.workers=2", "cluster.health_timeout=10", "train.export=false"]
-    learnt = run_with(deeds, tmp_path, "train.steps=5", *overrides)
-    faults = finished(tmp_path, 5)
+    overrides = ["eval.every=4", "rollout.workers=2", "cluster.health_timeout=10", "train.checkpoint_every=2"]
+    learnt = run_with(deeds, tmp_path, "train.steps=99", "train.async_checkpoint=false", *overrides, status=143)
+    faults = assert_saved(tmp_path)
     print(json.dumps(faults, indent=1))
     assert set(learnt.values()) == {1}
-    lost = ["rollout worker 0", "rollout worker 1", "data worker 0", "rollout worker 0"]
+    lost = ["rollout worker 0", "rollout worker 1", "data worker 0", "rollout worker 0", "learner"]
     assert [fault["role"] for fault in faults] == lost
     assert all(fault["replaced"] for fault in faults)
+    assert len(started) == 5 and psutil.wait_procs(started, timeout=30)[1] == []
 
 
 @pytest.mark.slow
@@ -153,32 +166,16 @@ def test_engines_that_die_or_hang_are_replaced_in_every_phase(tmp_path):
     assert all(fault["replaced"] for fault in faults)
 
 
-def test_a_learner_that_dies_goes_back_to_its_checkpoint_and_sigterm_saves_the_last_step(tmp_path):
-    """And ends the processes of learner and engine."""
-    started: list[psutil.Process] = []
-
-    def terminate(driver: Driver) -> None:
-        of_actors = map(process_of, [*driver.learner.actors, *driver.rollouts.actors])
-        started.extend(map(psutil.Process, [*of_actors, engine_of(driver.rollouts.actors[0])]))
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    deeds = [
-        Deed(2, LearnerGroup, "update", kill(lambda driver: process_of(driver.learner.actors[0]))),
-        Deed(4, LearnerGroup, "update", terminate),
-    ]
-    overrides = ["train.steps=99", "eval.every=0", "train.checkpoint_every=2", "train.async_checkpoint=false"]
-    run_with(deeds, tmp_path, *overrides, own=["learners", "engines"], status=143)
-    assert_saved(tmp_path, faults=1)
-    assert len(started) == 3 and psutil.wait_procs(started, timeout=30)[1] == []
-
-
-def assert_saved(folder: Path, *, faults: int) -> None:
-    """A run that was stopped has logged each step once, and saved the last one."""
-    trained = [(row["step"], row.get("faults", 0)) for row in rows(folder) if "train/loss" in row]
-    assert [step for step, _ in trained] == list(range(1, len(trained) + 1)) and trained[-1][1] == faults
+def assert_saved(folder: Path) -> list[dict]:
+    """The faults of a run that was stopped, which has logged each step once, and saved the last one."""
+    found = [row for row in rows(folder) if "train/loss" in row]
+    assert [row["step"] for row in found] == list(range(1, len(found) + 1))
+    assert all(value is not None and math.isfinite(value) for row in rows(folder) for value in row.values())
     saved = sorted(path.name for path in (folder / "checkpoints").iterdir())
-    assert saved[-1] == f"step_{len(trained):06d}" and (folder / "checkpoints" / saved[-1] / "state.json").exists()
-    assert not (folder / "summary.json").exists()
+    assert saved[-1] == f"step_{len(found):06d}" and not (folder / "summary.json").exists()
+    faults = json.loads((folder / "checkpoints" / saved[-1] / "state.json").read_text())["faults"]
+    assert len(faults) == found[-1].get("faults", 0)
+    return faults
 
 
 @pytest.mark.slow
@@ -195,7 +192,7 @@ def test_sigterm_ends_a_process_of_its_own_and_all_that_it_has_started(tmp_path)
     run.terminate()
     assert run.wait(timeout=60) == 143, log.read_text()
     assert family.left(seconds=30) == ([], [])
-    assert_saved(folder, faults=0)
+    assert assert_saved(folder) == []
 
 
 @pytest.mark.slow
