@@ -2,7 +2,7 @@
 
 `run_here` lends them to one run after the other. A run finds them as it would find new ones: data actors have read
 nothing, learner actors hold no learner, and an engine has the settings that the run asks for, and takes the learner's
-weights or has those of its model.
+weights or has those of its model. An actor may start an engine with other settings in place of its own.
 """
 
 import gc
@@ -31,26 +31,34 @@ from visurf_ray.rollout.pool import RolloutPool
 from visurf_ray.rollout.vllm_engine import EngineConfig
 from visurf_ray.weights.sender import WeightSender
 
-_engines: dict[str, Any] = {}  # by their settings, as text; the least recently used is the first
+_engines: dict[str, Any] = {}  # actors by their engine's settings, as text; the least recently used is the first
 _MOST_ENGINES = 2  # each takes 2 GiB with its actor
 _learners: dict[int, list[Any]] = {}  # by the number of ranks
 _data: list[Any] = []
 
 
-def engine(settings: EngineConfig) -> Any:
-    """Return the engine with these settings. It has the weights that it has last taken.
+def engine(settings: EngineConfig, *, anew: bool = False) -> Any:
+    """Return the engine with these settings.
 
-    If there is none, one is started; if there are too many then, the least recently used ends.
+    If there is none, it is started: in place of the least recently used one if there are too many.
+
+    Args:
+        anew: whether it must have the weights of its model. An engine that is kept has those that it has last taken.
     """
     key = repr(settings)
     found = _engines.pop(key, None)
-    if found is None:
-        if len(_engines) == _MOST_ENGINES:
-            _end_engines([_engines.pop(next(iter(_engines)))])
-        found = Reader.options(num_cpus=0).remote(settings, sorted(os.sched_getaffinity(0)))
+    if found is None and len(_engines) < _MOST_ENGINES:
+        found = Reader.options(num_cpus=0).remote(settings, _cores())
+    elif found is None or anew:
+        found = found or _engines.pop(next(iter(_engines)))
+        ray.get(found.start_another.remote(settings, _cores()))
     _engines[key] = found
     ray.get(found.abort.remote())  # what a failed test has left
     return found
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0))
 
 
 def _end_engines(ending: list[Any]) -> None:
@@ -156,7 +164,7 @@ def _lend_learners(patch: pytest.MonkeyPatch) -> None:
 
 
 def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
-    """Lend engines of the miniature, one of each kind. Others are the run's own.
+    """Lend engines, one of each kind. A second one is the run's own.
 
     A lent engine computes on all cores, also in a run that would give it some of them.
     """
@@ -164,11 +172,12 @@ def _lend_engines(patch: pytest.MonkeyPatch, learns: bool) -> None:
     taken: list[EngineConfig] = []
 
     def take(place: dict[str, Any], settings: EngineConfig, *arguments: Any) -> Any:
-        if settings.model != miniature or settings in taken:
+        if settings in taken:
             return RolloutActor.options(**place).remote(settings, *arguments)
         taken.append(settings)
-        found = engine(settings)
-        if not (learns or settings.adapter_rank):  # another run may have sent it other weights
+        known = settings.model == miniature
+        found = engine(settings, anew=not known)
+        if known and not (learns or settings.adapter_rank):  # another run may have sent it other weights
             sender = open_transfer(load_model(miniature, dtype=torch.float32, gradient_checkpointing=False), [found])
             sender.send()
             sender.close()

@@ -8,9 +8,8 @@ import ray
 
 from tests.integration import kept
 from tests.integration.groups import make_groups
-from tests.integration.reader import Reader
 from tests.integration.test_learner import make_learner  # noqa: F401  (a fixture)
-from tests.integration.test_rollout import all_cores, settings
+from tests.integration.test_rollout import settings
 from visurf_ray.config.choices import Dtype
 from visurf_ray.learner.balance import GroupPart
 from visurf_ray.learner.trained import Trained
@@ -23,25 +22,10 @@ EVERYWHERE = replace(LANGUAGE, lora_targets=["q_proj", "v_proj", "up_proj", "vis
 FULL = Trained()
 
 
-@pytest.fixture(scope="module")
-def engine_of(config):
-    """The engine of a dtype, for adapters of any targets or for whole weights; started at the first call."""
-    engines = {}
-
-    def get(dtype: Dtype, adapters: bool):
-        if dtype is Dtype.float32 and not adapters:
-            return kept.engine(settings(config))
-        if (dtype, adapters) not in engines:
-            asked = replace(settings(config), dtype=dtype, adapter_rank=16 if adapters else 0, adapts_vision=adapters)
-            engine = Reader.options(num_cpus=0).remote(asked, all_cores())
-            ray.get(engine.ready.remote())
-            engines[dtype, adapters] = engine
-        return engines[dtype, adapters]
-
-    yield get
-    for engine in engines.values():
-        ray.get(engine.shut_down.remote())
-        ray.kill(engine)
+def engine_of(config, dtype: Dtype, *, adapters: bool):
+    """The engine of a dtype, for adapters of any targets or for whole weights."""
+    rank = 16 if adapters else 0
+    return kept.engine(replace(settings(config), dtype=dtype, adapter_rank=rank, adapts_vision=adapters))
 
 
 def of_sampler(engine, groups) -> np.ndarray:
@@ -86,8 +70,8 @@ def groups(loader):
         (Dtype.bfloat16, FULL, 1e-4, 0.1),
     ],
 )
-def test_a_small_step_changes_both_alike(make_learner, engine_of, groups, dtype, trained, rate, tolerance):  # noqa: F811
-    engine = engine_of(dtype, bool(trained.lora_rank))
+def test_a_small_step_changes_both_alike(make_learner, config, groups, dtype, trained, rate, tolerance):  # noqa: F811
+    engine = engine_of(config, dtype, adapters=bool(trained.lora_rank))
     learner = make_learner(dtype=dtype, trained=trained, learning_rate=rate)
     learner.connect([engine], engine_gpus=0, colocated=False, start_timeout=60)
     learner.send_weights()

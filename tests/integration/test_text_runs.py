@@ -35,6 +35,17 @@ def check_run(done, folder):
         assert row["train/rollout_logprob_diff_max"] < 1e-4 and row["train/grad_norm"] > 0.0
 
 
+@pytest.mark.timeout(300)
+def test_a_rank_may_have_rows_of_text_alone(tmp_path):
+    """Of the two groups of each step one has an image, and each rank gets one, under ZeRO-3."""
+    folder = tmp_path / "run"
+    Image.new("RGB", (84, 84), (200, 30, 30)).save(tmp_path / "a.png")
+    data = write(tmp_path / "rows.jsonl", [*sums(1), {"problem": "how many", "solution": "1", "image": "a.png"}])
+    ranks = ["train.batch_size=2", "learner.ranks=2", "learner.zero_stage=3"]
+    done = run_here("train", *SETTINGS, *ranks, *data, "task=math", f"output_dir={folder}")
+    check_run(done, folder)
+
+
 REWARD = "def score(response, ground_truth):\n    return float(len(response) % 3)\n"  # rewards of a group differ
 
 
@@ -55,14 +66,3 @@ def test_rows_of_text_alone_are_trained_evaluated_and_exported(task, metric, tmp
     done = run_here("evaluate", *asked, f"task={task}")
     assert done.returncode == 0, done.stderr[-3000:]
     assert metric in json.loads((tmp_path / "again" / "metrics.json").read_text())
-
-
-@pytest.mark.timeout(300)
-def test_a_rank_may_have_rows_of_text_alone(tmp_path):
-    """Of the two groups of each step one has an image, and each rank gets one, under ZeRO-3."""
-    folder = tmp_path / "run"
-    Image.new("RGB", (84, 84), (200, 30, 30)).save(tmp_path / "a.png")
-    data = write(tmp_path / "rows.jsonl", [*sums(1), {"problem": "how many", "solution": "1", "image": "a.png"}])
-    ranks = ["train.batch_size=2", "learner.ranks=2", "learner.zero_stage=3"]
-    done = run_here("train", *SETTINGS, *ranks, *data, "task=math", f"output_dir={folder}")
-    check_run(done, folder)
