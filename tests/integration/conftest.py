@@ -14,7 +14,7 @@ _APART = {
     "test_" + name
     for name in (
         *("deaths", "disconnecting", "families", "faults", "launch", "placement", "pool", "resume_exact"),
-        *("same_policy", "slurm", "two_nodes", "wheel"),
+        *("rewards", "same_policy", "slurm", "two_nodes", "waiting", "wheel"),
     )
 }
 
