@@ -19,6 +19,7 @@ from visurf_ray.errors import ClusterError
 # The environment of a process that computes on a CPU. By default glibc returns large freed blocks to the kernel, and
 # faulting them in again takes a tenth of a step and a third of a weight sync. And by default OpenMP's threads wait for
 # one another by spinning: where another process runs on one of their cores, sampling takes three times as long or more.
+# On idle cores a step of the miniature takes a quarter longer for it (tests/benchmarks/RESULTS.md, `vs_trl`).
 ON_CPU = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**36),
