@@ -48,25 +48,17 @@ def engine(settings: EngineConfig, *, anew: bool = False) -> Any:
     key = repr(settings)
     found = _engines.pop(key, None)
     if found is None and len(_engines) < _MOST_ENGINES:
-        found = Reader.options(num_cpus=0).remote(settings, _cores())
+        found = Reader.options(num_cpus=0).remote(settings, all_cores())
     elif found is None or anew:
         found = found or _engines.pop(next(iter(_engines)))
-        ray.get(found.start_another.remote(settings, _cores()))
+        ray.get(found.start_another.remote(settings, all_cores()))
     _engines[key] = found
     ray.get(found.abort.remote())  # what a failed test has left
     return found
 
 
-def _cores() -> list[int]:
+def all_cores() -> list[int]:
     return sorted(os.sched_getaffinity(0))
-
-
-def _end_engines(ending: list[Any]) -> None:
-    if not ending:
-        return
-    ray.wait([actor.shut_down.remote() for actor in ending], num_returns=len(ending), timeout=30)
-    for actor in ending:
-        ray.kill(actor)
 
 
 def open_transfer(
@@ -101,8 +93,9 @@ def learners(ranks: int) -> list[Any]:
 
 def end() -> None:
     """End all of them."""
-    _end_engines(list(_engines.values()))
-    for actor in [*_data, *(actor for ranks in _learners.values() for actor in ranks)]:
+    if ended := [actor.shut_down.remote() for actor in _engines.values()]:
+        ray.wait(ended, num_returns=len(ended), timeout=30)
+    for actor in [*_engines.values(), *_data, *(actor for ranks in _learners.values() for actor in ranks)]:
         ray.kill(actor)
     for kept in (_engines, _learners, _data):
         kept.clear()

@@ -98,7 +98,7 @@ def finished(folder: Path, steps: int) -> list[dict]:
     return json.loads((folder / "summary.json").read_text())["faults"]
 
 
-def test_a_run_survives_each_of_its_actors_and_sigterm_saves_its_last_step(tmp_path):
+def test_a_run_survives_the_loss_of_its_actors_and_sigterm_saves_the_last_step(tmp_path):
     """One engine dies while it samples, the child of another while it idles, a third hangs in an evaluation.
 
     A learner that dies goes back to its checkpoint. SIGTERM ends the processes of learner and engines.

@@ -42,10 +42,6 @@ def settings(config) -> EngineConfig:
     )
 
 
-def all_cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0))
-
-
 def make_pool(actors) -> RolloutPool:
     """A pool of engines that run already."""
     pool = RolloutPool(lambda: actors, sampling=Sampling(4, 1.0, 60, logprobs_every=1), max_in_flight=8, timeout=600)
@@ -304,7 +300,7 @@ def test_two_workers_and_two_ranks_follow_the_curve_of_one_of_each(
     learner.send_weights()
     answers = pool.answer(examples, max_tokens=60)
 
-    second = RolloutActor.options(num_cpus=0.5).remote(settings(config), all_cores())
+    second = RolloutActor.options(num_cpus=0.5).remote(settings(config), kept.all_cores())
     ray.get(second.ready.remote())
     pair = make_pool([*pool.actors, second])
     ranks = make_learner(ranks=2, zero_stage=2, max_tokens_per_micro_batch=160)  # which cuts the groups
