@@ -9,8 +9,9 @@ from pathlib import Path
 
 from visurf_ray.aliases import ActorHandle, ActorOptions, Processor
 from visurf_ray.checks import plan_run, reward_demand, segmenter_demand
+from visurf_ray.cluster.cpu import SAME_SUMS, on_cpu
 from visurf_ray.cluster.reservation import Places, reserved
-from visurf_ray.cluster.resources import ON_CPU, SAME_SUMS, cluster_nodes, wait_ready
+from visurf_ray.cluster.resources import cluster_nodes, wait_ready
 from visurf_ray.cluster.supervision import Supervisor
 from visurf_ray.config.choices import ImportanceLevel, OnError, Packing
 from visurf_ray.config.schema import Config
@@ -248,7 +249,7 @@ def start_learner(
         claim_gpus: as for `LearnerGroup`.
     """
     learner, rank = config.learner, rank_config(config, processor)
-    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **ON_CPU}
+    environment = {} if learner.gpus else {"DS_ACCELERATOR": "cpu", **on_cpu()}
     environment |= {"TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     environment |= SAME_SUMS if config.rollout.deterministic else {}
 

@@ -1,6 +1,5 @@
 """vLLM engines in Ray actors: what they sample is what the learner computes, before and after weights change."""
 
-import os
 import socket
 from dataclasses import replace
 
@@ -133,12 +132,6 @@ def test_groups_come_back_in_order_with_sampled_tokens(pool, examples, processor
             assert len(tokens.ids) == len(tokens.sampler_logprobs) == response.length > 0
             assert response.text == processor.tokenizer.decode(tokens.ids, skip_special_tokens=True)
         assert len({response.tokens.store for response in group.responses}) == 1, "one store for a group"
-
-
-def test_an_engine_whose_threads_wait_leaves_its_cores_to_others(pool):
-    """The engine's process has the environment of its actor."""
-    (policy,) = ray.get([actor.__ray_call__.remote(lambda _: os.environ["OMP_WAIT_POLICY"]) for actor in pool.actors])
-    assert policy == "PASSIVE"
 
 
 def test_one_prompt_of_so_many_brings_log_probs(pool, examples):

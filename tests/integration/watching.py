@@ -1,4 +1,4 @@
-"""What a run shows to others while it lasts: the sockets on which its processes listen, and their command lines."""
+"""What is seen of a run's processes while it lasts: where they listen, their command lines, and their OpenMP."""
 
 import os
 import subprocess
@@ -31,6 +31,7 @@ class Seen:
     Attributes:
         sockets: the name of a process and the address on which it listened.
         lines: the command lines of its processes.
+        with_intel_openmp: those of the processes that have loaded Intel's OpenMP.
         answer: what Ray's control store answered to a question without a token, by the name of gRPC's status; None if
             it was not found.
         logs: the folder of Ray's logs.
@@ -39,6 +40,7 @@ class Seen:
 
     sockets: set[tuple[str, str]] = field(default_factory=set)
     lines: set[str] = field(default_factory=set)
+    with_intel_openmp: set[str] = field(default_factory=set)
     answer: str | None = None
     logs: Path = Path()
     left: tuple[list[str], list[str]] = ([], [])
@@ -46,9 +48,11 @@ class Seen:
     def look(self, family: Family) -> None:
         """Look at all its processes."""
         for process in family.living():
-            with suppress(psutil.Error):
+            with suppress(psutil.Error, FileNotFoundError, ProcessLookupError):
                 line = " ".join(process.cmdline()) or process.name()  # while a process begins or ends it has none
                 self.lines.add(line)
+                if "libiomp5" in Path(f"/proc/{process.pid}/maps").read_text():
+                    self.with_intel_openmp.add(line)
                 for connection in process.net_connections("tcp"):
                     if connection.status == psutil.CONN_LISTEN:
                         self.sockets.add((line[:200], connection.laddr.ip))

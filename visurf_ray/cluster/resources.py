@@ -16,22 +16,6 @@ from ray._private import ray_constants
 from visurf_ray.cluster.deaths import deaths_explained
 from visurf_ray.errors import ClusterError
 
-# The environment of a process that computes on a CPU. By default glibc returns large freed blocks to the kernel, and
-# faulting them in again takes a tenth of a step and a third of a weight sync. And by default OpenMP's threads wait for
-# one another by spinning: where another process runs on one of their cores, sampling takes three times as long or more.
-# On idle cores a step of the miniature takes a quarter longer for it (tests/benchmarks/RESULTS.md, `vs_trl`).
-ON_CPU = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**36),
-    "MALLOC_TOP_PAD_": str(2**26),
-    "OMP_WAIT_POLICY": "PASSIVE",
-}
-
-# The environment of a deterministic one. By default the order in which Intel's MKL adds depends on where in memory the
-# numbers lie, and on how many threads it takes (oneMKL's Developer Guide, "Conditional Numerical Reproducibility"). On
-# AMD's processors it takes AUTO for AVX2 (MKL_VERBOSE=1 shows it).
-SAME_SUMS = {"MKL_CBWR": "AVX2,STRICT", "MKL_DYNAMIC": "FALSE"}
-
 
 @contextmanager
 def connected(address: str) -> Iterator[None]:

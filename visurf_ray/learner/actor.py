@@ -13,6 +13,7 @@ import ray
 from jaxtyping import Float
 
 from visurf_ray.aliases import ActorHandle, Fetch
+from visurf_ray.cluster.cpu import unlink_openmp
 from visurf_ray.cluster.resources import computing_threads
 from visurf_ray.cluster.waiting import fetch
 from visurf_ray.config.choices import Packing
@@ -40,6 +41,7 @@ class LearnerActor:
         from visurf_ray.learner.rank import Rank
         from visurf_ray.weights.interface import use_interface
 
+        unlink_openmp()
         use_interface(ray.util.get_node_ip_address())
         self.fetch: Fetch = partial(fetch, timeout=config.timeout)
         if cores:

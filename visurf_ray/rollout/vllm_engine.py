@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from threading import Thread
 from typing import TYPE_CHECKING, Any, Literal
 
-from visurf_ray.cluster.resources import ON_CPU, SAME_SUMS
+from visurf_ray.cluster.cpu import SAME_SUMS, on_cpu
 from visurf_ray.config.choices import Dtype, HeadDtype
 from visurf_ray.config.schema import ModelSource
 
@@ -77,7 +77,7 @@ def _set_cpu_environment(config: EngineConfig, cores: list[int]) -> None:
     if cores:
         os.sched_setaffinity(0, cores)
     os.environ.pop("OMP_NUM_THREADS", None)  # Ray sets it to 1 for an actor with less than one CPU
-    os.environ.update(ON_CPU)  # of the engine's process, which starts later
+    os.environ.update(on_cpu())  # of the engine's process, which starts later
     os.environ.update(SAME_SUMS if config.deterministic else {})
     if config.enforce_eager:
         # vLLM's sampler is compiled even so, which needs a C++ compiler and takes half a minute.

@@ -12,6 +12,8 @@ from functools import cache
 from tqdm import tqdm
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory, WeightTransferTrainerFactory
 
+from visurf_ray.cluster.cpu import unlink_openmp
+
 CPU_BACKEND = "cpu"  # of an engine; it receives what either of the two senders sends
 
 
@@ -26,6 +28,7 @@ def register() -> None:
         _end_with_parent()
         # By default tqdm locks among processes too, by a semaphore with a name, which stays if the process is killed.
         tqdm.set_lock(threading.RLock())
+        unlink_openmp()
 
 
 def _end_with_parent() -> None:
