@@ -83,7 +83,7 @@ def measure(job: Job, steps: int) -> tuple[list[float], list[float], list[float]
         )
         job.data.seek(begin_of_batch - size, {}, {})
         job.data.take(size)
-        ray.wait([job.data.ahead])  # as always a step finds its batch read ahead, and has the next one read
+        ray.get(job.data.ahead)  # as always a step finds its batch read ahead, and has the next one read
         begin = time.perf_counter()
         batch = driver.collect(number)
         driver.step(batch)
