@@ -45,8 +45,8 @@ def _intel_openmp() -> Path | None:
 
 
 def unlink_openmp() -> None:
-    """Remove the file of this process in /dev/shm, which would stay if the process were killed.
+    """Remove the file that Intel's OpenMP has made in /dev/shm for this process; a killed process would leave it.
 
-    Intel's OpenMP makes it to see whether the process loads a second copy of it. PyTorch must have been imported.
+    The library makes the file when PyTorch is imported, and looks there for a second copy of itself in the process.
     """
     Path(f"/dev/shm/__KMP_REGISTERED_LIB_{os.getpid()}_{os.getuid()}").unlink(missing_ok=True)
